@@ -1,0 +1,80 @@
+//! The default configuration as `hpml config` prints it: every key with its meaning, unit and allowed values.
+
+use super::Config;
+
+/// (`section.key`, what it means). Values are not repeated here: they come from `Default`.
+const COMMENTS: &[(&str, &str)] = &[
+    ("run.seed", "seeds the parameters, the order of the samples and the augmentation; integer, 0 or more"),
+    ("run.out", "the run file (HDF5); empty: results/MODEL-RANKSranks-TIME.h5"),
+    ("launch.device", "auto, cpu or cuda; auto takes a GPU where every rank of a host has one of its own"),
+    ("launch.threads", "compute threads per rank; 0: cores of the host / ranks on it"),
+    ("data.dir", "folder of CIFAR-10's binary files (or the one above it); empty: the embedded synthetic set"),
+    ("data.train_samples", "train on the first so many samples; 0: all"),
+    ("data.test_samples", "test on the first so many samples; 0: all"),
+    ("data.shuffle", "draw the samples in a new order each epoch (seed + epoch, as DistributedSampler)"),
+    ("data.drop_last", "drop the samples that do not divide by the ranks instead of repeating the first ones"),
+    ("data.augment", "random crop (4 pixels of padding) and horizontal flip of training images"),
+    ("data.mean", "per channel (R, G, B); input = (pixel / 255 - mean) / std"),
+    ("data.std", "per channel (R, G, B)"),
+    ("data.prefetch", "batches prepared ahead on another thread"),
+    ("model.name", "net or resnet18"),
+    ("model.bias", "a bias on the last layer of net"),
+    ("model.width", "channels of resnet18's first stage; 64 is the published network"),
+    ("model.precision", "float32, or bf16: convolutions and linear layers in bfloat16, parameters in float32"),
+    ("model.channels_last", "keep images and convolution weights as NHWC in memory, faster on most hardware (resnet18 only)"),
+    ("train.epochs", "passes over the training data"),
+    ("train.batch_per_rank", "samples per rank and step; global batch = this x ranks"),
+    ("train.lr", "learning rate, as used (no hidden scaling with the ranks)"),
+    ("train.max_steps", "stop after so many steps in all; 0: train.epochs decides"),
+    ("train.test_batch", "samples per rank at a time in the test"),
+    ("optim.momentum", "SGD momentum, 0 to below 1"),
+    ("optim.weight_decay", "added to the gradient as weight_decay * parameter"),
+    ("parallel.bucket_mb", "gradients are all-reduced in buckets of at least so many decimal MB, cut at stages"),
+    ("parallel.buffers", "batch-norm statistics: broadcast (from rank 0 each step, as DDP), average (each epoch), local"),
+    ("metrics.timing", "overlap (fast), or profile: no overlap, a barrier before each collective, parts add up"),
+    ("metrics.warmup_steps", "first steps that are trained but not counted in the step times"),
+];
+
+/// The default configuration as TOML with a comment above each key. Feeding it back gives the defaults.
+pub fn documented_defaults() -> String {
+    let mut text = String::from(
+        "# hpml: the default configuration. Save it, edit it, and run: mpirun -n 4 hpml train FILE.toml\n\
+         # Any key can also be given as --set section.key=value.\n",
+    );
+    for line in Config::default().to_toml().lines() {
+        if let Some(section) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            text.push_str(&format!("\n[{section}]\n"));
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            let section = text.rsplit("\n[").next().and_then(|rest| rest.split(']').next()).unwrap_or_default();
+            let name = format!("{section}.{key}");
+            if let Some((_, comment)) = COMMENTS.iter().find(|(known, _)| *known == name) {
+                text.push_str(&format!("# {comment}\n"));
+            }
+            text.push_str(&format!("{line}\n"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_a_comment_and_every_comment_a_key() {
+        let keys: Vec<String> = Config::default().flattened().into_iter().map(|(key, _)| key).collect();
+        for key in &keys {
+            assert!(COMMENTS.iter().any(|(known, _)| known == key), "{key} has no comment");
+        }
+        for (known, _) in COMMENTS {
+            assert!(keys.iter().any(|key| key == known), "{known} is no key");
+        }
+    }
+
+    #[test]
+    fn the_printed_defaults_are_the_defaults() {
+        let config: Config = toml::from_str(&documented_defaults()).unwrap();
+        assert_eq!(config, Config::default());
+        assert_eq!(documented_defaults().matches("\n# ").count(), COMMENTS.len() + 1);
+    }
+}

@@ -1,0 +1,367 @@
+//! What the user asked for: a TOML file, typed by serde, then `--set section.key=value`, then one check of every value.
+//!
+//! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, and the text
+//! that goes into the run file. Knows nothing of ranks and devices; `launch` compares the hash over the ranks.
+
+mod documented;
+mod validate;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{AtPath, Error, Result};
+pub use documented::documented_defaults;
+
+/// The whole configuration, defaults filled in. Sections as in the TOML file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)] // each key is documented once, in `documented`, where `hpml config` prints it from
+pub struct Config {
+    pub run: Run,
+    pub launch: Launch,
+    pub data: Data,
+    pub model: Model,
+    pub train: Train,
+    pub optim: Optim,
+    pub parallel: Parallel,
+    pub metrics: Metrics,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Run {
+    pub seed: u64,
+    pub out: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Launch {
+    pub device: Device,
+    pub threads: usize,
+}
+
+/// Where a rank computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// A GPU if there is one for every rank of the host, CPU cores otherwise.
+    Auto,
+    /// CPU cores.
+    Cpu,
+    /// GPU number `local_rank`.
+    Cuda,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Data {
+    pub dir: String,
+    pub train_samples: usize,
+    pub test_samples: usize,
+    pub shuffle: bool,
+    pub drop_last: bool,
+    pub augment: bool,
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+    pub prefetch: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Model {
+    pub name: ModelName,
+    pub bias: bool,
+    pub width: usize,
+    pub precision: Precision,
+    pub channels_last: bool,
+}
+
+/// The networks that hpml trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelName {
+    /// Two convolutions and three fully connected layers, 62 thousand parameters.
+    Net,
+    /// CIFAR ResNet-18, 11.17 million parameters.
+    Resnet18,
+}
+
+impl ModelName {
+    /// The name as in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ModelName::Net => "net",
+            ModelName::Resnet18 => "resnet18",
+        }
+    }
+}
+
+/// Number format of convolutions and matrix products; parameters and gradients are always float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// IEEE single precision throughout.
+    Float32,
+    /// Convolutions and linear layers in bfloat16, the rest as their inputs come (autocast's rule).
+    Bf16,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Train {
+    pub epochs: usize,
+    pub batch_per_rank: usize,
+    pub lr: f64,
+    pub max_steps: usize,
+    pub test_batch: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Optim {
+    pub momentum: f64,
+    pub weight_decay: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Parallel {
+    pub bucket_mb: f64,
+    pub buffers: BufferSync,
+}
+
+/// How batch norm's running statistics stay together over the ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BufferSync {
+    /// Rank 0's are broadcast before every step, as DistributedDataParallel does.
+    Broadcast,
+    /// Their mean over the ranks is taken at the end of every epoch.
+    Average,
+    /// Every rank keeps its own; the checkpoint and the test use rank 0's and each rank's own.
+    Local,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Metrics {
+    pub timing: Timing,
+    pub warmup_steps: usize,
+}
+
+/// How a step is timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Timing {
+    /// As fast as it goes: buckets are reduced while the backward pass still computes.
+    Overlap,
+    /// No overlap and a barrier before each collective, so that the parts add up to the step.
+    Profile,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Run { seed: 0, out: String::new() }
+    }
+}
+
+impl Default for Launch {
+    fn default() -> Self {
+        Launch { device: Device::Auto, threads: 0 }
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Data {
+            dir: String::new(),
+            train_samples: 0,
+            test_samples: 0,
+            shuffle: true,
+            drop_last: false,
+            augment: false,
+            mean: [0.5; 3],
+            std: [0.5; 3],
+            prefetch: 4,
+        }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Model { name: ModelName::Net, bias: false, width: 64, precision: Precision::Float32, channels_last: true }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Train { epochs: 2, batch_per_rank: 8, lr: 0.01, max_steps: 0, test_batch: 250 }
+    }
+}
+
+impl Default for Optim {
+    fn default() -> Self {
+        Optim { momentum: 0.9, weight_decay: 0.0 }
+    }
+}
+
+impl Default for Parallel {
+    fn default() -> Self {
+        Parallel { bucket_mb: 8.0, buffers: BufferSync::Broadcast }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics { timing: Timing::Overlap, warmup_steps: 3 }
+    }
+}
+
+impl Config {
+    /// Reads `path` (or starts from the defaults), applies `overrides` of the form `section.key=value` and checks all.
+    ///
+    /// Errors name the file and line, or the override, and what would be right.
+    pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<Config> {
+        let place = path.map_or_else(|| "built-in defaults".into(), |path| path.display().to_string());
+        let text = match path {
+            Some(path) => std::fs::read_to_string(path).at(path)?,
+            None => String::new(),
+        };
+        let syntax = |place: &str, error: toml::de::Error| Error::ConfigSyntax {
+            place: place.into(),
+            message: one_line(&text, &error),
+        };
+        // Parsed into the typed form before any override, so that an error of the file is told with the file's line.
+        toml::from_str::<Config>(&text).map_err(|error| syntax(&place, error))?;
+        let mut table: toml::Table = toml::from_str(&text).map_err(|error| syntax(&place, error))?;
+        for given in overrides {
+            apply_override(&mut table, given)?;
+            let typed: Result<Config, _> = table.clone().try_into();
+            typed.map_err(|error| Error::ConfigSyntax {
+                place: format!("--set {given}"),
+                message: error.message().trim().to_owned(),
+            })?;
+        }
+        let config: Config = table
+            .try_into()
+            .map_err(|error: toml::de::Error| Error::ConfigSyntax { place: place.clone(), message: error.to_string() })?;
+        config.validate(&if overrides.is_empty() { place } else { format!("{place} with --set") })?;
+        Ok(config)
+    }
+
+    /// The whole configuration as TOML, every key present.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every field of Config has a TOML form")
+    }
+
+    /// Each value as (`section.key`, value), in the file's order.
+    pub fn flattened(&self) -> Vec<(String, toml::Value)> {
+        let table = toml::Table::try_from(self).expect("every field of Config has a TOML form");
+        let sections = table.into_iter().filter_map(|(section, value)| match value {
+            toml::Value::Table(keys) => Some((section, keys)),
+            _ => None,
+        });
+        sections
+            .flat_map(|(section, keys)| keys.into_iter().map(move |(key, value)| (format!("{section}.{key}"), value)))
+            .collect()
+    }
+
+    /// Hash of the parts that all ranks must share. Equal configurations, equal hash, on every machine.
+    pub fn hash(&self) -> u64 {
+        let digest = blake3::hash(self.to_toml().as_bytes());
+        u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a blake3 hash has 32 bytes"))
+    }
+
+    /// Where the CIFAR-10 files lie; `None`: the embedded synthetic data set.
+    pub fn data_dir(&self) -> Option<PathBuf> {
+        (!self.data.dir.is_empty()).then(|| PathBuf::from(&self.data.dir))
+    }
+}
+
+/// `section.key=value` into the table. The value is TOML; what is not TOML is taken as a string (`model.name=net`).
+fn apply_override(table: &mut toml::Table, given: &str) -> Result<()> {
+    let malformed = || Error::OverrideSyntax { given: given.into() };
+    let (name, value) = given.split_once('=').ok_or_else(malformed)?;
+    let (section, key) = name.trim().split_once('.').ok_or_else(malformed)?;
+    if section.is_empty() || key.is_empty() {
+        return Err(malformed());
+    }
+    let value = value.trim();
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(value.into()));
+    let entry = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    entry.as_table_mut().ok_or_else(malformed)?.insert(key.into(), parsed);
+    Ok(())
+}
+
+/// The message of a TOML error with its line, without the multi-line drawing.
+fn one_line(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().trim().replace('\n', " ");
+    match error.span() {
+        Some(span) => {
+            let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
+            format!("line {line}: {message}")
+        }
+        None => message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(overrides: &[&str]) -> Result<Config> {
+        Config::load(None, &overrides.iter().map(|s| s.to_string()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn no_file_gives_the_defaults() {
+        assert_eq!(set(&[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn overrides_take_toml_values_and_bare_words() {
+        let config = set(&["train.epochs=7", "model.name=resnet18", "data.dir=/a b/c", "train.lr=0.5"]).unwrap();
+        assert_eq!(config.train.epochs, 7);
+        assert_eq!(config.model.name, ModelName::Resnet18);
+        assert_eq!(config.data.dir, "/a b/c");
+        assert_eq!(config.train.lr, 0.5);
+    }
+
+    #[test]
+    fn an_unknown_key_a_wrong_type_and_a_malformed_override_are_refused_by_name() {
+        for (given, named) in [
+            ("train.epoch=3", "epoch"),
+            ("tarin.epochs=3", "tarin"),
+            ("train.epochs=many", "many"),
+            ("train.batch_per_rank=0", "train.batch_per_rank"),
+            ("epochs=3", "section.key=value"),
+            ("model.name=vgg", "vgg"),
+        ] {
+            let message = set(&[given]).unwrap_err().to_string();
+            assert!(message.contains(named), "{given}: {message}");
+            assert!(!message.contains('\n'), "{given}: {message}");
+        }
+    }
+
+    #[test]
+    fn the_text_form_reads_back_as_the_same_configuration() {
+        let config = set(&["train.lr=0.25", "run.out=a.h5"]).unwrap();
+        let again: Config = toml::from_str(&config.to_toml()).unwrap();
+        assert_eq!(again, config);
+        assert_eq!(again.hash(), config.hash());
+        assert_ne!(config.hash(), Config::default().hash());
+    }
+}

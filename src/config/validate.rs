@@ -1,0 +1,63 @@
+//! The one check of every value, before any rank works. A message names the key, the value and what is allowed.
+
+use super::{Config, ModelName};
+use crate::error::{Error, Result};
+
+impl Config {
+    /// Refuses values out of range. `place` is the file or the command line they came from.
+    pub(super) fn validate(&self, place: &str) -> Result<()> {
+        let refuse = |key: &str, value: String, expected: &str| {
+            Err(Error::ConfigValue { place: place.into(), key: key.into(), value, expected: expected.into() })
+        };
+        let at_least_one = [
+            ("train.epochs", self.train.epochs),
+            ("train.batch_per_rank", self.train.batch_per_rank),
+            ("train.test_batch", self.train.test_batch),
+            ("model.width", self.model.width),
+            ("data.prefetch", self.data.prefetch),
+        ];
+        for (key, value) in at_least_one {
+            if value == 0 {
+                return refuse(key, value.to_string(), "must be at least 1");
+            }
+        }
+        let at_most = [
+            ("train.epochs", self.train.epochs, 100_000),
+            ("train.batch_per_rank", self.train.batch_per_rank, 1 << 20),
+            ("train.test_batch", self.train.test_batch, 1 << 20),
+            ("model.width", self.model.width, 1024),
+            ("data.prefetch", self.data.prefetch, 1024),
+            ("launch.threads", self.launch.threads, 4096),
+        ];
+        for (key, value, most) in at_most {
+            if value > most {
+                return refuse(key, value.to_string(), &format!("must be at most {most}"));
+            }
+        }
+        if i64::try_from(self.run.seed).is_err() {
+            return refuse("run.seed", self.run.seed.to_string(), "must be below 2^63");
+        }
+        if !(self.train.lr.is_finite() && self.train.lr > 0.0) {
+            return refuse("train.lr", self.train.lr.to_string(), "must be a number above 0");
+        }
+        if !(0.0..1.0).contains(&self.optim.momentum) {
+            return refuse("optim.momentum", self.optim.momentum.to_string(), "must be at least 0 and below 1");
+        }
+        if !(self.optim.weight_decay.is_finite() && self.optim.weight_decay >= 0.0) {
+            return refuse("optim.weight_decay", self.optim.weight_decay.to_string(), "must be a number, at least 0");
+        }
+        if !(self.parallel.bucket_mb > 0.0 && self.parallel.bucket_mb <= 65_536.0) {
+            return refuse("parallel.bucket_mb", self.parallel.bucket_mb.to_string(), "must be above 0, at most 65536");
+        }
+        if self.data.mean.iter().any(|mean| !mean.is_finite()) {
+            return refuse("data.mean", format!("{:?}", self.data.mean), "must be three finite numbers");
+        }
+        if self.data.std.iter().any(|std| !std.is_finite() || *std <= 0.0) {
+            return refuse("data.std", format!("{:?}", self.data.std), "must be three numbers above 0");
+        }
+        if self.model.bias && self.model.name != ModelName::Net {
+            return refuse("model.bias", "true".into(), "belongs to model.name = \"net\" only (its fc3)");
+        }
+        Ok(())
+    }
+}

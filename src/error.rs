@@ -1,0 +1,80 @@
+//! What can go wrong, with the thing, the place and the mend. One variant a kind of cause; `Display` is the whole message.
+
+use std::path::{Path, PathBuf};
+
+/// Result of every fallible function here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error the user can act on. `Display` is one line: what, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each variant's message is its documentation
+pub enum Error {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+
+    #[error("{place}: {key} = {value}: {expected}")]
+    ConfigValue { place: String, key: String, value: String, expected: String },
+
+    #[error("{place}: {message}")]
+    ConfigSyntax { place: String, message: String },
+
+    #[error("--set {given}: expected section.key=value, as in --set train.epochs=3")]
+    OverrideSyntax { given: String },
+
+    #[error("{}: no data here: {mend}", path.display())]
+    DataMissing { path: PathBuf, mend: String },
+
+    #[error("{}: {found} bytes, expected {expected} ({records} records of {record_bytes}): {mend}", path.display())]
+    DataSize { path: PathBuf, found: u64, expected: u64, records: u64, record_bytes: u64, mend: String },
+
+    #[error("{}: record {record} (byte {offset}) has label {label}, expected 0 to 9: not CIFAR-10's binary layout, or damaged; fetch it again", path.display())]
+    DataLabel { path: PathBuf, record: usize, offset: u64, label: u8 },
+
+    #[error("{}: exists already: choose another --out, or overwrite it with --force", path.display())]
+    OutputExists { path: PathBuf },
+
+    #[error("{}: cannot be written: {reason}: choose another --out or make room there", path.display())]
+    Output { path: PathBuf, reason: String },
+
+    #[error("{}: {message}", path.display())]
+    File { path: PathBuf, message: String },
+
+    #[error("{}: {name}: {message}", path.display())]
+    Dataset { path: PathBuf, name: String, message: String },
+
+    #[error("launch.device = \"cuda\": {reason}: set launch.device = \"cpu\" or \"auto\"")]
+    Device { reason: String },
+
+    #[error("rank {rank} read another configuration than rank 0: give every rank the same file and the same --set")]
+    ConfigDiffers { rank: usize },
+
+    #[error("parameters differ between ranks after epoch {epoch} (checksum {found:016x} on rank {rank}, {expected:016x} on rank 0): a rank computed or received something else; set launch.threads the same everywhere and check the memory of that host")]
+    ParametersDiffer { epoch: usize, rank: usize, found: u64, expected: u64 },
+
+    #[error("loss is {loss} at epoch {epoch}, step {step} on rank {rank}: lower train.lr (now {lr}) or check the data")]
+    LossNotFinite { loss: f64, epoch: usize, step: usize, rank: usize, lr: f64 },
+
+    #[error("{call} failed on rank {rank}: MPI error {code}")]
+    Mpi { call: &'static str, rank: usize, code: i32 },
+
+    #[error("{0}")]
+    Verify(String),
+}
+
+/// Adds the path to an error of the file system.
+pub trait AtPath<T> {
+    /// The same result, its error naming `path`.
+    fn at(self, path: &Path) -> Result<T>;
+}
+
+impl<T> AtPath<T> for std::io::Result<T> {
+    fn at(self, path: &Path) -> Result<T> {
+        self.map_err(|source| Error::Io { path: path.to_owned(), source })
+    }
+}
+
+impl<T> AtPath<T> for hdf5::Result<T> {
+    fn at(self, path: &Path) -> Result<T> {
+        self.map_err(|error| Error::File { path: path.to_owned(), message: error.to_string() })
+    }
+}

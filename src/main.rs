@@ -1,0 +1,7 @@
+//! hpml.
+mod config;
+mod error;
+mod units;
+fn main() {
+    println!("{}", config::documented_defaults());
+}

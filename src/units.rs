@@ -1,0 +1,71 @@
+//! Seconds and bytes: inside the program always these two; other units only where a number is shown, through here.
+
+/// Seconds.
+pub type Second = f64;
+/// Bytes.
+pub type Bytes = u64;
+
+/// A duration with three significant digits and a fitting unit: `812 us`, `41.2 ms`, `12.4 s`, `8 min 20 s`.
+pub fn format_seconds(seconds: Second) -> String {
+    let magnitude = seconds.abs();
+    if !seconds.is_finite() {
+        "-".into()
+    } else if magnitude == 0.0 {
+        "0 s".into()
+    } else if magnitude < 1e-3 {
+        format!("{} us", three_digits(seconds * 1e6))
+    } else if magnitude < 1.0 {
+        format!("{} ms", three_digits(seconds * 1e3))
+    } else if magnitude < 120.0 {
+        format!("{} s", three_digits(seconds))
+    } else {
+        format!("{} min {:02.0} s", (seconds / 60.0).trunc(), (seconds % 60.0).trunc())
+    }
+}
+
+/// A size in decimal units, as network rates are: `44.7 MB`, `248 kB`.
+pub fn format_bytes(bytes: Bytes) -> String {
+    let bytes = bytes as f64;
+    let (value, unit) = match bytes {
+        b if b < 1e3 => return format!("{b} B"),
+        b if b < 1e6 => (b / 1e3, "kB"),
+        b if b < 1e9 => (b / 1e6, "MB"),
+        b if b < 1e12 => (b / 1e9, "GB"),
+        b => (b / 1e12, "TB"),
+    };
+    format!("{} {unit}", three_digits(value))
+}
+
+/// Decimal GB/s from bytes per second, as nccl-tests prints them.
+pub fn gigabytes_per_second(bytes_per_second: f64) -> f64 {
+    bytes_per_second / 1e9
+}
+
+fn three_digits(value: f64) -> String {
+    let decimals = match value.abs() {
+        v if v < 9.995 => 2,
+        v if v < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_take_the_unit_that_fits() {
+        for (seconds, shown) in
+            [(8.124e-4, "812 us"), (0.04116, "41.2 ms"), (12.4, "12.4 s"), (500.0, "8 min 20 s"), (0.0, "0 s")]
+        {
+            assert_eq!(format_seconds(seconds), shown);
+        }
+    }
+
+    #[test]
+    fn bytes_are_decimal() {
+        assert_eq!(format_bytes(44_695_848), "44.7 MB");
+        assert_eq!(format_bytes(999), "999 B");
+    }
+}
