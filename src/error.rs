@@ -48,7 +48,9 @@ pub enum Error {
     #[error("rank {rank} read another configuration than rank 0: give every rank the same file and the same --set")]
     ConfigDiffers { rank: usize },
 
-    #[error("parameters differ between ranks after epoch {epoch} (checksum {found:016x} on rank {rank}, {expected:016x} on rank 0): a rank computed or received something else; set launch.threads the same everywhere and check the memory of that host")]
+    #[error(
+        "parameters differ between ranks after epoch {epoch} (checksum {found:016x} on rank {rank}, {expected:016x} on rank 0): a rank computed or received something else; set launch.threads the same everywhere and check the memory of that host"
+    )]
     ParametersDiffer { epoch: usize, rank: usize, found: u64, expected: u64 },
 
     #[error("loss is {loss} at epoch {epoch}, step {step} on rank {rank}: lower train.lr (now {lr}) or check the data")]
@@ -59,6 +61,14 @@ pub enum Error {
 
     #[error("{0}")]
     Verify(String),
+
+    /// An error that all ranks know of; this rank prints it.
+    #[error("{0}")]
+    Agreed(Box<Error>),
+
+    /// An error that all ranks know of and another rank prints.
+    #[error("ended by an error on rank {rank}")]
+    OnRank { rank: usize },
 }
 
 /// Adds the path to an error of the file system.

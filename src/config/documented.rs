@@ -21,7 +21,10 @@ const COMMENTS: &[(&str, &str)] = &[
     ("model.bias", "a bias on the last layer of net"),
     ("model.width", "channels of resnet18's first stage; 64 is the published network"),
     ("model.precision", "float32, or bf16: convolutions and linear layers in bfloat16, parameters in float32"),
-    ("model.channels_last", "keep images and convolution weights as NHWC in memory, faster on most hardware (resnet18 only)"),
+    (
+        "model.channels_last",
+        "keep images and convolution weights as NHWC in memory, faster on most hardware (resnet18 only)",
+    ),
     ("train.epochs", "passes over the training data"),
     ("train.batch_per_rank", "samples per rank and step; global batch = this x ranks"),
     ("train.lr", "learning rate, as used (no hidden scaling with the ranks)"),
@@ -30,7 +33,15 @@ const COMMENTS: &[(&str, &str)] = &[
     ("optim.momentum", "SGD momentum, 0 to below 1"),
     ("optim.weight_decay", "added to the gradient as weight_decay * parameter"),
     ("parallel.bucket_mb", "gradients are all-reduced in buckets of at least so many decimal MB, cut at stages"),
-    ("parallel.buffers", "batch-norm statistics: broadcast (from rank 0 each step, as DDP), average (each epoch), local"),
+    (
+        "parallel.all_reduce",
+        "how gradients are summed: shared (in a host through shared memory, between hosts by a ring of one rank each), ring (of \
+         all ranks), mpi (MPI_Allreduce), auto (shared; mpi for less than 256 KiB between hosts)",
+    ),
+    (
+        "parallel.buffers",
+        "batch-norm statistics: broadcast (from rank 0 each step, as DDP), average (each epoch), local",
+    ),
     ("metrics.timing", "overlap (fast), or profile: no overlap, a barrier before each collective, parts add up"),
     ("metrics.warmup_steps", "first steps that are trained but not counted in the step times"),
 ];

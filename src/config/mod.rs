@@ -136,7 +136,34 @@ pub struct Optim {
 #[allow(missing_docs)]
 pub struct Parallel {
     pub bucket_mb: f64,
+    pub all_reduce: Algorithm,
     pub buffers: BufferSync,
+}
+
+/// Which way an all-reduce of gradients goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// Shared, but MPI's for small buffers between hosts.
+    Auto,
+    /// Within a host through shared memory; between hosts one rank of each in a ring.
+    Shared,
+    /// A ring of all ranks over MPI's point-to-point messages, hosts or not.
+    Ring,
+    /// MPI_Allreduce.
+    Mpi,
+}
+
+impl Algorithm {
+    /// The name as in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Algorithm::Auto => "auto",
+            Algorithm::Shared => "shared",
+            Algorithm::Ring => "ring",
+            Algorithm::Mpi => "mpi",
+        }
+    }
 }
 
 /// How batch norm's running statistics stay together over the ranks.
@@ -217,7 +244,7 @@ impl Default for Optim {
 
 impl Default for Parallel {
     fn default() -> Self {
-        Parallel { bucket_mb: 8.0, buffers: BufferSync::Broadcast }
+        Parallel { bucket_mb: 8.0, all_reduce: Algorithm::Auto, buffers: BufferSync::Broadcast }
     }
 }
 
@@ -252,9 +279,10 @@ impl Config {
                 message: error.message().trim().to_owned(),
             })?;
         }
-        let config: Config = table
-            .try_into()
-            .map_err(|error: toml::de::Error| Error::ConfigSyntax { place: place.clone(), message: error.to_string() })?;
+        let config: Config = table.try_into().map_err(|error: toml::de::Error| Error::ConfigSyntax {
+            place: place.clone(),
+            message: error.to_string(),
+        })?;
         config.validate(&if overrides.is_empty() { place } else { format!("{place} with --set") })?;
         Ok(config)
     }

@@ -1,0 +1,194 @@
+//! The all-reduce of large buffers: which way the numbers go, and what the buffers must lie in for that.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::patience::Patience;
+use super::sum::sum_into;
+use super::window::{Gate, Window};
+use super::{Combine, Communicator, Element, HostBuffer, Region, ring};
+use crate::config::Algorithm;
+use crate::error::Result;
+use crate::metrics::Kind;
+use crate::units::Second;
+
+/// Between hosts, smaller buffers go by MPI_Allreduce: it needs fewer messages than a ring.
+const RING_BYTES: usize = 256 << 10;
+
+/// One all-reduce that has ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Finished {
+    /// Waiting until every rank had brought this buffer.
+    pub wait: Second,
+    /// From then to the end of the collective.
+    pub transfer: Second,
+}
+
+/// Sums buffers over the ranks of a communicator. Every call is a collective, and counted in the communicator's ledger
+/// as what entered it: a barrier, and one message of the buffer's size, whichever way it went.
+pub struct AllReduce {
+    communicator: Arc<Communicator>,
+    algorithm: Algorithm,
+    host: Communicator,
+    hosts: usize,
+    /// Where more than one rank of this host reduces through shared memory.
+    gate: Option<Gate>,
+    /// The first rank of every host, on these ranks.
+    leaders: Option<Communicator>,
+}
+
+impl AllReduce {
+    /// Over all ranks of `communicator`.
+    pub fn new(communicator: Arc<Communicator>, algorithm: Algorithm) -> Result<AllReduce> {
+        let host = communicator.split_by_host()?;
+        let leaders = communicator.split((host.rank() == 0).then_some(0))?;
+        let mut numbers = [(host.rank() == 0) as u8 as f64];
+        communicator.all_reduce(Kind::Control, Combine::Sum, &mut numbers)?;
+        let shares = matches!(algorithm, Algorithm::Auto | Algorithm::Shared) && host.size() > 1;
+        let gate = if shares { Some(Gate::new(&host)?) } else { None };
+        Ok(AllReduce { communicator, algorithm, host, hosts: numbers[0] as usize, gate, leaders })
+    }
+
+    /// A buffer of zeros, equally long on all ranks, in memory that suits the algorithm.
+    pub fn buffer<T: Element>(&self, elements: usize) -> Result<HostBuffer<T>> {
+        match self.gate {
+            Some(_) => Ok(HostBuffer::in_window(Window::allocate(&self.host, elements * size_of::<T>())?, elements)),
+            None => Ok(HostBuffer::zeros(elements)),
+        }
+    }
+
+    /// The way that a buffer of so many bytes goes.
+    pub fn algorithm_for(&self, bytes: usize) -> Algorithm {
+        match self.algorithm {
+            Algorithm::Auto if self.hosts > 1 && bytes < RING_BYTES => Algorithm::Mpi,
+            Algorithm::Auto => Algorithm::Shared,
+            given => given,
+        }
+    }
+
+    /// Every rank's `values` become their sum over the ranks, bit-identical on all of them.
+    ///
+    /// All ranks give the same part of a buffer that [`buffer`](Self::buffer) made, in the same order. The sum of given
+    /// values depends on the number of ranks and the algorithm, never on timing.
+    pub fn reduce<T: Element>(&self, kind: Kind, values: &mut Region<T>, patience: Patience) -> Result<Finished> {
+        let wait = self.wait_for_all(values.bytes(), patience)?;
+        let transfer = self.transfer(kind, None, values, patience)?;
+        Ok(Finished { wait, transfer })
+    }
+
+    /// As [`reduce`](Self::reduce), leaving `source` as it is. Both are parts of buffers that `buffer` made.
+    pub fn reduce_into<T: Element>(
+        &self,
+        kind: Kind,
+        source: &Region<T>,
+        target: &mut Region<T>,
+        patience: Patience,
+    ) -> Result<Finished> {
+        let wait = self.wait_for_all(target.bytes(), patience)?;
+        let transfer = self.transfer(kind, Some(source), target, patience)?;
+        Ok(Finished { wait, transfer })
+    }
+
+    /// Returns when every rank has come here, and sees what each wrote before.
+    fn wait_for_all(&self, bytes: usize, patience: Patience) -> Result<Second> {
+        match (&self.gate, patience) {
+            (Some(gate), _) if self.hosts == 1 => self.communicator.counted(Kind::Control, 0, || {
+                gate.pass(patience);
+                Ok(())
+            }),
+            (_, Patience::Eager) if self.algorithm_for(bytes) == Algorithm::Mpi => self.communicator.barrier(),
+            _ => self.communicator.patient_barrier(patience),
+        }
+    }
+
+    fn transfer<T: Element>(
+        &self,
+        kind: Kind,
+        source: Option<&Region<T>>,
+        target: &mut Region<T>,
+        patience: Patience,
+    ) -> Result<Second> {
+        let bytes = target.bytes();
+        match (self.algorithm_for(bytes), source) {
+            (Algorithm::Mpi, Some(source)) => {
+                self.communicator.all_reduce_sum_into(kind, source.as_slice(), target.as_mut_slice())
+            }
+            (Algorithm::Mpi, None) => self.communicator.all_reduce_sum(kind, target.as_mut_slice()),
+            (Algorithm::Ring, _) => self.communicator.counted(kind, bytes, || {
+                if let Some(source) = source {
+                    target.as_mut_slice().copy_from_slice(source.as_slice());
+                }
+                ring::all_reduce(&self.communicator, target.as_mut_slice(), patience)
+            }),
+            (Algorithm::Auto | Algorithm::Shared, _) => {
+                self.communicator.counted(kind, bytes, || self.shared(source, target, patience))
+            }
+        }
+    }
+
+    /// Within the host through the window, between hosts by a ring of one rank each. All ranks have arrived.
+    fn shared<T: Element>(&self, source: Option<&Region<T>>, target: &mut Region<T>, patience: Patience) -> Result<()> {
+        let (Some(gate), Some(window)) = (&self.gate, target.window()) else {
+            // The only rank of its host.
+            if let Some(source) = source {
+                target.as_mut_slice().copy_from_slice(source.as_slice());
+            }
+            return self.between_hosts(target, patience);
+        };
+        let from = source.unwrap_or(target);
+        let (source_window, ranks) = (from.window().expect("made by `buffer`, as target was"), window.ranks());
+        let elements = target.bytes() / size_of::<T>();
+        let own = slice_of_rank::<T>(window.rank(), ranks, elements);
+        // Where the sums must still travel, the leader's copy of them is enough.
+        let written = if self.hosts == 1 { ranks } else { 1 };
+        let sources: Vec<_> =
+            (0..ranks).map(|r| from.in_part_of(&source_window, r).wrapping_add(own.start).cast_const()).collect();
+        let targets: Vec<_> = (0..written).map(|r| target.in_part_of(&window, r).wrapping_add(own.start)).collect();
+        // SAFETY: every rank has arrived with the same part of its buffer and is in here, so nobody else reads or writes these
+        // elements: of each rank's part, this rank alone touches the slice `own`. A target lies where its source does, or
+        // in another buffer.
+        unsafe { sum_into(&sources, &targets, own.len()) };
+        gate.pass(patience); // all slices are summed
+        if self.hosts == 1 {
+            return Ok(());
+        }
+        self.between_hosts(target, patience)?;
+        gate.pass(patience); // the leader has the sum of all hosts
+        if window.rank() > 0 {
+            // SAFETY: the leader does not touch its part until the gate below; our part is ours again.
+            let sum = unsafe { std::slice::from_raw_parts(target.in_part_of(&window, 0).cast_const(), elements) };
+            target.as_mut_slice().copy_from_slice(sum);
+        }
+        gate.pass(patience); // and everybody has read it
+        Ok(())
+    }
+
+    fn between_hosts<T: Element>(&self, values: &mut Region<T>, patience: Patience) -> Result<()> {
+        match &self.leaders {
+            Some(leaders) => ring::all_reduce(leaders, values.as_mut_slice(), patience),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The elements that `rank` sums: whole cache lines, so that two ranks never write to the same one.
+fn slice_of_rank<T>(rank: usize, ranks: usize, elements: usize) -> Range<usize> {
+    let line = 64 / size_of::<T>();
+    let cut = |rank: usize| (elements.div_ceil(line) * rank / ranks * line).min(elements);
+    cut(rank)..cut(rank + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slices_of_the_ranks_cover_every_element_once() {
+        for (ranks, elements) in [(1, 5), (2, 61_770), (3, 61_770), (4, 1), (4, 0), (7, 100), (3, 48)] {
+            let slices: Vec<Range<usize>> =
+                (0..ranks).map(|rank| slice_of_rank::<f32>(rank, ranks, elements)).collect();
+            assert_eq!((slices[0].start, slices[ranks - 1].end), (0, elements));
+            assert!(slices.windows(2).all(|pair| pair[0].end == pair[1].start), "{slices:?}");
+        }
+    }
+}

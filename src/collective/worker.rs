@@ -1,0 +1,68 @@
+//! A thread that reduces while the caller computes. One a rank; between `start` and the matching `wait` it is the only
+//! one that calls MPI.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::{AllReduce, Finished, Patience, Region};
+use crate::error::Result;
+use crate::metrics::Kind;
+use crate::units::Second;
+
+/// The communication thread.
+pub struct Worker {
+    requests: Option<Sender<Region>>,
+    results: Receiver<Result<Finished>>,
+    outstanding: usize,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread.
+    pub fn start(all_reduce: Arc<AllReduce>) -> Worker {
+        let (requests, incoming) = channel::<Region>();
+        let (outgoing, results) = channel();
+        let thread = std::thread::Builder::new()
+            .name("hpml-comm".into())
+            .spawn(move || {
+                while let Ok(mut region) = incoming.recv() {
+                    // Patient: a collective that spins for a slower rank would take half of the core from the backward
+                    // pass that this rank still computes.
+                    let result = all_reduce.reduce(Kind::Gradients, &mut region, Patience::Patient);
+                    drop(region);
+                    if outgoing.send(result).is_err() {
+                        break;
+                    }
+                }
+            })
+            .expect("a thread can be started");
+        Worker { requests: Some(requests), results, outstanding: 0, thread: Some(thread) }
+    }
+
+    /// Starts the all-reduce of `region`. Every rank starts the same regions in the same order.
+    pub fn all_reduce(&mut self, region: Region) {
+        self.outstanding += 1;
+        let requests = self.requests.as_ref().expect("open until drop");
+        requests.send(region).expect("the communication thread lives as long as its worker");
+    }
+
+    /// Waits for everything started; the results in that order, and the seconds spent waiting here.
+    pub fn wait(&mut self) -> Result<(Vec<Finished>, Second)> {
+        let start = Instant::now();
+        let count = std::mem::take(&mut self.outstanding);
+        let finished: Result<Vec<Finished>> =
+            (0..count).map(|_| self.results.recv().expect("the communication thread answers each request")).collect();
+        Ok((finished?, if count == 0 { 0.0 } else { start.elapsed().as_secs_f64() }))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.requests = None; // the thread's receive ends
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The embedded data set, for a run without files. In: how many samples. Out: the same images on every machine: whole
+//! numbers and exactly rounded operations only, and a seed of its own, so that runs with another `run.seed` compare.
+//!
+//! An image shows a striped disc or square, anywhere and of any size, on a plain background under noise. The class is
+//! the hue, ten around the circle; neighbours overlap, and differ in the direction of the stripes. A tenth of the images
+//! is nearly grey, so that no network can get all right. With the default configuration `net` reaches 65 to 89 % in two
+//! epochs (1, 2 and 4 ranks, three seeds): the hue is learned first, the direction later.
+
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
+use super::{CLASSES, Dataset, PLANE, SIDE};
+
+pub(super) const TRAIN_SAMPLES: usize = 10_000;
+pub(super) const TEST_SAMPLES: usize = 2_000;
+
+const TRAIN_SEED: u64 = 0x68706d6c_00000000; // "hpml"
+const TEST_SEED: u64 = 0x68706d6c_80000000;
+
+/// How far a hue may lie from its class's, in distances between two classes. Above 0.5 they overlap.
+const HUE_SPREAD: f32 = 0.6;
+/// Slope of the stripes at most; at 1 their direction could not be told.
+const SLOPE: f32 = 0.8;
+/// Part of the images in which the hue can hardly be seen.
+const FADED: f32 = 0.1;
+/// Noise at most, in steps of a pixel's 255.
+const NOISE: i32 = 32;
+
+/// The first `samples` of the training set.
+pub(super) fn train(samples: usize) -> Dataset {
+    generate(samples, TRAIN_SEED)
+}
+
+/// The first `samples` of the test set.
+pub(super) fn test(samples: usize) -> Dataset {
+    generate(samples, TEST_SEED)
+}
+
+/// Fewer samples are the first of more. Every ten samples in a row hold each class once, in a drawn order.
+fn generate(samples: usize, seed: u64) -> Dataset {
+    let mut dataset = Dataset::with_capacity(samples);
+    let mut order: [u8; CLASSES] = std::array::from_fn(|class| class as u8);
+    for index in 0..samples {
+        let mut random = Random(Xoshiro256PlusPlus::seed_from_u64(seed + index as u64));
+        if index % CLASSES == 0 {
+            for last in (1..CLASSES).rev() {
+                order.swap(last, random.below(last + 1));
+            }
+        }
+        let label = order[index % CLASSES];
+        dataset.labels.push(label);
+        Scene::draw(label, &mut random).render(&mut random, &mut dataset.images);
+    }
+    dataset
+}
+
+/// What an image shows.
+struct Scene {
+    round: bool,
+    center: [i32; 2],
+    radius: i32,
+    /// Red, green, blue of the two kinds of stripe and of the background.
+    colors: [[u8; 3]; 3],
+    /// Position within the stripes as a fraction of 2^32: at the top left pixel, and what a step right and down adds.
+    phase: [u32; 3],
+}
+
+impl Scene {
+    fn draw(label: u8, random: &mut Random) -> Scene {
+        let hue = f32::from(label) + random.between(-HUE_SPREAD, HUE_SPREAD);
+        let hue = (hue / CLASSES as f32).rem_euclid(1.0);
+        let bright = random.between(0.6, 1.0);
+        let dark = bright * random.between(0.1, 0.4);
+        let faded = random.between(0.0, 1.0) < FADED;
+        let saturation = if faded { random.between(0.0, 0.1) } else { random.between(0.5, 1.0) };
+        let grey = random.between(0.1, 0.9);
+        let background = color(random.between(0.0, 1.0), random.between(0.0, 0.4), grey);
+
+        let frequency = random.between(0.1, 0.18); // stripes per pixel
+        let slope = random.between(-SLOPE, SLOPE);
+        // As if turned: the stripes keep about their width whatever the slope.
+        let (along, across) =
+            (frequency * slope / (1.0 + slope * slope).sqrt(), frequency / (1.0 + slope * slope).sqrt());
+        let (right, down) = if label % 2 == 0 { (along, across) } else { (across, along) };
+        let fixed = |fraction: f32| (f64::from(fraction) * 4_294_967_296.0) as i64 as u32;
+
+        Scene {
+            round: random.below(2) == 0,
+            center: [random.below(SIDE / 2), random.below(SIDE / 2)].map(|place| (place + SIDE / 4) as i32),
+            radius: 9 + random.below(7) as i32,
+            colors: [color(hue, saturation, bright), color(hue, saturation, dark), background],
+            phase: [fixed(random.between(0.0, 1.0)), fixed(right), fixed(down)],
+        }
+    }
+
+    /// Appends `[3, 32, 32]` to `images`.
+    fn render(&self, random: &mut Random, images: &mut Vec<u8>) {
+        let start = images.len();
+        images.resize(start + 3 * PLANE, 0);
+        let (red, rest) = images[start..].split_at_mut(PLANE);
+        let (green, blue) = rest.split_at_mut(PLANE);
+        let [mut row_phase, right, down] = self.phase;
+        for y in 0..SIDE {
+            let mut phase = row_phase;
+            for x in 0..SIDE {
+                let (dx, dy) = (x as i32 - self.center[0], y as i32 - self.center[1]);
+                let inside = if self.round {
+                    dx * dx + dy * dy <= self.radius * self.radius
+                } else {
+                    dx.abs().max(dy.abs()) <= self.radius * 7 / 8
+                };
+                let [r, g, b] = self.colors[if inside { (phase >> 31) as usize } else { 2 }];
+                let [nr, ng, nb] = random.noise();
+                let at = y * SIDE + x;
+                red[at] = (i32::from(r) + nr).clamp(0, 255) as u8;
+                green[at] = (i32::from(g) + ng).clamp(0, 255) as u8;
+                blue[at] = (i32::from(b) + nb).clamp(0, 255) as u8;
+                phase = phase.wrapping_add(right);
+            }
+            row_phase = row_phase.wrapping_add(down);
+        }
+    }
+}
+
+/// Hue, saturation and value, each 0 to 1, as red, green and blue.
+fn color(hue: f32, saturation: f32, value: f32) -> [u8; 3] {
+    [5.0, 3.0, 1.0].map(|offset| {
+        let k = (offset + hue * 6.0) % 6.0;
+        (255.0 * (value - value * saturation * k.min(4.0 - k).clamp(0.0, 1.0))) as u8
+    })
+}
+
+struct Random(Xoshiro256PlusPlus);
+
+impl Random {
+    fn between(&mut self, low: f32, high: f32) -> f32 {
+        low + (high - low) * ((self.0.next_u64() >> 40) as f32 / (1 << 24) as f32)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (((self.0.next_u64() >> 32) * end as u64) >> 32) as usize
+    }
+
+    /// One value per channel in `-NOISE..NOISE`, small ones more likely (the sum of two uniform ones).
+    fn noise(&mut self) -> [i32; 3] {
+        let bytes = self.0.next_u64().to_le_bytes().map(i32::from);
+        [bytes[0] + bytes[1], bytes[2] + bytes[3], bytes[4] + bytes[5]].map(|sum| (sum - 256) * NOISE >> 8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_ten_samples_hold_each_class_once() {
+        for dataset in [train(200), test(200)] {
+            for ten in dataset.labels.chunks(CLASSES) {
+                let mut sorted = ten.to_vec();
+                sorted.sort();
+                assert_eq!(sorted, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+            }
+        }
+    }
+
+    #[test]
+    fn it_is_the_same_each_time_and_training_and_test_set_share_no_image() {
+        let first = train(300);
+        assert_eq!(first, train(300));
+        let mut images: Vec<&[u8]> = (0..300).map(|index| first.image(index)).collect();
+        let others = test(300);
+        images.extend((0..300).map(|index| others.image(index)));
+        images.sort();
+        images.dedup();
+        assert_eq!(images.len(), 600);
+    }
+
+    /// Another value here means that results no longer compare with those of earlier versions.
+    #[test]
+    fn its_bytes_are_those_of_the_first_release() {
+        let hash = |data: Dataset| blake3::hash(&[data.images, data.labels].concat()).to_hex()[..16].to_owned();
+        assert_eq!([hash(train(1000)), hash(test(1000))], ["f74d69a592988560", "fa6fbc67a0bfa690"]);
+    }
+}

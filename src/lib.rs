@@ -1,0 +1,19 @@
+//! hpml: data-parallel training under MPI that measures what it costs.
+//!
+//! The program is `src/main.rs`; this library is its parts, so that tests, benches and fuzzers can reach them. The way
+//! of the data: `config` -> `launch` -> `data` -> `model` -> `parallel` (over `collective`) -> `train` -> `store`.
+
+pub mod cli;
+pub mod collective;
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod launch;
+pub mod metrics;
+pub mod model;
+pub mod parallel;
+pub mod store;
+pub mod sys;
+pub mod train;
+pub mod units;
+pub mod verify;

@@ -1,0 +1,93 @@
+//! Every message by kind: how many, how many bytes, how long.
+
+use crate::units::{Bytes, Second};
+
+/// What a message is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The first broadcast of parameters.
+    Parameters,
+    /// All-reduce of gradient buckets.
+    Gradients,
+    /// Batch-norm statistics.
+    Buffers,
+    /// Losses, counts and times gathered for the run file.
+    Metrics,
+    /// Barriers, checksums, agreement on errors.
+    Control,
+}
+
+impl Kind {
+    /// All kinds, in the order of the tables.
+    pub const ALL: [Kind; 5] = [Kind::Parameters, Kind::Gradients, Kind::Buffers, Kind::Metrics, Kind::Control];
+
+    /// Its name in tables and files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Parameters => "parameters",
+            Kind::Gradients => "gradients",
+            Kind::Buffers => "buffers",
+            Kind::Metrics => "metrics",
+            Kind::Control => "control",
+        }
+    }
+}
+
+/// The messages of one kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Entry {
+    /// Collective calls.
+    pub messages: u64,
+    /// Bytes of the buffers handed to the collectives on this rank (not what an algorithm makes of them on the wire).
+    pub bytes: Bytes,
+    /// Time inside the calls on this rank.
+    pub seconds: Second,
+}
+
+/// All messages of a communicator, as one rank sees them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ledger {
+    entries: [Entry; Kind::ALL.len()],
+}
+
+impl Ledger {
+    /// Counts one message.
+    pub fn record(&mut self, kind: Kind, bytes: Bytes, seconds: Second) {
+        let entry = &mut self.entries[kind as usize];
+        entry.messages += 1;
+        entry.bytes += bytes;
+        entry.seconds += seconds;
+    }
+
+    /// The messages of one kind.
+    pub fn entry(&self, kind: Kind) -> Entry {
+        self.entries[kind as usize]
+    }
+
+    /// What was counted since `earlier`, for one kind.
+    pub fn since(&self, earlier: &Ledger, kind: Kind) -> Entry {
+        let (now, then) = (self.entry(kind), earlier.entry(kind));
+        Entry {
+            messages: now.messages - then.messages,
+            bytes: now.bytes - then.bytes,
+            seconds: now.seconds - then.seconds,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_counted_apart() {
+        let mut ledger = Ledger::default();
+        ledger.record(Kind::Gradients, 100, 0.5);
+        let before = ledger.clone();
+        ledger.record(Kind::Gradients, 20, 0.25);
+        ledger.record(Kind::Control, 8, 0.0);
+        assert_eq!(ledger.entry(Kind::Gradients), Entry { messages: 2, bytes: 120, seconds: 0.75 });
+        assert_eq!(ledger.since(&before, Kind::Gradients), Entry { messages: 1, bytes: 20, seconds: 0.25 });
+        assert_eq!(ledger.entry(Kind::Buffers), Entry::default());
+    }
+}

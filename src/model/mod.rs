@@ -1,0 +1,159 @@
+//! The networks as sequences of stages. In: the `[model]` section and a seed. Out: a [`Model`] whose parameters have
+//! PyTorch's names, order and initial values (those of `torch.manual_seed(seed)` and the same modules, bit for bit).
+//! Knows nothing of ranks, gradients' reduction or optimisers.
+
+mod cnn;
+mod layers;
+mod resnet;
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use crate::config::{self, ModelName};
+
+/// Whether batch norm takes its statistics from the batch (and updates the running ones) or uses the running ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Training.
+    Train,
+    /// Test.
+    Eval,
+}
+
+/// What an entry of the state is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Trained.
+    Parameter,
+    /// Batch norm's running statistics.
+    Buffer,
+    /// Batch norm's `num_batches_tracked`: a count, no tensor of ours.
+    Counter,
+}
+
+/// One entry of the state, named as in PyTorch's `state_dict`.
+pub struct Entry {
+    /// For example `layer1.0.conv1.weight`.
+    pub name: String,
+    /// What it is.
+    pub role: Role,
+    /// float32 on the host in PyTorch's shape; of a counter empty.
+    pub tensor: Tensor,
+}
+
+type Forward = Box<dyn Fn(&Tensor, Mode) -> Tensor>;
+
+/// A piece of the network between two points where the backward pass can be cut.
+pub struct Stage {
+    /// For example `layer1.0`.
+    pub name: String,
+    /// Its entries in [`Model::state`].
+    pub entries: Range<usize>,
+    forward: Forward,
+}
+
+impl Stage {
+    /// Input of the stage to its output. The first stage takes `[n, 3, 32, 32]`, the last gives logits `[n, 10]`.
+    pub fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
+        (self.forward)(input, mode)
+    }
+}
+
+/// A network.
+pub struct Model {
+    /// In `state_dict` order, which is the order of the forward pass.
+    pub state: Vec<Entry>,
+    /// In the order of the forward pass; together they hold all of `state`.
+    pub stages: Vec<Stage>,
+    /// Whether images and weights lie as NHWC in memory.
+    pub channels_last: bool,
+}
+
+impl Model {
+    /// Builds the network with the initial values that PyTorch gives it after `torch.manual_seed(seed)`.
+    pub fn new(config: &config::Model, seed: u64) -> Model {
+        tch::manual_seed(seed as i64);
+        match config.name {
+            ModelName::Net => cnn::net(config),
+            ModelName::Resnet18 => resnet::resnet18(config),
+        }
+    }
+
+    /// Images `[n, 3, 32, 32]` to logits `[n, 10]`, float32.
+    pub fn forward(&self, images: &Tensor, mode: Mode) -> Tensor {
+        let (first, rest) = self.stages.split_first().expect("a network has stages");
+        rest.iter().fold(first.forward(images, mode), |hidden, stage| stage.forward(&hidden, mode))
+    }
+
+    /// The entries that are trained.
+    pub fn parameters(&self) -> impl Iterator<Item = &Entry> {
+        self.state.iter().filter(|entry| entry.role == Role::Parameter)
+    }
+
+    /// Number of trained numbers.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters().map(|entry| entry.tensor.numel()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    fn model(edit: impl Fn(&mut config::Model)) -> Model {
+        let mut config = config::Model::default();
+        edit(&mut config);
+        Model::new(&config, 0)
+    }
+
+    #[test]
+    fn the_networks_have_the_published_number_of_parameters() {
+        assert_eq!(model(|_| ()).parameter_count(), 61_770);
+        assert_eq!(model(|config| config.bias = true).parameter_count(), 61_780);
+        assert_eq!(model(|config| config.name = ModelName::Resnet18).parameter_count(), 11_173_962);
+    }
+
+    #[test]
+    fn names_and_order_are_those_of_pytorchs_state_dict() {
+        let net = model(|config| config.bias = true);
+        let names: Vec<&str> = net.state.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight", "fc3.weight", "fc3.bias"]);
+        let resnet = model(|config| config.name = ModelName::Resnet18);
+        assert_eq!(resnet.state.len(), 122); // len(ResNet18().state_dict())
+        assert_eq!(resnet.state[0].name, "conv1.weight");
+        assert_eq!(resnet.state[5].name, "bn1.num_batches_tracked");
+        assert!(resnet.state.iter().any(|entry| entry.name == "layer2.0.shortcut.1.running_var"));
+        assert_eq!(resnet.state[121].name, "linear.bias");
+    }
+
+    #[test]
+    fn stages_cover_the_state_without_gaps() {
+        for model in [model(|_| ()), model(|config| config.name = ModelName::Resnet18)] {
+            let mut next = 0;
+            for stage in &model.stages {
+                assert_eq!(stage.entries.start, next);
+                next = stage.entries.end;
+            }
+            assert_eq!(next, model.state.len());
+        }
+    }
+
+    #[test]
+    fn every_precision_and_layout_gives_ten_logits_in_float32() {
+        let images = Tensor::zeros([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+        for name in [ModelName::Net, ModelName::Resnet18] {
+            for precision in [config::Precision::Float32, config::Precision::Bf16] {
+                for channels_last in [false, true] {
+                    let model = model(|config| {
+                        (config.name, config.precision, config.channels_last) = (name, precision, channels_last);
+                        config.width = 16;
+                    });
+                    let logits = model.forward(&images, Mode::Train);
+                    assert_eq!((logits.size(), logits.kind()), (vec![2, 10], Kind::Float));
+                }
+            }
+        }
+    }
+}

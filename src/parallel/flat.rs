@@ -1,0 +1,86 @@
+//! Parameters, gradients and buffers of a model in three flat buffers, the model's own tensors being views of them.
+
+use std::ops::Range;
+
+use tch::Kind;
+
+use crate::collective::HostBuffer;
+use crate::model::{Model, Role};
+
+/// The flat memory of a model. One message carries what lies together; the optimiser is one loop.
+pub struct FlatState {
+    /// All parameters, in the model's order.
+    pub parameters: HostBuffer,
+    /// The gradient of `parameters[i]` at `i`.
+    pub gradients: HostBuffer,
+    /// Batch norm's running statistics.
+    pub buffers: HostBuffer,
+    /// Where each stage's parameters lie.
+    pub stage_elements: Vec<Range<usize>>,
+}
+
+impl FlatState {
+    /// Moves the model's tensors into flat buffers, values kept, gradients zero.
+    ///
+    /// `gradients` has an element for each of the model's parameters, in memory that suits the all-reduce.
+    pub fn adopt(model: &mut Model, mut gradients: HostBuffer) -> FlatState {
+        let elements = |role| model.state.iter().filter(|e| e.role == role).map(|e| e.tensor.numel()).sum::<usize>();
+        let parameters = HostBuffer::zeros(elements(Role::Parameter));
+        let buffers = HostBuffer::zeros(elements(Role::Buffer));
+        let (mut parameter, mut buffer) = (0, 0);
+        let mut stage_elements = Vec::new();
+        for stage in &model.stages {
+            let start = parameter;
+            for entry in &mut model.state[stage.entries.clone()] {
+                let shape = entry.tensor.size();
+                let (home, offset) = match entry.role {
+                    Role::Parameter => (&parameters, &mut parameter),
+                    Role::Buffer => (&buffers, &mut buffer),
+                    Role::Counter => continue,
+                };
+                let mut view = home.view(*offset, &shape, model.channels_last);
+                tch::no_grad(|| view.copy_(&entry.tensor));
+                entry.tensor.set_data(&view);
+                if entry.role == Role::Parameter {
+                    // A first backward pass makes the gradient tensor; from then on autograd adds into our memory.
+                    entry.tensor.sum(Kind::Float).backward();
+                    entry.tensor.grad().set_data(&gradients.view(*offset, &shape, model.channels_last));
+                }
+                *offset += shape.iter().product::<i64>() as usize;
+            }
+            stage_elements.push(start..parameter);
+        }
+        gradients.zero();
+        FlatState { parameters, gradients, buffers, stage_elements }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::model::Mode;
+    use tch::{Device, Tensor};
+
+    #[test]
+    fn a_backward_pass_writes_into_the_flat_gradients() {
+        for (name, channels_last) in [(config::ModelName::Net, false), (config::ModelName::Resnet18, true)] {
+            let config = config::Model { name, width: 16, channels_last, ..Default::default() };
+            let mut model = Model::new(&config, 3);
+            let before: Vec<Tensor> = model.parameters().map(|entry| entry.tensor.copy()).collect();
+            let gradients = HostBuffer::zeros(model.parameter_count());
+            let state = FlatState::adopt(&mut model, gradients);
+            for (entry, before) in model.parameters().zip(&before) {
+                assert!(entry.tensor.equal(before), "{} changed", entry.name);
+            }
+            let images = Tensor::randn([4, 3, 32, 32], (Kind::Float, Device::Cpu));
+            model.forward(&images, Mode::Train).square().sum(Kind::Float).backward();
+            let squares: f64 =
+                model.parameters().map(|e| e.tensor.grad().square().sum(Kind::Double).double_value(&[])).sum();
+            let flat: f64 = state.gradients.as_slice().iter().map(|&g| (g as f64).powi(2)).sum();
+            assert!(flat > 0.0 && (flat / squares - 1.0).abs() < 1e-6, "{flat} {squares}");
+            let last = state.stage_elements.last().map(|range| range.end);
+            assert_eq!(last, Some(state.parameters.as_slice().len()));
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! When which gradient is reduced. In: a model and a communicator. Out: a [`Replica`] that keeps its parameters equal on
+//! all ranks: forward and backward pass by segments, each segment's gradients on their way to the other ranks while
+//! the segments before it still compute. Never calls MPI itself, never updates a parameter.
+
+mod bucket;
+mod flat;
+mod replica;
+
+pub use bucket::Bucket;
+pub use flat::FlatState;
+pub use replica::{Replica, StepResult};

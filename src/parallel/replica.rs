@@ -1,0 +1,253 @@
+//! One rank's copy of the model and its part of a training step.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tch::{Reduction, Tensor};
+
+use super::{Bucket, FlatState};
+use crate::collective::{AllReduce, Combine, Communicator, Finished, Patience, Worker};
+use crate::config::{self, BufferSync, Timing};
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::metrics::{Kind, Part, StepTimes};
+use crate::model::{Mode, Model};
+
+/// The model on this rank. All ranks call its methods together.
+pub struct Replica {
+    /// The network; its tensors are views of `state`.
+    pub model: Model,
+    /// Its flat memory.
+    pub state: FlatState,
+    communicator: Arc<Communicator>,
+    all_reduce: Arc<AllReduce>,
+    worker: Option<Worker>,
+    buckets: Vec<Bucket>,
+    buffer_sync: BufferSync,
+    logits: Vec<f32>,
+    labels: Vec<i64>,
+}
+
+/// What one rank's samples of a step gave.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StepResult {
+    /// Sum of the cross-entropy over the samples.
+    pub loss_sum: f64,
+    /// Samples whose greatest logit is the right one.
+    pub correct: usize,
+    /// Samples.
+    pub samples: usize,
+}
+
+impl StepResult {
+    /// Adds another batch.
+    pub fn add(&mut self, other: StepResult) {
+        self.loss_sum += other.loss_sum;
+        self.correct += other.correct;
+        self.samples += other.samples;
+    }
+}
+
+impl Replica {
+    /// Takes the model over and gives every rank rank 0's parameters and buffers.
+    pub fn new(mut model: Model, communicator: Arc<Communicator>, config: &config::Config) -> Result<Replica> {
+        let all_reduce = Arc::new(AllReduce::new(communicator.clone(), config.parallel.all_reduce)?);
+        let gradients = all_reduce.buffer(model.parameter_count())?;
+        let mut state = FlatState::adopt(&mut model, gradients);
+        communicator.broadcast(Kind::Parameters, state.parameters.as_mut_slice())?;
+        if !state.buffers.as_slice().is_empty() {
+            communicator.broadcast(Kind::Parameters, state.buffers.as_mut_slice())?;
+        }
+        // One rank has nothing to reduce: one bucket, so that the backward pass is not cut.
+        let bytes = if communicator.size() > 1 { config.parallel.bucket_mb * 1e6 } else { f64::INFINITY };
+        let buckets = Bucket::plan(&state.stage_elements, bytes);
+        // The last bucket is reduced by the caller: nothing is left to compute that could hide it. So a model of one
+        // bucket needs no thread, and its all-reduce no hand-over.
+        let overlap = config.metrics.timing == Timing::Overlap && buckets.len() > 1;
+        let worker = overlap.then(|| Worker::start(all_reduce.clone()));
+        let buffer_sync = config.parallel.buffers;
+        let (logits, labels) = (Vec::new(), Vec::new());
+        Ok(Replica { model, state, communicator, all_reduce, worker, buckets, buffer_sync, logits, labels })
+    }
+
+    /// Gradients of all buckets in bytes: what one step all-reduces.
+    pub fn gradient_bytes(&self) -> u64 {
+        (self.state.gradients.as_slice().len() * size_of::<f32>()) as u64
+    }
+
+    /// The buckets, in the order in which they are reduced.
+    pub fn buckets(&self) -> &[Bucket] {
+        &self.buckets
+    }
+
+    /// Forward and backward pass over this rank's `batch` of a step that has `global_batch` samples over all ranks.
+    ///
+    /// Leaves in the flat gradients the mean gradient over all `global_batch` samples, however unevenly they are spread.
+    /// Adds the seconds of the parts to `times`.
+    pub fn step(&mut self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<StepResult> {
+        if self.buffer_sync == BufferSync::Broadcast && !self.state.buffers.as_slice().is_empty() {
+            let seconds = self.communicator.broadcast(Kind::Buffers, self.state.buffers.as_mut_slice())?;
+            times.add(Part::Comm, seconds);
+            times.add(Part::CommExposed, seconds);
+        }
+        self.state.gradients.zero();
+        if batch.len == 0 {
+            // More ranks than samples: nothing to compute, but the others count on this rank's part of the collectives.
+            for bucket in 0..self.buckets.len() {
+                self.bucket_is_ready(bucket, times)?;
+            }
+            self.finish(times)?;
+            return Ok(StepResult::default());
+        }
+
+        let start = Instant::now();
+        let mut segments = self.forward(&batch.images);
+        let logits = segments.last().expect("a model has stages").output.shallow_clone();
+        let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
+        let share = batch.len as f64 / global_batch as f64;
+        let loss = if share == 1.0 { mean_loss.shallow_clone() } else { &mean_loss * share };
+        times.add(Part::Forward, start.elapsed().as_secs_f64());
+
+        // From the last segment to the first. `hidden_by` is what this loop spends in collectives instead of computing.
+        for bucket in 0..self.buckets.len() {
+            let start = Instant::now();
+            let segment = segments.pop().expect("a segment for every bucket");
+            match segment.gradient {
+                None => loss.backward(),
+                // tch has no backward(gradient); this product has it as its gradient, bit for bit.
+                Some(gradient) => (&segment.output * &gradient).sum(tch::Kind::Float).backward(),
+            }
+            if let (Some(before), Some(input)) = (segments.last_mut(), segment.input) {
+                before.gradient = Some(input.grad());
+            }
+            times.add(Part::Backward, start.elapsed().as_secs_f64());
+            self.bucket_is_ready(bucket, times)?;
+        }
+        self.finish(times)?;
+        self.count(&logits, &batch.labels, &mean_loss)
+    }
+
+    /// Logits of `images`, their loss and hits, in eval mode and without gradients.
+    pub fn evaluate(&mut self, batch: &Batch) -> Result<StepResult> {
+        if batch.len == 0 {
+            return Ok(StepResult::default());
+        }
+        tch::no_grad(|| {
+            let logits = self.model.forward(&batch.images, Mode::Eval);
+            let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
+            self.count(&logits, &batch.labels, &mean_loss)
+        })
+    }
+
+    /// Makes batch norm's statistics the mean over the ranks, where the configuration asks for that at an epoch's end.
+    pub fn end_epoch(&mut self) -> Result<()> {
+        if self.buffer_sync == BufferSync::Average && !self.state.buffers.as_slice().is_empty() {
+            self.communicator.all_reduce_sum(Kind::Buffers, self.state.buffers.as_mut_slice())?;
+            let ranks = self.communicator.size() as f32;
+            self.state.buffers.as_mut_slice().iter_mut().for_each(|value| *value /= ranks);
+        }
+        Ok(())
+    }
+
+    /// A hash of this rank's parameters, after making sure that all ranks have the same one.
+    pub fn agreed_checksum(&self, epoch: usize) -> Result<u64> {
+        let bytes: Vec<u8> = self.state.parameters.as_slice().iter().flat_map(|value| value.to_le_bytes()).collect();
+        let digest = blake3::hash(&bytes);
+        let own = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a blake3 hash has 32 bytes"));
+        let all = self.communicator.all_gather(Kind::Control, &[own])?;
+        match all.iter().position(|&other| other != all[0]) {
+            Some(rank) => Err(Error::ParametersDiffer { epoch, rank, found: all[rank], expected: all[0] }),
+            None => Ok(own),
+        }
+    }
+
+    /// The sum of a step's results over the ranks.
+    pub fn sum_over_ranks(communicator: &Communicator, result: StepResult) -> Result<StepResult> {
+        let mut sums = [result.loss_sum, result.correct as f64, result.samples as f64];
+        communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sums)?;
+        Ok(StepResult { loss_sum: sums[0], correct: sums[1] as usize, samples: sums[2] as usize })
+    }
+
+    /// The forward pass, cut where the backward pass will be: before each bucket's first stage.
+    fn forward(&self, images: &Tensor) -> Vec<Segment> {
+        let mut segments: Vec<Segment> = Vec::with_capacity(self.buckets.len());
+        for bucket in self.buckets.iter().rev() {
+            let input = segments.last().map(|before| before.output.detach().set_requires_grad(true));
+            let stages = &self.model.stages[bucket.stages.clone()];
+            let mut output = stages[0].forward(input.as_ref().unwrap_or(images), Mode::Train);
+            for stage in &stages[1..] {
+                output = stage.forward(&output, Mode::Train);
+            }
+            segments.push(Segment { input, output, gradient: None });
+        }
+        segments
+    }
+
+    /// Called when a bucket's gradients are complete, in the order of the buckets.
+    fn bucket_is_ready(&mut self, index: usize, times: &mut StepTimes) -> Result<()> {
+        if self.communicator.size() == 1 {
+            return Ok(());
+        }
+        let region = |state: &FlatState, bucket: &Bucket| state.gradients.region(bucket.elements.clone());
+        let last = index + 1 == self.buckets.len();
+        match &mut self.worker {
+            Some(worker) if !last => worker.all_reduce(region(&self.state, &self.buckets[index])),
+            Some(worker) => {
+                let (finished, waited) = worker.wait()?;
+                times.add(Part::CommExposed, waited);
+                for one in finished {
+                    add_collective(times, one, false);
+                }
+                let mut region = region(&self.state, &self.buckets[index]);
+                add_collective(times, self.all_reduce.reduce(Kind::Gradients, &mut region, Patience::Eager)?, true);
+            }
+            None => {} // profile mode, or one bucket: `finish` reduces when the backward pass is over
+        }
+        Ok(())
+    }
+
+    /// Reduces what was left for the end of the backward pass.
+    fn finish(&mut self, times: &mut StepTimes) -> Result<()> {
+        if self.worker.is_none() && self.communicator.size() > 1 {
+            for bucket in &self.buckets {
+                let mut region = self.state.gradients.region(bucket.elements.clone());
+                add_collective(times, self.all_reduce.reduce(Kind::Gradients, &mut region, Patience::Eager)?, true);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads loss and hits from `logits` `[n, 10]`. Copies once and counts here: at batch 4 libtorch's three calls for
+    /// the same would be 2 % of the step.
+    fn count(&mut self, logits: &Tensor, labels: &Tensor, mean_loss: &Tensor) -> Result<StepResult> {
+        let samples = labels.numel();
+        let classes = logits.numel() / samples;
+        self.logits.resize(logits.numel(), 0.0);
+        self.labels.resize(samples, 0);
+        logits.copy_data(&mut self.logits, samples * classes);
+        labels.copy_data(&mut self.labels, samples);
+        let hit = |(row, &label): (&[f32], &i64)| {
+            let best = (1..classes).fold(0, |best, class| if row[class] > row[best] { class } else { best });
+            best as i64 == label
+        };
+        let correct = self.logits.chunks(classes).zip(&self.labels).filter(|pair| hit(*pair)).count();
+        Ok(StepResult { loss_sum: mean_loss.double_value(&[]) * samples as f64, correct, samples })
+    }
+}
+
+/// The part of the network between two cuts, as one forward pass left it.
+struct Segment {
+    /// Cut off from the graph before it; `None` for the images.
+    input: Option<Tensor>,
+    output: Tensor,
+    /// Of the loss by `output`; `None` for the last segment, whose output goes into the loss itself.
+    gradient: Option<Tensor>,
+}
+
+fn add_collective(times: &mut StepTimes, finished: Finished, exposed: bool) {
+    times.add(Part::CommWait, finished.wait);
+    times.add(Part::Comm, finished.transfer);
+    if exposed {
+        times.add(Part::CommExposed, finished.wait + finished.transfer);
+    }
+}

@@ -1,0 +1,241 @@
+//! Reading a file that may be anything. No size that the file claims is believed beyond the file's own.
+//!
+//! What this cannot mend: HDF5 keeps text of variable length in a heap without a checksum, and the C library (1.10 at
+//! least) can crash on a damaged one. Numbers, and so checkpoints, are not read through that heap.
+
+use std::cell::Cell;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use hdf5::types::{FixedAscii, FixedUnicode, FloatSize, TypeDescriptor, VarLenAscii, VarLenUnicode};
+use hdf5::{Container, Dataset, Group, H5Type, IndexType, IterationOrder, Location, MinorErrorCode};
+
+use super::atomic::reason;
+use super::schema::{CONFIG, FORMAT_VERSION, TOML, VERSION};
+use super::{Attribute, Values};
+use crate::error::{AtPath, Error, Result};
+
+/// Longest text of fixed length that is read.
+const FIXED: usize = 1024;
+/// Most texts in one attribute.
+const ATTRIBUTE_TEXTS: usize = 256;
+
+/// An open file.
+pub(super) struct Input {
+    path: PathBuf,
+    file: hdf5::File,
+    /// Size of the file.
+    pub(super) bytes: u64,
+    /// What may still be read: all data once. Uncompressed (hpml writes no other) it is less than the file.
+    left: Cell<u64>,
+}
+
+impl Input {
+    /// Opens any HDF5 file. One clear error if it is missing, damaged or something else.
+    pub(super) fn open(path: &Path) -> Result<Input> {
+        let metadata = fs::metadata(path).at(path)?;
+        let refuse = |message: &str| Error::File { path: path.to_owned(), message: message.into() };
+        if !metadata.is_file() {
+            return Err(refuse("not a file: expected an HDF5 file"));
+        }
+        // A file we may not read would be "unable to open" in HDF5's words.
+        fs::File::open(path).at(path)?;
+        let file = hdf5::File::open(path).map_err(|error| match () {
+            () if error.contains_minor(MinorErrorCode::NotHdf5) => refuse("not an HDF5 file"),
+            () if error.contains_minor(MinorErrorCode::Truncated) => refuse("cut short: copy it again"),
+            () => refuse(&format!("cannot be read as HDF5: {}", reason(&error))),
+        })?;
+        let bytes = metadata.len();
+        Ok(Input { path: path.to_owned(), file, bytes, left: Cell::new(bytes) })
+    }
+
+    /// Opens a run file, of this version or an earlier one.
+    pub(super) fn open_run_file(path: &Path) -> Result<Input> {
+        let input = Input::open(path)?;
+        let message = match input.attribute(&input.file, VERSION) {
+            Some(Attribute::Int(version)) if (1..=FORMAT_VERSION).contains(&version) => return Ok(input),
+            Some(Attribute::Int(version)) => {
+                format!("run file of format {version}, this hpml reads up to {FORMAT_VERSION}: use a newer hpml")
+            }
+            _ => format!("not a run file of hpml: no root attribute {VERSION}"),
+        };
+        Err(Error::File { path: path.to_owned(), message })
+    }
+
+    pub(super) fn root(&self) -> &Group {
+        &self.file
+    }
+
+    /// An error about one dataset or group.
+    pub(super) fn error(&self, name: &str, message: impl Into<String>) -> Error {
+        Error::Dataset { path: self.path.clone(), name: name.into(), message: message.into() }
+    }
+
+    /// The stored configuration.
+    pub(super) fn config_text(&self) -> Result<String> {
+        match self.attribute(&*self.group(CONFIG)?, TOML) {
+            Some(Attribute::Text(text)) => Ok(text),
+            _ => Err(self.error(CONFIG, "no attribute `toml`")),
+        }
+    }
+
+    pub(super) fn group(&self, path: &str) -> Result<Group> {
+        self.file.group(path).map_err(|error| self.not_opened(path, "group", &error))
+    }
+
+    pub(super) fn dataset(&self, path: &str) -> Result<Dataset> {
+        self.file.dataset(path).map_err(|error| self.not_opened(path, "dataset", &error))
+    }
+
+    fn not_opened(&self, path: &str, what: &str, error: &hdf5::Error) -> Error {
+        if !error.contains_minor(MinorErrorCode::NotFound) {
+            return self.unreadable(path, error);
+        }
+        self.error(path, format!("missing: expected a {what} of that name"))
+    }
+
+    /// All values of a dataset of numbers, converted to `T`.
+    pub(super) fn numbers<T: H5Type>(&self, dataset: &Dataset, path: &str) -> Result<Vec<T>> {
+        self.spend(dataset, path)?;
+        dataset.read_raw::<T>().map_err(|error| self.unreadable(path, &error))
+    }
+
+    /// All values of a dataset of numbers or (up to one dimension of) text.
+    pub(super) fn values(&self, dataset: &Dataset, path: &str) -> Result<Values> {
+        match self.kind(dataset, path)? {
+            TypeDescriptor::Float(FloatSize::U4) => self.numbers(dataset, path).map(Values::F32),
+            TypeDescriptor::Float(_) => self.numbers(dataset, path).map(Values::F64),
+            TypeDescriptor::Integer(_) | TypeDescriptor::Unsigned(_) => self.numbers(dataset, path).map(Values::I64),
+            _ => self.texts(dataset, path).map(Values::Text),
+        }
+    }
+
+    /// All values of a dataset of text, of any of HDF5's kinds.
+    pub(super) fn texts(&self, dataset: &Dataset, path: &str) -> Result<Vec<String>> {
+        let count = self.spend(dataset, path)?;
+        if dataset.ndim() > 1 {
+            return Err(self.error(path, "text of several dimensions, which is not read"));
+        }
+        let texts = match self.kind(dataset, path)? {
+            TypeDescriptor::VarLenUnicode => {
+                self.one_by_one(dataset, count, |text: &VarLenUnicode| text.as_bytes().to_vec())
+            }
+            TypeDescriptor::VarLenAscii => {
+                self.one_by_one(dataset, count, |text: &VarLenAscii| text.as_bytes().to_vec())
+            }
+            TypeDescriptor::FixedAscii(length) if length <= FIXED => {
+                self.one_by_one(dataset, count, |text: &FixedAscii<FIXED>| text.as_bytes().to_vec())
+            }
+            TypeDescriptor::FixedUnicode(length) if length <= FIXED => {
+                self.one_by_one(dataset, count, |text: &FixedUnicode<FIXED>| text.as_bytes().to_vec())
+            }
+            other => return Err(self.error(path, format!("type {other}, which is not read"))),
+        };
+        texts.map_err(|error| self.unreadable(path, &error))
+    }
+
+    /// Many elements may point to the same long text, so that a small file would fill the memory.
+    fn one_by_one<T: H5Type>(
+        &self,
+        dataset: &Dataset,
+        count: usize,
+        bytes: impl Fn(&T) -> Vec<u8>,
+    ) -> hdf5::Result<Vec<String>> {
+        let mut texts = Vec::new();
+        for index in 0..count {
+            let text = match dataset.ndim() {
+                0 => bytes(&dataset.read_scalar::<T>()?),
+                _ => dataset.read_slice_1d::<T, _>(index..index + 1)?.first().map_or(Vec::new(), &bytes),
+            };
+            let left = self.left.get().checked_sub(text.len() as u64).ok_or("more text than the file can hold")?;
+            self.left.set(left);
+            texts.push(String::from_utf8_lossy(&text).into_owned());
+        }
+        Ok(texts)
+    }
+
+    /// The type of a dataset's or attribute's elements.
+    pub(super) fn kind(&self, data: &Container, path: &str) -> Result<TypeDescriptor> {
+        let descriptor = data.dtype().and_then(|dtype| dtype.to_descriptor());
+        descriptor.map_err(|_| self.error(path, "of a type that is not read"))
+    }
+
+    /// An attribute; `None` if there is none, or of a type that is not read.
+    pub(super) fn attribute(&self, place: &Location, name: &str) -> Option<Attribute> {
+        let attribute = place.attr(name).ok()?;
+        let space = attribute.space().ok().filter(|space| !space.is_null())?;
+        let (kind, shape) = (self.kind(&attribute, name).ok()?, space.shape());
+        let count = element_count(&shape).filter(|count| (*count as u64) <= self.bytes)?;
+        let scalar = shape.is_empty();
+        match kind {
+            TypeDescriptor::Float(_) if scalar => attribute.read_scalar().ok().map(Attribute::Float),
+            TypeDescriptor::Float(_) => attribute.read_raw().ok().map(Attribute::Floats),
+            TypeDescriptor::Integer(_) | TypeDescriptor::Unsigned(_) if scalar => {
+                attribute.read_scalar().ok().map(Attribute::Int)
+            }
+            TypeDescriptor::Integer(_) | TypeDescriptor::Unsigned(_) => attribute.read_raw().ok().map(Attribute::Ints),
+            // Through an integer: a damaged byte is no valid `bool`.
+            TypeDescriptor::Boolean if scalar => {
+                attribute.read_scalar::<i8>().ok().map(|value| Attribute::Bool(value != 0))
+            }
+            _ if count > ATTRIBUTE_TEXTS => None,
+            _ => {
+                let mut texts = attribute_texts(&attribute, &kind)?;
+                if scalar { texts.pop().map(Attribute::Text) } else { Some(Attribute::Texts(texts)) }
+            }
+        }
+    }
+
+    /// All attributes that can be read but those named, sorted, without those that HDF5's dimension scales consist of.
+    pub(super) fn attributes(&self, place: &Location, without: &[&str]) -> Vec<(String, Attribute)> {
+        const SCALES: [&str; 4] = ["CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"];
+        let wanted = |name: &String| !SCALES.contains(&name.as_str()) && !without.contains(&name.as_str());
+        let names = place.attr_names().unwrap_or_default().into_iter().filter(wanted);
+        names.filter_map(|name| self.attribute(place, &name).map(|value| (name, value))).collect()
+    }
+
+    /// How many elements a dataset has, after subtracting their bytes from what may be read.
+    fn spend(&self, dataset: &Dataset, path: &str) -> Result<usize> {
+        let space = dataset.space().map_err(|error| self.unreadable(path, &error))?;
+        let count = if space.is_null() { Some(0) } else { element_count(&space.shape()) };
+        let size = dataset.dtype().map_err(|error| self.unreadable(path, &error))?.size();
+        let bytes = count.and_then(|count| count.checked_mul(size.max(1)));
+        match bytes.and_then(|bytes| self.left.get().checked_sub(bytes as u64)) {
+            Some(left) => self.left.set(left),
+            None => return Err(self.error(path, "claims more data than the file can hold: damaged, or compressed")),
+        }
+        Ok(count.unwrap_or(0))
+    }
+
+    fn unreadable(&self, path: &str, error: &hdf5::Error) -> Error {
+        let reason = reason(error);
+        if reason.to_lowercase().contains("checksum") {
+            return self.error(path, format!("damaged: checksum ({reason}): take another copy of the file"));
+        }
+        self.error(path, format!("cannot be read: {reason}"))
+    }
+}
+
+/// The names in a group, in the order they were written if the file knows it.
+pub(super) fn member_names(group: &Group) -> Vec<String> {
+    let by_order = group.member_names_by(IndexType::CreationOrder, IterationOrder::Increasing);
+    by_order.or_else(|_| group.member_names_by(IndexType::Name, IterationOrder::Increasing)).unwrap_or_default()
+}
+
+fn element_count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |product, extent| product.checked_mul(*extent))
+}
+
+fn attribute_texts(attribute: &hdf5::Attribute, kind: &TypeDescriptor) -> Option<Vec<String>> {
+    fn read<T: H5Type>(attribute: &hdf5::Attribute, bytes: impl Fn(&T) -> &[u8]) -> Option<Vec<String>> {
+        let texts = attribute.read_raw::<T>().ok()?;
+        Some(texts.iter().map(|text| String::from_utf8_lossy(bytes(text)).into_owned()).collect())
+    }
+    match kind {
+        TypeDescriptor::VarLenUnicode => read(attribute, VarLenUnicode::as_bytes),
+        TypeDescriptor::VarLenAscii => read(attribute, VarLenAscii::as_bytes),
+        TypeDescriptor::FixedAscii(length) if *length <= FIXED => read(attribute, FixedAscii::<FIXED>::as_bytes),
+        TypeDescriptor::FixedUnicode(length) if *length <= FIXED => read(attribute, FixedUnicode::<FIXED>::as_bytes),
+        _ => None,
+    }
+}

@@ -1,0 +1,264 @@
+//! `hpml inspect`: what a file holds, for a person at a terminal. Run files by their meaning, any other HDF5 as a tree.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use hdf5::{Dataset, Group, IndexType, IterationOrder, LinkType};
+
+use super::input::{Input, member_names};
+use super::schema::{CHECKPOINT, CONFIG, DIMENSION, ENVIRONMENT, LONG_NAME, UNITS, VERSION};
+use super::{Attribute, Checkpoint, Table, checkpoint, table};
+use crate::error::Result;
+use crate::units::format_bytes;
+
+mod text;
+use text::{columns, number, printable, shown, summary};
+
+/// A table of at most so many rows is shown in full.
+const MOST_ROWS: usize = 20;
+/// Members and levels of a foreign file that are shown: links may form rings.
+const MOST_MEMBERS: usize = 2000;
+const MOST_LEVELS: usize = 16;
+
+/// An overview of a run file, a parity file or any HDF5 file. Errors are one line.
+pub fn inspect(path: &Path) -> Result<String> {
+    let input = Input::open(path)?;
+    let mut out = String::new();
+    let is_run = matches!(input.attribute(input.root(), VERSION), Some(Attribute::Int(_)));
+    let what = if is_run { "run file of hpml" } else { "HDF5 file" };
+    line(&mut out, format!("{}: {what}, {}", path.display(), format_bytes(input.bytes)));
+    attributes(&mut out, "  ", &input.attributes(input.root(), &[]));
+    if is_run {
+        run_file(&mut out, &Input::open_run_file(path)?)?;
+    } else {
+        let mut left = MOST_MEMBERS;
+        tree(&mut out, &input, input.root(), "", MOST_LEVELS, &mut left, &[]);
+    }
+    Ok(out)
+}
+
+fn run_file(out: &mut String, input: &Input) -> Result<()> {
+    line(out, format!("\n{CONFIG}"));
+    for (section, keys) in toml::from_str::<toml::Table>(&input.config_text()?).unwrap_or_default() {
+        line(out, format!("  {} = {}", printable(&section), printable(&keys.to_string())));
+    }
+    let mut known = vec![CONFIG.to_owned(), CHECKPOINT.to_owned()];
+    for name in table::names(input)? {
+        line(out, format!("\n{}", printable(&name)));
+        match table::read(input, &name) {
+            Ok(table) => show_table(out, &table),
+            Err(error) => line(out, format!("  {error}")), // the rest may be whole
+        }
+        known.push(name);
+    }
+    if !known.iter().any(|name| name == ENVIRONMENT) {
+        known.push(ENVIRONMENT.to_owned());
+        line(out, format!("\n{ENVIRONMENT}"));
+        attributes(out, "  ", &input.attributes(&*input.group(ENVIRONMENT)?, &[]));
+    }
+    let mut left = MOST_MEMBERS;
+    tree(out, input, input.root(), "", MOST_LEVELS, &mut left, &known);
+    line(out, format!("\n{CHECKPOINT}"));
+    match checkpoint::read(input) {
+        Ok(checkpoint) => show_checkpoint(out, &checkpoint),
+        Err(_) if !input.root().link_exists(CHECKPOINT) => line(out, "  none yet".into()),
+        Err(error) => line(out, format!("  {error}")),
+    }
+    Ok(())
+}
+
+/// In full, or a line a column.
+fn show_table(out: &mut String, table: &Table) {
+    attributes(out, "  ", &table.attributes);
+    let rows =
+        table.columns.iter().filter(|column| column.dimensions.is_empty()).map(|column| column.values.len()).max();
+    let rows = rows.unwrap_or(0);
+    let plain = table.columns.iter().all(|column| column.dimensions.is_empty());
+    if plain && rows <= MOST_ROWS {
+        let cells = table.columns.iter().map(|column| {
+            let head = [printable(&column.name), format!("({})", printable(&column.units))];
+            head.into_iter().chain((0..rows).map(|row| shown(&column.values, row))).collect()
+        });
+        out.push_str(&columns("  ", cells.collect()));
+        return;
+    }
+    line(out, format!("  {rows} rows along {}", printable(&table.dimension)));
+    let mut cells: Vec<Vec<String>> = vec![Vec::new(); 7];
+    let mut row = |texts: [String; 7]| cells.iter_mut().zip(texts).for_each(|(cells, text)| cells.push(text));
+    row(["column", "units", "first", "last", "min", "mean", "max"].map(str::to_owned));
+    for column in &table.columns {
+        let [first, last, min, mean, max] = summary(&column.values);
+        row([printable(&column.name), printable(&column.units), first, last, min, mean, max]);
+    }
+    out.push_str(&columns("  ", cells));
+}
+
+fn show_checkpoint(out: &mut String, checkpoint: &Checkpoint) {
+    let bytes: usize = checkpoint.tensors.iter().map(|tensor| tensor.values.bytes()).sum();
+    let elements: usize = checkpoint.tensors.iter().map(|tensor| tensor.values.len()).sum();
+    line(out, format!("  {} tensors, {elements} elements, {}", checkpoint.tensors.len(), format_bytes(bytes as u64)));
+    attributes(out, "  ", &checkpoint.attributes);
+    let column = |head: &str, cell: &dyn Fn(&super::NamedTensor) -> String| {
+        std::iter::once(head.to_owned()).chain(checkpoint.tensors.iter().map(cell)).collect()
+    };
+    let cells = vec![
+        column("tensor", &|tensor| printable(&tensor.name)),
+        column("shape", &|tensor| format!("{:?}", tensor.shape)),
+        column("type", &|tensor| tensor.values.type_name().to_owned()),
+        column("bytes", &|tensor| tensor.values.bytes().to_string()),
+    ];
+    out.push_str(&columns("  ", cells));
+    for tensor in checkpoint.tensors.iter().filter(|tensor| !tensor.attributes.is_empty()) {
+        line(out, format!("  {}", printable(&tensor.name)));
+        attributes(out, "    ", &tensor.attributes);
+    }
+}
+
+/// Every group and dataset below `group` but those `known`.
+fn tree(out: &mut String, input: &Input, group: &Group, path: &str, levels: usize, left: &mut usize, known: &[String]) {
+    let links = group.links(IndexType::Name, IterationOrder::Increasing).unwrap_or_default();
+    for name in member_names(group) {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+        if known.contains(&path) {
+            continue;
+        }
+        if *left == 0 {
+            return;
+        }
+        *left -= 1;
+        let here = links.iter().any(|(link, info)| *link == name && info.link_type == LinkType::Hard);
+        if !here {
+            line(out, format!("{}: a link to elsewhere, not followed", printable(&path)));
+        } else if let Ok(dataset) = group.dataset(&name) {
+            line(out, show_dataset(input, &dataset, &path));
+            attributes(out, "    ", &input.attributes(&dataset, &[UNITS, LONG_NAME]));
+        } else if let Ok(child) = group.group(&name) {
+            if !known.iter().any(|known| known.starts_with(&format!("{path}/"))) {
+                line(out, format!("\n{}", printable(&path)));
+                attributes(out, "    ", &input.attributes(&child, &[DIMENSION]));
+            }
+            if levels > 0 {
+                tree(out, input, &child, &path, levels - 1, left, known);
+            }
+        }
+        if *left == 0 {
+            line(out, format!("... only the first {MOST_MEMBERS} members are shown"));
+        }
+    }
+}
+
+/// A foreign dataset in a line.
+fn show_dataset(input: &Input, dataset: &Dataset, path: &str) -> String {
+    let kind = input.kind(dataset, path).map_or_else(|_| "type not read".into(), |kind| kind.to_string());
+    let mut text = format!("  {}  {:?} {kind}", printable(path), dataset.shape());
+    for attribute in [UNITS, LONG_NAME] {
+        if let Some(Attribute::Text(value)) = input.attribute(dataset, attribute) {
+            let _ = write!(text, ", {}", printable(&value));
+        }
+    }
+    match input.values(dataset, path) {
+        Ok(values) if values.len() == 1 => text.push_str(&format!(": {}", shown(&values, 0))),
+        Ok(values) if values.is_empty() => {}
+        Ok(values) => {
+            let [first, last, min, mean, max] = summary(&values);
+            let _ = write!(text, ": first {first}, last {last}");
+            if !mean.is_empty() {
+                let _ = write!(text, ", min {min}, mean {mean}, max {max}");
+            }
+        }
+        Err(error) if error.to_string().contains("damaged: checksum") => text.push_str(": damaged: checksum"),
+        Err(_) => text.push_str(": not read"),
+    }
+    text
+}
+
+fn attributes(out: &mut String, indent: &str, attributes: &[(String, Attribute)]) {
+    let width = attributes.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    for (name, value) in attributes {
+        line(out, format!("{indent}{:<width$}  {}", printable(name), attribute(value)));
+    }
+}
+
+fn attribute(value: &Attribute) -> String {
+    fn list<T>(values: &[T], show: impl Fn(&T) -> String) -> String {
+        let dots = if values.len() > 8 { format!(", ... ({} in all)", values.len()) } else { String::new() };
+        format!("[{}{dots}]", values.iter().take(8).map(show).collect::<Vec<_>>().join(", "))
+    }
+    match value {
+        Attribute::Text(text) => printable(text),
+        Attribute::Int(value) => value.to_string(),
+        Attribute::Float(value) => number(*value),
+        Attribute::Bool(value) => value.to_string(),
+        Attribute::Ints(values) => list(values, i64::to_string),
+        Attribute::Floats(values) => list(values, |value| number(*value)),
+        Attribute::Texts(texts) => list(texts, |text| printable(text)),
+    }
+}
+
+fn line(out: &mut String, text: String) {
+    out.push_str(&text);
+    out.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::store::{Column, NamedTensor, RunFile, TensorValues, Values};
+
+    #[test]
+    fn a_run_file_is_shown_by_its_meaning() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.h5");
+        let table = |group: &str, rows: usize| {
+            let values = (0..rows).map(|row| 0.5 + row as f64).collect();
+            Table::new(group, "epoch", vec![Column::new("loss", "nat", "mean loss", Values::F64(values))])
+        };
+        let tensor = NamedTensor::new("fc.weight", vec![2, 3], TensorValues::F32(vec![0.0; 6]));
+        let checkpoint = Checkpoint { tensors: vec![tensor], attributes: Vec::new() };
+        let environment = vec![("mpi".to_owned(), Attribute::Text("Open MPI\u{1b}[31m".into()))];
+        let mut file = RunFile::create(&path, false, &Config::default(), environment, Vec::new()).unwrap();
+        file.flush(&[table("epochs", 3), table("steps", 100)], Some(&checkpoint)).unwrap();
+        let text = inspect(&path).unwrap();
+        for part in [
+            "batch_per_rank = 8",
+            "Open MPI",
+            "(nat)",
+            "2.5",
+            "100 rows along epoch",
+            "99.5",
+            "fc.weight",
+            "[2, 3]",
+            "24",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn any_other_file_is_shown_as_a_tree_even_one_that_bites_its_tail() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("other.h5");
+        let file = hdf5::File::create(&path).unwrap();
+        let group = file.create_group("a").unwrap();
+        group.new_dataset::<u16>().shape([2, 2]).create("x").unwrap().write_raw(&[1u16, 2, 3, 4]).unwrap();
+        group.link_hard("/a", "ring").unwrap();
+        group.link_soft("/nowhere", "soft").unwrap();
+        drop(group);
+        file.close().unwrap();
+        let text = inspect(&path).unwrap();
+        for part in ["a/x  [2, 2]", "min 1, mean 2.5, max 4", "a/soft: a link to elsewhere"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_hdf5_is_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("text.h5");
+        std::fs::write(&path, "text").unwrap();
+        let message = inspect(&path).unwrap_err().to_string();
+        assert!(message.ends_with("text.h5: not an HDF5 file"), "{message}");
+    }
+}

@@ -1,0 +1,92 @@
+//! What stands where in a run file: writes the groups of one.
+
+use hdf5::Group;
+use hdf5::plist::group_create::LinkCreationOrder;
+
+use super::schema::{CHECKPOINT, CONFIG, ENVIRONMENT, FORMAT_VERSION, TOML, VERSION};
+use super::values::{write_attribute, write_attributes};
+use super::{Attribute, Checkpoint, Table, checkpoint, table};
+use crate::config::Config;
+
+/// What a run file holds from the start.
+pub(super) struct Header {
+    /// The configuration as text.
+    toml: String,
+    /// Each value as (`section.key`, value).
+    keys: Vec<(String, Attribute)>,
+    environment: Vec<(String, Attribute)>,
+    tables: Vec<Table>,
+}
+
+impl Header {
+    pub(super) fn new(config: &Config, environment: Vec<(String, Attribute)>, tables: Vec<Table>) -> Header {
+        let keys = config.flattened().into_iter().map(|(key, value)| (key, attribute(&value))).collect();
+        Header { toml: config.to_toml(), keys, environment, tables }
+    }
+
+    /// Into a new file.
+    pub(super) fn write(&self, root: &Group) -> hdf5::Result<()> {
+        write_attribute(root, VERSION, &Attribute::Int(FORMAT_VERSION))?;
+        let config = group(root, CONFIG)?;
+        write_attribute(&config, TOML, &Attribute::Text(self.toml.clone()))?;
+        write_attributes(&config, &self.keys)?;
+        write_attributes(&*group(root, ENVIRONMENT)?, &self.environment)?;
+        self.tables.iter().try_for_each(|table| table::write(root, table))
+    }
+}
+
+/// Writes tables and checkpoint, each in place of the group of its name if there is one and `replace` says so.
+pub(super) fn write(
+    root: &Group,
+    replace: bool,
+    tables: &[Table],
+    checkpoint: Option<&Checkpoint>,
+) -> hdf5::Result<()> {
+    let names = tables.iter().map(|table| table.group.as_str()).chain(checkpoint.map(|_| CHECKPOINT));
+    for name in names.filter(|name| replace && exists(root, name)) {
+        root.unlink(name)?;
+    }
+    tables.iter().try_for_each(|table| table::write(root, table))?;
+    checkpoint.map_or(Ok(()), |checkpoint| checkpoint::write(root, checkpoint))
+}
+
+/// The group of that path, made if it is missing. Groups keep the order in which their members were written.
+pub(super) fn group(root: &Group, path: &str) -> hdf5::Result<Group> {
+    let mut group = root.clone();
+    for name in path.split('/') {
+        group = if group.link_exists(name) {
+            group.group(name)?
+        } else {
+            group
+                .create_group_builder()
+                .with_gcpl(|plist| plist.link_creation_order(LinkCreationOrder::Indexed))
+                .create(name)?
+        };
+    }
+    Ok(group)
+}
+
+/// Asks level by level: HDF5 takes a missing parent for an error.
+fn exists(root: &Group, path: &str) -> bool {
+    let parents = path.match_indices('/').map(|(end, _)| &path[..end]);
+    parents.chain([path]).all(|path| root.link_exists(path))
+}
+
+fn attribute(value: &toml::Value) -> Attribute {
+    match value {
+        toml::Value::String(text) => Attribute::Text(text.clone()),
+        toml::Value::Integer(value) => Attribute::Int(*value),
+        toml::Value::Float(value) => Attribute::Float(*value),
+        toml::Value::Boolean(value) => Attribute::Bool(*value),
+        toml::Value::Array(values) if values.iter().all(toml::Value::is_integer) => {
+            Attribute::Ints(values.iter().filter_map(toml::Value::as_integer).collect())
+        }
+        toml::Value::Array(values) if values.iter().all(toml::Value::is_float) => {
+            Attribute::Floats(values.iter().filter_map(toml::Value::as_float).collect())
+        }
+        toml::Value::Array(values) if values.iter().all(toml::Value::is_str) => {
+            Attribute::Texts(values.iter().filter_map(toml::Value::as_str).map(str::to_owned).collect())
+        }
+        other => Attribute::Text(other.to_string()),
+    }
+}

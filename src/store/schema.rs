@@ -1,0 +1,21 @@
+//! Names and numbers of the run file.
+
+/// Grows when a reader of the old layout would misread the new one. Root attribute [`VERSION`].
+pub const FORMAT_VERSION: i64 = 1;
+
+pub(super) const VERSION: &str = "hpml_format_version";
+pub(super) const CONFIG: &str = "config";
+/// Attribute of [`CONFIG`]: the whole configuration.
+pub(super) const TOML: &str = "toml";
+pub(super) const ENVIRONMENT: &str = "environment";
+pub(super) const CHECKPOINT: &str = "checkpoint";
+
+/// Attribute of a table's group: the dimension of its rows.
+pub(super) const DIMENSION: &str = "dimension";
+/// Attribute of a column over other dimensions than the rows: their names.
+pub(super) const DIMENSIONS: &str = "dimensions";
+pub(super) const UNITS: &str = "units";
+pub(super) const LONG_NAME: &str = "long_name";
+
+/// Elements of a chunk, 1 MiB of f32: no smaller than a whole checksum pass is fast at, no larger than HDF5's chunk cache.
+pub(super) const CHUNK_ELEMENTS: usize = 1 << 18;

@@ -1,0 +1,66 @@
+//! The few C and C++ calls that no crate wraps: the allocator, the environment, libtorch's. With `collective`, the only
+//! place where `unsafe` is allowed.
+#![allow(unsafe_code)]
+
+mod libtorch;
+
+pub use libtorch::im2col_conv2d;
+
+/// Makes the allocator keep freed memory instead of giving it back to the system.
+///
+/// Activations of 32 MiB and more lie above glibc's mmap threshold: by default each step maps, faults in and unmaps
+/// them again (400,000 page faults a step for ResNet-18 at batch 128, 1.3x the step time). Call first thing in `main`.
+/// The user's own setting (`MALLOC_*` or `GLIBC_TUNABLES`) is respected. Elsewhere than on glibc this does nothing.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        let chosen_by_user = std::env::vars_os().any(|(name, value)| {
+            let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
+            name.starts_with("MALLOC_") || (name == "GLIBC_TUNABLES" && value.contains("malloc"))
+        });
+        if chosen_by_user {
+            return;
+        }
+        // SAFETY: mallopt only sets parameters of the allocator; called before any other thread runs.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_MAX, 0);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+            libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+            // Every free of 64 KiB or more would merge all fast bins: 3 % of a step of few images. The per-thread cache stays.
+            libc::mallopt(libc::M_MXFAST, 0);
+        }
+    }
+}
+
+/// Sets `name` for this process unless the user has set it. Call before any other thread runs.
+pub fn default_environment(name: &str, value: &str) {
+    if std::env::var_os(name).is_none() {
+        // SAFETY: single-threaded at this point (first statements of `main`), so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var(name, value) }
+    }
+}
+
+// HDF5's high-level library, of which hdf5-metno binds nothing. `dataset.id()` is of the type given here, or this does
+// not compile (HDF5 1.8 had 32 bits).
+unsafe extern "C" {
+    fn H5DSset_scale(dataset: i64, name: *const libc::c_char) -> libc::c_int;
+    fn H5DSattach_scale(dataset: i64, scale: i64, axis: libc::c_uint) -> libc::c_int;
+}
+
+/// Makes a dataset an HDF5 dimension scale, the coordinate of the dimension `name`.
+pub fn set_dimension_scale(dataset: &hdf5::Dataset, name: &str) -> hdf5::Result<()> {
+    let name = std::ffi::CString::new(name).map_err(|_| format!("{name:?} is no name for a dimension"))?;
+    // SAFETY: the handle is open as long as `dataset` lives, the name ends in a 0 and outlives the call, and `sync`
+    // keeps other threads out of the library.
+    hdf5::sync::sync(|| hdf5_status(unsafe { H5DSset_scale(dataset.id(), name.as_ptr()) }))
+}
+
+/// Says that `axis` of a dataset runs along `scale`.
+pub fn attach_dimension_scale(dataset: &hdf5::Dataset, scale: &hdf5::Dataset, axis: u32) -> hdf5::Result<()> {
+    // SAFETY: both handles are open as long as the references live, and `sync` keeps other threads out of the library.
+    hdf5::sync::sync(|| hdf5_status(unsafe { H5DSattach_scale(dataset.id(), scale.id(), axis) }))
+}
+
+fn hdf5_status(status: libc::c_int) -> hdf5::Result<()> {
+    if status < 0 { Err(hdf5::Error::query()?) } else { Ok(()) }
+}
