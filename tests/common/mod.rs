@@ -1,0 +1,192 @@
+//! Starts the real binary under the real launcher, always with a time-out.
+#![allow(dead_code)] // each test file uses its own part
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use wait_timeout::ChildExt;
+
+/// A run to be started.
+pub struct Mpirun {
+    command: Command,
+    timeout: Duration,
+}
+
+/// What came of it.
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+    pub seconds: f64,
+}
+
+impl Mpirun {
+    /// `mpirun -n RANKS hpml`.
+    pub fn ranks(ranks: usize) -> Mpirun {
+        let mut command = Command::new("mpirun");
+        command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_hpml")]);
+        // Fewer cores than ranks, and root in a container, are both meant.
+        command.envs([
+            ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
+            ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
+            ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+            ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+        ]);
+        Mpirun::command(command)
+    }
+
+    /// A command of the test's own making.
+    pub fn command(command: Command) -> Mpirun {
+        Mpirun { command, timeout: Duration::from_secs(120) }
+    }
+
+    /// `hpml` without a launcher.
+    pub fn alone() -> Mpirun {
+        Mpirun::command(Command::new(env!("CARGO_BIN_EXE_hpml")))
+    }
+
+    pub fn args<S: AsRef<std::ffi::OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Mpirun {
+        self.command.args(args);
+        self
+    }
+
+    pub fn folder(mut self, folder: &Path) -> Mpirun {
+        self.command.current_dir(folder);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Mpirun {
+        self.command.env(name, value);
+        self
+    }
+
+    pub fn timeout(mut self, timeout: Duration) -> Mpirun {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Starts it and leaves it running.
+    pub fn spawn(mut self) -> Running {
+        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.command.spawn().expect("mpirun can be started");
+        let read = |mut stream: Box<dyn Read + Send>| {
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                let _ = stream.read_to_end(&mut bytes);
+                String::from_utf8_lossy(&bytes).into_owned()
+            })
+        };
+        let stdout = read(Box::new(child.stdout.take().unwrap()));
+        let stderr = read(Box::new(child.stderr.take().unwrap()));
+        Running { child, stdout, stderr, started: Instant::now(), timeout: self.timeout }
+    }
+
+    /// Runs it to its end. Panics if the time-out passes first.
+    pub fn run(self) -> Finished {
+        self.spawn().wait()
+    }
+}
+
+/// A run under way.
+pub struct Running {
+    pub child: Child,
+    stdout: std::thread::JoinHandle<String>,
+    stderr: std::thread::JoinHandle<String>,
+    started: Instant,
+    timeout: Duration,
+}
+
+impl Running {
+    pub fn wait(mut self) -> Finished {
+        let status = self.child.wait_timeout(self.timeout).unwrap();
+        if status.is_none() {
+            // mpirun takes its ranks down on SIGTERM; SIGKILL would leave them behind.
+            let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+            let _ = self.child.wait_timeout(Duration::from_secs(10));
+            let _ = self.child.kill();
+        }
+        let (stdout, stderr) = (self.stdout.join().unwrap(), self.stderr.join().unwrap());
+        let status = status.unwrap_or_else(|| panic!("no end within {:?}\n{stdout}\n{stderr}", self.timeout));
+        Finished { status, stdout, stderr, seconds: self.started.elapsed().as_secs_f64() }
+    }
+
+    /// Process ids of the ranks, by rank; waits until there are `count`.
+    pub fn rank_pids(&self, count: usize) -> Vec<u32> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let mut ranks: Vec<(usize, u32)> =
+                children(self.child.id()).filter_map(|pid| Some((rank_of(pid)?, pid))).collect();
+            if ranks.len() == count {
+                ranks.sort();
+                return ranks.into_iter().map(|(_, pid)| pid).collect();
+            }
+            assert!(Instant::now() < deadline, "{count} ranks did not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn children(parent: u32) -> impl Iterator<Item = u32> {
+    let pids =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(move |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line == format!("PPid:\t{parent}"))
+    })
+}
+
+fn rank_of(pid: u32) -> Option<usize> {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let mut variables = environment.split(|&byte| byte == 0).filter_map(|variable| std::str::from_utf8(variable).ok());
+    variables.find_map(|variable| variable.strip_prefix("OMPI_COMM_WORLD_RANK="))?.parse().ok()
+}
+
+impl Finished {
+    /// Asserts success and returns self, for chaining.
+    pub fn succeeded(self) -> Finished {
+        assert!(self.status.success(), "{}\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// The lines of stderr in which hpml itself says what is wrong.
+    pub fn messages(&self) -> Vec<&str> {
+        self.stderr.lines().filter(|line| line.starts_with("hpml: ")).collect()
+    }
+}
+
+/// A folder that goes when the test ends.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// CIFAR-10's binary files, where `HPML_CIFAR10` points to them; else says that `test` is left out.
+pub fn cifar10(test: &str) -> Option<PathBuf> {
+    match std::env::var_os("HPML_CIFAR10") {
+        Some(folder) => Some(folder.into()),
+        None => {
+            eprintln!("{test}: left out: set HPML_CIFAR10 to the folder of CIFAR-10's binary files");
+            None
+        }
+    }
+}
+
+/// A whole data set of CIFAR-10's layout, whose images are a function of the label: six files of 10,000 records.
+pub fn write_fake_cifar10(folder: &Path) {
+    let mut records = Vec::with_capacity(10_000 * 3073);
+    for index in 0..10_000usize {
+        let label = index % 10;
+        records.push(label as u8);
+        records.extend((0..3072).map(|byte| ((label * 25 + byte % 7 + index % 5) % 256) as u8));
+    }
+    for name in (1..=5).map(|i| format!("data_batch_{i}.bin")).chain(["test_batch.bin".into()]) {
+        std::fs::write(folder.join(name), &records).unwrap();
+    }
+}
+
+/// Reads one float64 (or convertible) column of a run file.
+pub fn column(file: &Path, name: &str) -> Vec<f64> {
+    let file = hdf5::File::open(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    file.dataset(name).unwrap_or_else(|error| panic!("{name}: {error}")).read_raw().unwrap()
+}

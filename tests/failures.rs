@@ -1,0 +1,148 @@
+//! What a user can get wrong: one message that names it, a non-zero status soon, nothing lost.
+
+mod common;
+
+use std::path::Path;
+use std::time::Duration;
+
+use common::{Finished, Mpirun, folder};
+
+/// A bad start has to be told within seconds; a busy test machine gets some more.
+const SOON: Duration = Duration::from_secs(30);
+
+fn train(args: &[&str]) -> Finished {
+    Mpirun::ranks(2).args(["train"]).args(args).timeout(SOON).run()
+}
+
+fn assert_refused(run: &Finished, named: &[&str]) {
+    assert!(!run.status.success(), "{}", run.stdout);
+    let messages = run.messages();
+    assert_eq!(messages.len(), 1, "one message expected:\n{}", run.stderr);
+    for word in named {
+        assert!(messages[0].contains(word), "{word} is not named in: {}", messages[0]);
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn an_unknown_key_is_refused() {
+    let folder = folder();
+    let config = folder.path().join("mine.toml");
+    std::fs::write(&config, "[train]\nepochs = 1\nlearning_rate = 0.1\n").unwrap();
+    assert_refused(&train(&[text(&config)]), &["mine.toml", "line 3", "learning_rate"]);
+}
+
+#[test]
+fn a_wrong_type_is_refused() {
+    assert_refused(&train(&["--set", "train.epochs=many"]), &["train.epochs=many"]);
+}
+
+#[test]
+fn a_value_out_of_range_is_refused() {
+    assert_refused(&train(&["--set", "train.batch_per_rank=0"]), &["train.batch_per_rank = 0", "at least 1"]);
+}
+
+#[test]
+fn a_missing_configuration_is_refused() {
+    assert_refused(&train(&["configs/none.toml"]), &["configs/none.toml"]);
+}
+
+#[test]
+fn a_missing_data_folder_is_refused() {
+    assert_refused(&train(&["--data", "/no/such/folder"]), &["/no/such/folder"]);
+}
+
+#[test]
+fn a_truncated_data_file_is_refused() {
+    let data = folder();
+    common::write_fake_cifar10(data.path());
+    let broken = data.path().join("data_batch_3.bin");
+    std::fs::OpenOptions::new().write(true).open(&broken).unwrap().set_len(21_045_248).unwrap();
+    let run = train(&["--data", text(data.path())]);
+    assert_refused(&run, &["data_batch_3.bin", "21045248", "30730000"]);
+}
+
+#[test]
+fn a_label_of_200_is_refused() {
+    let data = folder();
+    common::write_fake_cifar10(data.path());
+    let broken = data.path().join("test_batch.bin");
+    let mut bytes = std::fs::read(&broken).unwrap();
+    bytes[3073 * 17] = 200;
+    std::fs::write(&broken, bytes).unwrap();
+    assert_refused(&train(&["--data", text(data.path())]), &["test_batch.bin", "record 17", "200"]);
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_refused_before_any_work() {
+    let folder = folder();
+    let file = folder.path().join("a-file");
+    std::fs::write(&file, "in the way").unwrap();
+    let run = train(&["--out", text(&file.join("run.h5"))]);
+    assert_refused(&run, &["run.h5"]);
+    assert!(!run.stdout.contains("epoch"), "{}", run.stdout);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "in the way");
+}
+
+#[test]
+fn an_existing_output_is_kept_without_force_and_replaced_with_it() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    std::fs::write(&out, "an earlier result").unwrap();
+    let args = ["--out", text(&out), "--set", "train.max_steps=3", "--set", "data.test_samples=100"];
+    assert_refused(&train(&args), &["run.h5", "--force"]);
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), "an earlier result");
+    train(&[&args[..], &["--force"]].concat()).succeeded();
+    assert_eq!(common::column(&out, "epochs/epoch"), [0.0]);
+}
+
+#[test]
+fn ranks_with_different_configurations_are_refused() {
+    // Each rank runs its own shell, which gives its rank as the seed.
+    let script = format!("exec {} train --set run.seed=$OMPI_COMM_WORLD_RANK", env!("CARGO_BIN_EXE_hpml"));
+    let mut command = std::process::Command::new("mpirun");
+    command.args(["-n", "2", "--oversubscribe", "sh", "-c", &script]);
+    command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+    let run = Mpirun::command(command).timeout(SOON).run();
+    assert_refused(&run, &["rank 1", "another configuration"]);
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_job() {
+    let run = train(&["--set", "train.lr=1e30", "--out", text(&folder().path().join("run.h5"))]);
+    assert!(!run.status.success());
+    assert!(run.stderr.contains("loss is") && run.stderr.contains("train.lr"), "{}", run.stderr);
+}
+
+#[test]
+fn a_killed_rank_ends_the_job_and_leaves_the_last_epoch_readable() {
+    for killed in [0, 1] {
+        let folder = folder();
+        let out = folder.path().join("run.h5");
+        // Far more epochs than the test waits for.
+        let run = Mpirun::ranks(2)
+            .args(["train", "--out", text(&out), "--set", "train.epochs=1000", "--set", "data.train_samples=400"])
+            .args(["--set", "data.test_samples=100"])
+            .timeout(Duration::from_secs(90))
+            .spawn();
+        let pids = run.rank_pids(2);
+        while !out.exists() || hdf5::File::open(&out).is_ok_and(|file| file.dataset("epochs/epoch").is_err()) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        std::thread::sleep(Duration::from_millis(300)); // into a later epoch
+        let killed_at = std::time::Instant::now();
+        std::process::Command::new("kill").args(["-9", &pids[killed].to_string()]).status().unwrap();
+        let run = run.wait();
+        assert!(killed_at.elapsed() < Duration::from_secs(10), "{:?}", killed_at.elapsed());
+        assert!(!run.status.success());
+        assert!(run.stderr.contains("signal 9"), "{}", run.stderr);
+        let epochs = common::column(&out, "epochs/epoch");
+        assert!(!epochs.is_empty());
+        assert_eq!(common::column(&out, "epochs/test_accuracy").len(), epochs.len());
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert!(left.len() <= 2, "{left:?}"); // at most one temporary beside it
+    }
+}

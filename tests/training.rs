@@ -1,0 +1,178 @@
+//! Whole trainings on 1 to 4 ranks, and what they leave in the run file.
+
+mod common;
+
+use std::path::Path;
+use std::time::Duration;
+
+use common::{Finished, Mpirun, column, folder};
+
+/// A training of a few dozen steps on the embedded data.
+fn short(ranks: usize, out: &Path, args: &[&str]) -> Finished {
+    Mpirun::ranks(ranks)
+        .args(["train", "--out", out.to_str().unwrap(), "--force"])
+        .args(["--set", "data.train_samples=600", "--set", "data.test_samples=203"])
+        .args(args)
+        .run()
+        .succeeded()
+}
+
+/// All parameters of a run file's checkpoint, in the file's order.
+fn parameters(file: &Path) -> Vec<f32> {
+    let file = hdf5::File::open(file).unwrap();
+    let tensors = file.group("checkpoint").unwrap().datasets().unwrap();
+    tensors
+        .iter()
+        .filter(|tensor| tensor.name().ends_with("weight") || tensor.name().ends_with("bias"))
+        .flat_map(|tensor| tensor.read_raw::<f32>().unwrap())
+        .collect()
+}
+
+fn largest_difference(one: &[f32], two: &[f32]) -> f32 {
+    assert_eq!(one.len(), two.len());
+    one.iter().zip(two).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn without_arguments_four_ranks_train_the_embedded_set_to_between_60_and_90_percent() {
+    let folder = folder();
+    let run = Mpirun::ranks(4).folder(folder.path()).timeout(Duration::from_secs(240)).run().succeeded();
+    let file = std::fs::read_dir(folder.path().join("results")).unwrap().next().unwrap().unwrap().path();
+    assert!(file.file_name().unwrap().to_str().unwrap().starts_with("net-4ranks-"), "{}", file.display());
+    let accuracy = column(&file, "epochs/test_accuracy");
+    assert_eq!(accuracy.len(), 2);
+    assert!((60.0..90.0).contains(&accuracy[1]), "{accuracy:?}");
+    for told in ["world_size 4", "step anatomy", "comm_exposed", "gradients", "busbw", "next: hpml inspect"] {
+        assert!(run.stdout.contains(told), "{told} is missing in\n{}", run.stdout);
+    }
+}
+
+#[test]
+fn without_a_launcher_there_is_one_rank() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let run =
+        Mpirun::alone().args(["train", "--out", out.to_str().unwrap(), "--set", "train.max_steps=5"]).run().succeeded();
+    assert!(run.stdout.contains("world_size 1"), "{}", run.stdout);
+    assert_eq!(column(&out, "steps/step").len(), 5);
+}
+
+#[test]
+fn every_number_of_ranks_ends_with_identical_parameters_and_counts_every_sample_once() {
+    // Every epoch compares a checksum of the parameters over the ranks; a difference would end the job.
+    for ranks in [1, 2, 3, 4] {
+        let folder = folder();
+        let out = folder.path().join("run.h5");
+        short(ranks, &out, &["--set", "train.batch_per_rank=7"]);
+        let epochs = column(&out, "epochs/epoch").len();
+        assert_eq!(epochs, 2);
+        assert_eq!(column(&out, "epochs/test_samples"), [203.0; 2]);
+        assert_eq!(column(&out, "epochs/train_samples"), [600.0; 2]);
+        assert_eq!(column(&out, "environment/rank").len(), ranks);
+        let steps = column(&out, "steps/step");
+        assert_eq!(steps.len(), ranks * epochs * (600 / ranks).div_ceil(7));
+        assert!(steps.iter().all(|&seconds| seconds > 0.0));
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits_and_another_seed_others() {
+    let folder = folder();
+    let out = |name: &str| folder.path().join(name);
+    for (name, seed) in [("one.h5", "7"), ("two.h5", "7"), ("other.h5", "8")] {
+        short(2, &out(name), &["--set", &format!("run.seed={seed}"), "--set", "data.augment=true"]);
+    }
+    let (one, two, other) = (parameters(&out("one.h5")), parameters(&out("two.h5")), parameters(&out("other.h5")));
+    assert_eq!(one.len(), 61_770);
+    assert!(one.iter().zip(&two).all(|(a, b)| a.to_bits() == b.to_bits()));
+    assert!(largest_difference(&one, &other) > 1e-3);
+}
+
+#[test]
+fn ranks_divide_the_work_without_changing_the_result() {
+    // The same 24 samples a step on 1, 2 and 3 ranks (the sampler deals the permutation out in turn), also in the last,
+    // smaller step of the epoch: equal to rounding, which 50 steps let grow to some 1e-6.
+    let folder = folder();
+    let mut trained = Vec::new();
+    for (ranks, batch) in [(1, 24), (2, 12), (3, 8)] {
+        let out = folder.path().join(format!("{ranks}.h5"));
+        short(ranks, &out, &["--set", &format!("train.batch_per_rank={batch}"), "--set", "data.augment=true"]);
+        trained.push(parameters(&out));
+    }
+    for other in &trained[1..] {
+        let difference = largest_difference(&trained[0], other);
+        assert!(difference < 2e-5, "{difference}");
+    }
+}
+
+#[test]
+fn resnet18_trains_in_every_buffer_mode_precision_and_timing() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let small = [
+        "--set",
+        "model.name=resnet18",
+        "--set",
+        "model.width=8",
+        "--set",
+        "train.max_steps=6",
+        "--set",
+        "train.epochs=1",
+    ];
+    for varied in [
+        "parallel.buffers=broadcast",
+        "parallel.buffers=average",
+        "parallel.buffers=local",
+        "model.precision=bf16",
+        "metrics.timing=profile",
+        "parallel.bucket_mb=0.01",
+    ] {
+        let run = short(2, &out, &[&small[..], &["--set", varied]].concat());
+        assert_eq!(column(&out, "steps/step").len(), 12, "{varied}\n{}", run.stderr);
+    }
+}
+
+#[test]
+fn in_profile_mode_the_parts_add_up_to_the_step() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let args = ["--set", "metrics.timing=profile", "--set", "model.name=resnet18", "--set", "model.width=16"];
+    short(2, &out, &[&args[..], &["--set", "train.max_steps=12", "--set", "train.epochs=1"]].concat());
+    let sum = |name: &str| column(&out, &format!("steps/{name}")).iter().sum::<f64>();
+    let parts: f64 = ["data", "forward", "backward", "comm_wait", "comm", "optimizer"].into_iter().map(sum).sum();
+    assert!((parts / sum("step") - 1.0).abs() < 0.02, "{parts} of {}", sum("step"));
+}
+
+#[test]
+fn the_ledger_counts_what_the_configuration_says() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    short(2, &out, &["--set", "train.batch_per_rank=10"]);
+    let (messages, bytes) = (column(&out, "comm/messages"), column(&out, "comm/bytes"));
+    // Kinds in their order: parameters, gradients, buffers, metrics, control. 60 steps of one bucket.
+    assert_eq!((messages[0], bytes[0]), (1.0, 4.0 * 61_770.0));
+    assert_eq!((messages[1], bytes[1]), (60.0, 60.0 * 4.0 * 61_770.0));
+    assert_eq!((messages[2], bytes[2]), (0.0, 0.0));
+    assert!(messages[3] > 0.0 && messages[4] > 0.0);
+}
+
+#[test]
+fn net_reaches_the_published_accuracy_on_the_real_data() {
+    let Some(data) = common::cifar10("net_reaches_the_published_accuracy_on_the_real_data") else { return };
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    // Global batch 4, as in PyTorch's tutorial. Three seeds measured 52.4 to 55.3 %; the bounds leave room for one seed.
+    Mpirun::ranks(2)
+        .args([
+            "train",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/configs/cifar10-net.toml"),
+            "--set",
+            "train.batch_per_rank=2",
+        ])
+        .args(["--out", out.to_str().unwrap(), "--data", data.to_str().unwrap()])
+        .timeout(Duration::from_secs(400))
+        .run()
+        .succeeded();
+    let accuracy = column(&out, "epochs/test_accuracy");
+    assert!((51.0..58.0).contains(&accuracy[1]), "{accuracy:?}");
+}
