@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Algorithm;
 
 /// Data-parallel training under MPI that measures what it costs.
 #[derive(Debug, Parser)]
@@ -48,6 +50,12 @@ pub enum Command {
         --data DIR --set parallel.bucket_mb=1"
     )]
     Verify(Verify),
+    /// Measure the all-reduce of these ranks by size, with nccl-tests' columns
+    #[command(
+        after_help = "Two commands that work:\n  mpirun -n 2 hpml allreduce\n  mpirun -n 4 hpml allreduce --min 1M --max 64M \
+        --algorithm shared --algorithm ring --type float32 --out results/allreduce.h5"
+    )]
+    Allreduce(Allreduce),
 }
 
 /// Arguments of `hpml train`.
@@ -83,4 +91,94 @@ pub struct Common {
     /// Folder of CIFAR-10's binary files; short for --set data.dir=DIR
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+}
+
+/// Arguments of `hpml allreduce`.
+#[derive(Debug, Args)]
+pub struct Allreduce {
+    /// Smallest buffer, in bytes; K, M, G: x 1024. The gradients of net and resnet18 are measured too if they lie between
+    #[arg(long, value_name = "BYTES", default_value = "8", value_parser = bytes)]
+    pub min: usize,
+    /// Largest buffer, in bytes
+    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = bytes)]
+    pub max: usize,
+    /// From one size to the next
+    #[arg(long, default_value = "4", value_parser = factor)]
+    pub factor: usize,
+    /// About so many seconds for each size, type, algorithm and place; warm-up (3 iterations) apart
+    #[arg(long, default_value = "0.2", value_parser = seconds)]
+    pub seconds: f64,
+    /// So many iterations instead; 0: --seconds decides
+    #[arg(long, default_value = "0")]
+    pub iters: usize,
+    /// As in parallel.all_reduce; may be repeated
+    #[arg(long = "algorithm", value_name = "NAME", default_values = ["auto", "mpi"])]
+    pub algorithms: Vec<Algorithm>,
+    /// Type of the elements; may be repeated
+    #[arg(long = "type", value_name = "TYPE", default_values = ["float32", "bf16"])]
+    pub types: Vec<ElementType>,
+    /// Run file to write (HDF5); none if left out
+    #[arg(long, value_name = "FILE.h5")]
+    pub out: Option<PathBuf>,
+    /// Overwrite the run file if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+impl Default for Allreduce {
+    fn default() -> Allreduce {
+        match Cli::parse_from(["hpml", "allreduce"]).command {
+            Some(Command::Allreduce(args)) => args,
+            _ => unreachable!("the command was named"),
+        }
+    }
+}
+
+/// Types that can be all-reduced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ElementType {
+    /// IEEE single precision.
+    Float32,
+    /// bfloat16, summed in float32.
+    Bf16,
+}
+
+/// `8`, `64K`, `256M`, `1G` in bytes; at least 1, at most 64 GiB.
+fn bytes(text: &str) -> Result<usize, String> {
+    let (digits, unit) = match text.char_indices().next_back() {
+        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
+        _ => (text, 1usize),
+    };
+    let bytes = digits.parse().ok().and_then(|number: usize| number.checked_mul(unit));
+    bytes.filter(|bytes| (1..=64 << 30).contains(bytes)).ok_or_else(|| "must be 1 to 64G".to_owned())
+}
+
+fn factor(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&factor| factor >= 2).ok_or_else(|| "must be a whole number, at least 2".to_owned())
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let given = text.parse().ok().filter(|seconds: &f64| seconds.is_finite() && *seconds > 0.0 && *seconds <= 3600.0);
+    given.ok_or_else(|| "must be above 0, at most 3600".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_take_binary_units() {
+        assert_eq!((bytes("8"), bytes("64K"), bytes("256M")), (Ok(8), Ok(65_536), Ok(268_435_456)));
+        for wrong in ["", "0", "K", "1T", "-8", "99999999999G"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! The program is `src/main.rs`; this library is its parts, so that tests, benches and fuzzers can reach them. The way
 //! of the data: `config` -> `launch` -> `data` -> `model` -> `parallel` (over `collective`) -> `train` -> `store`.
 
+pub mod allreduce;
 pub mod cli;
 pub mod collective;
 pub mod config;

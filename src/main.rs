@@ -9,7 +9,7 @@ use hpml::cli::{self, Cli, Command, Common};
 use hpml::config::{self, Config};
 use hpml::error::Result;
 use hpml::launch::{self, Job};
-use hpml::{store, sys, train, verify};
+use hpml::{allreduce, store, sys, train, verify};
 
 fn main() -> ExitCode {
     sys::keep_freed_memory();
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     match Cli::parse().command.unwrap_or_else(|| Command::Train(cli::Train::default())) {
         Command::Train(args) => launch::run(|job| train(job, &args)),
         Command::Verify(args) => launch::run(|job| verify(job, &args)),
+        Command::Allreduce(args) => launch::run(|job| allreduce::run(&args, job)),
         Command::Config => print(Ok(config::documented_defaults())),
         Command::Inspect { file } => print(store::inspect(&file)),
     }

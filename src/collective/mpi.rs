@@ -150,7 +150,7 @@ impl Communicator {
     pub fn patient_barrier(&self, patience: Patience) -> Result<Second> {
         self.counted(Kind::Control, 0, || {
             let mut request = MaybeUninit::<ffi::MPI_Request>::uninit();
-            let mut pauses = Pauses::new(patience);
+            let mut pauses = Pauses::between_hosts(patience);
             // SAFETY: MPI writes `request`, which stays in place until MPI_Test has reported its completion.
             unsafe {
                 self.check("MPI_Ibarrier", ffi::MPI_Ibarrier(self.raw, request.as_mut_ptr()))?;

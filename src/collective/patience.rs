@@ -13,13 +13,30 @@ pub enum Patience {
 
 /// The pauses of one wait.
 pub(super) struct Pauses {
-    patience: Patience,
+    spins: u32,
+    yields: u32,
     looks: u32,
 }
 
 impl Pauses {
-    pub(super) fn new(patience: Patience) -> Pauses {
-        Pauses { patience, looks: 0 }
+    /// For a rank of the same host: a microsecond or two, as long as one that is on time takes; then about a millisecond of
+    /// giving the core to whoever wants it (with more ranks than cores: the one that is waited for); then sleep.
+    pub(super) fn within_host(patience: Patience) -> Pauses {
+        let (spins, yields) = match patience {
+            Patience::Eager => (100, 2000),
+            Patience::Patient => (20, 0),
+        };
+        Pauses { spins, yields, looks: 0 }
+    }
+
+    /// For a message: sleep soon. Who yields on a busy machine comes back when all others have had their turn, and the
+    /// network has long run dry by then; who wakes comes first.
+    pub(super) fn between_hosts(patience: Patience) -> Pauses {
+        let spins = match patience {
+            Patience::Eager => 100,
+            Patience::Patient => 0,
+        };
+        Pauses { spins, yields: 0, looks: 0 }
     }
 
     /// Something happened: look often again.
@@ -29,17 +46,11 @@ impl Pauses {
 
     /// Between two looks.
     pub(super) fn pause(&mut self) {
-        // A microsecond or two, as long as a rank that is on time takes; then about a millisecond of giving the core to
-        // whoever wants it (with more ranks than cores: the one that is waited for); then sleep.
-        let (spins, yields) = match self.patience {
-            Patience::Eager => (100, 2000),
-            Patience::Patient => (20, 0),
-        };
         const SLEEP: Duration = Duration::from_micros(50);
         self.looks = self.looks.saturating_add(1);
         match self.looks {
-            looks if looks <= spins => std::hint::spin_loop(),
-            looks if looks <= spins + yields => std::thread::yield_now(),
+            looks if looks <= self.spins => std::hint::spin_loop(),
+            looks if looks <= self.spins + self.yields => std::thread::yield_now(),
             _ => std::thread::sleep(SLEEP),
         }
     }

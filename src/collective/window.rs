@@ -119,7 +119,7 @@ impl Gate {
         let mine = self.passed.load(Ordering::Relaxed) + 1;
         self.passed.store(mine, Ordering::Relaxed);
         self.counter(self.counters.rank()).store(mine, Ordering::Release);
-        let mut pauses = Pauses::new(patience);
+        let mut pauses = Pauses::within_host(patience);
         for rank in 0..self.counters.ranks() {
             // A rank can be one gate ahead, having seen ours open; not more.
             while self.counter(rank).load(Ordering::Acquire) < mine {

@@ -36,7 +36,7 @@ const COMMENTS: &[(&str, &str)] = &[
     (
         "parallel.all_reduce",
         "how gradients are summed: shared (in a host through shared memory, between hosts by a ring of one rank each), ring (of \
-         all ranks), mpi (MPI_Allreduce), auto (shared; mpi for less than 256 KiB between hosts)",
+         all ranks), mpi (MPI_Allreduce), auto (shared; mpi for less than 64 KiB between hosts)",
     ),
     (
         "parallel.buffers",

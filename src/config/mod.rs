@@ -141,7 +141,7 @@ pub struct Parallel {
 }
 
 /// Which way an all-reduce of gradients goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
     /// Shared, but MPI's for small buffers between hosts.

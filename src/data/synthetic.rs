@@ -81,7 +81,7 @@ impl Scene {
         // As if turned: the stripes keep about their width whatever the slope.
         let (along, across) =
             (frequency * slope / (1.0 + slope * slope).sqrt(), frequency / (1.0 + slope * slope).sqrt());
-        let (right, down) = if label % 2 == 0 { (along, across) } else { (across, along) };
+        let (right, down) = if label.is_multiple_of(2) { (along, across) } else { (across, along) };
         let fixed = |fraction: f32| (f64::from(fraction) * 4_294_967_296.0) as i64 as u32;
 
         Scene {
@@ -144,7 +144,7 @@ impl Random {
     /// One value per channel in `-NOISE..NOISE`, small ones more likely (the sum of two uniform ones).
     fn noise(&mut self) -> [i32; 3] {
         let bytes = self.0.next_u64().to_le_bytes().map(i32::from);
-        [bytes[0] + bytes[1], bytes[2] + bytes[3], bytes[4] + bytes[5]].map(|sum| (sum - 256) * NOISE >> 8)
+        [bytes[0] + bytes[1], bytes[2] + bytes[3], bytes[4] + bytes[5]].map(|sum| ((sum - 256) * NOISE) >> 8)
     }
 }
 

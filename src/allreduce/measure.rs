@@ -1,0 +1,186 @@
+//! One size: the loop that is timed, and whether its sums were right.
+
+use std::time::Instant;
+
+use crate::collective::{AllReduce, Combine, Communicator, Element, HostBuffer, Patience};
+use crate::error::Result;
+use crate::metrics::Kind;
+use crate::units::{Bytes, Second};
+
+/// How long one cell of the table is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    /// About so many seconds, warm-up apart.
+    pub seconds: Second,
+    /// So many iterations instead; 0: the seconds decide.
+    pub iterations: usize,
+}
+
+/// One size, type and algorithm.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// The buffer on one rank.
+    pub bytes: Bytes,
+    /// Its elements.
+    pub elements: usize,
+    /// `float32` or `bf16`.
+    pub element: &'static str,
+    /// What was used; never `auto`.
+    pub algorithm: &'static str,
+    /// From one buffer into another.
+    pub out_of_place: Timing,
+    /// Within one buffer.
+    pub in_place: Timing,
+}
+
+/// Times over the iterations. An iteration's time is its slowest rank's.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timing {
+    /// Mean, as nccl-tests' `time`.
+    pub time: Second,
+    /// Median.
+    pub p50: Second,
+    /// 99th percentile (nearest rank).
+    pub p99: Second,
+    /// The least.
+    pub min: Second,
+    /// Median over the iterations of slowest minus fastest rank: how far apart the ranks came and left. Needs no common
+    /// clock, so it holds between hosts.
+    pub skew: Second,
+    /// How many iterations were timed.
+    pub iterations: usize,
+    /// Elements that differ from the exact sum, over all ranks.
+    pub wrong: u64,
+}
+
+/// One way to all-reduce, and the buffers for it.
+pub struct Bench<T: Element> {
+    /// The way.
+    pub all_reduce: AllReduce,
+    /// Read only, out of place.
+    pub source: HostBuffer<T>,
+    /// The result; the source as well, in place.
+    pub target: HostBuffer<T>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    In,
+    Out,
+}
+
+impl<T: Element> Bench<T> {
+    /// Measures and checks the first `elements` of the buffers.
+    pub fn measure(&mut self, communicator: &Communicator, elements: usize, budget: &Budget) -> Result<Row> {
+        let bytes = elements * size_of::<T>();
+        Ok(Row {
+            bytes: bytes as Bytes,
+            elements,
+            element: T::NAME,
+            algorithm: self.all_reduce.algorithm_for(bytes).as_str(),
+            out_of_place: self.measure_place(communicator, Place::Out, elements, budget)?,
+            in_place: self.measure_place(communicator, Place::In, elements, budget)?,
+        })
+    }
+
+    fn measure_place(
+        &mut self,
+        communicator: &Communicator,
+        place: Place,
+        elements: usize,
+        budget: &Budget,
+    ) -> Result<Timing> {
+        const WARM_UP: usize = 3;
+        const MOST: usize = 20_000;
+        // Zeros stay zeros, however often they are summed in place.
+        self.source.as_mut_slice()[..elements].fill(T::default());
+        self.target.as_mut_slice()[..elements].fill(T::default());
+        let warm_up = Instant::now();
+        for _ in 0..WARM_UP {
+            self.once(communicator, place, elements)?;
+        }
+        let iterations = match budget.iterations {
+            0 => {
+                let mut longest = [warm_up.elapsed().as_secs_f64() / WARM_UP as f64];
+                communicator.all_reduce(Kind::Control, Combine::Max, &mut longest)?;
+                ((budget.seconds / longest[0]) as usize).clamp(5, MOST)
+            }
+            given => given,
+        };
+        let own: Result<Vec<f64>> = (0..iterations).map(|_| self.once(communicator, place, elements)).collect();
+        let mut slowest = own?;
+        let mut fastest = slowest.clone();
+        communicator.all_reduce(Kind::Metrics, Combine::Max, &mut slowest)?;
+        communicator.all_reduce(Kind::Metrics, Combine::Min, &mut fastest)?;
+        let wrong = self.wrong(communicator, place, elements)?;
+        Ok(Timing::of(&slowest, &fastest, wrong))
+    }
+
+    /// One iteration: a barrier, then the collective, of which this rank's seconds are returned.
+    fn once(&mut self, communicator: &Communicator, place: Place, elements: usize) -> Result<Second> {
+        let source = (place == Place::Out).then(|| self.source.region(0..elements));
+        let mut target = self.target.region(0..elements);
+        communicator.barrier()?;
+        let start = Instant::now();
+        self.all_reduce.run(Kind::Gradients, source.as_ref(), &mut target, Patience::Eager)?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Sums small integers, which is exact in any order, and counts over all ranks what is not.
+    fn wrong(&mut self, communicator: &Communicator, place: Place, elements: usize) -> Result<u64> {
+        let ranks = communicator.size();
+        // bf16 holds integers up to 256; ranks beyond that many would need another check.
+        let period = (256 / ranks).clamp(2, 8);
+        let value = |rank: usize, index: usize| ((rank + index) % period) as f32;
+        let buffer = if place == Place::In { &mut self.target } else { &mut self.source };
+        for (index, element) in buffer.as_mut_slice()[..elements].iter_mut().enumerate() {
+            *element = T::from_f32(value(communicator.rank(), index));
+        }
+        self.once(communicator, place, elements)?;
+        let sums: Vec<T> =
+            (0..period).map(|index| T::from_f32((0..ranks).map(|rank| value(rank, index)).sum())).collect();
+        let result = &self.target.as_slice()[..elements];
+        let wrong = result.iter().enumerate().filter(|(index, element)| **element != sums[index % period]).count();
+        let mut total = [wrong as f64];
+        communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut total)?;
+        Ok(total[0] as u64)
+    }
+}
+
+impl Timing {
+    /// Of each iteration's slowest and fastest rank.
+    fn of(slowest: &[Second], fastest: &[Second], wrong: u64) -> Timing {
+        let mut times = slowest.to_vec();
+        times.sort_by(f64::total_cmp);
+        let mut skews: Vec<Second> = slowest.iter().zip(fastest).map(|(slow, fast)| slow - fast).collect();
+        skews.sort_by(f64::total_cmp);
+        Timing {
+            time: times.iter().sum::<f64>() / times.len().max(1) as f64,
+            p50: percentile(&times, 0.50),
+            p99: percentile(&times, 0.99),
+            min: percentile(&times, 0.0),
+            skew: percentile(&skews, 0.50),
+            iterations: times.len(),
+            wrong,
+        }
+    }
+}
+
+/// By nearest rank, of ascending numbers; 0 of nothing.
+fn percentile(ascending: &[f64], share: f64) -> f64 {
+    let rank = (share * ascending.len() as f64).ceil() as usize;
+    ascending.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_iteration_takes_as_long_as_its_slowest_rank() {
+        let timing = Timing::of(&[4.0, 2.0, 3.0, 7.0], &[3.0, 2.0, 1.0, 1.0], 0);
+        assert_eq!((timing.time, timing.p50, timing.p99, timing.min), (4.0, 3.0, 7.0, 2.0));
+        assert_eq!((timing.skew, timing.iterations), (1.0, 4));
+        assert_eq!(Timing::of(&[], &[], 0).p50, 0.0);
+    }
+}

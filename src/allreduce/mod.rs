@@ -1,0 +1,121 @@
+//! `hpml allreduce`: how fast the ranks of this job sum a buffer, by size, type and algorithm, with nccl-tests' columns.
+//! In: the ranks and a list of sizes. Out: rows of times, bandwidths and wrong sums; printed as they come, and tables for a
+//! run file. Never touches a model: it is the yardstick beside which a training's own collectives are held.
+
+mod measure;
+mod table;
+
+use std::path::PathBuf;
+
+use crate::cli;
+use crate::collective::{AllReduce, Bf16, Element};
+use crate::config::{Algorithm, Config};
+use crate::error::Result;
+use crate::launch::Job;
+use crate::store::RunFile;
+pub use measure::{Budget, Row, Timing};
+pub use table::tables;
+
+/// Gradients of the two networks, in elements: what training all-reduces. (A test compares them with the models.)
+const MODEL_ELEMENTS: [usize; 2] = [61_770, 11_173_962];
+
+/// Measures as asked, prints on rank 0 and writes the run file if one is named.
+pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
+    let config = Config::default();
+    job.configure(&config)?;
+    let file = args.out.as_ref().filter(|_| job.is_root()).map(|out| create(out, args.force, &config, job));
+    let mut file = job.agree(file.transpose())?;
+    if job.is_root() {
+        table::print_header(job);
+    }
+    let mut rows = Vec::new();
+    for kind in &args.types {
+        rows.extend(match kind {
+            cli::ElementType::Float32 => measure_type::<f32>(args, job)?,
+            cli::ElementType::Bf16 => measure_type::<Bf16>(args, job)?,
+        });
+    }
+    if let Some(file) = &mut file {
+        file.flush(&tables(&rows, job.world_size), None)?;
+        println!("\nwritten to {}", file.path().display());
+    }
+    Ok(())
+}
+
+/// All sizes of one type. The algorithms take turns at each size, so that drift of the machine meets them alike.
+fn measure_type<T: Element>(args: &cli::Allreduce, job: &Job) -> Result<Vec<Row>> {
+    let counts = element_counts(args, size_of::<T>());
+    let largest = counts.last().copied().unwrap_or(0);
+    let reducers: Result<Vec<_>> = args
+        .algorithms
+        .iter()
+        .map(|&algorithm| {
+            let all_reduce = AllReduce::new(job.communicator.clone(), algorithm)?;
+            let (source, target) = (all_reduce.buffer::<T>(largest)?, all_reduce.buffer::<T>(largest)?);
+            Ok(measure::Bench { all_reduce, source, target })
+        })
+        .collect();
+    let mut reducers = reducers?;
+    let budget = Budget { seconds: args.seconds, iterations: args.iters };
+    let mut rows = Vec::new();
+    for elements in counts {
+        let mut measured: Vec<Algorithm> = Vec::new();
+        for bench in &mut reducers {
+            let algorithm = bench.all_reduce.algorithm_for(elements * size_of::<T>());
+            if measured.contains(&algorithm) {
+                continue; // auto chose what was asked for by name, too
+            }
+            measured.push(algorithm);
+            let row = bench.measure(&job.communicator, elements, &budget)?;
+            if job.is_root() {
+                table::print_row(&row, job.world_size);
+            }
+            rows.push(row);
+        }
+    }
+    Ok(rows)
+}
+
+/// From `min` to `max` bytes by `factor`, `max` itself and the networks' gradients; ascending, each once.
+fn element_counts(args: &cli::Allreduce, element_bytes: usize) -> Vec<usize> {
+    let steps = std::iter::successors(Some(args.min), |bytes| bytes.checked_mul(args.factor));
+    let mut counts: Vec<usize> = steps.take_while(|&bytes| bytes < args.max).chain([args.max]).collect();
+    counts.iter_mut().for_each(|bytes| *bytes = (*bytes / element_bytes).max(1));
+    let inside = |&elements: &usize| (args.min..=args.max).contains(&(elements * element_bytes));
+    counts.extend(MODEL_ELEMENTS.into_iter().filter(inside));
+    counts.sort_unstable();
+    counts.dedup();
+    counts
+}
+
+fn create(out: &PathBuf, force: bool, config: &Config, job: &Job) -> Result<RunFile> {
+    RunFile::create(out, force, config, table::environment(job), Vec::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::model::Model;
+
+    fn counts(min: usize, max: usize, factor: usize, element_bytes: usize) -> Vec<usize> {
+        element_counts(&cli::Allreduce { min, max, factor, ..Default::default() }, element_bytes)
+    }
+
+    #[test]
+    fn sizes_grow_by_the_factor_and_hold_the_models_gradients() {
+        assert_eq!(counts(8, 256, 4, 4), [2, 8, 32, 64]);
+        assert_eq!(counts(4, 4, 4, 4), [1]);
+        assert_eq!(counts(1, 9, 2, 4), [1, 2]);
+        assert!(counts(8, 1 << 28, 4, 2).ends_with(&[8 << 20, 11_173_962, 64 << 20, 128 << 20]));
+    }
+
+    #[test]
+    fn the_models_have_as_many_parameters_as_are_measured() {
+        for (name, elements) in [(config::ModelName::Net, 61_770), (config::ModelName::Resnet18, 11_173_962)] {
+            let model = Model::new(&config::Model { name, ..Default::default() }, 0);
+            assert_eq!(model.parameter_count(), elements);
+            assert!(MODEL_ELEMENTS.contains(&elements));
+        }
+    }
+}
