@@ -63,6 +63,7 @@ pub enum Command {
 pub struct Train {
     /// Configuration (TOML); the built-in defaults if left out. `hpml config` prints them
     pub config: Option<PathBuf>,
+    /// `--set`, `--data`
     #[command(flatten)]
     pub common: Common,
     /// Run file to write (HDF5) [default: results/MODEL-RANKSranks-TIME.h5]
@@ -78,6 +79,7 @@ pub struct Train {
 pub struct Verify {
     /// Parity file made with PyTorch (HDF5)
     pub parity: PathBuf,
+    /// `--set`, `--data`
     #[command(flatten)]
     pub common: Common,
 }
