@@ -44,6 +44,42 @@ pub enum Command {
         /// A run file or parity file (HDF5)
         file: PathBuf,
     },
+    /// Take a trained checkpoint to int8 and show what that costs in accuracy; any number of ranks
+    #[command(
+        after_help = "Two commands that work:\n  hpml quantize results/net.h5 --data DIR\n  mpirun -n 2 hpml quantize \
+        results/resnet18.h5 --data DIR --set quantize.weight_range=mse --out int8.h5"
+    )]
+    Quantize(Quantize),
+    /// Accuracy and images/s of a quantized file: float32, simulated and true int8, batch 1 and 128
+    #[command(
+        after_help = "Two commands that work:\n  hpml eval results/net-int8.h5 --data DIR\n  hpml eval int8.h5 --data DIR \
+        --set data.test_samples=1000"
+    )]
+    Eval {
+        /// A file of hpml quantize (HDF5)
+        file: PathBuf,
+        /// Also write the class of every test image, by true int8, a line each
+        #[arg(long, value_name = "FILE")]
+        predictions: Option<PathBuf>,
+        /// `--set`, `--data`
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Write a quantized file as ONNX (QDQ)
+    #[command(
+        after_help = "Two commands that work:\n  hpml export results/net-int8.h5 --onnx net.onnx\n  hpml export int8.h5 \
+        --onnx resnet18.onnx --force"
+    )]
+    Export {
+        /// A file of hpml quantize (HDF5)
+        file: PathBuf,
+        /// The ONNX model to write
+        #[arg(long, value_name = "FILE.onnx")]
+        onnx: PathBuf,
+        /// Overwrite it if it exists
+        #[arg(long)]
+        force: bool,
+    },
     /// Train 20 steps from PyTorch's weights and samples and compare the losses; the first thing to run on a new cluster
     #[command(
         after_help = "Two commands that work:\n  hpml verify parity.h5 --data DIR\n  mpirun -n 2 hpml verify parity.h5 \
@@ -70,6 +106,22 @@ pub struct Train {
     #[arg(long, value_name = "FILE.h5")]
     pub out: Option<PathBuf>,
     /// Overwrite the run file if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `hpml quantize`.
+#[derive(Debug, Args)]
+pub struct Quantize {
+    /// Run file of a training (HDF5); data and model are those of its configuration
+    pub run: PathBuf,
+    /// `--set`, `--data`
+    #[command(flatten)]
+    pub common: Common,
+    /// Quantized file to write (HDF5) [default: RUN-int8.h5 beside the run file]
+    #[arg(long, value_name = "FILE.h5")]
+    pub out: Option<PathBuf>,
+    /// Overwrite it if it exists
     #[arg(long)]
     pub force: bool,
 }

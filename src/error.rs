@@ -62,6 +62,23 @@ pub enum Error {
     #[error("{0}")]
     Verify(String),
 
+    #[error("{name}: {problem}: not a checkpoint of net or resnet18")]
+    QuantizeModel { name: String, problem: String },
+
+    #[error("{name}: value {index} is {value}: quantization needs finite numbers; train again with a lower train.lr")]
+    QuantizeNotFinite { name: String, index: usize, value: f32 },
+
+    #[error(
+        "{name}: its output is 0 for every calibration image: a dead layer has no scale; train it further or calibrate on other images"
+    )]
+    DeadLayer { name: String },
+
+    #[error("no calibration images: set quantize.calibration_images to at least 1 and check data.dir")]
+    CalibrationEmpty,
+
+    #[error("{name}: scale overflow: {problem}; choose another quantize.activation_range or quantize.weight_range")]
+    ScaleOverflow { name: String, problem: String },
+
     /// An error that all ranks know of; this rank prints it.
     #[error("{0}")]
     Agreed(Box<Error>),

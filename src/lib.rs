@@ -13,6 +13,7 @@ pub mod launch;
 pub mod metrics;
 pub mod model;
 pub mod parallel;
+pub mod quantize;
 pub mod store;
 pub mod sys;
 pub mod train;

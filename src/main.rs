@@ -9,7 +9,7 @@ use hpml::cli::{self, Cli, Command, Common};
 use hpml::config::{self, Config};
 use hpml::error::Result;
 use hpml::launch::{self, Job};
-use hpml::{allreduce, store, sys, train, verify};
+use hpml::{allreduce, quantize, store, sys, train, verify};
 
 fn main() -> ExitCode {
     sys::keep_freed_memory();
@@ -19,6 +19,9 @@ fn main() -> ExitCode {
         Command::Train(args) => launch::run(|job| train(job, &args)),
         Command::Verify(args) => launch::run(|job| verify(job, &args)),
         Command::Allreduce(args) => launch::run(|job| allreduce::run(&args, job)),
+        Command::Quantize(args) => launch::run(|job| quantize(job, &args)),
+        Command::Eval { file, predictions, common } => print(eval(&file, predictions.as_deref(), &common)),
+        Command::Export { file, onnx, force } => print(quantize::command::export(&file, &onnx, force)),
         Command::Config => print(Ok(config::documented_defaults())),
         Command::Inspect { file } => print(store::inspect(&file)),
     }
@@ -43,6 +46,26 @@ fn verify(job: &mut Job, args: &cli::Verify) -> Result<()> {
     let config = job.agree(load_config(None, &common))?;
     job.configure(&config)?;
     verify::run(&config, job, &args.parity)
+}
+
+fn quantize(job: &mut Job, args: &cli::Quantize) -> Result<()> {
+    let config = job.agree(config_of(&args.run, &args.common))?;
+    job.configure(&config)?;
+    let out = args.out.clone().unwrap_or_else(|| quantize::command::beside(&args.run));
+    quantize::command::quantize(&config, job, &args.run, &out, args.force)
+}
+
+fn eval(file: &Path, predictions: Option<&Path>, common: &Common) -> Result<String> {
+    quantize::command::eval(&config_of(file, common)?, file, predictions)
+}
+
+/// The configuration that a run file was made with, and what the command line changes in it.
+fn config_of(run: &Path, common: &Common) -> Result<Config> {
+    let mut config = store::read_config(run)?.with_overrides(&common.set, &run.display().to_string())?;
+    if let Some(dir) = &common.data {
+        config.data.dir = dir.display().to_string();
+    }
+    Ok(config)
 }
 
 fn load_config(file: Option<&Path>, common: &Common) -> Result<Config> {

@@ -237,14 +237,13 @@ impl Report<'_> {
         }
         let Some(expected) = self.reference.losses else { return failures };
         let differences = self.losses.iter().zip(expected).map(|(reached, expected)| relative(*reached, *expected));
-        // Written so that a NaN is out of bound.
-        let outside =
-            differences.zip(self.bounds()).enumerate().find(|(_, (difference, bound))| !(difference <= bound));
-        if let Some((step, (difference, bound))) = outside {
+        let first =
+            differences.zip(self.bounds()).enumerate().find(|(_, (difference, bound))| outside(*difference, *bound));
+        if let Some((step, (difference, bound))) = first {
             failures.push(format!("{model}: loss of step {step} differs by {difference:.1e}, allowed {bound:.1e}"));
         }
         let norms = self.norm_difference();
-        if !self.has_buffers && !(norms <= TIGHT) {
+        if !self.has_buffers && outside(norms, TIGHT) {
             failures.push(format!("{model}: parameter norms differ by {norms:.1e}, allowed {TIGHT:.1e}"));
         }
         failures
@@ -253,4 +252,9 @@ impl Report<'_> {
 
 fn relative(found: f64, expected: f64) -> f64 {
     (found - expected).abs() / expected.abs().max(f64::MIN_POSITIVE)
+}
+
+/// A NaN is outside of every bound.
+fn outside(difference: f64, bound: f64) -> bool {
+    difference.is_nan() || difference > bound
 }

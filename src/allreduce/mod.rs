@@ -5,7 +5,7 @@
 mod measure;
 mod table;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use crate::cli;
 use crate::collective::{AllReduce, Bf16, Element};
@@ -88,7 +88,7 @@ fn element_counts(args: &cli::Allreduce, element_bytes: usize) -> Vec<usize> {
     counts
 }
 
-fn create(out: &PathBuf, force: bool, config: &Config, job: &Job) -> Result<RunFile> {
+fn create(out: &Path, force: bool, config: &Config, job: &Job) -> Result<RunFile> {
     RunFile::create(out, force, config, table::environment(job), Vec::new())
 }
 

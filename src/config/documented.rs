@@ -44,6 +44,23 @@ const COMMENTS: &[(&str, &str)] = &[
     ),
     ("metrics.timing", "overlap (fast), or profile: no overlap, a barrier before each collective, parts add up"),
     ("metrics.warmup_steps", "first steps that are trained but not counted in the step times"),
+    ("quantize.enabled", "quantize to int8 after the training"),
+    ("quantize.calibration_images", "first so many training images, from which activation ranges are measured"),
+    ("quantize.weight_range", "max, sigma3 (mean and 3 standard deviations), percentile or mse (least squared error)"),
+    ("quantize.activation_range", "the same choices for the activations"),
+    (
+        "quantize.percentile",
+        "per cent of the values within the range, where a range is percentile; above 50, at most 100",
+    ),
+    (
+        "quantize.per_channel",
+        "a weight scale per output channel instead of one per layer (the last layer always has one)",
+    ),
+    (
+        "quantize.finetune_epochs",
+        "train so many epochs (a fraction is fine) with quantized numbers if the drop exceeds max_drop",
+    ),
+    ("quantize.max_drop", "accuracy that int8 may lose before finetune_epochs are spent; percentage points"),
 ];
 
 /// The default configuration as TOML with a comment above each key. Feeding it back gives the defaults.

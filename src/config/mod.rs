@@ -26,9 +26,10 @@ pub struct Config {
     pub optim: Optim,
     pub parallel: Parallel,
     pub metrics: Metrics,
+    pub quantize: Quantize,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct Run {
@@ -196,10 +197,32 @@ pub enum Timing {
     Profile,
 }
 
-impl Default for Run {
-    fn default() -> Self {
-        Run { seed: 0, out: String::new() }
-    }
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Quantize {
+    pub enabled: bool,
+    pub calibration_images: usize,
+    pub weight_range: RangeFrom,
+    pub activation_range: RangeFrom,
+    pub percentile: f64,
+    pub per_channel: bool,
+    pub finetune_epochs: f64,
+    pub max_drop: f64,
+}
+
+/// What the greatest quantized value stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RangeFrom {
+    /// The greatest magnitude.
+    Max,
+    /// Mean and three standard deviations, or the greatest magnitude if that is less.
+    Sigma3,
+    /// `quantize.percentile`.
+    Percentile,
+    /// The range with the least mean squared error.
+    Mse,
 }
 
 impl Default for Launch {
@@ -254,6 +277,21 @@ impl Default for Metrics {
     }
 }
 
+impl Default for Quantize {
+    fn default() -> Self {
+        Quantize {
+            enabled: false,
+            calibration_images: 400,
+            weight_range: RangeFrom::Max,
+            activation_range: RangeFrom::Max,
+            percentile: 99.99,
+            per_channel: true,
+            finetune_epochs: 0.0,
+            max_drop: 0.3,
+        }
+    }
+}
+
 impl Config {
     /// Reads `path` (or starts from the defaults), applies `overrides` of the form `section.key=value` and checks all.
     ///
@@ -270,7 +308,17 @@ impl Config {
         };
         // Parsed into the typed form before any override, so that an error of the file is told with the file's line.
         toml::from_str::<Config>(&text).map_err(|error| syntax(&place, error))?;
-        let mut table: toml::Table = toml::from_str(&text).map_err(|error| syntax(&place, error))?;
+        let table: toml::Table = toml::from_str(&text).map_err(|error| syntax(&place, error))?;
+        Config::from_table(table, overrides, place)
+    }
+
+    /// The same configuration with `overrides` applied and all checked again. `place` is where it came from.
+    pub fn with_overrides(&self, overrides: &[String], place: &str) -> Result<Config> {
+        let table = toml::Table::try_from(self).expect("every field of Config has a TOML form");
+        Config::from_table(table, overrides, place.into())
+    }
+
+    fn from_table(mut table: toml::Table, overrides: &[String], place: String) -> Result<Config> {
         for given in overrides {
             apply_override(&mut table, given)?;
             let typed: Result<Config, _> = table.clone().try_into();

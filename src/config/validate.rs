@@ -55,6 +55,19 @@ impl Config {
         if self.data.std.iter().any(|std| !std.is_finite() || *std <= 0.0) {
             return refuse("data.std", format!("{:?}", self.data.std), "must be three numbers above 0");
         }
+        let quantize = &self.quantize;
+        if quantize.calibration_images == 0 {
+            return refuse("quantize.calibration_images", "0".into(), "must be at least 1");
+        }
+        if !(quantize.percentile > 50.0 && quantize.percentile <= 100.0) {
+            return refuse("quantize.percentile", quantize.percentile.to_string(), "must be above 50, at most 100");
+        }
+        if !(0.0..=1000.0).contains(&quantize.finetune_epochs) {
+            return refuse("quantize.finetune_epochs", quantize.finetune_epochs.to_string(), "must be 0 to 1000");
+        }
+        if !(0.0..=100.0).contains(&quantize.max_drop) {
+            return refuse("quantize.max_drop", quantize.max_drop.to_string(), "must be 0 to 100");
+        }
         if self.model.bias && self.model.name != ModelName::Net {
             return refuse("model.bias", "true".into(), "belongs to model.name = \"net\" only (its fc3)");
         }

@@ -72,7 +72,7 @@ impl Replica {
 
     /// Gradients of all buckets in bytes: what one step all-reduces.
     pub fn gradient_bytes(&self) -> u64 {
-        (self.state.gradients.as_slice().len() * size_of::<f32>()) as u64
+        size_of_val(self.state.gradients.as_slice()) as u64
     }
 
     /// The buckets, in the order in which they are reduced.

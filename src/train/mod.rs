@@ -18,6 +18,7 @@ use crate::launch::Job;
 use crate::metrics::{Part, StepTimes};
 use crate::model::Model;
 use crate::parallel::{Replica, StepResult};
+use crate::quantize::command;
 use crate::store::RunFile;
 pub use optimizer::Sgd;
 use record::{EpochRow, Record};
@@ -100,6 +101,18 @@ pub fn run(config: &Config, job: &Job, force: bool) -> Result<()> {
     if let Some(run_file) = &run_file {
         let ledger = job.communicator.ledger();
         closing::print_closing(&record, &ledger, &replica, job, run_file.path(), started.elapsed().as_secs_f64());
+    }
+    if config.quantize.enabled {
+        let checkpoint = record::checkpoint(&replica.model, record.epochs().len(), global_step);
+        let quantized = command::quantize_state(config, job, &checkpoint.tensors, &datasets)?;
+        let written = run_file.as_mut().map(|run_file| {
+            let mut tables = record.tables(&job.communicator.ledger());
+            tables.extend(quantized.tables.iter().cloned());
+            run_file.flush(&tables, Some(&checkpoint))?;
+            command::print(&quantized, config);
+            command::write(config, &quantized, run_file.path(), &command::beside(run_file.path()), force)
+        });
+        job.agree(written.unwrap_or(Ok(())))?;
     }
     Ok(())
 }

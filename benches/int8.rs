@@ -1,0 +1,96 @@
+//! True int8 against our own float32 and its plain-loop reference, one thread, end to end from u8 pixels to logits.
+//!
+//!     cargo bench --bench int8
+//!
+//! Random weights: speed does not depend on them, and every run checks that kernel and plain loops agree first. Each
+//! figure is the best and the median of repeated calls; forms take turns, so that a busy machine slows all alike.
+//! Peers on the same machine: with `-- --onnx FOLDER` the models are written there for benches/int8_peers.py.
+
+use std::time::Instant;
+
+use hpml::config::{self, ModelName};
+use hpml::model::{Mode, Model, Role};
+use hpml::quantize::calibration;
+use hpml::quantize::float::FloatTorch;
+use hpml::quantize::network::IMAGE_BYTES;
+use hpml::quantize::reference::Reference;
+use hpml::quantize::{Engine, FloatNet, IntNet, Kernel, scheme};
+use hpml::store::{NamedTensor, TensorValues};
+
+/// Calls of each form.
+const ROUNDS: usize = 15;
+
+fn main() {
+    tch::set_num_threads(1);
+    println!("# 1 thread, int8 by {}, images/s, best (median) of {ROUNDS} calls", Kernel::best().as_str());
+    println!("#     model  batch          float32             int8   ratio of the best");
+    for name in [ModelName::Net, ModelName::Resnet18] {
+        let config = config::Model { name, ..config::Model::default() };
+        let model = Model::new(&config, 0);
+        let net = quantized(&model);
+        if let Some(folder) = std::env::args().skip_while(|argument| argument != "--onnx").nth(1) {
+            let path = std::path::Path::new(&folder).join(format!("{}.onnx", name.as_str()));
+            std::fs::write(path, hpml::quantize::onnx::to_onnx(&net)).expect("the folder can be written to");
+        }
+        let mut engine = Engine::new(&net, Kernel::best());
+        let pixels = pixels(128);
+        assert_eq!(engine.run(&pixels[..IMAGE_BYTES]), Reference::new(&net).run(&pixels[..IMAGE_BYTES]));
+        for batch in [128usize, 1] {
+            let pixels = &pixels[..batch * IMAGE_BYTES];
+            let repeats = if batch == 1 { if name == ModelName::Net { 200 } else { 4 } } else { 1 };
+            let mut rates = [Vec::new(), Vec::new()];
+            for _ in 0..ROUNDS {
+                rates[0].push(images_per_second(batch, repeats, || drop(float(&model, pixels))));
+                rates[1].push(images_per_second(batch, repeats, || drop(engine.run(pixels))));
+            }
+            let [float, int] = rates.map(|mut rates| {
+                rates.sort_by(f64::total_cmp);
+                (rates[ROUNDS - 1], rates[ROUNDS / 2])
+            });
+            let shown = |(best, median): (f64, f64)| format!("{best:.0} ({median:.0})");
+            println!(
+                "{:>11} {batch:>6} {:>16} {:>16} {:>7.2}",
+                name.as_str(),
+                shown(float),
+                shown(int),
+                int.0 / float.0
+            );
+        }
+    }
+}
+
+fn images_per_second(batch: usize, repeats: usize, mut call: impl FnMut()) -> f64 {
+    let started = Instant::now();
+    (0..repeats).for_each(|_| call());
+    (batch * repeats) as f64 / started.elapsed().as_secs_f64()
+}
+
+/// Our own float32 as the test of a training runs it, in the model's memory layout.
+fn float(model: &Model, pixels: &[u8]) -> tch::Tensor {
+    let images = tch::Tensor::from_slice(pixels).view([-1, 3, 32, 32]).to_kind(tch::Kind::Float);
+    let mut images = (images / 255.0 - 0.5) / 0.5;
+    if model.channels_last {
+        images = images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+    }
+    tch::no_grad(|| model.forward(&images, Mode::Eval))
+}
+
+fn quantized(model: &Model) -> IntNet {
+    let floats = model.state.iter().filter(|entry| entry.role != Role::Counter);
+    let state: Vec<NamedTensor> = floats
+        .map(|entry| {
+            let mut values = vec![0f32; entry.tensor.numel()];
+            entry.tensor.detach().contiguous().copy_data(&mut values, entry.tensor.numel());
+            let shape = entry.tensor.size().into_iter().map(|extent| extent as usize).collect();
+            NamedTensor::new(entry.name.clone(), shape, TensorValues::F32(values))
+        })
+        .collect();
+    let net = FloatNet::from_state(&state, [0.5; 3], [0.5; 3]).expect("the model's own state");
+    let images = pixels(20);
+    let activations = calibration::activations(&FloatTorch::new(&net), &images, 0, 1, &calibration::alone);
+    scheme::quantize(&net, &activations.expect("finite"), &config::Quantize::default()).expect("quantizable")
+}
+
+fn pixels(images: usize) -> Vec<u8> {
+    (0..images * IMAGE_BYTES).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}

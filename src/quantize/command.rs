@@ -1,0 +1,289 @@
+//! `hpml quantize`, `hpml eval` and `hpml export`: from a file to a file or a table. The only part that knows of ranks.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::calibration::{self, BINS, Distribution, PERCENTILES};
+use super::engine::{Engine, Kernel};
+use super::float::{self, FloatTorch};
+use super::integer::{IntNet, predictions};
+use super::ladder::{self, Ladder};
+use super::network::{FloatNet, IMAGE_BYTES};
+use super::simulated::Simulated;
+use super::{checkpoint, onnx, scheme};
+use crate::collective::Combine;
+use crate::config::Config;
+use crate::data::{self, Dataset, Datasets};
+use crate::error::{AtPath, Error, Result};
+use crate::launch::Job;
+use crate::metrics;
+use crate::store::{self, Attribute, Checkpoint, Column, NamedTensor, RunFile, Table, Values};
+use crate::units::{Second, format_bytes};
+
+/// What quantization gave, on every rank.
+pub struct Quantized {
+    /// The integer network.
+    pub net: IntNet,
+    /// Accuracy case by case over the whole test set.
+    pub ladder: Ladder,
+    /// `/histograms` and `/quantization`.
+    pub tables: Vec<Table>,
+}
+
+/// `hpml quantize RUN.h5`: reads the checkpoint, quantizes it, prints the table, writes `out`.
+pub fn quantize(config: &Config, job: &Job, run: &Path, out: &Path, force: bool) -> Result<()> {
+    let checkpoint = job.agree(store::read_checkpoint(run).and_then(float_only(run)))?;
+    let datasets = job.agree(data::open(config))?;
+    if job.is_root() && out.exists() && !force {
+        job.agree(Err(Error::OutputExists { path: out.to_owned() }))?;
+    } else {
+        job.agree(Ok(()))?; // before the work, not after it
+    }
+    let quantized = quantize_state(config, job, &checkpoint.tensors, &datasets)?;
+    let written = job.is_root().then(|| {
+        print(&quantized, config);
+        write(config, &quantized, run, out, force)
+    });
+    job.agree(written.unwrap_or(Ok(())))
+}
+
+/// Where the quantized form of `run` goes by default: `net.h5` to `net-int8.h5`.
+pub fn beside(run: &Path) -> PathBuf {
+    run.with_file_name(format!("{}-int8.h5", run.file_stem().unwrap_or_default().to_string_lossy()))
+}
+
+/// Writes the quantized network with its tables; `run` is the run file it came from.
+pub fn write(config: &Config, quantized: &Quantized, run: &Path, out: &Path, force: bool) -> Result<()> {
+    let source = vec![("source".to_owned(), Attribute::Text(run.display().to_string()))];
+    let mut file = RunFile::create(out, force, config, source, Vec::new())?;
+    file.flush(&quantized.tables, Some(&checkpoint::to_checkpoint(&quantized.net)))?;
+    let path = file.path().display();
+    println!("\nint8 network written to {path}");
+    println!("next: hpml eval {path}   hpml export {path} --onnx model.onnx");
+    Ok(())
+}
+
+fn float_only(run: &Path) -> impl Fn(Checkpoint) -> Result<Checkpoint> {
+    let path = run.to_owned();
+    move |checkpoint| match checkpoint::is_quantized(&checkpoint) {
+        false => Ok(checkpoint),
+        true => Err(Error::File { path: path.clone(), message: "quantized already: give the float run file".into() }),
+    }
+}
+
+/// Quantizes a `state_dict` on all ranks together: calibration and test are shared out.
+pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], datasets: &Datasets) -> Result<Quantized> {
+    let net = job.agree(FloatNet::from_state(state, config.data.mean, config.data.std))?;
+    let images = config.quantize.calibration_images;
+    let pixels = job.agree(first(&datasets.train, images))?;
+    let gather = |words: &[u64]| job.communicator.all_gather(metrics::Kind::Metrics, words);
+    let torch = FloatTorch::new(&net);
+    let activations = calibration::activations(&torch, pixels, job.rank, job.world_size, &gather);
+    let activations = job.agree(activations)?;
+    let weights = job.agree(calibration::weights(&net))?;
+    let integers = job.agree(scheme::quantize(&net, &activations, &config.quantize))?;
+
+    let test = &datasets.test;
+    let own = job.rank * test.len() / job.world_size..(job.rank + 1) * test.len() / job.world_size;
+    let pixels = &test.images[own.start * IMAGE_BYTES..own.end * IMAGE_BYTES];
+    let own = job.agree(ladder::measure(&net, &integers, pixels, &test.labels[own]))?;
+    let mut sums = own.to_sums();
+    job.communicator.all_reduce(metrics::Kind::Metrics, Combine::Sum, &mut sums)?;
+    let ladder = own.with_sums(&sums);
+    let tables = vec![histograms(&weights, &activations), accuracies(&ladder, &net, &integers)];
+    Ok(Quantized { net: integers, ladder, tables })
+}
+
+fn first(dataset: &Dataset, images: usize) -> Result<&[u8]> {
+    if dataset.len() < images {
+        let expected = format!("must be at most {}, the training images there are", dataset.len());
+        let key = "quantize.calibration_images".into();
+        return Err(Error::ConfigValue { place: "configuration".into(), key, value: images.to_string(), expected });
+    }
+    Ok(&dataset.images[..images * IMAGE_BYTES])
+}
+
+/// The accuracy table on stdout.
+pub fn print(quantized: &Quantized, config: &Config) {
+    let Quantized { net, ladder, .. } = quantized;
+    let quantize = &config.quantize;
+    let per = if quantize.per_channel { "per channel" } else { "per tensor" };
+    println!(
+        "\nint8: weights {:?} {per}, activations {:?} over {} images; {} of int8 model",
+        quantize.weight_range,
+        quantize.activation_range,
+        quantize.calibration_images,
+        format_bytes(net.bytes() as u64)
+    );
+    println!("#                     case   accuracy     change");
+    println!("#                               (%)   (points)");
+    let accuracies = ladder.accuracies();
+    for (name, accuracy) in &accuracies {
+        println!("{name:>26} {accuracy:>10.2} {:>+10.2}", accuracy - accuracies[0].1);
+    }
+    println!(
+        "# {} images; simulated and true integers ({}): {} of {} elements differ",
+        ladder.samples,
+        Kernel::best().as_str(),
+        ladder.differing,
+        ladder.compared
+    );
+    if ladder.drop() > quantize.max_drop {
+        log::warn!(
+            "int8 loses {:.2} points, more than quantize.max_drop = {}: try quantize.per_channel = true or another \
+             quantize.activation_range",
+            ladder.drop(),
+            quantize.max_drop
+        );
+    }
+}
+
+fn accuracies(ladder: &Ladder, net: &FloatNet, integers: &IntNet) -> Table {
+    let (names, values): (Vec<String>, Vec<f64>) =
+        ladder.accuracies().into_iter().map(|(n, a)| (n.to_owned(), a)).unzip();
+    let columns = vec![
+        Column::new("case", "1", "what is quantized", Values::Text(names)),
+        Column::new("accuracy", "percent", "hits on the test set", Values::F64(values)),
+    ];
+    let mut table = Table::new("quantization", "row", columns);
+    let count = |count: u64| Attribute::Int(count as i64);
+    table.attributes = vec![
+        ("samples".into(), count(ladder.samples)),
+        ("elements_compared".into(), count(ladder.compared)),
+        ("elements_differing".into(), count(ladder.differing)),
+        ("float32_bytes".into(), count(net.bytes() as u64)),
+        ("int8_bytes".into(), count(integers.bytes() as u64)),
+        ("drop_points".into(), Attribute::Float(ladder.drop())),
+    ];
+    table
+}
+
+/// Weights, then activations, a row each.
+fn histograms(weights: &[Distribution], activations: &[Distribution]) -> Table {
+    let rows: Vec<(&str, &Distribution)> =
+        weights.iter().map(|d| ("weight", d)).chain(activations.iter().map(|d| ("activation", d))).collect();
+    let count = rows.len();
+    let texts =
+        |value: &dyn Fn(&str, &Distribution) -> String| Values::Text(rows.iter().map(|(k, d)| value(k, d)).collect());
+    let floats = |value: &dyn Fn(&Distribution) -> f64| Values::F64(rows.iter().map(|(_, d)| value(d)).collect());
+    let percentiles = rows.iter().flat_map(|(_, d)| PERCENTILES.map(|percent| d.percentile(percent))).collect();
+    let bins = rows.iter().flat_map(|(_, d)| d.histogram()).map(|count| count as i64).collect();
+    let integers = |value: &dyn Fn(&Distribution) -> i64| Values::I64(rows.iter().map(|(_, d)| value(d)).collect());
+    let columns = vec![
+        Column::new("name", "1", "layer, or input", texts(&|_, d| d.name.clone())),
+        Column::new("kind", "1", "weight, or activation as the next layer reads it", texts(&|kind, _| kind.into())),
+        Column::new("values", "1", "values counted", integers(&|d| d.count as i64)),
+        Column::new("mean", "1", "mean", floats(&|d| d.mean)),
+        Column::new("std", "1", "standard deviation", floats(&|d| d.std)),
+        Column::new("min", "1", "least value, lower edge of the first bin", floats(&|d| d.min)),
+        Column::new("max", "1", "greatest value, upper edge of the last bin", floats(&|d| d.max)),
+        Column::new("range", "1", "max - min", floats(&Distribution::range)),
+        Column::new("sigma3_lower", "1", "mean - 3 std, at least min", floats(&|d| d.sigma3().0)),
+        Column::new("sigma3_upper", "1", "mean + 3 std, at most max", floats(&|d| d.sigma3().1)),
+        Column::new("percentile", "percent", "share of the values below", Values::F64(PERCENTILES.to_vec()))
+            .over(&[("percentile", PERCENTILES.len())]),
+        Column::new("percentile_value", "1", "value at that percentile", Values::F64(percentiles))
+            .over(&[("tensor", count), ("percentile", PERCENTILES.len())]),
+        Column::new("bins", "1", "values in each of 100 equal bins from min to max", Values::I64(bins))
+            .over(&[("tensor", count), ("bin", BINS)]),
+    ];
+    Table::new("histograms", "tensor", columns)
+}
+
+/// `hpml eval FILE`: accuracy and speed of a quantized file, on one thread of this process.
+///
+/// With `list` the class of every test image by the integer network is written there, a line each.
+pub fn eval(config: &Config, file: &Path, list: Option<&Path>) -> Result<String> {
+    let net = load(file)?;
+    let mut config = config.clone();
+    (config.data.mean, config.data.std) = (net.mean, net.std);
+    let test = data::open(&config)?.test;
+    tch::set_num_threads(1);
+
+    if let Some(list) = list {
+        let classes = predictions(&Engine::new(&net, Kernel::best()).run(&test.images));
+        let lines: String = classes.iter().map(|class| format!("{class}\n")).collect();
+        std::fs::write(list, lines).at(list)?;
+    }
+    let torch = FloatTorch::new(&as_float(&net));
+    let simulated = Simulated::new(&net);
+    let mut engine = Engine::new(&net, Kernel::best());
+    let mut text =
+        format!("# {}: {} test images, 1 thread, int8 by {}\n", file.display(), test.len(), Kernel::best().as_str());
+    text += "#                     form   accuracy    batch 1   batch 128\n";
+    text += "#                                (%)    (img/s)     (img/s)\n";
+    let mut row = |name: &str, predict: &mut dyn FnMut(&[u8]) -> Result<Vec<u8>>| -> Result<()> {
+        let mut hits = 0;
+        for (pixels, labels) in test.images.chunks(128 * IMAGE_BYTES).zip(test.labels.chunks(128)) {
+            hits += predict(pixels)?.iter().zip(labels).filter(|(a, b)| a == b).count();
+        }
+        let accuracy = 100.0 * hits as f64 / test.len().max(1) as f64;
+        let one = images_per_second(&test.images[..IMAGE_BYTES.min(test.images.len())], predict)?;
+        let many = images_per_second(&test.images[..(128 * IMAGE_BYTES).min(test.images.len())], predict)?;
+        text += &format!("{name:>26} {accuracy:>10.2} {one:>10.0} {many:>11.0}\n");
+        Ok(())
+    };
+    row("float32, int8 weights", &mut |pixels| Ok(float::predictions(&torch.logits(pixels))))?;
+    row("simulated int8", &mut |pixels| Ok(predictions(&simulated.run(pixels)?)))?;
+    row("true int8", &mut |pixels| Ok(predictions(&engine.run(pixels))))?;
+    text += "# speed: the best of repeated calls over at least a second, from u8 pixels to the predicted class";
+    Ok(text)
+}
+
+/// The float network whose weights and biases are those integers times their scales.
+fn as_float(net: &IntNet) -> FloatNet {
+    use super::network::Floats;
+    let nodes = net.nodes.iter().map(|node| {
+        let numbers = node.with_numbers(|node| {
+            let (numbers, input) = (node.numbers(), net.quantization(node.input).scale);
+            let Some(layer) = node.layer() else { return Ok(Floats::default()) };
+            let taps = layer.geometry.taps();
+            let weight = numbers.weight.iter().enumerate();
+            let weight = weight.map(|(index, &value)| (value as f64 * numbers.scale_of(index / taps)) as f32).collect();
+            let real = |(channel, &value): (usize, &i32)| (value as f64 * numbers.scale_of(channel) * input) as f32;
+            let bias = numbers.bias.as_ref().map(|bias| bias.iter().enumerate().map(real).collect());
+            Ok(Floats { weight, bias })
+        });
+        numbers.expect("copying cannot fail")
+    });
+    FloatNet { name: net.name, mean: net.mean, std: net.std, nodes: nodes.collect() }
+}
+
+fn images_per_second(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec<u8>>) -> Result<f64> {
+    const AT_LEAST: Second = 1.0;
+    predict(pixels)?; // warm-up
+    let (started, mut best) = (Instant::now(), Second::INFINITY);
+    while started.elapsed().as_secs_f64() < AT_LEAST {
+        let call = Instant::now();
+        std::hint::black_box(predict(pixels)?);
+        best = best.min(call.elapsed().as_secs_f64());
+    }
+    Ok((pixels.len() / IMAGE_BYTES) as f64 / best)
+}
+
+/// `hpml export FILE --onnx OUT`. An existing file is replaced only with `force`; a failed write leaves nothing behind.
+pub fn export(file: &Path, out: &Path, force: bool) -> Result<String> {
+    let bytes = onnx::to_onnx(&load(file)?);
+    if out.exists() && !force {
+        return Err(Error::OutputExists { path: out.to_owned() });
+    }
+    let mut part = out.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    let written = std::fs::write(&part, &bytes).and_then(|()| std::fs::rename(&part, out));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&part); // it may not be there
+    }
+    written.at(out)?;
+    Ok(format!(
+        "{} written to {}: pixels uint8 [n, 3, 32, 32] to logits [n, 10]",
+        format_bytes(bytes.len() as u64),
+        out.display()
+    ))
+}
+
+fn load(file: &Path) -> Result<IntNet> {
+    let checkpoint = store::read_checkpoint(file)?;
+    checkpoint::from_checkpoint(&checkpoint)
+        .map_err(|error| Error::File { path: file.to_owned(), message: error.to_string() })
+}

@@ -1,0 +1,322 @@
+//! The integer network for speed: u8 pixels in, i32 logits out, nothing but integers between.
+//!
+//! [`Engine`] picks the fastest kernel the CPU has; all give the same integers. Images go through in chunks that stay in
+//! the cache, layer by layer; every tensor lies as NHWC with the border its reader's padding needs already in place, so
+//! that ReLU, residual, max-pool and requantization are all done while an output is still in a register.
+
+use super::integer::{IntNet, Integers, image_count};
+use super::kernel::{Convolution, Isa, Packing, Run, Scale};
+#[cfg(target_arch = "x86_64")]
+use super::kernel::{avx2::Avx2, vnni::Vnni};
+use super::network::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Layer, Node, Operation};
+use super::reference::Reference;
+
+/// What multiplies the integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// AVX-512 VNNI.
+    Vnni,
+    /// AVX2.
+    Avx2,
+    /// Plain loops.
+    Portable,
+}
+
+impl Kernel {
+    /// All of them, the fastest first.
+    pub const ALL: [Kernel; 3] = [Kernel::Vnni, Kernel::Avx2, Kernel::Portable];
+
+    /// As printed: `avx512_vnni`, `avx2`, `portable`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kernel::Vnni => "avx512_vnni",
+            Kernel::Avx2 => "avx2",
+            Kernel::Portable => "portable",
+        }
+    }
+
+    /// Whether this CPU has it.
+    pub fn detected(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Vnni => Vnni::detected(),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx2 => Avx2::detected(),
+            Kernel::Portable => true,
+            #[cfg(not(target_arch = "x86_64"))]
+            Kernel::Vnni | Kernel::Avx2 => false,
+        }
+    }
+
+    /// The fastest one this CPU has.
+    pub fn best() -> Kernel {
+        Kernel::ALL.into_iter().find(|kernel| kernel.detected()).expect("portable always is")
+    }
+}
+
+/// An integer network ready to run on one thread.
+pub struct Engine(Form);
+
+enum Form {
+    #[cfg(target_arch = "x86_64")]
+    Vnni(Plan<Vnni>),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Plan<Avx2>),
+    Portable(Reference),
+}
+
+impl Engine {
+    /// For `kernel`, or the best there is if the CPU lacks it.
+    pub fn new(net: &IntNet, kernel: Kernel) -> Engine {
+        let kernel = if kernel.detected() { kernel } else { Kernel::best() };
+        Engine(match kernel {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Vnni => Form::Vnni(Plan::new(net)),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx2 => Form::Avx2(Plan::new(net)),
+            _ => Form::Portable(Reference::new(net)),
+        })
+    }
+
+    /// Pixels `[n, 3, 32, 32]` to logits `[n, 10]` at the last layer's output scale.
+    pub fn run(&mut self, pixels: &[u8]) -> Vec<i32> {
+        match &mut self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Form::Vnni(plan) => plan.run(pixels),
+            #[cfg(target_arch = "x86_64")]
+            Form::Avx2(plan) => plan.run(pixels),
+            Form::Portable(reference) => reference.run(pixels),
+        }
+    }
+
+    /// Every u8 tensor of one image as `[side, side, channels]` (0: the quantized image), and the logits.
+    pub fn trace(&mut self, pixels: &[u8]) -> (Vec<Vec<u8>>, Vec<i32>) {
+        assert_eq!(pixels.len(), IMAGE_BYTES);
+        match &mut self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Form::Vnni(plan) => plan.trace(pixels),
+            #[cfg(target_arch = "x86_64")]
+            Form::Avx2(plan) => plan.trace(pixels),
+            Form::Portable(reference) => reference.image(pixels),
+        }
+    }
+}
+
+/// How a tensor lies in memory: `[images, side + 2 border, side + 2 border, stored channels]`.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    side: usize,
+    channels: usize,
+    stored: usize,
+    border: usize,
+}
+
+impl Layout {
+    fn row(&self) -> usize {
+        (self.side + 2 * self.border) * self.stored
+    }
+
+    fn image(&self) -> usize {
+        (self.side + 2 * self.border) * self.row()
+    }
+
+    /// Offset of pixel (y, x), which may lie in the border (from -border).
+    fn at(&self, image: usize, y: isize, x: isize) -> u32 {
+        let inside = |at: isize| usize::try_from(at + self.border as isize).expect("the border covers the padding");
+        let offset = image * self.image() + inside(y) * self.row() + inside(x) * self.stored;
+        u32::try_from(offset).expect("a chunk is far below 4 G elements")
+    }
+}
+
+struct Step<I: Isa> {
+    input: usize,
+    residual: Option<usize>,
+    kind: Kind<I>,
+}
+
+enum Kind<I: Isa> {
+    Convolution(Box<dyn Run<I>>),
+    Last(Box<Convolution<I>>),
+    AveragePool { multiplier: i32, scale: Scale },
+}
+
+struct Plan<I: Isa> {
+    chunk: usize,
+    table: [[u8; 256]; 3],
+    layouts: Vec<Layout>,
+    tensors: Vec<Vec<I::Input>>, // [chunk] images each
+    steps: Vec<Step<I>>,
+}
+
+impl<I: Isa> Plan<I> {
+    fn new(net: &IntNet) -> Plan<I> {
+        let layouts = layouts::<I>(net);
+        // Half a megabyte of the largest tensor: below the second-level cache's size, above the kernel's start-up costs.
+        const CHUNK_ELEMENTS: usize = 1 << 19;
+        let largest = layouts.iter().map(Layout::image).max().expect("there is the image");
+        let chunk = (CHUNK_ELEMENTS / largest).clamp(1, 64);
+        let border = |index: usize| I::input(net.quantization(index).zero_point);
+        let tensors = layouts.iter().enumerate();
+        let tensors = tensors.map(|(index, layout)| vec![border(index); chunk * layout.image()]).collect();
+        let step = |(index, node): (usize, &Node<Integers>)| step(net, &layouts, chunk, index, node);
+        let steps = net.nodes.iter().enumerate().map(step).collect();
+        Plan { chunk, table: net.input_table(), layouts, tensors, steps }
+    }
+
+    fn run(&mut self, pixels: &[u8]) -> Vec<i32> {
+        let mut logits = vec![0; image_count(pixels) * CLASSES];
+        for (pixels, logits) in pixels.chunks(self.chunk * IMAGE_BYTES).zip(logits.chunks_mut(self.chunk * CLASSES)) {
+            self.run_chunk(pixels, logits);
+        }
+        logits
+    }
+
+    fn run_chunk(&mut self, pixels: &[u8], logits: &mut [i32]) {
+        let images = image_count(pixels);
+        for (image, pixels) in pixels.chunks(IMAGE_BYTES).enumerate() {
+            self.quantize(image, pixels);
+        }
+        for (index, step) in self.steps.iter_mut().enumerate() {
+            // A node reads tensors made before its own, so the two parts never overlap.
+            let (before, own) = self.tensors.split_at_mut(index + 1);
+            let input = &before[step.input];
+            match &mut step.kind {
+                Kind::Convolution(convolution) => {
+                    let residual = step.residual.map(|tensor| before[tensor].as_slice());
+                    convolution.run(images, input, residual, &mut own[0]);
+                }
+                Kind::Last(convolution) => convolution.run_last(images, input, logits),
+                Kind::AveragePool { multiplier, scale } => {
+                    let (from, to) = (self.layouts[step.input], self.layouts[index + 1]);
+                    for image in 0..images {
+                        let input = &input[image * from.image()..][..from.image()];
+                        average::<I>(from, input, *multiplier, scale, &mut own[0][image * to.image()..][..to.channels]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Normalisation and quantization by table, planes to pixels.
+    fn quantize(&mut self, image: usize, pixels: &[u8]) {
+        let layout = self.layouts[0];
+        let [red, green, blue] = &self.table;
+        let (planes, _) = pixels.as_chunks::<{ IMAGE_SIDE * IMAGE_SIDE }>();
+        for y in 0..IMAGE_SIDE {
+            let row = &mut self.tensors[0][layout.at(image, y as isize, 0) as usize..][..IMAGE_SIDE * 4];
+            let plane = |channel: usize| &planes[channel][y * IMAGE_SIDE..][..IMAGE_SIDE];
+            let colours = plane(0).iter().zip(plane(1)).zip(plane(2));
+            for (pixel, ((&r, &g), &b)) in row.as_chunks_mut::<4>().0.iter_mut().zip(colours) {
+                let values = [red[r as usize], green[g as usize], blue[b as usize], 0];
+                *pixel = values.map(I::input);
+            }
+        }
+    }
+
+    fn trace(&mut self, pixels: &[u8]) -> (Vec<Vec<u8>>, Vec<i32>) {
+        let logits = self.run(pixels);
+        let tensors = self.layouts.iter().zip(&self.tensors).take(self.steps.len()); // the last makes logits
+        let dense = |(layout, tensor): (&Layout, &Vec<I::Input>)| {
+            let pixels = (0..layout.side).flat_map(|y| (0..layout.side).map(move |x| (y as isize, x as isize)));
+            let values = |(y, x)| tensor[layout.at(0, y, x) as usize..][..layout.channels].iter().map(|&v| I::value(v));
+            pixels.flat_map(values).collect()
+        };
+        (tensors.map(dense).collect(), logits)
+    }
+}
+
+fn layouts<I: Isa>(net: &IntNet) -> Vec<Layout> {
+    let layout = |index: usize| {
+        let (channels, side) = net.shape(index);
+        let readers = net.nodes.iter().filter(|node| node.input == index).filter_map(Node::layer);
+        let border = readers.map(|layer| layer.geometry.padding).max().unwrap_or(0);
+        let stored = if index == 0 { 4 } else { channels.next_multiple_of(I::CHANNELS) };
+        Layout { side, channels, stored, border }
+    };
+    (0..=net.nodes.len()).map(layout).collect()
+}
+
+fn step<I: Isa>(net: &IntNet, layouts: &[Layout], chunk: usize, index: usize, node: &Node<Integers>) -> Step<I> {
+    let numbers = node.numbers();
+    let offset = net.offset(node);
+    let scale = numbers.requantization.as_ref().map(|r| {
+        let (shift, residual_multiplier) = (r.shift, r.residual_multiplier);
+        Scale { offset, shift, residual_multiplier }
+    });
+    let (kind, residual) = match &node.operation {
+        Operation::AveragePool { .. } => {
+            let requantization = numbers.requantization.as_ref().expect("only the last layer has none");
+            let scale = scale.expect("it has a requantization");
+            (Kind::AveragePool { multiplier: requantization.multiplier[0], scale }, None)
+        }
+        Operation::Convolution(layer) => {
+            let packing = packing(net, layouts, chunk, index, node, layer, scale.unwrap_or_default());
+            let kind = match numbers.requantization {
+                Some(_) => Kind::Convolution(I::prepare(packing)),
+                None => Kind::Last(Box::new(Convolution::new(packing))),
+            };
+            (kind, layer.residual)
+        }
+    };
+    Step { input: node.input, residual, kind }
+}
+
+/// The tables of offsets: for every output pixel (window) of every image of a chunk.
+fn packing<'a>(
+    net: &IntNet,
+    layouts: &[Layout],
+    chunk: usize,
+    index: usize,
+    node: &Node<Integers>,
+    layer: &'a Layer<Integers>,
+    scale: Scale,
+) -> Packing<'a> {
+    let (input, output) = (layouts[node.input], layouts[index + 1]);
+    let geometry = layer.geometry;
+    let (step, padding) = (geometry.stride as isize, geometry.padding as isize);
+    let pool = if layer.max_pool { 2 } else { 1 };
+    let results = geometry.out_side() / pool as usize;
+    let last = layer.numbers.requantization.is_none();
+    let mut tables = [Vec::new(), Vec::new(), Vec::new()];
+    for image in 0..chunk {
+        for (y, x) in (0..results).flat_map(|y| (0..results).map(move |x| (y as isize, x as isize))) {
+            tables[0].push(input.at(image, y * pool * step - padding, x * pool * step - padding));
+            tables[1].push(if last { (image * CLASSES) as u32 } else { output.at(image, y, x) });
+            if let Some(residual) = layer.residual {
+                tables[2].push(layouts[residual].at(image, y, x));
+            }
+        }
+    }
+    let [inputs, outputs, residuals] = tables;
+    let (right, down) = (geometry.stride * input.stored, geometry.stride * input.row());
+    Packing {
+        weight: &layer.numbers.weight,
+        start: net.start(node),
+        multiplier: layer.numbers.requantization.as_ref().map_or(&[], |r| &r.multiplier),
+        scale,
+        kernel: geometry.kernel,
+        stride: geometry.stride,
+        side: results,
+        input_channels: input.stored,
+        row_stride: input.row(),
+        window: layer.max_pool.then_some([0, right, down, right + down]),
+        inputs,
+        outputs,
+        residuals,
+        output_channels: if last { CLASSES } else { output.stored },
+        per_image: results * results,
+    }
+}
+
+/// Sum over the image, requantized.
+fn average<I: Isa>(layout: Layout, input: &[I::Input], multiplier: i32, scale: &Scale, output: &mut [I::Input]) {
+    let mut sums = vec![0i32; layout.channels];
+    for (y, x) in (0..layout.side).flat_map(|y| (0..layout.side).map(move |x| (y as isize, x as isize))) {
+        let pixel = &input[layout.at(0, y, x) as usize..][..layout.channels];
+        sums.iter_mut().zip(pixel).for_each(|(sum, &value)| *sum += I::value(value) as i32);
+    }
+    for (output, sum) in output.iter_mut().zip(sums) {
+        let total = sum as i64 * multiplier as i64 + scale.offset;
+        *output = I::input((total >> scale.shift).clamp(0, 255) as u8);
+    }
+}

@@ -1,0 +1,99 @@
+//! The folded network in float32 on libtorch: what calibration measures and the float rows of the accuracy table.
+
+use tch::{Kind, Tensor};
+
+use super::integer::image_count;
+use super::network::{FloatNet, Floats, Geometry, Node, Operation};
+
+/// The float network with its weights as tensors.
+pub struct FloatTorch {
+    mean: Tensor,
+    std: Tensor,
+    nodes: Vec<Node<(Tensor, Option<Tensor>)>>,
+}
+
+impl FloatTorch {
+    /// Copies the weights.
+    pub fn new(net: &FloatNet) -> FloatTorch {
+        let channels = |values: &[f32; 3]| Tensor::from_slice(values).view([1, 3, 1, 1]);
+        let nodes = net.nodes.iter().map(|node| {
+            let numbers = |node: &Node<Floats>| match node.layer() {
+                Some(layer) => Ok(tensors(layer.geometry, &layer.numbers)),
+                None => Ok((Tensor::new(), None)),
+            };
+            node.with_numbers(numbers).expect("copying cannot fail")
+        });
+        FloatTorch { mean: channels(&net.mean), std: channels(&net.std), nodes: nodes.collect() }
+    }
+
+    /// `input`, then the names of the layers but the last: those that a layer reads.
+    pub fn tensor_names(&self) -> Vec<String> {
+        let layers = self.nodes[..self.nodes.len() - 1].iter().map(|node| node.name.clone());
+        std::iter::once("input".to_owned()).chain(layers).collect()
+    }
+
+    /// Every tensor that a layer reads, in the order of [`Self::tensor_names`], `[n, channels, side, side]`.
+    pub fn tensors(&self, pixels: &[u8]) -> Vec<Tensor> {
+        let mut tensors = self.forward(pixels);
+        tensors.pop();
+        tensors
+    }
+
+    /// Logits `[n, 10]`.
+    pub fn logits(&self, pixels: &[u8]) -> Tensor {
+        self.forward(pixels).pop().expect("a network has layers").flatten(1, -1)
+    }
+
+    fn forward(&self, pixels: &[u8]) -> Vec<Tensor> {
+        let _guard = tch::no_grad_guard();
+        let images = pixel_tensor(pixels).to_kind(Kind::Float) / 255.0;
+        let mut tensors = vec![(images - &self.mean) / &self.std];
+        for node in &self.nodes {
+            let input = &tensors[node.input];
+            let output = match &node.operation {
+                Operation::AveragePool { .. } => input.mean_dim([2i64, 3].as_slice(), true, Kind::Float),
+                Operation::Convolution(layer) => {
+                    let (weight, bias) = &layer.numbers;
+                    let mut output = convolve(input, weight, bias.as_ref(), layer.geometry);
+                    if let Some(residual) = layer.residual {
+                        output += &tensors[residual];
+                    }
+                    if layer.relu {
+                        output = output.relu_();
+                    }
+                    if layer.max_pool { max_pool(&output) } else { output }
+                }
+            };
+            tensors.push(output);
+        }
+        tensors
+    }
+}
+
+fn tensors(geometry: Geometry, floats: &Floats) -> (Tensor, Option<Tensor>) {
+    let [outputs, inputs, kernel] = [geometry.outputs, geometry.inputs, geometry.kernel].map(|extent| extent as i64);
+    let weight = Tensor::from_slice(&floats.weight).view([outputs, inputs, kernel, kernel]);
+    (weight, floats.bias.as_ref().map(|bias| Tensor::from_slice(bias)))
+}
+
+/// `[n, 3, 32, 32]` u8.
+pub(super) fn pixel_tensor(pixels: &[u8]) -> Tensor {
+    Tensor::from_slice(pixels).view([image_count(pixels) as i64, 3, 32, 32])
+}
+
+/// 2x2, stride 2.
+pub(super) fn max_pool(input: &Tensor) -> Tensor {
+    input.max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false)
+}
+
+/// With the geometry's stride and padding of zeros.
+pub(super) fn convolve(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Tensor {
+    let (stride, padding) = ([geometry.stride as i64; 2], [geometry.padding as i64; 2]);
+    input.conv2d(weight, bias, stride, padding, [1, 1], 1)
+}
+
+/// Index of the greatest logit of each image.
+pub fn predictions(logits: &Tensor) -> Vec<u8> {
+    let classes: Vec<i64> = logits.argmax(1, false).try_into().expect("argmax gives a vector of integers");
+    classes.into_iter().map(|class| class as u8).collect()
+}

@@ -1,0 +1,112 @@
+//! What each step of the quantization costs in accuracy: the float network, its weights in int8, then activations and
+//! biases, and the naive step that forgets the biases. The last row is the integer network itself.
+
+use tch::Kind;
+
+use super::engine::{Engine, Kernel};
+use super::float::{self, FloatTorch};
+use super::integer::{IntNet, predictions};
+use super::network::{FloatNet, IMAGE_BYTES};
+use super::scheme;
+use super::simulated::Simulated;
+use crate::error::Result;
+
+/// Images computed together.
+const BATCH: usize = 100;
+
+/// Hits of every case, and how far simulation and kernels agree, over this rank's images. All are integers below 2^53,
+/// so that sums over the ranks are exact.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ladder {
+    /// (case, hits), from the float network to the integer one.
+    pub cases: Vec<(&'static str, u64)>,
+    /// Images.
+    pub samples: u64,
+    /// Elements of every layer's output compared between the simulated and the true integer network.
+    pub compared: u64,
+    /// Of these, how many differ.
+    pub differing: u64,
+}
+
+impl Ladder {
+    /// As numbers that ranks can add.
+    pub fn to_sums(&self) -> Vec<f64> {
+        let counts = [self.samples, self.compared, self.differing];
+        counts.into_iter().chain(self.cases.iter().map(|(_, hits)| *hits)).map(|count| count as f64).collect()
+    }
+
+    /// Back, after the addition.
+    pub fn with_sums(&self, sums: &[f64]) -> Ladder {
+        let cases = self.cases.iter().zip(&sums[3..]).map(|((name, _), &hits)| (*name, hits as u64)).collect();
+        Ladder { cases, samples: sums[0] as u64, compared: sums[1] as u64, differing: sums[2] as u64 }
+    }
+
+    /// Per cent, by case.
+    pub fn accuracies(&self) -> Vec<(&'static str, f64)> {
+        let percent = |hits: u64| 100.0 * hits as f64 / self.samples.max(1) as f64;
+        self.cases.iter().map(|&(name, hits)| (name, percent(hits))).collect()
+    }
+
+    /// Percentage points that the integer network loses against float32.
+    pub fn drop(&self) -> f64 {
+        let accuracies = self.accuracies();
+        accuracies[0].1 - accuracies[accuracies.len() - 1].1
+    }
+}
+
+/// Runs every case over `pixels` `[n, 3, 32, 32]` with their `labels`. Errors: a simulated value out of range.
+pub fn measure(net: &FloatNet, integers: &IntNet, pixels: &[u8], labels: &[u8]) -> Result<Ladder> {
+    let mut floats = vec![("float32", FloatTorch::new(net))];
+    floats.push(("weights", FloatTorch::new(&scheme::with_quantized_weights(net, integers))));
+    if net.has_bias() {
+        floats.push(("weights, bias unscaled", FloatTorch::new(&scheme::with_unscaled_biases(net, integers))));
+    }
+    let last = if net.has_bias() { "weights+activations+bias" } else { "weights+activations" };
+    let names = floats.iter().map(|(name, _)| *name).chain([last]);
+    let mut ladder = Ladder { cases: names.map(|name| (name, 0)).collect(), samples: 0, compared: 0, differing: 0 };
+    let simulated = Simulated::new(integers);
+    let mut engine = Engine::new(integers, Kernel::best());
+    let hits = |predicted: &[u8], labels: &[u8]| predicted.iter().zip(labels).filter(|(a, b)| a == b).count() as u64;
+    for (pixels, labels) in pixels.chunks(BATCH * IMAGE_BYTES).zip(labels.chunks(BATCH)) {
+        for ((_, net), (_, count)) in floats.iter().zip(&mut ladder.cases) {
+            *count += hits(&float::predictions(&net.logits(pixels)), labels);
+        }
+        let logits = engine.run(pixels);
+        ladder.cases.last_mut().expect("it was added").1 += hits(&predictions(&logits), labels);
+        let (compared, differing) = compare(&simulated, &mut engine, pixels, &logits)?;
+        ladder.compared += compared;
+        ladder.differing += differing;
+        ladder.samples += labels.len() as u64;
+    }
+    Ok(ladder)
+}
+
+/// (elements compared, elements that differ) of all tensors and logits of `pixels`. `logits` are the kernels' own.
+pub fn compare(simulated: &Simulated, engine: &mut Engine, pixels: &[u8], logits: &[i32]) -> Result<(u64, u64)> {
+    let (tensors, simulated_logits) = simulated.trace(pixels)?;
+    let mut compared = logits.len() as u64;
+    let mut differing = unequal(&simulated_logits, logits);
+    let tensors: Vec<Vec<u8>> = tensors.iter().map(channels_last).collect();
+    let images = pixels.len() / IMAGE_BYTES;
+    for (image, pixels) in pixels.chunks(IMAGE_BYTES).enumerate() {
+        for (all, own) in tensors.iter().zip(engine.trace(pixels).0) {
+            let length = all.len() / images;
+            compared += length as u64;
+            differing += unequal(&all[image * length..][..length], &own);
+        }
+    }
+    Ok((compared, differing))
+}
+
+fn unequal<T: PartialEq>(a: &[T], b: &[T]) -> u64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).filter(|(a, b)| a != b).count() as u64
+}
+
+/// `[n, channels, side, side]` whole numbers to `[n, side, side, channels]` u8.
+fn channels_last(tensor: &tch::Tensor) -> Vec<u8> {
+    let bytes = tensor.permute([0, 2, 3, 1]).contiguous().to_kind(Kind::Uint8);
+    let mut values = vec![0; bytes.numel()];
+    bytes.copy_data(&mut values, bytes.numel());
+    values
+}

@@ -1,0 +1,30 @@
+//! Post-training quantization to int8, and the integer network that runs it. In: a trained `state_dict` and calibration
+//! images (u8). Out: an [`IntNet`] (int8 weights, int32 biases, scales, fixed-point multipliers), what it costs in accuracy
+//! case by case, and an [`Engine`] that runs it from u8 pixels to i32 logits with no float in between.
+//!
+//! [`network`] folds batch norm and lists the layers; [`calibration`] measures distributions; [`scheme`] chooses scales;
+//! [`integer`] states the arithmetic, which [`simulated`] (float tensors), [`reference`] (plain loops) and [`engine`]
+//! (vector kernels) execute to the same integers; [`ladder`] compares them and counts hits; [`checkpoint`] and [`onnx`] take
+//! the result out. Only [`command`] knows of ranks and files.
+
+pub mod calibration;
+pub mod checkpoint;
+pub mod command;
+pub mod engine;
+pub mod float;
+pub mod integer;
+pub mod kernel;
+pub mod ladder;
+pub mod network;
+pub mod onnx;
+pub mod reference;
+pub mod scheme;
+pub mod simulated;
+
+pub use calibration::Distribution;
+pub use engine::{Engine, Kernel};
+pub use integer::IntNet;
+pub use network::FloatNet;
+
+#[cfg(test)]
+mod tests;

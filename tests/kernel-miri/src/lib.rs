@@ -1,0 +1,207 @@
+//! The kernels against plain loops, on shapes that reach every branch: tails of pixels and of channels, blocks of 4, 2 and
+//! 1 registers, stride 2, padding, max-pool, residual, logits. Buffers are exactly as long as they must be.
+#![allow(dead_code)]
+
+#[path = "../../../src/quantize/kernel/mod.rs"]
+mod kernel;
+
+#[cfg(test)]
+mod tests {
+    use super::kernel::{Convolution, Isa, Packing, Scale, avx2::Avx2, vnni::Vnni};
+
+    struct Case {
+        inputs: usize,
+        outputs: usize,
+        kernel: usize,
+        stride: usize,
+        padding: usize,
+        side: usize,
+        pool: bool,
+        residual: bool,
+        last: bool,
+    }
+
+    const CASES: [Case; 8] = [
+        Case {
+            inputs: 3,
+            outputs: 6,
+            kernel: 4,
+            stride: 1,
+            padding: 0,
+            side: 9,
+            pool: true,
+            residual: false,
+            last: false,
+        },
+        Case {
+            inputs: 8,
+            outputs: 20,
+            kernel: 1,
+            stride: 1,
+            padding: 0,
+            side: 4,
+            pool: true,
+            residual: false,
+            last: false,
+        },
+        Case {
+            inputs: 4,
+            outputs: 64,
+            kernel: 3,
+            stride: 1,
+            padding: 1,
+            side: 2,
+            pool: false,
+            residual: true,
+            last: false,
+        },
+        Case {
+            inputs: 8,
+            outputs: 36,
+            kernel: 2,
+            stride: 2,
+            padding: 1,
+            side: 4,
+            pool: false,
+            residual: false,
+            last: false,
+        },
+        Case {
+            inputs: 8,
+            outputs: 24,
+            kernel: 1,
+            stride: 2,
+            padding: 0,
+            side: 4,
+            pool: false,
+            residual: true,
+            last: false,
+        },
+        Case {
+            inputs: 24,
+            outputs: 116,
+            kernel: 1,
+            stride: 1,
+            padding: 0,
+            side: 1,
+            pool: false,
+            residual: false,
+            last: false,
+        },
+        Case {
+            inputs: 20,
+            outputs: 10,
+            kernel: 1,
+            stride: 1,
+            padding: 0,
+            side: 1,
+            pool: false,
+            residual: false,
+            last: true,
+        },
+        // Winograd's form on AVX2.
+        Case { inputs: 16, outputs: 16, kernel: 3, stride: 1, padding: 1, side: 4, pool: false, residual: true, last: false },
+    ];
+    const IMAGES: usize = 2;
+    const SCALE: Scale =
+        Scale { offset: (1 << 35) + (7 << 36) - 3 * (1 << 30), shift: 36, residual_multiplier: 1 << 27 };
+
+    /// xorshift: every value of u8 and i8 comes up, and sums of both signs.
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 >> 20
+        }
+    }
+
+    fn check<I: Isa>(case: &Case) {
+        assert!(I::detected());
+        let mut random = Random(88_172_645_463_325_252);
+        let Case { inputs, outputs, kernel, stride, padding, side, .. } = *case;
+        let stored = if inputs == 3 { 4 } else { inputs.next_multiple_of(I::CHANNELS) };
+        let padded = side + 2 * padding;
+        let (row, image) = (padded * stored, padded * padded * stored);
+        let input: Vec<u8> = (0..IMAGES * image).map(|_| random.next() as u8).collect();
+        let weight: Vec<i8> = (0..outputs * inputs * kernel * kernel).map(|_| random.next() as u8 as i8).collect();
+        let start: Vec<i32> = (0..outputs).map(|_| random.next() as i32 % 3000).collect();
+        let multiplier: Vec<i32> = (0..outputs).map(|_| (random.next() % (1 << 29)) as i32).collect();
+        let out_side = (padded - kernel) / stride + 1;
+        let (pool, results) = if case.pool { (2, out_side / 2) } else { (1, out_side) };
+        let out_stored = if case.last { outputs } else { outputs.next_multiple_of(I::CHANNELS) };
+        let positions: Vec<_> =
+            (0..IMAGES).flat_map(|n| (0..results).flat_map(move |y| (0..results).map(move |x| (n, y, x)))).collect();
+        let corner = |&(n, y, x): &(usize, usize, usize)| n * image + (y * row + x * stored) * stride * pool;
+        let residual: Vec<u8> = (0..positions.len() * out_stored).map(|_| random.next() as u8).collect();
+        let compact: Vec<u32> = (0..positions.len()).map(|at| (at * out_stored) as u32).collect();
+        let (right, down) = (stride * stored, stride * row);
+        let packing = || Packing {
+            weight: &weight,
+            start: start.clone(),
+            multiplier: if case.last { &[] } else { &multiplier },
+            scale: SCALE,
+            kernel,
+            stride,
+            side: results,
+            input_channels: stored,
+            row_stride: row,
+            window: case.pool.then_some([0, right, down, right + down]),
+            inputs: positions.iter().map(|position| corner(position) as u32).collect(),
+            outputs: compact.clone(),
+            residuals: if case.residual { compact.clone() } else { vec![] },
+            output_channels: out_stored,
+            per_image: results * results,
+        };
+        let sum = |at: usize, o: usize| {
+            let taps =
+                (0..kernel * kernel * inputs).map(|tap| (tap / (kernel * inputs), tap / inputs % kernel, tap % inputs));
+            let product = |(ky, kx, c): (usize, usize, usize)| {
+                input[at + ky * row + kx * stored + c] as i32
+                    * weight[((o * inputs + c) * kernel + ky) * kernel + kx] as i32
+            };
+            start[o] + taps.map(product).sum::<i32>()
+        };
+        let memory: Vec<I::Input> = input.iter().map(|&value| I::input(value)).collect();
+        if case.last {
+            let mut logits = vec![0; positions.len() * outputs];
+            Convolution::<I>::new(packing()).run_last(IMAGES, &memory, &mut logits);
+            for (p, position) in positions.iter().enumerate() {
+                (0..outputs).for_each(|o| assert_eq!(logits[p * outputs + o], sum(corner(position), o)));
+            }
+            return;
+        }
+        let skip: Vec<I::Input> = residual.iter().map(|&value| I::input(value)).collect();
+        let mut output = vec![I::input(0); positions.len() * out_stored];
+        I::prepare(packing()).run(IMAGES, &memory, case.residual.then_some(&skip), &mut output);
+        let mut seen = [0; 256];
+        for (p, position) in positions.iter().enumerate() {
+            for o in 0..outputs {
+                let steps = if case.pool { vec![0, right, down, right + down] } else { vec![0] };
+                let acc = steps.iter().map(|step| sum(corner(position) + step, o)).max().unwrap() as i64;
+                let added = if case.residual { (residual[p * out_stored + o] as i64) << 8 } else { 0 };
+                let total = acc * multiplier[o] as i64 + added * SCALE.residual_multiplier as i64 + SCALE.offset;
+                let expected = (total >> SCALE.shift).clamp(0, 255) as u8;
+                assert_eq!(I::value(output[p * out_stored + o]), expected, "position {p}, channel {o}");
+                seen[expected as usize] += 1;
+            }
+        }
+        assert!(seen[0] > 0 && seen[1..255].iter().sum::<i32>() > 0, "clamped and not");
+    }
+
+    #[test]
+    fn vnni_equals_plain_loops() {
+        if Vnni::detected() {
+            CASES.iter().for_each(check::<Vnni>);
+        } else {
+            eprintln!("this CPU has no AVX-512 VNNI: run under Miri");
+        }
+    }
+
+    #[test]
+    fn avx2_equals_plain_loops() {
+        CASES.iter().for_each(check::<Avx2>);
+    }
+}
