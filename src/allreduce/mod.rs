@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::cli;
 use crate::collective::{AllReduce, Bf16, Element};
 use crate::config::{Algorithm, Config};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::store::RunFile;
 pub use measure::{Budget, Row, Timing};
@@ -21,6 +21,11 @@ const MODEL_ELEMENTS: [usize; 2] = [61_770, 11_173_962];
 
 /// Measures as asked, prints on rank 0 and writes the run file if one is named.
 pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
+    if args.min > args.max {
+        let (place, key, value) = ("command line".into(), "--max".into(), args.max.to_string());
+        let expected = format!("must be at least --min, {}", args.min);
+        return job.agree(Err(Error::ConfigValue { place, key, value, expected }));
+    }
     let config = Config::default();
     job.configure(&config)?;
     let file = args.out.as_ref().filter(|_| job.is_root()).map(|out| create(out, args.force, &config, job));
@@ -107,7 +112,7 @@ mod tests {
         assert_eq!(counts(8, 256, 4, 4), [2, 8, 32, 64]);
         assert_eq!(counts(4, 4, 4, 4), [1]);
         assert_eq!(counts(1, 9, 2, 4), [1, 2]);
-        assert!(counts(8, 1 << 28, 4, 2).ends_with(&[8 << 20, 11_173_962, 64 << 20, 128 << 20]));
+        assert!(counts(8, 1 << 28, 4, 2).ends_with(&[11_173_962, 16 << 20, 64 << 20, 128 << 20]));
     }
 
     #[test]

@@ -27,6 +27,11 @@ impl Mpirun {
     pub fn ranks(ranks: usize) -> Mpirun {
         let mut command = Command::new("mpirun");
         command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_hpml")]);
+        Mpirun::command(command)
+    }
+
+    /// A command of the test's own making.
+    pub fn command(mut command: Command) -> Mpirun {
         // Fewer cores than ranks, and root in a container, are both meant.
         command.envs([
             ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
@@ -34,11 +39,6 @@ impl Mpirun {
             ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
             ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
         ]);
-        Mpirun::command(command)
-    }
-
-    /// A command of the test's own making.
-    pub fn command(command: Command) -> Mpirun {
         Mpirun { command, timeout: Duration::from_secs(120) }
     }
 
@@ -50,6 +50,10 @@ impl Mpirun {
     pub fn args<S: AsRef<std::ffi::OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Mpirun {
         self.command.args(args);
         self
+    }
+
+    pub fn arg(self, arg: &str) -> Mpirun {
+        self.args([arg])
     }
 
     pub fn folder(mut self, folder: &Path) -> Mpirun {
@@ -189,4 +193,11 @@ pub fn write_fake_cifar10(folder: &Path) {
 pub fn column(file: &Path, name: &str) -> Vec<f64> {
     let file = hdf5::File::open(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     file.dataset(name).unwrap_or_else(|error| panic!("{name}: {error}")).read_raw().unwrap()
+}
+
+/// Reads one column of texts of a run file.
+pub fn texts(file: &Path, name: &str) -> Vec<String> {
+    let file = hdf5::File::open(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let dataset = file.dataset(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    dataset.read_raw::<hdf5::types::VarLenUnicode>().unwrap().iter().map(|text| text.as_str().to_owned()).collect()
 }
