@@ -26,7 +26,7 @@ for part, color in zip(PARTS, COLORS):
     left.barh([f"rank {rank}" for rank in ranks], mean, left=bottom, color=color, label=part)
     bottom += mean
 left.invert_yaxis()
-left.set_xlabel("mean seconds of a step (ms)")
+left.set_xlabel("mean time of a step (ms)")
 left.set_title(f"Step anatomy: {model}, {batch} images per rank", fontsize=10)
 left.legend(ncols=len(PARTS), fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.22))
 right.plot(epochs["epoch"] + 1, epochs["train_accuracy"], "o-", color="#9aa5b1", label="train")

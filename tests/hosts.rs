@@ -1,0 +1,92 @@
+//! Several hosts on one machine: network namespaces with links of 1 Gbit/s (`hosts.sh`). For root; left out elsewhere.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use common::{Mpirun, column, folder, texts};
+
+/// Hosts that stand until this is dropped.
+struct Hosts {
+    prefix: String,
+}
+
+impl Hosts {
+    /// `count` hosts for the test of this name; `None`, with the reason on stderr, where they cannot be made.
+    fn up(count: usize, test: &str) -> Option<Hosts> {
+        // Short: host names go with Open MPI's into paths of sockets. Unique: tests run beside each other.
+        let hosts = Hosts { prefix: format!("h{}{count}", std::process::id()) };
+        let output = hosts.script(&["up", &count.to_string(), "1gbit"]);
+        if output.status.success() {
+            return Some(hosts);
+        }
+        let reason = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+        eprintln!("{test}: left out: no emulated hosts (they need root, iproute2 and network namespaces): {reason}");
+        None
+    }
+
+    fn script(&self, args: &[&str]) -> Output {
+        self.command().args(args).output().expect("bash is there")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("bash");
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hosts.sh")).env("HOSTS", &self.prefix);
+        command
+    }
+
+    /// `hpml` with `per_host` ranks on each of `hosts` hosts.
+    fn hpml(&self, hosts: usize, per_host: usize) -> Mpirun {
+        let mut command = self.command();
+        command.args(["mpirun", &hosts.to_string(), &per_host.to_string(), env!("CARGO_BIN_EXE_hpml")]);
+        Mpirun::command(command).timeout(Duration::from_secs(240))
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        self.script(&["down"]);
+    }
+}
+
+#[test]
+#[ignore = "takes root and network namespaces: cargo test --release --test hosts -- --ignored"]
+fn every_sum_is_right_between_hosts() {
+    let Some(hosts) = Hosts::up(4, "every_sum_is_right_between_hosts") else { return };
+    let folder = folder();
+    for (count, per_host) in [(2, 1), (2, 2), (3, 1), (4, 1)] {
+        let out = folder.path().join(format!("{count}x{per_host}.h5"));
+        let sizes = ["allreduce", "--min", "2", "--max", "1M", "--factor", "40", "--iters", "2"];
+        let ways = ["--algorithm", "auto", "--algorithm", "shared", "--algorithm", "ring"];
+        let run = hosts.hpml(count, per_host).args(sizes).args(ways).args(["--out", out.to_str().unwrap()]).run();
+        let run = run.succeeded();
+        assert!(run.stdout.contains(&format!("{}-1", hosts.prefix)), "the ranks are on one host\n{}", run.stdout);
+        let wrong = column(&out, "allreduce/wrong");
+        assert!(wrong.iter().all(|&count| count == 0.0), "{count} x {per_host} ranks: {wrong:?}");
+        // auto: MPI_Allreduce for what is small, the window and the ring for what is not.
+        for way in ["mpi", "shared", "ring"] {
+            assert!(texts(&out, "allreduce/algorithm").iter().any(|used| used == way), "{way} was not measured");
+        }
+    }
+}
+
+#[test]
+#[ignore = "takes root and network namespaces: cargo test --release --test hosts -- --ignored"]
+fn two_hosts_train_to_the_parameters_of_two_ranks_on_one() {
+    let Some(hosts) = Hosts::up(2, "two_hosts_train_to_the_parameters_of_two_ranks_on_one") else { return };
+    let folder = folder();
+    // Three buckets above the ring's least size: the first two on the communication thread, beside the backward pass.
+    let train = |run: Mpirun, out: PathBuf| {
+        run.args(["train", "--out", out.to_str().unwrap(), "--set", "model.name=resnet18", "--set", "model.width=16"])
+            .args(["--set", "train.max_steps=3", "--set", "data.test_samples=40", "--set", "parallel.bucket_mb=0.5"])
+            .args(["--set", "launch.threads=1"])
+            .run()
+            .succeeded();
+        texts(&out, "epochs/parameter_checksum")
+    };
+    let apart = train(hosts.hpml(2, 1), folder.path().join("apart.h5"));
+    let together = train(Mpirun::ranks(2), folder.path().join("together.h5"));
+    assert_eq!(apart, together);
+}
