@@ -56,11 +56,7 @@ const COMMENTS: &[(&str, &str)] = &[
         "quantize.per_channel",
         "a weight scale per output channel instead of one per layer (the last layer always has one)",
     ),
-    (
-        "quantize.finetune_epochs",
-        "train so many epochs (a fraction is fine) with quantized numbers if the drop exceeds max_drop",
-    ),
-    ("quantize.max_drop", "accuracy that int8 may lose before finetune_epochs are spent; percentage points"),
+    ("quantize.max_drop", "accuracy that int8 may lose before a warning is given; percentage points"),
 ];
 
 /// The default configuration as TOML with a comment above each key. Feeding it back gives the defaults.

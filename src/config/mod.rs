@@ -207,7 +207,6 @@ pub struct Quantize {
     pub activation_range: RangeFrom,
     pub percentile: f64,
     pub per_channel: bool,
-    pub finetune_epochs: f64,
     pub max_drop: f64,
 }
 
@@ -286,7 +285,6 @@ impl Default for Quantize {
             activation_range: RangeFrom::Max,
             percentile: 99.99,
             per_channel: true,
-            finetune_epochs: 0.0,
             max_drop: 0.3,
         }
     }

@@ -128,7 +128,8 @@ pub fn print(quantized: &Quantized, config: &Config) {
         ladder.differing,
         ladder.compared
     );
-    if ladder.drop() > quantize.max_drop {
+    // Differences of percentages are not exact: 37.2 - 36.9 is a hair above 0.3.
+    if ladder.drop() > quantize.max_drop + 1e-9 {
         log::warn!(
             "int8 loses {:.2} points, more than quantize.max_drop = {}: try quantize.per_channel = true or another \
              quantize.activation_range",
