@@ -61,19 +61,20 @@ fn eval(file: &Path, predictions: Option<&Path>, common: &Common) -> Result<Stri
 
 /// The configuration that a run file was made with, and what the command line changes in it.
 fn config_of(run: &Path, common: &Common) -> Result<Config> {
-    let mut config = store::read_config(run)?.with_overrides(&common.set, &run.display().to_string())?;
-    if let Some(dir) = &common.data {
-        config.data.dir = dir.display().to_string();
-    }
-    Ok(config)
+    let config = store::read_config(run)?.with_overrides(&common.set, &run.display().to_string())?;
+    Ok(with_data(config, common))
 }
 
 fn load_config(file: Option<&Path>, common: &Common) -> Result<Config> {
-    let mut config = Config::load(file, &common.set)?;
+    Ok(with_data(Config::load(file, &common.set)?, common))
+}
+
+/// `--data` stands above the file and `--set`.
+fn with_data(mut config: Config, common: &Common) -> Config {
     if let Some(dir) = &common.data {
         config.data.dir = dir.display().to_string();
     }
-    Ok(config)
+    config
 }
 
 /// For the commands that need no ranks.

@@ -111,6 +111,21 @@ fn ranks_with_different_configurations_are_refused() {
 }
 
 #[test]
+fn a_training_without_a_step_is_refused() {
+    let out = folder();
+    let run = train(&[
+        "--set",
+        "data.train_samples=1",
+        "--set",
+        "data.drop_last=true",
+        "--out",
+        text(&out.path().join("run.h5")),
+    ]);
+    assert_refused(&run, &["data.drop_last", "1 samples on 2 ranks"]);
+    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_loss_that_is_no_number_ends_the_job() {
     let run = train(&["--set", "train.lr=1e30", "--out", text(&folder().path().join("run.h5"))]);
     assert!(!run.status.success());

@@ -115,7 +115,7 @@ fn print_messages(ledger: &Ledger, replica: &Replica, ranks: usize) {
     let gradients = ledger.entry(Kind::Gradients);
     let gbs = gigabytes_per_second;
     println!(
-        "\ngradient all_reduce: {} per step and rank, algbw {:.2} GB/s, busbw {:.2} GB/s ({:.2} x {} cross the bus)",
+        "\ngradient all_reduce: {} per step and rank, algbw {:.3} GB/s, busbw {:.3} GB/s ({:.2} x {} cross the bus)",
         format_bytes(replica.gradient_bytes()),
         gbs(algbw(gradients.bytes, gradients.seconds)),
         gbs(all_reduce_busbw(gradients.bytes, gradients.seconds, ranks)),

@@ -43,13 +43,6 @@ pub fn run(config: &Config, job: &Job, force: bool) -> Result<()> {
         config.data.drop_last,
         config.run.seed,
     );
-    if sampler.indices().is_empty() {
-        // With drop_last and fewer samples than ranks, as in PyTorch; a run without a step is nobody's wish.
-        let (key, value) = ("data.drop_last".into(), "true".into());
-        let expected =
-            format!("{} samples on {} ranks leave none: use fewer ranks", datasets.train.len(), job.world_size);
-        job.agree(Err(Error::ConfigValue { place: "data".into(), key, value, expected }))?;
-    }
     let mut record = Record::new(config, job.world_size);
     if job.is_root() {
         closing::print_header(config, job, &datasets, &replica);
@@ -64,6 +57,13 @@ pub fn run(config: &Config, job: &Job, force: bool) -> Result<()> {
         };
         sampler.set_epoch(epoch as u64);
         let mut plan = BatchPlan::even(sampler.indices(), config.train.batch_per_rank);
+        if plan.sizes.is_empty() {
+            // With drop_last and fewer samples than ranks, as in PyTorch; a run without a step is nobody's wish.
+            let (key, value) = ("data.drop_last".into(), "true".into());
+            let expected =
+                format!("{} samples on {} ranks leave none: use fewer ranks", datasets.train.len(), job.world_size);
+            return job.agree(Err(Error::ConfigValue { place: "data".into(), key, value, expected }));
+        }
         plan.sizes.truncate(steps_left);
         plan.indices.truncate(plan.sizes.iter().sum());
 
