@@ -44,6 +44,18 @@ pub enum Command {
         /// A run file or parity file (HDF5)
         file: PathBuf,
     },
+    /// Measure every case of batch per rank x ranks in one job: step anatomy, speedup, bandwidth
+    #[command(
+        after_help = "Two commands that work:\n  mpirun -n 4 hpml sweep configs/scaling.toml\n  mpirun -n 2 hpml sweep --set \
+        sweep.batch_per_rank=[8,32] --set sweep.seconds=3 --out results/scaling.h5"
+    )]
+    Sweep(Sweep),
+    /// Predict step time, speedup and efficiency on more ranks from the run file of a sweep
+    #[command(
+        after_help = "Two commands that work:\n  hpml predict results/scaling.h5 --ranks 8..4096\n  hpml predict \
+        results/scaling.h5 --ranks 8,64 --busbw 20 --latency 5 --batch 256"
+    )]
+    Predict(Predict),
     /// Take a trained checkpoint to int8 and show what that costs in accuracy; any number of ranks
     #[command(
         after_help = "Two commands that work:\n  hpml quantize results/net.h5 --data DIR\n  mpirun -n 2 hpml quantize \
@@ -108,6 +120,50 @@ pub struct Train {
     /// Overwrite the run file if it exists
     #[arg(long)]
     pub force: bool,
+}
+
+/// Arguments of `hpml sweep`.
+#[derive(Debug, Args)]
+pub struct Sweep {
+    /// Configuration (TOML) with a `[sweep]` section; the built-in defaults if left out
+    pub config: Option<PathBuf>,
+    /// `--set`, `--data`
+    #[command(flatten)]
+    pub common: Common,
+    /// Run file to write (HDF5) [default: results/scaling-RANKSranks-TIME.h5]
+    #[arg(long, value_name = "FILE.h5")]
+    pub out: Option<PathBuf>,
+    /// Go on with the run file if it exists: measure only what is missing in it
+    #[arg(long, requires = "out", conflicts_with = "force")]
+    pub resume: bool,
+    /// Overwrite the run file if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `hpml predict`.
+#[derive(Debug, Args)]
+pub struct Predict {
+    /// Run file of a sweep on 1 and on several ranks (HDF5)
+    pub run: PathBuf,
+    /// Rank counts: 8,64,100 or 8..4096 (times 2)
+    #[arg(long, value_name = "N,N|N..N", default_value = "1..4096", value_parser = rank_counts)]
+    pub ranks: RankCounts,
+    /// Samples per rank and step [default: the middle one of the measured]
+    #[arg(long, value_parser = batch)]
+    pub batch: Option<usize>,
+    /// Bus bandwidth of another network, GB/s [default: fitted]
+    #[arg(long, value_name = "GB/s", value_parser = positive)]
+    pub busbw: Option<f64>,
+    /// Latency of one message in another network, microseconds [default: fitted]
+    #[arg(long, value_name = "us", value_parser = not_negative)]
+    pub latency: Option<f64>,
+    /// Only this network
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Also write it to the run file, as /prediction
+    #[arg(long)]
+    pub save: bool,
 }
 
 /// Arguments of `hpml quantize`.
@@ -213,6 +269,40 @@ fn factor(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&factor| factor >= 2).ok_or_else(|| "must be a whole number, at least 2".to_owned())
 }
 
+/// Ascending rank counts.
+pub type RankCounts = std::sync::Arc<[usize]>;
+
+/// `8,64` or `8..4096`, which doubles from 8 on and ends at 4096.
+fn rank_counts(text: &str) -> Result<RankCounts, String> {
+    let number = |text: &str| text.trim().parse().ok().filter(|number| (1..=1 << 24).contains(number));
+    let counts: Option<Vec<usize>> = match text.split_once("..") {
+        Some((first, last)) => {
+            number(first).zip(number(last)).filter(|(first, last)| first <= last).map(|(first, last)| {
+                let doubled = std::iter::successors(Some(first), |count| Some(count * 2));
+                doubled.take_while(|&count| count < last).chain([last]).collect()
+            })
+        }
+        None => text.split(',').map(number).collect(),
+    };
+    counts.map(Into::into).ok_or_else(|| "must be rank counts from 1 to 16777216, as in 8,64 or 8..4096".to_owned())
+}
+
+fn batch(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|batch| (1..=1 << 20).contains(batch)).ok_or_else(|| "must be 1 to 1048576".to_owned())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|number: &f64| number.is_finite() && *number > 0.0)
+        .ok_or_else(|| "must be above 0".to_owned())
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    let given = text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
+    given.ok_or_else(|| "must be a number, at least 0".to_owned())
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     let given = text.parse().ok().filter(|seconds: &f64| seconds.is_finite() && *seconds > 0.0 && *seconds <= 3600.0);
     given.ok_or_else(|| "must be above 0, at most 3600".to_owned())
@@ -226,6 +316,16 @@ mod tests {
     fn the_commands_are_well_formed() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn rank_counts_are_lists_or_doubling_ranges() {
+        assert_eq!(*rank_counts("8..100").unwrap(), [8, 16, 32, 64, 100]);
+        assert_eq!(*rank_counts("3, 5").unwrap(), [3, 5]);
+        assert_eq!(*rank_counts("4..4").unwrap(), [4]);
+        for wrong in ["", "0", "8..2", "a", "1,", "99999999999"] {
+            assert!(rank_counts(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

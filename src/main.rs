@@ -9,7 +9,7 @@ use hpml::cli::{self, Cli, Command, Common};
 use hpml::config::{self, Config};
 use hpml::error::Result;
 use hpml::launch::{self, Job};
-use hpml::{allreduce, quantize, store, sys, train, verify};
+use hpml::{allreduce, predict, quantize, store, sweep, sys, train, verify};
 
 fn main() -> ExitCode {
     sys::keep_freed_memory();
@@ -19,7 +19,9 @@ fn main() -> ExitCode {
         Command::Train(args) => launch::run(|job| train(job, &args)),
         Command::Verify(args) => launch::run(|job| verify(job, &args)),
         Command::Allreduce(args) => launch::run(|job| allreduce::run(&args, job)),
+        Command::Sweep(args) => launch::run(|job| sweep(job, &args)),
         Command::Quantize(args) => launch::run(|job| quantize(job, &args)),
+        Command::Predict(args) => print(predict::run(&args)),
         Command::Eval { file, predictions, common } => print(eval(&file, predictions.as_deref(), &common)),
         Command::Export { file, onnx, force } => print(quantize::command::export(&file, &onnx, force)),
         Command::Config => print(Ok(config::documented_defaults())),
@@ -37,6 +39,12 @@ fn train(job: &mut Job, args: &cli::Train) -> Result<()> {
     let config = job.agree(loaded)?; // typed and checked before any work
     job.configure(&config)?; // the same on all ranks; threads
     train::run(&config, job, args.force)
+}
+
+fn sweep(job: &mut Job, args: &cli::Sweep) -> Result<()> {
+    let config = job.agree(load_config(args.config.as_deref(), &args.common))?;
+    job.configure(&config)?;
+    sweep::run(&config, job, args)
 }
 
 fn verify(job: &mut Job, args: &cli::Verify) -> Result<()> {

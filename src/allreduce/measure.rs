@@ -19,6 +19,8 @@ pub struct Budget {
 /// One size, type and algorithm.
 #[derive(Debug, Clone)]
 pub struct Row {
+    /// How many ranks summed.
+    pub ranks: usize,
     /// The buffer on one rank.
     pub bytes: Bytes,
     /// Its elements.
@@ -74,6 +76,7 @@ impl<T: Element> Bench<T> {
     pub fn measure(&mut self, communicator: &Communicator, elements: usize, budget: &Budget) -> Result<Row> {
         let bytes = elements * size_of::<T>();
         Ok(Row {
+            ranks: communicator.size(),
             bytes: bytes as Bytes,
             elements,
             element: T::NAME,

@@ -13,8 +13,8 @@ use crate::config::{Algorithm, Config};
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::store::RunFile;
-pub use measure::{Budget, Row, Timing};
-pub use table::tables;
+pub use measure::{Bench, Budget, Row, Timing};
+pub use table::table;
 
 /// Gradients of the two networks, in elements: what training all-reduces. (A test compares them with the models.)
 const MODEL_ELEMENTS: [usize; 2] = [61_770, 11_173_962];
@@ -41,7 +41,7 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
         });
     }
     if let Some(file) = &mut file {
-        file.flush(&tables(&rows, job.world_size), None)?;
+        file.flush(&[table::table(&rows)], None)?;
         println!("\nwritten to {}", file.path().display());
     }
     Ok(())
@@ -73,7 +73,7 @@ fn measure_type<T: Element>(args: &cli::Allreduce, job: &Job) -> Result<Vec<Row>
             measured.push(algorithm);
             let row = bench.measure(&job.communicator, elements, &budget)?;
             if job.is_root() {
-                table::print_row(&row, job.world_size);
+                table::print_row(&row);
             }
             rows.push(row);
         }

@@ -30,7 +30,7 @@ pub fn print_header(job: &Job) {
 }
 
 /// One row as a line.
-pub fn print_row(row: &Row, ranks: usize) {
+pub fn print_row(row: &Row) {
     let microseconds = |seconds: f64| {
         let us = seconds * 1e6;
         let decimals = if us < 99.95 { 2 } else { usize::from(us < 99_999.5) };
@@ -38,7 +38,7 @@ pub fn print_row(row: &Row, ranks: usize) {
     };
     let gbs = |bytes_per_second: f64| format!("{:>8.2}", gigabytes_per_second(bytes_per_second));
     let half = |timing: &Timing| {
-        let (algorithm, bus) = (algbw(row.bytes, timing.time), all_reduce_busbw(row.bytes, timing.time, ranks));
+        let (algorithm, bus) = (algbw(row.bytes, timing.time), all_reduce_busbw(row.bytes, timing.time, row.ranks));
         format!("{} {} {} {:>11}", microseconds(timing.time), gbs(algorithm), gbs(bus), timing.wrong)
     };
     let own = &row.in_place;
@@ -58,7 +58,7 @@ pub fn print_row(row: &Row, ranks: usize) {
 }
 
 /// `/allreduce`: two rows a size, type and algorithm, first out of place, then in place.
-pub fn tables(rows: &[Row], ranks: usize) -> Vec<Table> {
+pub fn table(rows: &[Row]) -> Table {
     let cells: Vec<(&Row, &'static str, &Timing)> = rows
         .iter()
         .flat_map(|row| [(row, "out_of_place", &row.out_of_place), (row, "in_place", &row.in_place)])
@@ -74,6 +74,7 @@ pub fn tables(rows: &[Row], ranks: usize) -> Vec<Table> {
     };
     let gbs = gigabytes_per_second;
     let columns = vec![
+        Column::new("ranks", "1", "ranks that summed", integers(&|row, _| row.ranks as u64)),
         Column::new("size", "B", "buffer on one rank", integers(&|row, _| row.bytes)),
         Column::new("count", "1", "its elements", integers(&|row, _| row.elements as u64)),
         Column::new("type", "1", "of the elements", texts(&|row, _| row.element)),
@@ -101,7 +102,7 @@ pub fn tables(rows: &[Row], ranks: usize) -> Vec<Table> {
             "busbw",
             "GB/s",
             "algbw * 2 (n-1) / n",
-            floats(&|row, timing| gbs(all_reduce_busbw(row.bytes, timing.time, ranks))),
+            floats(&|row, timing| gbs(all_reduce_busbw(row.bytes, timing.time, row.ranks))),
         ),
         Column::new(
             "wrong",
@@ -110,8 +111,7 @@ pub fn tables(rows: &[Row], ranks: usize) -> Vec<Table> {
             integers(&|_, timing| timing.wrong),
         ),
     ];
-    let attributes = vec![("ranks".into(), Attribute::Int(ranks as i64))];
-    vec![Table { attributes, ..Table::new("allreduce", "row", columns) }]
+    Table::new("allreduce", "row", columns)
 }
 
 /// Who measured this, and where.
@@ -136,10 +136,17 @@ mod tests {
     fn a_table_has_both_places_of_every_row() {
         let timing = Timing { time: 1e-3, iterations: 5, ..Default::default() };
         let (element, algorithm) = ("float32", "shared");
-        let row =
-            Row { bytes: 4_000_000, elements: 1_000_000, element, algorithm, out_of_place: timing, in_place: timing };
-        let tables = tables(&[row.clone(), row], 4);
-        for column in &tables[0].columns {
+        let row = Row {
+            ranks: 4,
+            bytes: 4_000_000,
+            elements: 1_000_000,
+            element,
+            algorithm,
+            out_of_place: timing,
+            in_place: timing,
+        };
+        let table = table(&[row.clone(), row]);
+        for column in &table.columns {
             let rows = match &column.values {
                 Values::F64(values) => values.len(),
                 Values::I64(values) => values.len(),
@@ -148,7 +155,7 @@ mod tests {
             };
             assert_eq!(rows, 4, "{}", column.name);
         }
-        let busbw = tables[0].columns.iter().find(|column| column.name == "busbw").unwrap();
+        let busbw = table.columns.iter().find(|column| column.name == "busbw").unwrap();
         assert!(matches!(&busbw.values, Values::F64(values) if (values[0] - 6.0).abs() < 1e-12));
     }
 }

@@ -9,12 +9,15 @@ pub enum Patience {
     Eager,
     /// Another thread computes: sleep between two looks almost from the start.
     Patient,
+    /// Other ranks of this host compute, and are measured doing so: sleep long between two looks.
+    Idle,
 }
 
 /// The pauses of one wait.
 pub(super) struct Pauses {
     spins: u32,
     yields: u32,
+    sleep: Duration,
     looks: u32,
 }
 
@@ -24,9 +27,9 @@ impl Pauses {
     pub(super) fn within_host(patience: Patience) -> Pauses {
         let (spins, yields) = match patience {
             Patience::Eager => (100, 2000),
-            Patience::Patient => (20, 0),
+            Patience::Patient | Patience::Idle => (20, 0),
         };
-        Pauses { spins, yields, looks: 0 }
+        Pauses { spins, yields, sleep: sleep(patience), looks: 0 }
     }
 
     /// For a message: sleep soon. Who yields on a busy machine comes back when all others have had their turn, and the
@@ -34,9 +37,9 @@ impl Pauses {
     pub(super) fn between_hosts(patience: Patience) -> Pauses {
         let spins = match patience {
             Patience::Eager => 100,
-            Patience::Patient => 0,
+            Patience::Patient | Patience::Idle => 0,
         };
-        Pauses { spins, yields: 0, looks: 0 }
+        Pauses { spins, yields: 0, sleep: sleep(patience), looks: 0 }
     }
 
     /// Something happened: look often again.
@@ -46,12 +49,19 @@ impl Pauses {
 
     /// Between two looks.
     pub(super) fn pause(&mut self) {
-        const SLEEP: Duration = Duration::from_micros(50);
         self.looks = self.looks.saturating_add(1);
         match self.looks {
             looks if looks <= self.spins => std::hint::spin_loop(),
             looks if looks <= self.spins + self.yields => std::thread::yield_now(),
-            _ => std::thread::sleep(SLEEP),
+            _ => std::thread::sleep(self.sleep),
         }
+    }
+}
+
+/// A look at MPI's progress costs some microseconds: every 50 of them is up to a tenth of a core.
+fn sleep(patience: Patience) -> Duration {
+    match patience {
+        Patience::Eager | Patience::Patient => Duration::from_micros(50),
+        Patience::Idle => Duration::from_millis(5),
     }
 }

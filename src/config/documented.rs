@@ -57,6 +57,19 @@ const COMMENTS: &[(&str, &str)] = &[
         "a weight scale per output channel instead of one per layer (the last layer always has one)",
     ),
     ("quantize.max_drop", "accuracy that int8 may lose before a warning is given; percentage points"),
+    ("sweep.model", "networks that hpml sweep measures; empty: model.name"),
+    (
+        "sweep.batch_per_rank",
+        "batch sizes; empty: 32, 128, 512, 1024, 2048 and on, times 4, until memory is full or the data set is too small",
+    ),
+    ("sweep.ranks", "rank counts; empty: 1, 2, 4, ... and all ranks of the job"),
+    ("sweep.timing", "profile, overlap (as metrics.timing), or both"),
+    ("sweep.rounds", "how often each case is visited, in another order each time"),
+    ("sweep.seconds", "training time spent on a case over all its visits, warm-up apart; a visit has 3 steps at least"),
+    (
+        "sweep.precision",
+        "a case is done earlier when the 95 % interval of its median step time is within this, relative to it",
+    ),
 ];
 
 /// The default configuration as TOML with a comment above each key. Feeding it back gives the defaults.

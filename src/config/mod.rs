@@ -3,6 +3,7 @@
 //! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, and the text
 //! that goes into the run file. Knows nothing of ranks and devices; `launch` compares the hash over the ranks.
 
+mod defaults;
 mod documented;
 mod validate;
 
@@ -27,6 +28,7 @@ pub struct Config {
     pub parallel: Parallel,
     pub metrics: Metrics,
     pub quantize: Quantize,
+    pub sweep: Sweep,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -197,6 +199,16 @@ pub enum Timing {
     Profile,
 }
 
+impl Timing {
+    /// The name as in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Timing::Overlap => "overlap",
+            Timing::Profile => "profile",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
@@ -224,70 +236,37 @@ pub enum RangeFrom {
     Mse,
 }
 
-impl Default for Launch {
-    fn default() -> Self {
-        Launch { device: Device::Auto, threads: 0 }
-    }
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Sweep {
+    #[serde(deserialize_with = "one_or_many")]
+    pub model: Vec<ModelName>,
+    #[serde(deserialize_with = "one_or_many")]
+    pub batch_per_rank: Vec<usize>,
+    #[serde(deserialize_with = "one_or_many")]
+    pub ranks: Vec<usize>,
+    #[serde(deserialize_with = "one_or_many")]
+    pub timing: Vec<Timing>,
+    pub rounds: usize,
+    pub seconds: f64,
+    pub precision: f64,
 }
 
-impl Default for Data {
-    fn default() -> Self {
-        Data {
-            dir: String::new(),
-            train_samples: 0,
-            test_samples: 0,
-            shuffle: true,
-            drop_last: false,
-            augment: false,
-            mean: [0.5; 3],
-            std: [0.5; 3],
-            prefetch: 4,
-        }
+/// `4` and `[4, 8]` alike.
+fn one_or_many<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        Many(Vec<toml::Value>),
+        One(toml::Value),
     }
-}
-
-impl Default for Model {
-    fn default() -> Self {
-        Model { name: ModelName::Net, bias: false, width: 64, precision: Precision::Float32, channels_last: true }
-    }
-}
-
-impl Default for Train {
-    fn default() -> Self {
-        Train { epochs: 2, batch_per_rank: 8, lr: 0.01, max_steps: 0, test_batch: 250 }
-    }
-}
-
-impl Default for Optim {
-    fn default() -> Self {
-        Optim { momentum: 0.9, weight_decay: 0.0 }
-    }
-}
-
-impl Default for Parallel {
-    fn default() -> Self {
-        Parallel { bucket_mb: 8.0, all_reduce: Algorithm::Auto, buffers: BufferSync::Broadcast }
-    }
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Metrics { timing: Timing::Overlap, warmup_steps: 3 }
-    }
-}
-
-impl Default for Quantize {
-    fn default() -> Self {
-        Quantize {
-            enabled: false,
-            calibration_images: 400,
-            weight_range: RangeFrom::Max,
-            activation_range: RangeFrom::Max,
-            percentile: 99.99,
-            per_channel: true,
-            max_drop: 0.3,
-        }
-    }
+    let values = match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::Many(values) => values,
+        OneOrMany::One(value) => vec![value],
+    };
+    let typed = |value: toml::Value| T::deserialize(value).map_err(|error| serde::de::Error::custom(error.message()));
+    values.into_iter().map(typed).collect()
 }
 
 impl Config {

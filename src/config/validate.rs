@@ -68,6 +68,26 @@ impl Config {
         if self.model.bias && self.model.name != ModelName::Net {
             return refuse("model.bias", "true".into(), "belongs to model.name = \"net\" only (its fc3)");
         }
+        let sweep = &self.sweep;
+        for (key, values, most) in
+            [("sweep.batch_per_rank", &sweep.batch_per_rank, 1 << 20), ("sweep.ranks", &sweep.ranks, 1 << 20)]
+        {
+            if let Some(value) = values.iter().find(|value| !(1..=most).contains(*value)) {
+                return refuse(key, value.to_string(), &format!("must be numbers from 1 to {most}"));
+            }
+        }
+        if !(1..=100).contains(&sweep.rounds) {
+            return refuse("sweep.rounds", sweep.rounds.to_string(), "must be 1 to 100");
+        }
+        if sweep.timing.is_empty() {
+            return refuse("sweep.timing", "[]".into(), "must name profile, overlap or both");
+        }
+        if !(sweep.seconds > 0.0 && sweep.seconds <= 86_400.0) {
+            return refuse("sweep.seconds", sweep.seconds.to_string(), "must be above 0, at most 86400");
+        }
+        if !(sweep.precision > 0.0 && sweep.precision < 1.0) {
+            return refuse("sweep.precision", sweep.precision.to_string(), "must be above 0, below 1");
+        }
         Ok(())
     }
 }

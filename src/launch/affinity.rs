@@ -19,6 +19,12 @@ pub(super) fn fair_share(own: &str, neighbours: &[&str]) -> usize {
     (available / sharing.max(1)).max(1)
 }
 
+/// CPUs that ranks with these lists may use together.
+pub(super) fn together(lists: &[&str]) -> usize {
+    let all: BTreeSet<usize> = lists.iter().flat_map(|list| parse(list)).collect();
+    if all.is_empty() { std::thread::available_parallelism().map_or(1, usize::from) } else { all.len() }
+}
+
 fn parse(list: &str) -> BTreeSet<usize> {
     list.split(',')
         .filter_map(|part| {

@@ -5,6 +5,7 @@ mod affinity;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::collective::{Combine, Communicator, Universe};
 use crate::config::{Config, Device};
@@ -23,6 +24,8 @@ pub struct Job {
     pub local_rank: usize,
     /// Host, compute threads and CPU list of every rank.
     pub places: Vec<Place>,
+    /// CPUs of this host that any of its ranks may use.
+    pub cores: usize,
 }
 
 /// Where a rank runs.
@@ -66,7 +69,7 @@ impl Job {
     fn new(communicator: Arc<Communicator>) -> Result<Job> {
         let (rank, world_size) = (communicator.rank(), communicator.size());
         let local_rank = communicator.split_by_host()?.rank();
-        Ok(Job { communicator, rank, world_size, local_rank, places: Vec::new() })
+        Ok(Job { communicator, rank, world_size, local_rank, places: Vec::new(), cores: 0 })
     }
 
     /// Turns an error of any rank into an error of all: every rank calls this at the same point with its own result.
@@ -96,6 +99,7 @@ impl Job {
         let cpus = self.communicator.all_gather_text(Kind::Control, &own)?;
         let neighbours: Vec<&str> =
             hosts.iter().zip(&cpus).filter(|(other, _)| **other == host).map(|(_, cpus)| cpus.as_str()).collect();
+        self.cores = affinity::together(&neighbours);
         let threads = match config.launch.threads {
             0 => affinity::fair_share(&own, &neighbours),
             threads => threads,
@@ -148,10 +152,32 @@ fn start_log(rank: usize) {
         .init();
 }
 
+/// Whether the panic of a failed allocation is for [`survives_without_memory`] to report.
+static MEMORY_MAY_FAIL: AtomicBool = AtomicBool::new(false);
+
+/// Runs `work`, which other ranks do not wait for. False: it ran out of memory and was given up. Any other panic ends the
+/// job as always.
+pub fn survives_without_memory(work: impl FnOnce()) -> bool {
+    MEMORY_MAY_FAIL.store(true, Ordering::SeqCst);
+    // What `work` leaves half done is thrown away by the caller.
+    let survived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_ok();
+    MEMORY_MAY_FAIL.store(false, Ordering::SeqCst);
+    survived
+}
+
+/// libtorch's, oneDNN's and C++'s words for it.
+fn is_out_of_memory(message: &str) -> bool {
+    let message = message.to_lowercase();
+    ["allocate memory", "out of memory", "bad_alloc", "could not create a memory"].iter().any(|w| message.contains(w))
+}
+
 /// A panic in any thread of any rank ends the job: the others would wait for this rank for ever.
 fn end_job_on_panic(rank: usize) {
     std::panic::set_hook(Box::new(move |info| {
         let message = info.payload_as_str().unwrap_or("no message");
+        if MEMORY_MAY_FAIL.load(Ordering::SeqCst) && is_out_of_memory(message) {
+            return;
+        }
         let first_line = message.lines().next().unwrap_or_default();
         let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
         eprintln!("hpml: rank {rank}: internal error{place}: {first_line}");

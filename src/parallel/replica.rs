@@ -24,6 +24,7 @@ pub struct Replica {
     worker: Option<Worker>,
     buckets: Vec<Bucket>,
     buffer_sync: BufferSync,
+    timing: Timing,
     logits: Vec<f32>,
     labels: Vec<i64>,
 }
@@ -65,9 +66,9 @@ impl Replica {
         // bucket needs no thread, and its all-reduce no hand-over.
         let overlap = config.metrics.timing == Timing::Overlap && buckets.len() > 1;
         let worker = overlap.then(|| Worker::start(all_reduce.clone()));
-        let buffer_sync = config.parallel.buffers;
+        let (buffer_sync, timing) = (config.parallel.buffers, config.metrics.timing);
         let (logits, labels) = (Vec::new(), Vec::new());
-        Ok(Replica { model, state, communicator, all_reduce, worker, buckets, buffer_sync, logits, labels })
+        Ok(Replica { model, state, communicator, all_reduce, worker, buckets, buffer_sync, timing, logits, labels })
     }
 
     /// Gradients of all buckets in bytes: what one step all-reduces.
@@ -86,11 +87,14 @@ impl Replica {
     /// Adds the seconds of the parts to `times`.
     pub fn step(&mut self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<StepResult> {
         if self.buffer_sync == BufferSync::Broadcast && !self.state.buffers.as_slice().is_empty() {
-            let seconds = self.communicator.broadcast(Kind::Buffers, self.state.buffers.as_mut_slice())?;
-            times.add(Part::Comm, seconds);
-            times.add(Part::CommExposed, seconds);
+            // Who arrives late is told apart from the transfer only where that may cost a barrier.
+            let wait = if self.timing == Timing::Profile { self.communicator.barrier()? } else { 0.0 };
+            let transfer = self.communicator.broadcast(Kind::Buffers, self.state.buffers.as_mut_slice())?;
+            add_collective(times, Finished { wait, transfer }, true);
         }
+        let start = Instant::now();
         self.state.gradients.zero();
+        times.add(Part::Backward, start.elapsed().as_secs_f64());
         if batch.len == 0 {
             // More ranks than samples: nothing to compute, but the others count on this rank's part of the collectives.
             for bucket in 0..self.buckets.len() {
@@ -124,7 +128,17 @@ impl Replica {
             self.bucket_is_ready(bucket, times)?;
         }
         self.finish(times)?;
-        self.count(&logits, &batch.labels, &mean_loss)
+        let start = Instant::now();
+        let result = self.count(&logits, &batch.labels, &mean_loss);
+        times.add(Part::Forward, start.elapsed().as_secs_f64());
+        result
+    }
+
+    /// One forward and backward pass that no other rank learns of: to see whether the memory is there. Leaves gradients
+    /// and batch-norm statistics that mean nothing.
+    pub fn compute_alone(&mut self, batch: &Batch) {
+        let logits = self.model.forward(&batch.images, Mode::Train);
+        logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0).backward();
     }
 
     /// Logits of `images`, their loss and hits, in eval mode and without gradients.

@@ -32,6 +32,45 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// Gives freed memory back to the system after all: between two pieces of work that do not need it at the same time.
+pub fn give_back_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: releases pages that the allocator holds free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Runs `work` with at most `more` bytes of private memory beyond what this process has: more than that is refused by the
+/// allocator, instead of the kernel killing a process when all memory is used.
+pub fn with_memory_limit<T>(more: u64, work: impl FnOnce() -> T) -> T {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: reads and writes the struct given; a soft limit can be set back up to the hard one.
+    let before = unsafe {
+        libc::getrlimit(libc::RLIMIT_DATA, &mut limit);
+        let before = limit;
+        limit.rlim_cur = private_memory().saturating_add(more).min(before.rlim_cur);
+        libc::setrlimit(libc::RLIMIT_DATA, &limit);
+        before
+    };
+    struct Restore(libc::rlimit);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            // SAFETY: as above; also when `work` panics.
+            unsafe { libc::setrlimit(libc::RLIMIT_DATA, &self.0) };
+        }
+    }
+    let _restore = Restore(before);
+    work()
+}
+
+/// What `RLIMIT_DATA` counts, in bytes.
+fn private_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmData:"));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).map_or(u64::MAX, |kb| kb * 1024)
+}
+
 /// Sets `name` for this process unless the user has set it. Call before any other thread runs.
 pub fn default_environment(name: &str, value: &str) {
     if std::env::var_os(name).is_none() {

@@ -22,6 +22,7 @@ use crate::quantize::command;
 use crate::store::RunFile;
 pub use optimizer::Sgd;
 use record::{EpochRow, Record};
+pub use record::{environment, ranks};
 
 /// Trains as configured and writes the run file at every epoch's end.
 pub fn run(config: &Config, job: &Job, force: bool) -> Result<()> {
@@ -150,22 +151,12 @@ impl Pass<'_> {
         let mut result = StepResult::default();
         let epoch_started = Instant::now();
         for step in 0..steps {
-            let mut time = StepTimes::default();
-            let started = Instant::now();
-            let batch = loader.next().expect("the loader yields every batch of its plan");
-            time.add(Part::Data, started.elapsed().as_secs_f64());
-            // The sampler pads, so every rank has as many samples as this one.
-            let one = replica.step(&batch, batch.len * self.job.world_size, &mut time)?;
+            let (one, time) = timed_step(&mut loader, replica, sgd, self.job.world_size, self.config.train.lr)?;
             if !one.loss_sum.is_finite() {
                 let (rank, lr) = (self.job.rank, self.config.train.lr);
                 let step = self.global_step + step;
                 return Err(Error::LossNotFinite { loss: one.loss_sum, epoch: self.epoch, step, rank, lr });
             }
-            let update = Instant::now();
-            let state = &mut replica.state;
-            sgd.step(state.parameters.as_mut_slice(), state.gradients.as_slice(), self.config.train.lr);
-            time.add(Part::Optimizer, update.elapsed().as_secs_f64());
-            time.add(Part::Step, started.elapsed().as_secs_f64());
             result.add(one);
             times.push(time);
             self.progress.inc(1);
@@ -186,6 +177,29 @@ impl Pass<'_> {
         }
         Replica::sum_over_ranks(&self.job.communicator, result)
     }
+}
+
+/// One optimiser step on the loader's next batch, and how long each part of it took on this rank.
+pub fn timed_step(
+    loader: &mut Loader,
+    replica: &mut Replica,
+    sgd: &mut Sgd,
+    ranks: usize,
+    lr: f64,
+) -> Result<(StepResult, StepTimes)> {
+    let mut time = StepTimes::default();
+    let started = Instant::now();
+    let batch = loader.next().expect("the loader yields every batch of its plan");
+    time.add(Part::Data, started.elapsed().as_secs_f64());
+    // The sampler pads, so every rank has as many samples as this one.
+    let result = replica.step(&batch, batch.len * ranks, &mut time)?;
+    let update = Instant::now();
+    let state = &mut replica.state;
+    sgd.step(state.parameters.as_mut_slice(), state.gradients.as_slice(), lr);
+    drop(batch);
+    time.add(Part::Optimizer, update.elapsed().as_secs_f64());
+    time.add(Part::Step, started.elapsed().as_secs_f64());
+    Ok((result, time))
 }
 
 /// How batches are prepared for this model.

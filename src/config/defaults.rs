@@ -1,0 +1,83 @@
+//! The built-in defaults: with them alone `mpirun -n 4 hpml` is a complete run on the embedded data.
+
+use super::*;
+
+impl Default for Launch {
+    fn default() -> Self {
+        Launch { device: Device::Auto, threads: 0 }
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Data {
+            dir: String::new(),
+            train_samples: 0,
+            test_samples: 0,
+            shuffle: true,
+            drop_last: false,
+            augment: false,
+            mean: [0.5; 3],
+            std: [0.5; 3],
+            prefetch: 4,
+        }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Model { name: ModelName::Net, bias: false, width: 64, precision: Precision::Float32, channels_last: true }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Train { epochs: 2, batch_per_rank: 8, lr: 0.01, max_steps: 0, test_batch: 250 }
+    }
+}
+
+impl Default for Optim {
+    fn default() -> Self {
+        Optim { momentum: 0.9, weight_decay: 0.0 }
+    }
+}
+
+impl Default for Parallel {
+    fn default() -> Self {
+        Parallel { bucket_mb: 8.0, all_reduce: Algorithm::Auto, buffers: BufferSync::Broadcast }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics { timing: Timing::Overlap, warmup_steps: 3 }
+    }
+}
+
+impl Default for Quantize {
+    fn default() -> Self {
+        Quantize {
+            enabled: false,
+            calibration_images: 400,
+            weight_range: RangeFrom::Max,
+            activation_range: RangeFrom::Max,
+            percentile: 99.99,
+            per_channel: true,
+            max_drop: 0.3,
+        }
+    }
+}
+
+impl Default for Sweep {
+    fn default() -> Self {
+        Sweep {
+            model: Vec::new(),
+            batch_per_rank: Vec::new(),
+            ranks: Vec::new(),
+            timing: vec![Timing::Profile, Timing::Overlap],
+            rounds: 3,
+            seconds: 12.0,
+            precision: 0.02,
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! How much memory there is for a case, and how much it took.
+
+use std::fs;
+
+use crate::units::Bytes;
+
+/// What each of `sharing` ranks of this host can take beyond what it has: its share of what the system (or the job's
+/// control group, which is where Slurm's limit stands) has left.
+pub(super) fn room(sharing: usize) -> Bytes {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let free = system.available_memory();
+    let limited = system.cgroup_limits().map_or(free, |limits| limits.free_memory.min(free));
+    limited / sharing.max(1) as u64
+}
+
+/// Resident memory of this process now.
+pub(super) fn resident() -> Bytes {
+    status_kilobytes("VmRSS:") * 1024
+}
+
+/// The most that was resident since [`forget_peak`].
+pub(super) fn peak() -> Bytes {
+    status_kilobytes("VmHWM:") * 1024
+}
+
+/// Starts a new peak. Where the system refuses, peaks are those of the whole run.
+pub(super) fn forget_peak() {
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+fn status_kilobytes(key: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Memory of one rank at `batch`, from what smaller or equal batches took: a line through the two largest known. 0: not
+/// enough is known.
+///
+/// `known` is (batch, peak bytes), in any order.
+pub(super) fn extrapolated(known: &[(usize, Bytes)], batch: usize) -> Bytes {
+    let mut smaller: Vec<(usize, Bytes)> = known.iter().copied().filter(|&(size, _)| size <= batch).collect();
+    smaller.sort_unstable();
+    smaller.dedup_by(|next, kept| {
+        let same = next.0 == kept.0;
+        kept.1 = if same { kept.1.max(next.1) } else { kept.1 };
+        same
+    });
+    match smaller[..] {
+        [.., (size, peak)] if size == batch => peak,
+        [.., (first, low), (second, high)] => {
+            let slope = high.saturating_sub(low) as f64 / (second - first) as f64;
+            (high as f64 + slope * (batch - second) as f64) as Bytes
+        }
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_grows_along_the_line_of_the_last_two_batches() {
+        let known = [(128, 2000), (32, 800), (128, 1900), (512, 6800)];
+        assert_eq!(extrapolated(&known, 32), 800);
+        assert_eq!(extrapolated(&known, 128), 2000);
+        assert_eq!(extrapolated(&known, 1024), 6800 + 512 * 4800 / 384);
+        assert_eq!(extrapolated(&known[..1], 512), 0);
+        assert_eq!(extrapolated(&[], 512), 0);
+    }
+
+    #[test]
+    fn this_process_takes_memory_and_there_is_more() {
+        forget_peak();
+        assert!(resident() > 1 << 20 && peak() >= resident() / 2);
+        assert!(room(1) >= room(2) && room(1) > 0);
+    }
+}

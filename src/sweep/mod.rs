@@ -1,0 +1,228 @@
+//! `hpml sweep`: one job measures every case of network x batch per rank x ranks x timing mode. In: the `[sweep]` section.
+//! Out: a run file with every counted step of every rank in `/steps`, the bare all-reduce of each rank count in
+//! `/allreduce`, and in `/scaling` a row a case, which is made of those two alone.
+//!
+//! A case with fewer ranks than the job runs on the first of them while the others sleep. It is visited several times in
+//! a changing order, so that a machine that slows down meanwhile does not look like scaling. After each visit the file
+//! is whole: a sweep that was cut goes on from there with `--resume`.
+
+mod case;
+mod memory;
+mod record;
+mod scaling;
+mod visit;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
+use crate::allreduce::{self, Bench, Budget};
+use crate::cli;
+use crate::collective::{AllReduce, Combine, Communicator, Patience};
+use crate::config::{Config, ModelName};
+use crate::data::{self, Datasets};
+use crate::error::Result;
+use crate::launch::Job;
+use crate::metrics::{Kind, Part};
+use crate::units::format_seconds;
+pub use case::{Case, cases};
+use record::Record;
+pub use scaling::{Row, Status, rows};
+use visit::visit;
+
+/// Measures all cases that are not in the file yet.
+pub fn run(config: &Config, job: &Job, args: &cli::Sweep) -> Result<()> {
+    let datasets = job.agree(data::open(config))?;
+    let cases = job.agree(case::cases(config, job.world_size, datasets.train.len()))?;
+    let out = output_path(args, job);
+    let opened = job.is_root().then(|| Record::open(&out, args, config, job, &datasets, &cases));
+    let mut record = job.agree(opened.transpose())?;
+    if let Some(record) = &record {
+        print_header(config, job, &datasets, &cases, record);
+    }
+    let groups = groups(job, &cases)?;
+    measure_all_reduce(config, job, &cases, &groups, &mut record)?;
+    for round in 0..config.sweep.rounds {
+        for number in order(&cases, round, config.run.seed) {
+            let case = &cases[number];
+            let wanted = record.as_ref().is_some_and(|record| record.wants(number, round, config.sweep.precision));
+            if from_root(job, wanted as u64)? == 0 {
+                continue;
+            }
+            let largest = from_root(job, record.as_ref().map_or(0, |record| record.memory_for(number)))?;
+            let group = groups.get(&case.ranks).expect("a group for every rank count");
+            let seconds = config.sweep.seconds / config.sweep.rounds as f64;
+            let outcome = match group {
+                Some(group) => Some(visit(case, config, job, group, &datasets.train, largest, seconds)?),
+                None => None,
+            };
+            if let (Some(record), Some(outcome)) = (&mut record, outcome) {
+                record.add(number, round, outcome)?;
+                print_visit(record, number, round, config.sweep.rounds);
+            }
+            // Ranks that had no part in it sleep here.
+            job.communicator.patient_barrier(Patience::Idle)?;
+        }
+    }
+    if let Some(record) = &record {
+        print_closing(record);
+    }
+    Ok(())
+}
+
+/// The first ranks of the job for each rank count; `None` on a rank that is not among them.
+fn groups(job: &Job, cases: &[Case]) -> Result<BTreeMap<usize, Option<Arc<Communicator>>>> {
+    let mut counts: Vec<usize> = cases.iter().map(|case| case.ranks).collect();
+    counts.sort_unstable();
+    counts.dedup();
+    let mut groups = BTreeMap::new();
+    for ranks in counts {
+        let group = job.communicator.split((job.rank < ranks).then_some(0))?;
+        groups.insert(ranks, group.map(Arc::new));
+    }
+    Ok(groups)
+}
+
+/// The bare collective on every rank count: the yardstick of the bandwidth in training, and what a prediction is made of.
+fn measure_all_reduce(
+    config: &Config,
+    job: &Job,
+    cases: &[Case],
+    groups: &BTreeMap<usize, Option<Arc<Communicator>>>,
+    record: &mut Option<Record>,
+) -> Result<()> {
+    const SIZES: [usize; 5] = [8, 1 << 10, 16 << 10, 256 << 10, 4 << 20];
+    if from_root(job, record.as_ref().is_some_and(|record| record.all_reduce.is_none()) as u64)? == 0 {
+        return Ok(());
+    }
+    let mut elements: Vec<usize> = SIZES.iter().map(|bytes| bytes / size_of::<f32>()).collect();
+    let mut models: Vec<ModelName> = cases.iter().map(|case| case.model).collect();
+    models.dedup();
+    elements.extend(models.into_iter().map(|model| visit::new_model(config, model).parameter_count()));
+    elements.sort_unstable();
+    elements.dedup();
+    let mut rows = Vec::new();
+    for (&ranks, group) in groups.iter().filter(|(ranks, _)| **ranks > 1) {
+        if let Some(group) = group {
+            let all_reduce = AllReduce::new(group.clone(), config.parallel.all_reduce)?;
+            let largest = *elements.last().expect("there are sizes");
+            let (source, target) = (all_reduce.buffer::<f32>(largest)?, all_reduce.buffer::<f32>(largest)?);
+            let mut bench = Bench { all_reduce, source, target };
+            for &elements in &elements {
+                rows.push(bench.measure(group, elements, &Budget { seconds: 0.2, iterations: 0 })?);
+            }
+        }
+        if job.is_root() {
+            println!("# all-reduce on {ranks} ranks measured");
+        }
+        job.communicator.patient_barrier(Patience::Idle)?;
+    }
+    match record {
+        Some(record) if !rows.is_empty() => record.set_all_reduce(allreduce::table(&rows)),
+        _ => Ok(()),
+    }
+}
+
+/// The cases of one round. The first goes from small batches to large ones, which tells how much memory the next needs;
+/// the others are shuffled.
+fn order(cases: &[Case], round: usize, seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..cases.len()).collect();
+    if round == 0 {
+        order.sort_by_key(|&number| cases[number].batch_per_rank);
+        return order;
+    }
+    let mut random = Xoshiro256PlusPlus::seed_from_u64(seed.wrapping_add(round as u64));
+    for i in (1..order.len()).rev() {
+        order.swap(i, (random.next_u64() % (i as u64 + 1)) as usize);
+    }
+    order
+}
+
+/// Rank 0's number, on all ranks.
+fn from_root(job: &Job, value: u64) -> Result<u64> {
+    let mut number = [if job.is_root() { value as f64 } else { 0.0 }];
+    job.communicator.all_reduce(Kind::Control, Combine::Max, &mut number)?;
+    Ok(number[0] as u64)
+}
+
+fn output_path(args: &cli::Sweep, job: &Job) -> PathBuf {
+    let time = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S");
+    args.out.clone().unwrap_or_else(|| PathBuf::from(format!("results/scaling-{}ranks-{time}.h5", job.world_size)))
+}
+
+fn print_header(config: &Config, job: &Job, datasets: &Datasets, cases: &[Case], record: &Record) {
+    println!("# hpml {}   sweep of {} cases, {} rounds", env!("CARGO_PKG_VERSION"), cases.len(), config.sweep.rounds);
+    for (rank, place) in job.places.iter().enumerate() {
+        println!("# rank {rank}  {}  {}, {} thread(s)", place.host, place.device, place.threads);
+    }
+    println!("# data {}", datasets.name);
+    let shared = job.places.iter().filter(|place| place.host == job.places[0].host);
+    let (wanted, cores) = (shared.map(|place| place.threads).sum::<usize>(), job.cores);
+    if wanted > cores {
+        println!(
+            "# WARNING: {wanted} compute threads share {cores} cores of {}: their speedup says nothing",
+            job.places[0].host
+        );
+    }
+    println!("# written to {} after each visit; a sweep that was cut goes on with --resume", record.path().display());
+    println!("#  round  case     model  ranks  batch   timing  steps       step  95 % +-    images/s     comm share");
+}
+
+fn print_visit(record: &Record, number: usize, round: usize, rounds: usize) {
+    let row = record.row(number);
+    let case = &row.case;
+    let place = format!(
+        "{:>5}/{rounds} {number:>5} {:>9} {:>6} {:>6} {:>8}",
+        round + 1,
+        case.model.as_str(),
+        case.ranks,
+        case.batch_per_rank,
+        case.timing.as_str()
+    );
+    match row.status {
+        Status::Ok => println!(
+            "{place} {:>6} {:>10} {:>6.1} % {:>11.1} {:>12.1} %",
+            row.steps,
+            format_seconds(row.step_p50),
+            50.0 * (row.step_high - row.step_low) / row.step_p50,
+            row.images_per_second,
+            100.0 * (row.mean(Part::CommWait) + row.mean(Part::Comm)) / row.mean(Part::Step)
+        ),
+        Status::OutOfMemory => println!("{place}  out of memory"),
+        Status::Pending => {}
+    }
+}
+
+fn print_closing(record: &Record) {
+    println!("\nspeedup and efficiency against one rank at the same batch per rank");
+    println!(
+        "#     model   timing  batch  ranks      step    images/s  speedup  efficiency  busbw (GB/s)  of bare all-reduce  overlap"
+    );
+    let mut rows = record.rows();
+    rows.retain(|row| row.status == Status::Ok);
+    rows.sort_by_key(|row| {
+        (row.case.model.as_str(), row.case.timing.as_str(), row.case.batch_per_rank, row.case.ranks)
+    });
+    for row in rows {
+        let or_dash = |value: f64, text: String| if value.is_finite() { text } else { "-".into() };
+        println!(
+            "{:>11} {:>8} {:>6} {:>6} {:>9} {:>11.1} {:>8} {:>10} {:>13} {:>19} {:>8}",
+            row.case.model.as_str(),
+            row.case.timing.as_str(),
+            row.case.batch_per_rank,
+            row.case.ranks,
+            format_seconds(row.mean(Part::Step)),
+            row.images_per_second,
+            or_dash(row.speedup, format!("{:.2}", row.speedup)),
+            or_dash(row.efficiency, format!("{:.1} %", 100.0 * row.efficiency)),
+            or_dash(row.busbw, format!("{:.3}", row.busbw)),
+            or_dash(row.busbw_share, format!("{:.1} %", 100.0 * row.busbw_share)),
+            or_dash(row.overlap, format!("{:.0} %", 100.0 * row.overlap)),
+        );
+    }
+    println!("\nwritten to {}", record.path().display());
+    println!("next: hpml report {}", record.path().display());
+}

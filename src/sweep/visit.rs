@@ -1,0 +1,164 @@
+//! One visit to one case: a fresh replica on the case's ranks, a warm-up, timed steps until the time is used.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Case, memory};
+use crate::collective::{Combine, Communicator};
+use crate::config::{Config, ModelName};
+use crate::data::{BatchPlan, Dataset, Loader, Sampler};
+use crate::error::Result;
+use crate::launch::{self, Job};
+use crate::metrics::{Kind, StepTimes};
+use crate::model::Model;
+use crate::parallel::Replica;
+use crate::sys;
+use crate::train::{Sgd, loader_options, timed_step};
+use crate::units::{Bytes, Second};
+
+/// Steps of one visit at most: enough for any interval, and few enough to keep all of them.
+const MOST_STEPS: usize = 200;
+/// Steps of one visit at least, unless a single one takes longer than the visit may.
+const LEAST_STEPS: usize = 3;
+
+/// What a visit gave, the same on all ranks of the case but for the times.
+pub(super) struct Outcome {
+    /// `[ranks][steps]`, on rank 0; nothing if the memory did not suffice.
+    pub times: Vec<Vec<StepTimes>>,
+    /// The most that a rank had resident; 0 if it was not tried.
+    pub peak_memory: Bytes,
+    /// Whether a rank would have run, or ran, out of memory.
+    pub out_of_memory: bool,
+    /// Gradients in bytes: what a step all-reduces.
+    pub gradient_bytes: Bytes,
+}
+
+/// Visits `case` on the ranks of `group` (all of them call this). `needed` is what a rank probably takes, 0 if unknown.
+pub(super) fn visit(
+    case: &Case,
+    config: &Config,
+    job: &Job,
+    group: &Arc<Communicator>,
+    dataset: &Arc<Dataset>,
+    needed: Bytes,
+    seconds: Second,
+) -> Result<Outcome> {
+    let mut config = config.clone();
+    (config.model.name, config.metrics.timing) = (case.model, case.timing);
+    let host = &job.places[job.rank].host;
+    let sharing = job.places[..case.ranks].iter().filter(|place| place.host == *host).count();
+    // A tenth is left to what else runs here.
+    let room = memory::room(sharing) / 10 * 9;
+    let too_much = needed > memory::resident() + room;
+    let mut outcome = Outcome { times: Vec::new(), peak_memory: 0, out_of_memory: true, gradient_bytes: 0 };
+    if any(group, too_much)? {
+        return Ok(outcome);
+    }
+
+    memory::forget_peak();
+    let mut replica = Replica::new(new_model(&config, case.model), group.clone(), &config)?;
+    outcome.gradient_bytes = replica.gradient_bytes();
+    let warmup = config.metrics.warmup_steps.max(1);
+    let plan = plan(case, &config, group.rank(), dataset.len(), warmup + MOST_STEPS);
+    // Before a step that others wait in: one on its own, whose failure is no more than an answer.
+    let first = BatchPlan { indices: plan.indices[..case.batch_per_rank].to_vec(), sizes: vec![case.batch_per_rank] };
+    let batch = Loader::start(dataset.clone(), first, loader_options(&config, &replica, None)).next();
+    let batch = batch.expect("a plan of one batch");
+    let survived = launch::survives_without_memory(|| sys::with_memory_limit(room, || replica.compute_alone(&batch)));
+    drop(batch);
+    if any(group, !survived)? {
+        outcome.peak_memory = memory::peak();
+        drop(replica);
+        sys::give_back_freed_memory();
+        return Ok(outcome);
+    }
+
+    let mut sgd = Sgd::new(replica.state.parameters.as_slice().len(), &config.optim);
+    let mut loader = Loader::start(dataset.clone(), plan, loader_options(&config, &replica, None));
+    let mut step = || timed_step(&mut loader, &mut replica, &mut sgd, case.ranks, config.train.lr);
+    let started = Instant::now();
+    let mut warm = 0.0;
+    for done in 1..=warmup {
+        step()?;
+        warm = longest(group, started)? / done as f64;
+        if warm > seconds {
+            break;
+        }
+    }
+    let mut times = Vec::new();
+    let mut until = if warm > seconds { 1 } else { LEAST_STEPS };
+    let started = Instant::now();
+    loop {
+        while times.len() < until {
+            times.push(step()?.1);
+        }
+        let taken = longest(group, started)?;
+        if taken >= seconds || until == MOST_STEPS {
+            break;
+        }
+        // As many more as the time allows, but looked at again after twice as many.
+        let affordable = (until as f64 * seconds / taken).ceil() as usize;
+        until = affordable.clamp(until + 1, 2 * until).min(MOST_STEPS);
+    }
+
+    let own: Vec<f32> = times.iter().flat_map(|time| *time.as_array()).collect();
+    let all = group.gather(Kind::Metrics, &own)?;
+    let of_rank = |values: &[f32]| values.chunks(StepTimes::PARTS).map(StepTimes::from_slice).collect();
+    outcome.times = all.chunks(own.len()).map(of_rank).collect();
+    let mut peak = [memory::peak() as f64];
+    group.all_reduce(Kind::Metrics, Combine::Max, &mut peak)?;
+    (outcome.peak_memory, outcome.out_of_memory) = (peak[0] as Bytes, false);
+    drop((loader, replica, sgd));
+    sys::give_back_freed_memory();
+    Ok(outcome)
+}
+
+/// The network of a case, with PyTorch's initial values.
+pub(super) fn new_model(config: &Config, name: ModelName) -> Model {
+    let bias = config.model.bias && name == ModelName::Net;
+    Model::new(&crate::config::Model { name, bias, ..config.model.clone() }, config.run.seed)
+}
+
+/// Full batches only, one epoch after the other.
+fn plan(case: &Case, config: &Config, rank: usize, samples: usize, steps: usize) -> BatchPlan {
+    let mut sampler = Sampler::new(samples, case.ranks, rank, config.data.shuffle, true, config.run.seed);
+    let mut indices = Vec::new();
+    for epoch in 0.. {
+        sampler.set_epoch(epoch);
+        for batch in sampler.indices().chunks_exact(case.batch_per_rank) {
+            indices.extend_from_slice(batch);
+            if indices.len() == steps * case.batch_per_rank {
+                return BatchPlan::even(indices, case.batch_per_rank);
+            }
+        }
+    }
+    unreachable!("an epoch has at least one batch: cases are checked against the data set")
+}
+
+/// Whether it is so on any rank.
+fn any(group: &Communicator, here: bool) -> Result<bool> {
+    let mut flag = [here as u8 as f64];
+    group.all_reduce(Kind::Control, Combine::Max, &mut flag)?;
+    Ok(flag[0] > 0.0)
+}
+
+/// Seconds since `started` on the rank where most have passed: the same number on all, so that all decide alike.
+fn longest(group: &Communicator, started: Instant) -> Result<Second> {
+    let mut seconds = [started.elapsed().as_secs_f64()];
+    group.all_reduce(Kind::Control, Combine::Max, &mut seconds)?;
+    Ok(seconds[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Timing;
+
+    #[test]
+    fn a_plan_has_full_batches_over_as_many_epochs_as_it_takes() {
+        let case = Case { model: ModelName::Net, ranks: 2, batch_per_rank: 4, timing: Timing::Overlap };
+        let plan = plan(&case, &Config::default(), 1, 21, 5);
+        assert_eq!(plan.sizes, [4; 5]); // two of an epoch's ten samples
+        assert!(plan.indices.iter().all(|&index| index < 21));
+    }
+}

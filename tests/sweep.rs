@@ -1,0 +1,146 @@
+//! `hpml sweep` and what is made of its file, on the real launcher.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Finished, Mpirun, column, folder, texts};
+
+const PARTS: [&str; 6] = ["data", "forward", "backward", "comm_wait", "comm", "optimizer"];
+
+fn sweep(ranks: usize, out: &Path, more: &[&str]) -> Mpirun {
+    let short = ["sweep.seconds=0.4", "sweep.rounds=2", "sweep.batch_per_rank=[4, 16]", "data.train_samples=2000"];
+    let short = short.iter().chain(&["launch.threads=1", "metrics.warmup_steps=2"]).flat_map(|set| ["--set", set]);
+    Mpirun::ranks(ranks).args(["sweep", "--out", text(out)]).args(short).args(more).timeout(Duration::from_secs(300))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Row numbers of `/scaling` for which all of these hold.
+fn rows(file: &Path, timing: &str, ranks: usize) -> Vec<usize> {
+    let (timings, of) = (texts(file, "scaling/timing"), column(file, "scaling/ranks"));
+    (0..of.len()).filter(|&row| timings[row] == timing && of[row] == ranks as f64).collect()
+}
+
+fn hpml(args: &[&str]) -> Finished {
+    Mpirun::command(Command::new(env!("CARGO_BIN_EXE_hpml"))).args(args).run()
+}
+
+#[test]
+fn every_case_is_measured_in_both_timings_and_its_parts_add_up() {
+    let folder = folder();
+    let out = folder.path().join("scaling.h5");
+    sweep(2, &out, &[]).run().succeeded();
+    assert_eq!(texts(&out, "scaling/status"), ["ok"; 8]); // 2 batches x 2 rank counts x 2 timings
+    let get = |name: &str| column(&out, &format!("scaling/{name}"));
+    let (step, images, batch, ranks) = (get("step"), get("images_per_second"), get("batch_per_rank"), get("ranks"));
+    for timing in ["profile", "overlap"] {
+        let (one, two) = (rows(&out, timing, 1), rows(&out, timing, 2));
+        assert_eq!((one.len(), two.len()), (2, 2));
+        for (&one, &two) in one.iter().zip(&two) {
+            assert!((get("speedup")[two] - images[two] / images[one]).abs() < 1e-9);
+            assert!((get("efficiency")[two] - get("speedup")[two] / 2.0).abs() < 1e-9);
+            let busbw = get("gradient_bytes")[two] / get("comm")[two] / 1e9; // 2 (n-1) / n is 1
+            assert!((get("busbw")[two] / busbw - 1.0).abs() < 1e-6 && get("busbw")[one].is_nan());
+            assert_eq!(get("volume")[two], 247_080.0);
+        }
+    }
+    for row in 0..8 {
+        assert!((images[row] - ranks[row] * batch[row] / step[row]).abs() < 1e-6 * images[row]);
+        assert!(get("step_low")[row] <= get("step_p50")[row] && get("step_p50")[row] <= get("step_high")[row]);
+        assert!(get("steps")[row] >= 6.0 && get("peak_memory")[row] > 1e7);
+    }
+    for row in rows(&out, "profile", 1).into_iter().chain(rows(&out, "profile", 2)) {
+        let sum: f64 = PARTS.iter().map(|part| get(part)[row]).sum();
+        assert!((sum / step[row] - 1.0).abs() < 0.02, "row {row}: {sum} of {}", step[row]);
+    }
+    // The raw steps are there, and say the same.
+    let counted = column(&out, "steps/case").iter().filter(|&&case| case == 0.0).count();
+    assert_eq!(counted as f64, get("steps")[0] * ranks[0]);
+
+    // A finished sweep has nothing left to measure; the same command without --resume must not touch it.
+    let again = sweep(2, &out, &["--resume"]).run().succeeded();
+    assert!(!again.stdout.contains("/2  "), "{}", again.stdout);
+    let refused = sweep(2, &out, &[]).run();
+    assert!(!refused.status.success() && refused.messages().len() == 1, "{}", refused.stderr);
+
+    let predicted = hpml(&["predict", text(&out), "--ranks", "2..64", "--save"]).succeeded();
+    assert!(predicted.stdout.contains("leave-one-out"), "{}", predicted.stdout);
+    assert_eq!(column(&out, "prediction/ranks"), [2.0, 4.0, 8.0, 16.0, 32.0, 64.0]);
+    let efficiency = column(&out, "prediction/efficiency");
+    assert!(efficiency.windows(2).all(|pair| pair[0] >= pair[1]), "{efficiency:?}");
+    assert_eq!(texts(&out, "scaling/status").len(), 8, "what was there stays");
+}
+
+#[test]
+fn a_sweep_that_was_killed_goes_on_where_it_stopped() {
+    let folder = folder();
+    let out = folder.path().join("scaling.h5");
+    let running = sweep(2, &out, &["--set", "sweep.timing=overlap", "--set", "sweep.seconds=2"]).spawn();
+    let ranks = running.rank_pids(2);
+    let visited = || column(&out, "scaling/steps").iter().filter(|&&steps| steps > 0.0).count();
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while !out.exists()
+        || hdf5::File::open(&out).is_ok_and(|file| file.dataset("scaling/steps").is_err())
+        || visited() < 2
+    {
+        assert!(std::time::Instant::now() < deadline, "no visit in a minute");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for pid in ranks {
+        Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+    }
+    assert!(!running.wait().status.success());
+    let before = column(&out, "steps/step");
+    let first_case: Vec<f64> = before.iter().copied().take(6).collect();
+
+    let resumed = ["--resume", "--set", "sweep.timing=overlap", "--set", "sweep.seconds=2"];
+    let other = sweep(2, &out, &["--resume", "--set", "sweep.timing=overlap", "--set", "sweep.seconds=3"]).run();
+    assert!(other.stderr.contains("sweep.seconds = 2.0, now 3.0"), "{}", other.stderr);
+    let fewer = sweep(1, &out, &["--set", "sweep.ranks=1", "--resume"]).run();
+    assert!(!fewer.status.success());
+    sweep(2, &out, &resumed).run().succeeded();
+    assert_eq!(texts(&out, "scaling/status"), ["ok"; 4]);
+    let after = column(&out, "steps/step");
+    assert!(after.len() > before.len());
+    assert_eq!(after[..6], first_case[..], "measured steps are kept");
+}
+
+#[test]
+fn a_case_that_does_not_fit_into_memory_is_recorded_and_the_sweep_goes_on() {
+    let folder = folder();
+    let out = folder.path().join("scaling.h5");
+    // 800 MB of private memory for each rank: enough for a small batch, not for the activations of ResNet-18 at 256.
+    let mut command = Command::new("bash");
+    command.args(["-c", "ulimit -d 800000; exec mpirun -n 2 \"$@\"", "bash", env!("CARGO_BIN_EXE_hpml")]);
+    let sets = ["model.name=resnet18", "model.width=32", "sweep.batch_per_rank=[8, 256]", "sweep.ranks=2"];
+    let more = ["sweep.timing=overlap", "sweep.seconds=0.1", "sweep.rounds=1", "metrics.warmup_steps=1"];
+    let more = more.iter().chain(&["data.train_samples=1000", "launch.threads=1"]);
+    let run = Mpirun::command(command).args(["sweep", "--out", text(&out)]);
+    run.args(sets.iter().chain(more).flat_map(|set| ["--set", set])).run().succeeded();
+    assert_eq!(texts(&out, "scaling/status"), ["ok", "out_of_memory"]);
+    assert!(column(&out, "scaling/step")[1].is_nan());
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let folder = folder();
+    let out = folder.path().join("scaling.h5");
+    for (set, named) in [
+        ("sweep.ranks=[1, 4]", "the job has 2 ranks"),
+        ("sweep.batch_per_rank=4000", "2000 training samples"),
+        ("sweep.timing=fast", "fast"),
+        ("sweep.rounds=0", "sweep.rounds"),
+    ] {
+        let run = sweep(2, &out, &["--set", set]).run();
+        assert!(!run.status.success() && !out.exists());
+        assert_eq!(run.messages().len(), 1, "{}", run.stderr);
+        assert!(run.messages()[0].contains(named), "{}", run.stderr);
+    }
+    let run = hpml(&["predict", text(&out)]);
+    assert!(!run.status.success() && run.messages().len() == 1, "{}", run.stderr);
+}
