@@ -15,7 +15,7 @@ use crate::metrics::{Kind, StepTimes};
 use crate::model::{Model, Role};
 use crate::parallel::Replica;
 use crate::store::{self, NamedTensor, Parity, TensorValues};
-use crate::train::{Sgd, loader_options};
+use crate::train::{Optimizer, loader_options};
 
 /// Relative difference allowed where rounding is not amplified: `Net` throughout.
 const TIGHT: f64 = 1e-5;
@@ -61,7 +61,7 @@ fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, pa
     let has_buffers = model.state.iter().any(|entry| entry.role == Role::Buffer);
 
     let mut replica = Replica::new(model, job.communicator.clone(), &config)?;
-    let mut sgd = Sgd::new(replica.state.parameters.as_slice().len(), &config.optim);
+    let mut optimizer = Optimizer::new(&replica.state.tensors, &config.optim);
     let plan = job.agree(own_samples(job, parity, images, path))?;
     let loader = Loader::start(images.clone(), plan, loader_options(&config, &replica, None));
     let (mut losses, mut input_difference) = (Vec::new(), 0f64);
@@ -71,7 +71,7 @@ fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, pa
         input_difference = input_difference.max(relative(sum[0], *expected_sum));
         let result = replica.step(&batch, parity.global_batch, &mut StepTimes::default())?;
         let state = &mut replica.state;
-        sgd.step(state.parameters.as_mut_slice(), state.gradients.as_slice(), parity.lr);
+        optimizer.step(state.parameters.as_mut_slice(), state.gradients.as_slice(), parity.lr);
         let total = Replica::sum_over_ranks(&job.communicator, result)?;
         losses.push(total.loss_sum / total.samples as f64);
     }

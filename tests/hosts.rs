@@ -52,7 +52,6 @@ impl Drop for Hosts {
 }
 
 #[test]
-#[ignore = "takes root and network namespaces: cargo test --release --test hosts -- --ignored"]
 fn every_sum_is_right_between_hosts() {
     let Some(hosts) = Hosts::up(4, "every_sum_is_right_between_hosts") else { return };
     let folder = folder();
@@ -73,7 +72,6 @@ fn every_sum_is_right_between_hosts() {
 }
 
 #[test]
-#[ignore = "takes root and network namespaces: cargo test --release --test hosts -- --ignored"]
 fn two_hosts_train_to_the_parameters_of_two_ranks_on_one() {
     let Some(hosts) = Hosts::up(2, "two_hosts_train_to_the_parameters_of_two_ranks_on_one") else { return };
     let folder = folder();

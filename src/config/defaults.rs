@@ -15,6 +15,7 @@ impl Default for Data {
             train_samples: 0,
             test_samples: 0,
             shuffle: true,
+            set_epoch: true,
             drop_last: false,
             augment: false,
             mean: [0.5; 3],
@@ -32,13 +33,46 @@ impl Default for Model {
 
 impl Default for Train {
     fn default() -> Self {
-        Train { epochs: 2, batch_per_rank: 8, lr: 0.01, max_steps: 0, test_batch: 250 }
+        Train {
+            epochs: 2,
+            batch_per_rank: 8,
+            lr: 0.01,
+            accumulate: 1,
+            max_steps: 0,
+            label_smoothing: 0.0,
+            test_batch: 250,
+        }
     }
 }
 
 impl Default for Optim {
     fn default() -> Self {
-        Optim { momentum: 0.9, weight_decay: 0.0 }
+        Optim {
+            name: OptimName::Sgd,
+            momentum: 0.9,
+            weight_decay: 0.0,
+            nesterov: false,
+            clip_norm: 0.0,
+            trust: 0.001,
+            beta2: 0.999,
+            epsilon: 1e-6,
+            ema: 0.0,
+        }
+    }
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Schedule {
+            scaling: Scaling::None,
+            base_batch: 128,
+            warmup_epochs: 0.0,
+            warmup_start: 0.1,
+            anneal: Anneal::Constant,
+            least: 0.0,
+            milestones: Vec::new(),
+            gamma: 0.1,
+        }
     }
 }
 

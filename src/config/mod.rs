@@ -25,6 +25,7 @@ pub struct Config {
     pub model: Model,
     pub train: Train,
     pub optim: Optim,
+    pub schedule: Schedule,
     pub parallel: Parallel,
     pub metrics: Metrics,
     pub quantize: Quantize,
@@ -67,6 +68,7 @@ pub struct Data {
     pub train_samples: usize,
     pub test_samples: usize,
     pub shuffle: bool,
+    pub set_epoch: bool,
     pub drop_last: bool,
     pub augment: bool,
     pub mean: [f32; 3],
@@ -122,7 +124,9 @@ pub struct Train {
     pub epochs: usize,
     pub batch_per_rank: usize,
     pub lr: f64,
+    pub accumulate: usize,
     pub max_steps: usize,
+    pub label_smoothing: f64,
     pub test_batch: usize,
 }
 
@@ -130,8 +134,67 @@ pub struct Train {
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct Optim {
+    pub name: OptimName,
     pub momentum: f64,
     pub weight_decay: f64,
+    pub nesterov: bool,
+    pub clip_norm: f64,
+    pub trust: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub ema: f64,
+}
+
+/// How parameters follow gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimName {
+    /// With momentum.
+    Sgd,
+    /// SGD whose rate follows each layer's ratio of weights to gradient.
+    Lars,
+    /// Adam whose rate follows each layer's ratio of weights to step.
+    Lamb,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Schedule {
+    pub scaling: Scaling,
+    pub base_batch: usize,
+    pub warmup_epochs: f64,
+    pub warmup_start: f64,
+    pub anneal: Anneal,
+    pub least: f64,
+    pub milestones: Vec<f64>,
+    pub gamma: f64,
+}
+
+/// How the learning rate follows the global batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scaling {
+    /// Not at all.
+    None,
+    /// In proportion to it.
+    Linear,
+    /// With its square root.
+    Sqrt,
+}
+
+/// How the learning rate falls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Anneal {
+    /// Not at all.
+    Constant,
+    /// Along half a cosine.
+    Cosine,
+    /// By a factor at given epochs.
+    Step,
+    /// Up along a cosine during the warm-up, down along another.
+    OneCycle,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -15,6 +15,8 @@ impl Config {
             ("train.test_batch", self.train.test_batch),
             ("model.width", self.model.width),
             ("data.prefetch", self.data.prefetch),
+            ("train.accumulate", self.train.accumulate),
+            ("schedule.base_batch", self.schedule.base_batch),
         ];
         for (key, value) in at_least_one {
             if value == 0 {
@@ -25,6 +27,7 @@ impl Config {
             ("train.epochs", self.train.epochs, 100_000),
             ("train.batch_per_rank", self.train.batch_per_rank, 1 << 20),
             ("train.test_batch", self.train.test_batch, 1 << 20),
+            ("train.accumulate", self.train.accumulate, 1 << 20),
             ("model.width", self.model.width, 1024),
             ("data.prefetch", self.data.prefetch, 1024),
             ("launch.threads", self.launch.threads, 4096),
@@ -40,11 +43,35 @@ impl Config {
         if !(self.train.lr.is_finite() && self.train.lr > 0.0) {
             return refuse("train.lr", self.train.lr.to_string(), "must be a number above 0");
         }
-        if !(0.0..1.0).contains(&self.optim.momentum) {
-            return refuse("optim.momentum", self.optim.momentum.to_string(), "must be at least 0 and below 1");
+        let below_one = [
+            ("optim.momentum", self.optim.momentum),
+            ("optim.beta2", self.optim.beta2),
+            ("optim.ema", self.optim.ema),
+            ("train.label_smoothing", self.train.label_smoothing),
+        ];
+        for (key, value) in below_one {
+            if !(0.0..1.0).contains(&value) {
+                return refuse(key, value.to_string(), "must be at least 0 and below 1");
+            }
         }
-        if !(self.optim.weight_decay.is_finite() && self.optim.weight_decay >= 0.0) {
-            return refuse("optim.weight_decay", self.optim.weight_decay.to_string(), "must be a number, at least 0");
+        let schedule = &self.schedule;
+        let not_negative = [
+            ("optim.weight_decay", self.optim.weight_decay),
+            ("optim.clip_norm", self.optim.clip_norm),
+            ("optim.trust", self.optim.trust),
+            ("optim.epsilon", self.optim.epsilon),
+            ("schedule.warmup_epochs", schedule.warmup_epochs),
+            ("schedule.warmup_start", schedule.warmup_start),
+            ("schedule.least", schedule.least),
+            ("schedule.gamma", schedule.gamma),
+        ];
+        for (key, value) in not_negative {
+            if !(value.is_finite() && value >= 0.0) {
+                return refuse(key, value.to_string(), "must be a number, at least 0");
+            }
+        }
+        if schedule.milestones.iter().any(|epoch| !(epoch.is_finite() && *epoch >= 0.0)) {
+            return refuse("schedule.milestones", format!("{:?}", schedule.milestones), "must be epochs, at least 0");
         }
         if !(self.parallel.bucket_mb > 0.0 && self.parallel.bucket_mb <= 65_536.0) {
             return refuse("parallel.bucket_mb", self.parallel.bucket_mb.to_string(), "must be above 0, at most 65536");

@@ -17,6 +17,17 @@ pub struct FlatState {
     pub buffers: HostBuffer,
     /// Where each stage's parameters lie.
     pub stage_elements: Vec<Range<usize>>,
+    /// The single parameters, in the model's order.
+    pub tensors: Vec<FlatTensor>,
+}
+
+/// One parameter tensor in the flat buffers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlatTensor {
+    /// Its elements.
+    pub elements: Range<usize>,
+    /// Whether it multiplies its input (weights of convolutions and linear layers), unlike biases and batch norm's scales.
+    pub matrix: bool,
 }
 
 impl FlatState {
@@ -28,7 +39,7 @@ impl FlatState {
         let parameters = HostBuffer::zeros(elements(Role::Parameter));
         let buffers = HostBuffer::zeros(elements(Role::Buffer));
         let (mut parameter, mut buffer) = (0, 0);
-        let mut stage_elements = Vec::new();
+        let (mut stage_elements, mut tensors) = (Vec::new(), Vec::new());
         for stage in &model.stages {
             let start = parameter;
             for entry in &mut model.state[stage.entries.clone()] {
@@ -46,12 +57,16 @@ impl FlatState {
                     entry.tensor.sum(Kind::Float).backward();
                     entry.tensor.grad().set_data(&gradients.view(*offset, &shape, model.channels_last));
                 }
-                *offset += shape.iter().product::<i64>() as usize;
+                let elements = *offset..*offset + shape.iter().product::<i64>() as usize;
+                *offset = elements.end;
+                if entry.role == Role::Parameter {
+                    tensors.push(FlatTensor { elements, matrix: shape.len() > 1 });
+                }
             }
             stage_elements.push(start..parameter);
         }
         gradients.zero();
-        FlatState { parameters, gradients, buffers, stage_elements }
+        FlatState { parameters, gradients, buffers, stage_elements, tensors }
     }
 }
 

@@ -7,5 +7,5 @@ mod flat;
 mod replica;
 
 pub use bucket::Bucket;
-pub use flat::FlatState;
+pub use flat::{FlatState, FlatTensor};
 pub use replica::{Replica, StepResult};

@@ -25,6 +25,9 @@ pub struct Replica {
     buckets: Vec<Bucket>,
     buffer_sync: BufferSync,
     timing: Timing,
+    label_smoothing: f64,
+    /// Whether the gradients hold those of earlier batches of this step.
+    accumulated: bool,
     logits: Vec<f32>,
     labels: Vec<i64>,
 }
@@ -66,9 +69,20 @@ impl Replica {
         // bucket needs no thread, and its all-reduce no hand-over.
         let overlap = config.metrics.timing == Timing::Overlap && buckets.len() > 1;
         let worker = overlap.then(|| Worker::start(all_reduce.clone()));
-        let (buffer_sync, timing) = (config.parallel.buffers, config.metrics.timing);
-        let (logits, labels) = (Vec::new(), Vec::new());
-        Ok(Replica { model, state, communicator, all_reduce, worker, buckets, buffer_sync, timing, logits, labels })
+        Ok(Replica {
+            model,
+            state,
+            communicator,
+            all_reduce,
+            worker,
+            buckets,
+            buffer_sync: config.parallel.buffers,
+            timing: config.metrics.timing,
+            label_smoothing: config.train.label_smoothing,
+            accumulated: false,
+            logits: Vec::new(),
+            labels: Vec::new(),
+        })
     }
 
     /// Gradients of all buckets in bytes: what one step all-reduces.
@@ -81,11 +95,51 @@ impl Replica {
         &self.buckets
     }
 
-    /// Forward and backward pass over this rank's `batch` of a step that has `global_batch` samples over all ranks.
+    /// Forward and backward pass over a `batch` of a step that has `global_batch` samples over all batches and ranks,
+    /// without a word to the other ranks. [`step`](Self::step) with the step's last batch reduces the gradients of all.
+    pub fn accumulate(&mut self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<StepResult> {
+        self.begin(times)?;
+        self.accumulated = true;
+        if batch.len == 0 {
+            return Ok(StepResult::default());
+        }
+        let mut pass = self.forward_pass(batch, global_batch, times);
+        while !pass.segments.is_empty() {
+            pass.backward(times);
+        }
+        self.count(&pass, batch, times)
+    }
+
+    /// Forward and backward pass over this rank's (last) `batch` of a step that has `global_batch` samples over all ranks.
     ///
     /// Leaves in the flat gradients the mean gradient over all `global_batch` samples, however unevenly they are spread.
     /// Adds the seconds of the parts to `times`.
     pub fn step(&mut self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<StepResult> {
+        self.begin(times)?;
+        self.accumulated = false;
+        if batch.len == 0 {
+            // More ranks than samples: nothing to compute, but the others count on this rank's part of the collectives.
+            for bucket in 0..self.buckets.len() {
+                self.bucket_is_ready(bucket, times)?;
+            }
+            self.finish(times)?;
+            return Ok(StepResult::default());
+        }
+        let mut pass = self.forward_pass(batch, global_batch, times);
+        // From the last segment to the first, a segment for every bucket.
+        for bucket in 0..self.buckets.len() {
+            pass.backward(times);
+            self.bucket_is_ready(bucket, times)?;
+        }
+        self.finish(times)?;
+        self.count(&pass, batch, times)
+    }
+
+    /// What comes before a step's first forward pass.
+    fn begin(&mut self, times: &mut StepTimes) -> Result<()> {
+        if self.accumulated {
+            return Ok(());
+        }
         if self.buffer_sync == BufferSync::Broadcast && !self.state.buffers.as_slice().is_empty() {
             // Who arrives late is told apart from the transfer only where that may cost a barrier.
             let wait = if self.timing == Timing::Profile { self.communicator.barrier()? } else { 0.0 };
@@ -95,43 +149,19 @@ impl Replica {
         let start = Instant::now();
         self.state.gradients.zero();
         times.add(Part::Backward, start.elapsed().as_secs_f64());
-        if batch.len == 0 {
-            // More ranks than samples: nothing to compute, but the others count on this rank's part of the collectives.
-            for bucket in 0..self.buckets.len() {
-                self.bucket_is_ready(bucket, times)?;
-            }
-            self.finish(times)?;
-            return Ok(StepResult::default());
-        }
+        Ok(())
+    }
 
+    fn forward_pass(&self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Pass {
         let start = Instant::now();
-        let mut segments = self.forward(&batch.images);
+        let segments = self.forward(&batch.images);
         let logits = segments.last().expect("a model has stages").output.shallow_clone();
-        let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
+        let smoothing = self.label_smoothing;
+        let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, smoothing);
         let share = batch.len as f64 / global_batch as f64;
         let loss = if share == 1.0 { mean_loss.shallow_clone() } else { &mean_loss * share };
         times.add(Part::Forward, start.elapsed().as_secs_f64());
-
-        // From the last segment to the first. `hidden_by` is what this loop spends in collectives instead of computing.
-        for bucket in 0..self.buckets.len() {
-            let start = Instant::now();
-            let segment = segments.pop().expect("a segment for every bucket");
-            match segment.gradient {
-                None => loss.backward(),
-                // tch has no backward(gradient); this product has it as its gradient, bit for bit.
-                Some(gradient) => (&segment.output * &gradient).sum(tch::Kind::Float).backward(),
-            }
-            if let (Some(before), Some(input)) = (segments.last_mut(), segment.input) {
-                before.gradient = Some(input.grad());
-            }
-            times.add(Part::Backward, start.elapsed().as_secs_f64());
-            self.bucket_is_ready(bucket, times)?;
-        }
-        self.finish(times)?;
-        let start = Instant::now();
-        let result = self.count(&logits, &batch.labels, &mean_loss);
-        times.add(Part::Forward, start.elapsed().as_secs_f64());
-        result
+        Pass { segments, logits, mean_loss, loss }
     }
 
     /// One forward and backward pass that no other rank learns of: to see whether the memory is there. Leaves gradients
@@ -149,7 +179,7 @@ impl Replica {
         tch::no_grad(|| {
             let logits = self.model.forward(&batch.images, Mode::Eval);
             let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
-            self.count(&logits, &batch.labels, &mean_loss)
+            self.read(&logits, &batch.labels, &mean_loss)
         })
     }
 
@@ -231,9 +261,16 @@ impl Replica {
         Ok(())
     }
 
+    fn count(&mut self, pass: &Pass, batch: &Batch, times: &mut StepTimes) -> Result<StepResult> {
+        let start = Instant::now();
+        let result = self.read(&pass.logits, &batch.labels, &pass.mean_loss);
+        times.add(Part::Forward, start.elapsed().as_secs_f64());
+        result
+    }
+
     /// Reads loss and hits from `logits` `[n, 10]`. Copies once and counts here: at batch 4 libtorch's three calls for
     /// the same would be 2 % of the step.
-    fn count(&mut self, logits: &Tensor, labels: &Tensor, mean_loss: &Tensor) -> Result<StepResult> {
+    fn read(&mut self, logits: &Tensor, labels: &Tensor, mean_loss: &Tensor) -> Result<StepResult> {
         let samples = labels.numel();
         let classes = logits.numel() / samples;
         self.logits.resize(logits.numel(), 0.0);
@@ -246,6 +283,34 @@ impl Replica {
         };
         let correct = self.logits.chunks(classes).zip(&self.labels).filter(|pair| hit(*pair)).count();
         Ok(StepResult { loss_sum: mean_loss.double_value(&[]) * samples as f64, correct, samples })
+    }
+}
+
+/// One batch on its way through the network and back.
+struct Pass {
+    /// Those whose backward pass is still to come.
+    segments: Vec<Segment>,
+    logits: Tensor,
+    mean_loss: Tensor,
+    /// What is differentiated: the batch's part of the step's loss.
+    loss: Tensor,
+}
+
+impl Pass {
+    /// The backward pass of the last segment that is left.
+    fn backward(&mut self, times: &mut StepTimes) {
+        let start = Instant::now();
+        let segment = self.segments.pop().expect("a segment that has not been through");
+        match &segment.gradient {
+            None => self.loss.backward(),
+            // tch has no backward(gradient); this product has it as its gradient, bit for bit.
+            Some(gradient) => (&segment.output * gradient).sum(tch::Kind::Float).backward(),
+        }
+        if let (Some(before), Some(input)) = (self.segments.last_mut(), &segment.input) {
+            before.gradient = Some(input.grad());
+        }
+        drop(segment); // its activations are freed within the time of the backward pass
+        times.add(Part::Backward, start.elapsed().as_secs_f64());
     }
 }
 

@@ -13,7 +13,7 @@ use crate::metrics::{Kind, StepTimes};
 use crate::model::Model;
 use crate::parallel::Replica;
 use crate::sys;
-use crate::train::{Sgd, loader_options, timed_step};
+use crate::train::{Optimizer, loader_options, timed_step};
 use crate::units::{Bytes, Second};
 
 /// Steps of one visit at most: enough for any interval, and few enough to keep all of them.
@@ -73,9 +73,10 @@ pub(super) fn visit(
         return Ok(outcome);
     }
 
-    let mut sgd = Sgd::new(replica.state.parameters.as_slice().len(), &config.optim);
+    let mut optimizer = Optimizer::new(&replica.state.tensors, &config.optim);
     let mut loader = Loader::start(dataset.clone(), plan, loader_options(&config, &replica, None));
-    let mut step = || timed_step(&mut loader, &mut replica, &mut sgd, case.ranks, config.train.lr);
+    let batches = [case.batch_per_rank];
+    let mut step = || timed_step(&mut loader, &batches, &mut replica, &mut optimizer, case.ranks, config.train.lr);
     let started = Instant::now();
     let mut warm = 0.0;
     for done in 1..=warmup {
@@ -108,7 +109,7 @@ pub(super) fn visit(
     let mut peak = [memory::peak() as f64];
     group.all_reduce(Kind::Metrics, Combine::Max, &mut peak)?;
     (outcome.peak_memory, outcome.out_of_memory) = (peak[0] as Bytes, false);
-    drop((loader, replica, sgd));
+    drop((loader, replica, optimizer));
     sys::give_back_freed_memory();
     Ok(outcome)
 }

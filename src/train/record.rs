@@ -47,6 +47,7 @@ pub struct Record {
 }
 
 impl Record {
+    /// Of a run that has not begun.
     pub fn new(config: &Config, world_size: usize) -> Record {
         let times = vec![Vec::new(); world_size];
         let warmup_steps = config.metrics.warmup_steps;
@@ -71,10 +72,12 @@ impl Record {
         Ok(())
     }
 
+    /// Takes an epoch in, after its steps.
     pub fn add_epoch(&mut self, row: EpochRow) {
         self.epochs.push(row);
     }
 
+    /// The epochs so far.
     pub fn epochs(&self) -> &[EpochRow] {
         &self.epochs
     }
