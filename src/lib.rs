@@ -1,7 +1,8 @@
 //! hpml: data-parallel training under MPI that measures what it costs.
 //!
 //! The program is `src/main.rs`; this library is its parts, so that tests, benches and fuzzers can reach them. The way
-//! of the data: `config` -> `launch` -> `data` -> `model` -> `parallel` (over `collective`) -> `train` -> `store`.
+//! of the data: `config` -> `launch` -> `data` -> `model` -> `parallel` (over `collective`) -> `train` -> `store` ->
+//! `report`.
 
 pub mod allreduce;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod metrics;
 pub mod model;
 pub mod parallel;
 pub mod quantize;
+pub mod report;
 pub mod store;
 pub mod sys;
 pub mod train;
