@@ -170,7 +170,9 @@ impl Numbers {
         }
         // From 5 us to 0.5 s all is readable in us, but not in s.
         let (factor, unit) = fitting_unit(units, if span > 1e3 { least * 1e2 } else { most });
-        let digits = if unit == "%" { 2.0 } else { 3.0 - (most * factor).log10().floor() };
+        // Four digits of the greatest, two of the least.
+        let own = |value: f64, digits: f64| digits - 1.0 - (value * factor).log10().floor();
+        let digits = if unit == "%" { 2.0 } else { own(most, 4.0).max(own(least, 2.0)) };
         let decimals = if most == 0.0 { 0.0 } else { digits.clamp(0.0, 6.0) };
         Numbers { factor, unit: unit.to_owned(), decimals: (span <= 1e3).then_some(decimals as usize) }
     }
@@ -212,9 +214,10 @@ pub fn join(mut parts: Vec<(&str, Sheet)>, compared: bool) -> Sheet {
                 joined.columns.push(heading.clone());
             }
         }
-        if !joined.note.contains(&sheet.note) {
-            joined.note = format!("{}; {}", joined.note, sheet.note);
-        }
+    }
+    if parts.iter().any(|(_, sheet)| sheet.note != joined.note) {
+        let notes = parts.iter().filter(|(_, sheet)| !sheet.note.is_empty());
+        joined.note = notes.map(|(label, sheet)| format!("{label}: {}", sheet.note)).collect::<Vec<_>>().join("; ");
     }
     for (label, sheet) in &parts {
         let place = |name: &str| sheet.columns.iter().position(|heading| heading.name == name);

@@ -58,10 +58,23 @@ impl Source {
         store::read_table(&self.path, name).map(|table| Some(Frame::new(table)))
     }
 
+    /// The error for a file without any table that report knows.
+    pub fn has_nothing(&self) -> Error {
+        let message = format!(
+            "nothing to report: no scaling, prediction, allreduce, epochs, steps, comm, quantization or histograms; the \
+             file holds {}",
+            self.holds()
+        );
+        Error::File { path: self.path.clone(), message }
+    }
+
+    fn holds(&self) -> String {
+        if self.tables.is_empty() { "no tables".into() } else { printable(&self.tables.join(", ")) }
+    }
+
     /// The error for a table that is missing, with what is there instead.
     pub fn lacks(&self, name: &str) -> Error {
-        let holds = if self.tables.is_empty() { "no tables".into() } else { self.tables.join(", ") };
-        let message = format!("no such table here: the file holds {}", printable(&holds));
+        let message = format!("no such table here: the file holds {}", self.holds());
         Error::Dataset { path: self.path.clone(), name: printable(name), message }
     }
 }
@@ -181,8 +194,10 @@ impl Frame {
 }
 
 fn is_plain(table: &Table, column: &Column) -> bool {
+    let names = |other: &Column| other.dimensions.iter().any(|(axis, _)| *axis == column.name);
     match column.dimensions.as_slice() {
-        [] => true,
+        // The coordinate of another axis has no dimensions either, but a value for each place there.
+        [] => column.name == table.dimension || !table.columns.iter().any(names),
         [(axis, _)] => *axis == table.dimension,
         _ => false,
     }

@@ -301,7 +301,7 @@ fn nothing_is_overwritten_without_force_and_nothing_is_written_by_halves() {
     let text = report(&args(true)).unwrap();
     assert!(text.contains("1 plots") && text.contains("out.html"), "{text}");
     assert!(matches!(report(&args(false)), Err(Error::OutputExists { .. })));
-    for (place, reason) in [(folder.path().to_owned(), "it is a folder"), (file.join("out.html"), "Not a directory")] {
+    for (place, reason) in [(folder.path().to_owned(), "it is a folder"), (file.join("out.html"), "File exists")] {
         let message =
             report(&cli::Report { html: Some(place), ..ask(std::slice::from_ref(&file)) }).unwrap_err().to_string();
         assert!(message.contains(reason) && !message.contains('\n'), "{message}");

@@ -38,28 +38,30 @@ impl Placed {
             Scale::Log => Placed::logarithmic(axis, least, most, most_ticks),
             Scale::Auto if most > 30.0 * least => Placed::logarithmic(axis, least, most, most_ticks),
             Scale::Auto | Scale::Zero => Placed::linear(axis, least.min(0.0), most, most_ticks),
-            Scale::Linear => Placed::linear(axis, least, most, most_ticks),
+            Scale::Linear => {
+                let whole = values.iter().all(|value| value.fract() == 0.0);
+                Placed::between(axis, least, most, if whole { 1.0 } else { 0.0 }, most_ticks)
+            }
         }
     }
 
+    /// From a tick at or below `least` to one at or above `most`.
     fn linear(axis: &Axis, least: f64, most: f64, most_ticks: usize) -> Placed {
-        let (factor, unit) = fitting_unit(&axis.units, most.abs().max(least.abs()));
-        let (least, mut most) = (least * factor, most * factor);
-        if most <= least {
-            most = least + if least == 0.0 { 1.0 } else { 0.1 * least.abs() };
-        }
+        let (factor, unit, least, most) = in_unit(axis, least, most);
         let step = nice_step((most - least) / most_ticks.max(1) as f64);
         let (first, last) = ((least / step + 1e-9).floor(), (most / step - 1e-9).ceil());
         let (lower, upper) = (first * step, last * step);
-        let decimals = (-step.log10().floor()).clamp(0.0, 9.0) as usize;
-        let count = (last - first).clamp(0.0, 64.0) as usize;
-        let tick = |index: usize| {
-            let value = (first + index as f64) * step;
-            let huge = value.abs() >= 1e7;
-            let text = if huge { format!("{value:.1e}") } else { format!("{value:.decimals$}") };
-            ((value - lower) / (upper - lower), text)
-        };
-        let ticks = (0..=count).map(tick).collect();
+        let ticks = linear_ticks(lower, upper, step, (first, last));
+        Placed { title: titled(axis, unit), ticks, lower: lower / factor, upper: upper / factor, is_log: false }
+    }
+
+    /// From `least` to `most` with a little room, the ticks between them; `least_step` 1: ticks at whole numbers.
+    fn between(axis: &Axis, least: f64, most: f64, least_step: f64, most_ticks: usize) -> Placed {
+        let (factor, unit, least, most) = in_unit(axis, least, most);
+        let step = nice_step((most - least) / most_ticks.max(1) as f64).max(least_step);
+        let room = 0.03 * (most - least);
+        let (lower, upper) = (least - room, most + room);
+        let ticks = linear_ticks(lower, upper, step, ((lower / step).ceil(), (upper / step).floor()));
         Placed { title: titled(axis, unit), ticks, lower: lower / factor, upper: upper / factor, is_log: false }
     }
 
@@ -88,6 +90,32 @@ impl Placed {
         let ticks = values.iter().step_by(every).map(|value| (place(*value), short(*value))).collect();
         Placed { title: titled(axis, fitting_unit(&axis.units, 0.0).1), ticks, lower, upper, is_log: true }
     }
+}
+
+/// The unit that fits, its factor, and the ends in it, apart from one another.
+fn in_unit(axis: &Axis, least: f64, most: f64) -> (f64, &str, f64, f64) {
+    let (factor, unit) = fitting_unit(&axis.units, most.abs().max(least.abs()));
+    let (least, mut most) = (least * factor, most * factor);
+    if most - least < f64::MIN_POSITIVE {
+        most = least + (0.1 * least.abs()).max(f64::MIN_POSITIVE);
+    }
+    if least == 0.0 && most < 1e-300 {
+        most = 1.0; // nothing but zeros: an axis to 1
+    }
+    (factor, unit, least, most)
+}
+
+/// A tick at every multiple of `step`, the first and the last given as multiples.
+fn linear_ticks(lower: f64, upper: f64, step: f64, (first, last): (f64, f64)) -> Vec<(f64, String)> {
+    let decimals = (-step.log10().floor()).clamp(0.0, 9.0) as usize;
+    let tick = |index: usize| {
+        // Without the sign of a zero.
+        let value = (first + index as f64) * step + 0.0;
+        let huge = value.abs() >= 1e7;
+        let text = if huge { format!("{value:.1e}") } else { format!("{value:.decimals$}") };
+        ((value - lower) / (upper - lower), text)
+    };
+    (0..=(last - first).clamp(0.0, 64.0) as usize).map(tick).collect()
 }
 
 fn titled(axis: &Axis, unit: &str) -> String {

@@ -57,7 +57,8 @@ pub fn draw(drawing: &mut Drawing, area: Area, histogram: &Histogram) {
     for (bin, count) in histogram.counts.iter().enumerate().filter(|(_, count)| **count > 0.0) {
         let from = left + bin as f64 * width;
         let height = y.place(*count).unwrap_or(0.0) * (bottom - top);
-        drawing.rectangle((from, bottom - height), (from + width, bottom), COLORS[0]);
+        // A hair wider, or the page shows between two bars.
+        drawing.rectangle((from, bottom - height), (from + width + 0.25, bottom), COLORS[0]);
     }
     let (below, above) = histogram.sigma3;
     for (value, is_mean) in [(below, false), (above, false), (histogram.mean, true)] {

@@ -9,7 +9,7 @@ mod shapes;
 use plotters::prelude::{BitMapBackend, SVGBackend};
 
 use super::figure::{Figure, Panel};
-use shapes::{Align, BLACK, Drawing, Text};
+use shapes::{Align, BLACK, Drawing, Manner, Text};
 
 /// Pixels of the SVG's own grid to a CSS pixel: the backend knows whole pixels only.
 const SVG_SCALE: u32 = 8;
@@ -36,8 +36,10 @@ pub fn svg(figure: &Figure) -> Result<String, String> {
     let mut text = String::new();
     {
         let mut backend = SVGBackend::with_string(&mut text, (width * SVG_SCALE, height * SVG_SCALE));
-        drawing.play(&mut backend, f64::from(SVG_SCALE))?;
+        drawing.play(&mut backend, Manner { scale: f64::from(SVG_SCALE), drop: 0.09, is_bitmap: false })?;
     }
+    // Labels cannot hold this: their `<` is escaped.
+    let text = text.replace("<polyline ", "<polyline stroke-linejoin=\"round\" ");
     let inner = format!("width=\"{}\" height=\"{}\"", width * SVG_SCALE, height * SVG_SCALE);
     Ok(text.replacen(&inner, &format!("width=\"{width}\" height=\"{height}\""), 1))
 }
@@ -51,7 +53,7 @@ pub fn png(figure: &Figure) -> Result<Vec<u8>, String> {
     let mut fine = vec![0u8; fine_width as usize * fine_height as usize * 3];
     {
         let mut backend = BitMapBackend::with_buffer(&mut fine, (fine_width, fine_height));
-        drawing.play(&mut backend, f64::from(scale))?;
+        drawing.play(&mut backend, Manner { scale: f64::from(scale), drop: 0.26, is_bitmap: true })?;
     }
     let pixels = averaged(&fine, fine_width as usize, SUPERSAMPLING as usize);
     let mut bytes = Vec::new();

@@ -77,6 +77,17 @@ enum Shape {
     Text(Text),
 }
 
+/// What differs between the backends.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// Pixels of the backend to a CSS pixel.
+    pub scale: f64,
+    /// How much lower, in ems, a text must be set so that its capitals and digits are centred.
+    pub drop: f64,
+    /// Whether a thick line is drawn piece by piece with round joints: plotters' own bitmap of one frays at spikes.
+    pub is_bitmap: bool,
+}
+
 /// Shapes, later ones above earlier ones, on white.
 pub struct Drawing {
     /// In CSS pixels.
@@ -149,8 +160,9 @@ impl Drawing {
         self.shapes.push(Shape::Text(text));
     }
 
-    /// Draws it all on a backend, `scale` of whose pixels make a CSS pixel.
-    pub fn play<B: DrawingBackend>(&self, backend: &mut B, scale: f64) -> Result<(), String> {
+    /// Draws it all on a backend.
+    pub fn play<B: DrawingBackend>(&self, backend: &mut B, manner: Manner) -> Result<(), String> {
+        let scale = manner.scale;
         register_fonts();
         let at = |(x, y): Point| ((x * scale).round() as i32, (y * scale).round() as i32);
         let paint = |(r, g, b): Color| RGBColor(r, g, b);
@@ -164,8 +176,16 @@ impl Drawing {
                     if points.len() < 2 {
                         continue;
                     }
-                    let style = ShapeStyle::from(paint(*color)).stroke_width((width * scale).round().max(1.0) as u32);
-                    backend.draw_path(points, &style)
+                    let width = (width * scale).round().max(1.0) as u32;
+                    let style = ShapeStyle::from(paint(*color)).stroke_width(width);
+                    if !manner.is_bitmap {
+                        backend.draw_path(points, &style)
+                    } else {
+                        points.windows(2).try_for_each(|pair| {
+                            backend.draw_path(pair.to_vec(), &style)?;
+                            backend.draw_circle(pair[1], width / 2, &style.filled(), true)
+                        })
+                    }
                 }
                 Shape::Area { points, color } => {
                     backend.fill_polygon(points.iter().map(|point| at(*point)), &paint(*color))
@@ -185,8 +205,10 @@ impl Drawing {
                     };
                     let turn = if text.upward { FontTransform::Rotate270 } else { FontTransform::None };
                     let font = font(text.size * scale, text.bold).transform(turn);
+                    let ((x, y), drop) = (text.at, manner.drop * text.size);
+                    let (x, y) = if text.upward { (x + drop, y) } else { (x, y + drop) };
                     let style = TextStyle { pos: Pos::new(h_pos, VPos::Center), ..font.color(&paint(text.color)) };
-                    backend.draw_text(&crate::report::sheet::printable(&text.text), &style, at(text.at))
+                    backend.draw_text(&crate::report::sheet::printable(&text.text), &style, at((x, y)))
                 }
             };
             drawn.map_err(|error| error.to_string())?;

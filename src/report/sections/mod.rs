@@ -46,9 +46,7 @@ pub fn all(sources: &[Source]) -> Result<Vec<Section>> {
         sections.extend(join(parts, sources.len() > 1));
     }
     match found.iter().position(|found| !found) {
-        Some(index) => {
-            Err(sources[index].lacks("anything to report (scaling, allreduce, epochs, steps, comm, quantization)"))
-        }
+        Some(index) => Err(sources[index].has_nothing()),
         None => {
             sections.retain(|section| !section.sheets.is_empty() || !section.figures.is_empty());
             Ok(sections)
