@@ -16,7 +16,7 @@ fn trained(folder: &Path, name: &str, seed: &str) -> PathBuf {
 }
 
 /// The columns of a CSV by name.
-fn parsed(csv: &str) -> impl Fn(&str) -> Vec<String> {
+fn parsed(csv: &str) -> impl Fn(&str) -> Vec<String> + use<> {
     let mut reader = csv::Reader::from_reader(csv.as_bytes());
     let header = reader.headers().unwrap().clone();
     let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();

@@ -1,5 +1,8 @@
 //! What a plot shows, before anything is drawn.
 
+/// So many colours a plot has.
+const COLORS: usize = 8;
+
 /// One or more panels in a grid.
 #[derive(Debug, Clone)]
 pub struct Figure {
@@ -81,6 +84,8 @@ pub struct Series {
     pub color: usize,
     /// Number of its file: another marker.
     pub file: usize,
+    /// Of a comparison with more series than colours: colours then tell the series apart and dashes the files.
+    pub is_dashed: bool,
     /// (x, y); those that are not finite are left out.
     pub points: Vec<(f64, f64)>,
 }
@@ -90,7 +95,7 @@ impl Series {
     pub fn new(label: impl Into<String>, style: Style, color: usize, points: Vec<(f64, f64)>) -> Series {
         let mut points: Vec<_> = points.into_iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
         points.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-        Series { label: label.into(), style, color, file: 0, points }
+        Series { label: label.into(), style, color, file: 0, is_dashed: false, points }
     }
 }
 
@@ -195,6 +200,7 @@ pub fn join(parts: Vec<(&str, Figure)>, compared: bool) -> Vec<Figure> {
         return parts.into_iter().map(|(_, figure)| figure).collect();
     }
     let mut joined: Vec<Figure> = Vec::new();
+    let names: Vec<Figure> = parts.iter().map(|(_, figure)| figure.clone()).collect();
     for (file, (label, mut figure)) in parts.into_iter().enumerate() {
         if figure.panels.iter().any(|panel| matches!(panel, Panel::Histogram(_))) {
             figure.title = format!("{}: {label}", figure.title);
@@ -208,7 +214,43 @@ pub fn join(parts: Vec<(&str, Figure)>, compared: bool) -> Vec<Figure> {
             None => joined.push(figure),
         }
     }
+    if let Some(Figure { panels, .. }) = joined.first_mut() {
+        for panel in panels {
+            if let Panel::Lines(lines) = panel {
+                share_colors(lines, &names);
+            }
+        }
+    }
     joined
+}
+
+/// Where there are more series than colours, gives those of the same name in their own files the same colour.
+fn share_colors(lines: &mut Lines, names: &[Figure]) {
+    let measured = || lines.series.iter().filter(|series| series.style != Style::Ideal);
+    if measured().map(|series| series.color + 1).max().unwrap_or(0) <= COLORS {
+        return;
+    }
+    let mut known: Vec<String> = Vec::new();
+    let mut offset = 0;
+    for (file, figure) in names.iter().enumerate() {
+        let same = figure.panels.iter().find(|panel| panel.title() == lines.title);
+        let Some(Panel::Lines(own)) = same else { continue };
+        let own: Vec<&Series> = own.series.iter().filter(|series| series.style != Style::Ideal).collect();
+        let colors = own.iter().map(|series| series.color + 1).max().unwrap_or(0);
+        let mut shared = vec![0; colors];
+        for (color, shared) in shared.iter_mut().enumerate() {
+            let label = own.iter().find(|series| series.color == color).map_or("", |series| series.label.as_str());
+            *shared = known.iter().position(|name| name == label).unwrap_or_else(|| {
+                known.push(label.to_owned());
+                known.len() - 1
+            });
+        }
+        for series in lines.series.iter_mut().filter(|s| s.style != Style::Ideal && s.file == file) {
+            series.color = series.color.checked_sub(offset).and_then(|own| shared.get(own).copied()).unwrap_or(0);
+            series.is_dashed = file > 0;
+        }
+        offset += colors;
+    }
 }
 
 fn mark(panel: &mut Panel, label: &str, file: usize) {
@@ -285,5 +327,23 @@ mod tests {
         assert_eq!(labels, ["one: batch 8", "ideal", "two: batch 8"]);
         assert_eq!(lines.series[1].points[1], (4.0, 4.0));
         assert_eq!((lines.series[2].color, lines.series[2].file, lines.series[2].points.len()), (1, 1, 2));
+    }
+
+    #[test]
+    fn with_more_series_than_colours_a_colour_is_a_series_and_a_dash_a_file() {
+        let lines = |batches: &[i64]| {
+            let labels = batches.iter().enumerate();
+            let series = labels
+                .map(|(color, batch)| Series::new(format!("batch {batch}"), Style::Line, color, vec![(1.0, 1.0)]));
+            let axis = || Axis::new("ranks", "1", Scale::Linear);
+            let panel = Lines { title: String::new(), x: axis(), y: axis(), series: series.collect() };
+            Figure::new("f", "f", vec![Panel::Lines(panel)])
+        };
+        let joined = join(vec![("one", lines(&[1, 2, 4, 8, 16])), ("two", lines(&[2, 4, 8, 16, 32]))], true);
+        let Panel::Lines(lines) = &joined[0].panels[0] else { panic!("lines") };
+        let colors: Vec<(usize, bool)> = lines.series.iter().map(|series| (series.color, series.is_dashed)).collect();
+        let expected =
+            [0, 1, 2, 3, 4].map(|color| (color, false)).into_iter().chain([1, 2, 3, 4, 5].map(|color| (color, true)));
+        assert_eq!(colors, expected.collect::<Vec<_>>());
     }
 }

@@ -36,6 +36,7 @@ impl Placed {
         match axis.scale {
             Scale::Values => Placed::at_values(axis, &values, least, most, most_ticks),
             Scale::Log => Placed::logarithmic(axis, least, most, most_ticks),
+            Scale::Auto if most > 30.0 * least && most < 1000.0 * least => Placed::in_steps(axis, least, most),
             Scale::Auto if most > 30.0 * least => Placed::logarithmic(axis, least, most, most_ticks),
             Scale::Auto | Scale::Zero => Placed::linear(axis, least.min(0.0), most, most_ticks),
             Scale::Linear => {
@@ -63,6 +64,22 @@ impl Placed {
         let (lower, upper) = (least - room, most + room);
         let ticks = linear_ticks(lower, upper, step, ((lower / step).ceil(), (upper / step).floor()));
         Placed { title: titled(axis, unit), ticks, lower: lower / factor, upper: upper / factor, is_log: false }
+    }
+
+    /// Logarithmic over a few decades, with ticks at 1, 2, 5, 10, 20, ...
+    fn in_steps(axis: &Axis, least: f64, most: f64) -> Placed {
+        let (factor, unit) = fitting_unit(&axis.units, most);
+        let first = (least * factor).log10().floor() as i32;
+        let steps = (0..5).flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(first + decade)));
+        let steps: Vec<f64> = steps.collect();
+        // The last tick below all values, and the first above.
+        let from = steps.iter().rposition(|step| *step <= least * factor * (1.0 + 1e-9)).unwrap_or(0);
+        let to = steps.iter().position(|step| *step >= most * factor * (1.0 - 1e-9)).unwrap_or(steps.len() - 1);
+        let (lower, upper) = (steps[from].log10(), steps[to.max(from + 1).min(steps.len() - 1)].log10());
+        let place = |step: &f64| ((step.log10() - lower) / (upper - lower), short(*step));
+        let ticks = steps[from..=to.max(from)].iter().map(place).collect();
+        let (lower, upper) = (lower - factor.log10(), upper - factor.log10());
+        Placed { title: titled(axis, unit), ticks, lower, upper, is_log: true }
     }
 
     fn logarithmic(axis: &Axis, least: f64, most: f64, most_ticks: usize) -> Placed {
@@ -129,6 +146,8 @@ fn power_label(axis: &Axis, value: f64) -> String {
             text.replace(".00 ", " ").replace(".0 ", " ")
         }
         "s" => format_seconds(value).replace(".00 ", " ").replace(".0 ", " "),
+        // 100000 is counted, 1e5 is read.
+        _ if !(1e-3..1e5).contains(&value) && value.log10().fract().abs() < 1e-9 => format!("1e{:.0}", value.log10()),
         _ => short(value),
     }
 }
@@ -170,6 +189,11 @@ mod tests {
         );
         assert_eq!(ticks(Scale::Values, "1", &[1.0, 2.0, 3.0, 8.0]).1, ["1", "2", "3", "8"]);
         assert_eq!(ticks(Scale::Log, "B", &[10.0, 1e6]).1, ["10 B", "100 B", "1 kB", "10 kB", "100 kB", "1 MB"]);
+        assert_eq!(
+            ticks(Scale::Auto, "1/s", &[4000.0, 170_000.0]).1,
+            ["2000", "5000", "10000", "20000", "50000", "100000", "200000"]
+        );
+        assert_eq!(ticks(Scale::Linear, "1", &[0.0, 1.0, 2.0]).1, ["0", "1", "2"]);
         assert_eq!(ticks(Scale::Log, "GB/s", &[1.0, 9.0]).1, ["1", "2", "4", "8", "16"]);
     }
 

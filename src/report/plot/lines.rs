@@ -15,19 +15,19 @@ const BELOW: f64 = 46.0;
 const ABOVE: [f64; 2] = [8.0, 28.0];
 
 /// Width and height that it needs.
-pub fn size(lines: &Lines, columns: usize) -> (f64, f64) {
+pub fn size(lines: &Lines, columns: usize, with_legend: bool) -> (f64, f64) {
     let plot = if columns > 1 { 430.0 } else { 620.0 };
     let legend = LEGEND_LINE * legend(lines).len() as f64 + 40.0 + BELOW;
-    (plot + legend_width(lines), legend.max(if columns > 1 { 340.0 } else { 380.0 }))
+    (plot + if with_legend { legend_width(lines) } else { 0.0 }, legend.max(if columns > 1 { 340.0 } else { 380.0 }))
 }
 
 /// Draws the panel.
-pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines) {
+pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines, with_legend: bool) {
     let (x_values, y_values) = values(lines);
-    let plot_width = area.right - area.left - legend_width(lines);
+    let plot_width = area.right - area.left - if with_legend { legend_width(lines) } else { 0.0 };
     let top = area.top + ABOVE[usize::from(!lines.title.is_empty())];
     let bottom = area.bottom - BELOW;
-    let x = Placed::new(&lines.x, &x_values, (plot_width / 75.0) as usize);
+    let x = Placed::new(&lines.x, &x_values, (plot_width / 65.0) as usize);
     let y = Placed::new(&lines.y, &y_values, ((bottom - top) / 40.0) as usize);
     let tick_width = y.ticks.iter().map(|(_, text)| text_width(text, FONT)).fold(0.0, f64::max);
     let left = area.left + tick_width + 34.0;
@@ -64,6 +64,7 @@ pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines) {
         match series.style {
             Style::Ideal => drawing.dashed(&points, 1.5, color),
             Style::Points => {}
+            _ if series.is_dashed => drawing.dashed(&points, 2.0, color),
             Style::Line | Style::Plain => drawing.path(points.clone(), 2.0, color),
         }
         // A single point makes no line.
@@ -71,7 +72,17 @@ pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines) {
             points.iter().for_each(|point| drawing.marker(*point, series.file, color));
         }
     }
-    draw_legend(drawing, (right + 22.0, top + 8.0), lines);
+    if with_legend {
+        draw_legend(drawing, (right + 22.0, top + 8.0), lines);
+    }
+}
+
+/// Whether one legend explains both.
+pub fn same_legend(one: &Lines, other: &Lines) -> bool {
+    let key = |lines: &Lines| -> Vec<(String, usize, usize, bool)> {
+        legend(lines).into_iter().map(|s| (s.label.clone(), s.color, s.file, s.is_dashed)).collect()
+    };
+    key(one) == key(other)
 }
 
 /// All that the axes must hold. The ideal line takes part only as far as the measurement reaches.
@@ -109,6 +120,7 @@ fn draw_legend(drawing: &mut Drawing, (left, top): Point, lines: &Lines) {
         match series.style {
             Style::Ideal => drawing.dashed(&[from, to], 1.5, color),
             Style::Points => {}
+            _ if series.is_dashed => drawing.dashed(&[from, to], 2.0, color),
             Style::Line | Style::Plain => drawing.path(vec![from, to], 2.0, color),
         }
         if matches!(series.style, Style::Line | Style::Points) {

@@ -82,14 +82,27 @@ fn averaged(fine: &[u8], fine_width: usize, side: usize) -> Vec<u8> {
 
 fn draw(figure: &Figure) -> Drawing {
     let columns = figure.columns.clamp(1, figure.panels.len().max(1));
-    let sizes: Vec<(f64, f64)> = figure.panels.iter().map(|panel| size(panel, columns)).collect();
-    let panel_width = sizes.iter().map(|(width, _)| *width).fold(0.0, f64::max);
+    // Panels side by side that show the same series need one legend.
+    let repeats = |index: usize| match (&figure.panels[index], figure.panels.get(index + 1)) {
+        (Panel::Lines(own), Some(Panel::Lines(next))) => {
+            !(index + 1).is_multiple_of(columns) && lines::same_legend(own, next)
+        }
+        _ => false,
+    };
+    let size = |index: usize| match &figure.panels[index] {
+        Panel::Lines(lines) => lines::size(lines, columns, !repeats(index)),
+        Panel::Bars(bars) => bars::size(bars, columns),
+        Panel::Histogram(_) => histogram::SIZE,
+    };
+    let sizes: Vec<(f64, f64)> = (0..figure.panels.len()).map(size).collect();
+    let of_column = |column: usize| sizes.iter().skip(column).step_by(columns).map(|(width, _)| *width);
+    let widths: Vec<f64> = (0..columns).map(|column| of_column(column).fold(0.0, f64::max)).collect();
     let heights: Vec<f64> =
         sizes.chunks(columns).map(|row| row.iter().map(|(_, height)| *height).fold(0.0, f64::max)).collect();
     let histograms = figure.panels.iter().any(|panel| matches!(panel, Panel::Histogram(_)));
     let legend = if histograms { 24.0 } else { 0.0 };
 
-    let width = (columns as f64 * panel_width).max(380.0) + 2.0 * MARGIN;
+    let width = widths.iter().sum::<f64>().max(380.0) + 2.0 * MARGIN;
     let height = MARGIN + TITLE_HEIGHT + legend + heights.iter().sum::<f64>() + MARGIN;
     let mut drawing = Drawing::new(width.ceil(), height.ceil());
     let title = shapes::shortened(&figure.title, 16.0, width - 2.0 * MARGIN);
@@ -99,26 +112,20 @@ fn draw(figure: &Figure) -> Drawing {
         histogram::legend(&mut drawing, (MARGIN, top + 6.0));
         top += legend;
     }
-    for (row, height) in figure.panels.chunks(columns).zip(&heights) {
-        for (column, panel) in row.iter().enumerate() {
-            let left = MARGIN + column as f64 * panel_width;
-            let area = Area { left, top, right: left + panel_width, bottom: top + height };
-            match panel {
-                Panel::Lines(lines) => lines::draw(&mut drawing, area, lines),
-                Panel::Bars(bars) => bars::draw(&mut drawing, area, bars),
-                Panel::Histogram(histogram) => histogram::draw(&mut drawing, area, histogram),
+    for (row, height) in heights.iter().enumerate() {
+        let mut left = MARGIN;
+        for (column, width) in widths.iter().enumerate() {
+            let index = row * columns + column;
+            let area = Area { left, top, right: left + width, bottom: top + height };
+            match figure.panels.get(index) {
+                Some(Panel::Lines(lines)) => lines::draw(&mut drawing, area, lines, !repeats(index)),
+                Some(Panel::Bars(bars)) => bars::draw(&mut drawing, area, bars),
+                Some(Panel::Histogram(histogram)) => histogram::draw(&mut drawing, area, histogram),
+                None => {}
             }
+            left += width;
         }
         top += height;
     }
     drawing
-}
-
-/// Width and height that a panel needs.
-fn size(panel: &Panel, columns: usize) -> (f64, f64) {
-    match panel {
-        Panel::Lines(lines) => lines::size(lines, columns),
-        Panel::Bars(bars) => bars::size(bars, columns),
-        Panel::Histogram(_) => histogram::SIZE,
-    }
 }

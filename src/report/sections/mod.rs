@@ -10,8 +10,8 @@ mod scaling;
 mod scaling_plots;
 mod steps;
 
-use super::figure::{self, Figure};
-use super::sheet::{self, Section, Sheet};
+use super::figure;
+use super::sheet::{self, Section};
 use super::source::Source;
 use crate::error::Result;
 
@@ -56,22 +56,20 @@ pub fn all(sources: &[Source]) -> Result<Vec<Section>> {
 
 fn join(parts: Vec<(&str, Section)>, compared: bool) -> Option<Section> {
     let title = parts.first()?.1.title.clone();
-    let (mut sheets, mut figures): (Vec<Vec<(&str, Sheet)>>, Vec<Vec<(&str, Figure)>>) = Default::default();
+    let (mut sheets, mut figures) = (Vec::new(), Vec::new());
     for (label, section) in parts {
-        for sheet in section.sheets {
-            match sheets.iter_mut().find(|group| group[0].1.name == sheet.name) {
-                Some(group) => group.push((label, sheet)),
-                None => sheets.push(vec![(label, sheet)]),
-            }
-        }
-        for figure in section.figures {
-            match figures.iter_mut().find(|group| group[0].1.name == figure.name) {
-                Some(group) => group.push((label, figure)),
-                None => figures.push(vec![(label, figure)]),
-            }
-        }
+        section.sheets.into_iter().for_each(|sheet| group(&mut sheets, label, sheet, |sheet| &sheet.name));
+        section.figures.into_iter().for_each(|figure| group(&mut figures, label, figure, |figure| &figure.name));
     }
     let sheets = sheets.into_iter().map(|group| sheet::join(group, compared)).collect();
     let figures = figures.into_iter().flat_map(|group| figure::join(group, compared)).collect();
     Some(Section { title, sheets, figures })
+}
+
+/// Puts what bears the same name in several files together.
+fn group<'a, T>(groups: &mut Vec<Vec<(&'a str, T)>>, label: &'a str, item: T, name: fn(&T) -> &str) {
+    match groups.iter_mut().find(|group| name(&group[0].1) == name(&item)) {
+        Some(group) => group.push((label, item)),
+        None => groups.push(vec![(label, item)]),
+    }
 }
