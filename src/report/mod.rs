@@ -5,6 +5,7 @@
 //! text for stdout, and files. Measures nothing and knows neither ranks nor tensors; a file may be of any age and lack
 //! tables or columns, and what is not there is not shown.
 
+mod compare;
 mod figure;
 mod output;
 mod plot;
@@ -101,7 +102,7 @@ fn raw_sheet(sources: &[Source], name: &str) -> Result<Sheet> {
         let frame = source.frame(name)?.ok_or_else(|| source.lacks(name))?;
         parts.push((source.label.as_str(), frame.raw()));
     }
-    Ok(sheet::join(parts, sources.len() > 1))
+    Ok(compare::sheets(parts, sources.len() > 1))
 }
 
 fn csv_table(sources: &[Source]) -> Result<String> {

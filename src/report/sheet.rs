@@ -199,38 +199,6 @@ pub fn printable(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }
 
-/// The same table of several files as one, with the file in the first column if files are `compared`.
-///
-/// Columns are matched by name; what a file does not have stays empty.
-pub fn join(mut parts: Vec<(&str, Sheet)>, compared: bool) -> Sheet {
-    if !compared && !parts.is_empty() {
-        return parts.swap_remove(0).1;
-    }
-    let Some((_, first)) = parts.first() else { return Sheet::new("", "") };
-    let mut joined = Sheet { columns: vec![Heading::new("file", "1", "run file")], rows: Vec::new(), ..first.clone() };
-    for (_, sheet) in &parts {
-        for heading in &sheet.columns {
-            if !joined.columns[1..].iter().any(|known| known.name == heading.name) {
-                joined.columns.push(heading.clone());
-            }
-        }
-    }
-    if parts.iter().any(|(_, sheet)| sheet.note != joined.note) {
-        let notes = parts.iter().filter(|(_, sheet)| !sheet.note.is_empty());
-        joined.note = notes.map(|(label, sheet)| format!("{label}: {}", sheet.note)).collect::<Vec<_>>().join("; ");
-    }
-    for (label, sheet) in &parts {
-        let place = |name: &str| sheet.columns.iter().position(|heading| heading.name == name);
-        let places: Vec<Option<usize>> = joined.columns[1..].iter().map(|heading| place(&heading.name)).collect();
-        for row in &sheet.rows {
-            let cells =
-                places.iter().map(|place| place.and_then(|place| row.get(place).cloned()).unwrap_or(Cell::Empty));
-            joined.rows.push(std::iter::once(Cell::from(*label)).chain(cells).collect());
-        }
-    }
-    joined
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,19 +235,5 @@ mod tests {
         let shown = column("s", vec![Cell::from("\x1b[31mred"), Cell::Float(2.0)]);
         assert_eq!(shown.cells, ["\u{fffd}[31mred", "2.000"]);
         assert!(shown.is_text);
-    }
-
-    #[test]
-    fn tables_of_several_files_are_matched_by_column_name() {
-        let sheet = |names: &[&str]| Sheet {
-            columns: names.iter().map(|name| Heading::new(name, "1", "")).collect(),
-            rows: vec![names.iter().map(|name| Cell::from(*name)).collect()],
-            ..Sheet::new("t", "t")
-        };
-        let joined = join(vec![("one", sheet(&["a", "b"])), ("two", sheet(&["b", "c"]))], true);
-        let names: Vec<&str> = joined.columns.iter().map(|heading| heading.name.as_str()).collect();
-        assert_eq!(names, ["file", "a", "b", "c"]);
-        assert_eq!(joined.rows[1], ["two".into(), Cell::Empty, "b".into(), "c".into()]);
-        assert_eq!(join(vec![("one", sheet(&["a"]))], false).columns.len(), 1);
     }
 }

@@ -307,3 +307,20 @@ fn nothing_is_overwritten_without_force_and_nothing_is_written_by_halves() {
         assert!(message.contains(reason) && !message.contains('\n'), "{message}");
     }
 }
+
+#[test]
+fn a_case_that_ran_out_of_memory_is_shown_without_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut table = sweep(4, 12e9);
+    for column in &mut table.columns {
+        match (&mut column.values, column.name.as_str()) {
+            (Values::Text(values), "status") => values[2] = "out_of_memory".into(),
+            (Values::F64(values), _) => values[2] = f64::NAN,
+            _ => {}
+        }
+    }
+    let file = write(&folder.path().join("sweep.h5"), &[table]);
+    let text = all_forms(folder.path(), &[file]);
+    let line = text.lines().find(|line| line.contains("out_of_memory")).unwrap();
+    assert!(line.contains("512") && line.matches(" - ").count() >= 5, "{line}");
+}

@@ -70,7 +70,7 @@ pub fn draw(drawing: &mut Drawing, area: Area, histogram: &Histogram) {
         }
     }
     drawing.path(vec![(left, bottom), (right, bottom)], 1.0, GREY);
-    let ends = Placed::new(&Axis::new("", "1", Scale::Linear), &[lower, upper], 4).ticks;
+    let ends = Placed::new(&Axis::new("", "1", Scale::Linear), &[lower, upper], 5).ticks;
     for (value, text) in ends.iter().filter_map(|(_, text)| Some((text.parse::<f64>().ok()?, text))) {
         if value >= lower && value <= upper {
             drawing.path(vec![(x(value), bottom), (x(value), bottom + 3.0)], 1.0, GREY);

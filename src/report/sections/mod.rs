@@ -10,8 +10,8 @@ mod scaling;
 mod scaling_plots;
 mod steps;
 
-use super::figure;
-use super::sheet::{self, Section};
+use super::compare;
+use super::sheet::Section;
 use super::source::Source;
 use crate::error::Result;
 
@@ -61,8 +61,8 @@ fn join(parts: Vec<(&str, Section)>, compared: bool) -> Option<Section> {
         section.sheets.into_iter().for_each(|sheet| group(&mut sheets, label, sheet, |sheet| &sheet.name));
         section.figures.into_iter().for_each(|figure| group(&mut figures, label, figure, |figure| &figure.name));
     }
-    let sheets = sheets.into_iter().map(|group| sheet::join(group, compared)).collect();
-    let figures = figures.into_iter().flat_map(|group| figure::join(group, compared)).collect();
+    let sheets = sheets.into_iter().map(|group| compare::sheets(group, compared)).collect();
+    let figures = figures.into_iter().flat_map(|group| compare::figures(group, compared)).collect();
     Some(Section { title, sheets, figures })
 }
 

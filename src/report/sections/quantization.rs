@@ -5,6 +5,9 @@ use crate::report::figure::{Figure, Histogram, Panel};
 use crate::report::sheet::{Cell, Heading, Section, Sheet};
 use crate::report::source::{Frame, Source};
 
+/// A picture has an end; the table has all layers.
+const MOST_PANELS: usize = 80;
+
 /// Ladder, statistics, and a grid of histograms for weights and one for activations.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let (ladder, histograms) = (source.frame("quantization")?, source.frame("histograms")?);
@@ -27,7 +30,7 @@ fn accuracies(frame: &Frame) -> Sheet {
     let mut sheet = frame.sheet("quantization", "Accuracy, step by step to int8", &["case", "accuracy"], &rows);
     if frame.column("accuracy").is_some() {
         let change = |row| Cell::Float(frame.number("accuracy", row) - frame.number("accuracy", 0));
-        sheet.push(Heading::new("change", "percent", "points against the first row"), change);
+        sheet.push(Heading::new("change", "points", "percentage points against the first row"), change);
     }
     let whole = |name: &str| frame.attribute(name);
     if whole("samples") > 0.0 {
@@ -54,7 +57,8 @@ fn grid(frame: &Frame, kind: &str, name: &str, title: &str) -> Figure {
             sigma3: (frame.number("sigma3_lower", row), frame.number("sigma3_upper", row)),
         })
     };
-    let rows = frame.rows_where(|row| frame.text("kind", row) == kind);
+    let mut rows = frame.rows_where(|row| frame.text("kind", row) == kind);
+    rows.truncate(MOST_PANELS);
     let mut figure =
         Figure::new(name, format!("{title}: distribution by layer"), rows.into_iter().map(panel).collect())
             .with_note("Counts in equal bins from min to max; logarithmic where a few bins hold nearly all values.");

@@ -45,10 +45,12 @@ impl Cases {
         self.keyed(rows)
     }
 
-    /// The rows that a user's training is like: overlapped if there are any, else all.
+    /// The rows that a user's training is like: of each model the overlapped ones if there are any, else all.
     pub fn as_trained(&self) -> Vec<(Key, usize)> {
-        let overlap = self.timed("overlap");
-        if overlap.is_empty() { self.keyed(self.frame.rows()) } else { overlap }
+        let overlapped: BTreeSet<String> = self.timed("overlap").into_iter().map(|((model, ..), _)| model).collect();
+        let mut rows = self.keyed(self.frame.rows());
+        rows.retain(|((model, ..), row)| !overlapped.contains(model) || self.frame.text("timing", *row) == "overlap");
+        rows
     }
 
     fn keyed(&self, rows: Vec<usize>) -> Vec<(Key, usize)> {
