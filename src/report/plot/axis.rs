@@ -34,7 +34,8 @@ impl Placed {
             _ => (1.0, 1.0),
         };
         match axis.scale {
-            Scale::Values => Placed::at_values(axis, &values, least, most, most_ticks),
+            // Counts of ranks and batches are short.
+            Scale::Values => Placed::at_values(axis, &values, least, most, 2 * most_ticks),
             Scale::Log => Placed::logarithmic(axis, least, most, most_ticks),
             Scale::Auto if most > 30.0 * least && most < 1000.0 * least => Placed::in_steps(axis, least, most),
             Scale::Auto if most > 30.0 * least => Placed::logarithmic(axis, least, most, most_ticks),

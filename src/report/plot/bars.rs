@@ -87,7 +87,8 @@ fn color(part: &str) -> Color {
         "forward" => COLORS[5],
         "backward" => COLORS[0],
         "comm_wait" => COLORS[4],
-        "comm" | "comm_exposed" => COLORS[1],
+        "comm" => COLORS[1],
+        "comm_exposed" => (160, 50, 0), // beside `comm` where a run in overlap mode is compared with one in profile mode
         "optimizer" => COLORS[2],
         "other" => (215, 215, 215),
         _ => COLORS[0],

@@ -101,9 +101,11 @@ fn color(series: &Series) -> Color {
     if series.style == Style::Ideal { GREY } else { COLORS[series.color % COLORS.len()] }
 }
 
-/// The series that have a name.
+/// The series that have a name, what is ideal last.
 fn legend(lines: &Lines) -> Vec<&Series> {
-    lines.series.iter().filter(|series| !series.label.is_empty()).collect()
+    let mut named: Vec<&Series> = lines.series.iter().filter(|series| !series.label.is_empty()).collect();
+    named.sort_by_key(|series| series.style == Style::Ideal);
+    named
 }
 
 fn legend_width(lines: &Lines) -> f64 {
