@@ -104,6 +104,12 @@ pub enum Command {
         --algorithm shared --algorithm ring --type float32 --out results/allreduce.h5"
     )]
     Allreduce(Allreduce),
+    /// Tables, CSV, Markdown, plots and an HTML page from run files; several are compared
+    #[command(
+        after_help = "Two commands that work:\n  hpml report results/net.h5 --html net.html\n  hpml report old.h5 new.h5 --csv \
+        --table epochs"
+    )]
+    Report(Report),
 }
 
 /// Arguments of `hpml train`.
@@ -231,6 +237,32 @@ pub struct Allreduce {
     #[arg(long, value_name = "FILE.h5")]
     pub out: Option<PathBuf>,
     /// Overwrite the run file if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `hpml report`.
+#[derive(Debug, Default, Args)]
+pub struct Report {
+    /// Run files (HDF5) of hpml train, sweep, allreduce or quantize
+    #[arg(required = true, value_name = "FILE.h5")]
+    pub files: Vec<PathBuf>,
+    /// One table as CSV, all digits: --table, else the first there is of scaling, allreduce, epochs, quantization
+    #[arg(long, conflicts_with = "markdown")]
+    pub csv: bool,
+    /// The tables as GitHub's Markdown
+    #[arg(long)]
+    pub markdown: bool,
+    /// Only this table, as it stands in the file: a row a row
+    #[arg(long, value_name = "NAME")]
+    pub table: Option<String>,
+    /// Write one page with all tables and plots, which needs no other file
+    #[arg(long, value_name = "OUT.html")]
+    pub html: Option<PathBuf>,
+    /// Write each plot as SVG and PNG into this folder
+    #[arg(long, value_name = "DIR")]
+    pub plots: Option<PathBuf>,
+    /// Overwrite files that exist
     #[arg(long)]
     pub force: bool,
 }

@@ -30,10 +30,10 @@ pub enum Error {
     #[error("{}: record {record} (byte {offset}) has label {label}, expected 0 to 9: not CIFAR-10's binary layout, or damaged; fetch it again", path.display())]
     DataLabel { path: PathBuf, record: usize, offset: u64, label: u8 },
 
-    #[error("{}: exists already: choose another --out, or overwrite it with --force", path.display())]
+    #[error("{}: exists already: choose another name, or overwrite it with --force", path.display())]
     OutputExists { path: PathBuf },
 
-    #[error("{}: cannot be written: {reason}: choose another --out or make room there", path.display())]
+    #[error("{}: cannot be written: {reason}: choose another place or make room there", path.display())]
     Output { path: PathBuf, reason: String },
 
     #[error("{}: {message}", path.display())]

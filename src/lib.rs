@@ -1,7 +1,8 @@
 //! hpml: data-parallel training under MPI that measures what it costs.
 //!
 //! The program is `src/main.rs`; this library is its parts, so that tests, benches and fuzzers can reach them. The way
-//! of the data: `config` -> `launch` -> `data` -> `model` -> `parallel` (over `collective`) -> `train` -> `store`.
+//! of the data: `config` -> `launch` -> `data` -> `model` -> `parallel` (over `collective`) -> `train` -> `store` ->
+//! `report`.
 
 pub mod allreduce;
 pub mod cli;
@@ -15,6 +16,7 @@ pub mod model;
 pub mod parallel;
 pub mod predict;
 pub mod quantize;
+pub mod report;
 pub mod store;
 pub mod sweep;
 pub mod sys;

@@ -9,7 +9,7 @@ use hpml::cli::{self, Cli, Command, Common};
 use hpml::config::{self, Config};
 use hpml::error::Result;
 use hpml::launch::{self, Job};
-use hpml::{allreduce, predict, quantize, store, sweep, sys, train, verify};
+use hpml::{allreduce, predict, quantize, report, store, sweep, sys, train, verify};
 
 fn main() -> ExitCode {
     sys::keep_freed_memory();
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Export { file, onnx, force } => print(quantize::command::export(&file, &onnx, force)),
         Command::Config => print(Ok(config::documented_defaults())),
         Command::Inspect { file } => print(store::inspect(&file)),
+        Command::Report(args) => print(report::report(&args)),
     }
 }
 

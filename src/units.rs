@@ -41,6 +41,23 @@ pub fn gigabytes_per_second(bytes_per_second: f64) -> f64 {
     bytes_per_second / 1e9
 }
 
+/// The unit in which a number of that `magnitude` reads well, and what to multiply it by: `("s", 0.04)` to `(1e3, "ms")`.
+///
+/// `units` as in the run file; those without a choice come back as they are, `1` as nothing and `percent` as its sign.
+pub fn fitting_unit(units: &str, magnitude: f64) -> (f64, &str) {
+    match units {
+        "s" if magnitude <= 0.0 => (1.0, "s"),
+        "s" if magnitude < 1e-3 => (1e6, "us"),
+        "s" if magnitude < 1.0 => (1e3, "ms"),
+        "B" if magnitude >= 1e9 => (1e-9, "GB"),
+        "B" if magnitude >= 1e6 => (1e-6, "MB"),
+        "B" if magnitude >= 1e3 => (1e-3, "kB"),
+        "percent" => (1.0, "%"),
+        "1" => (1.0, ""),
+        _ => (1.0, units),
+    }
+}
+
 fn three_digits(value: f64) -> String {
     let decimals = match value.abs() {
         v if v < 9.995 => 2,
@@ -61,6 +78,13 @@ mod tests {
         {
             assert_eq!(format_seconds(seconds), shown);
         }
+    }
+
+    #[test]
+    fn a_column_takes_one_unit() {
+        assert_eq!((fitting_unit("s", 0.04), fitting_unit("s", 0.0)), ((1e3, "ms"), (1.0, "s")));
+        assert_eq!((fitting_unit("B", 4e7), fitting_unit("B", 8.0)), ((1e-6, "MB"), (1.0, "B")));
+        assert_eq!((fitting_unit("percent", 5.0), fitting_unit("GB/s", 1e9)), ((1.0, "%"), (1.0, "GB/s")));
     }
 
     #[test]

@@ -121,9 +121,53 @@ impl Summary {
     }
 }
 
+/// One part of the steps of all ranks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PartSummary {
+    /// Which.
+    pub part: Part,
+    /// Over all steps and ranks.
+    pub all: Summary,
+    /// Mean of the rank whose mean is the greatest.
+    pub slowest_rank: Second,
+    /// Mean over the mean of the whole step; 0 without steps.
+    pub share: f64,
+}
+
+/// What a step consists of, part by part, from the counted steps of each rank.
+pub fn anatomy(ranks: &[&[StepTimes]]) -> Vec<PartSummary> {
+    let times = |part: Part| ranks.iter().map(move |times| times.iter().map(move |time| time.get(part)));
+    let whole = Summary::of(times(Part::Step).flatten()).mean;
+    let summary = |part| {
+        let all = Summary::of(times(part).flatten());
+        let slowest_rank = times(part).map(|times| Summary::of(times).mean).fold(0.0, f64::max);
+        PartSummary { part, all, slowest_rank, share: if whole > 0.0 { all.mean / whole } else { 0.0 } }
+    };
+    Part::ALL.map(summary).to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_anatomy_names_the_slowest_rank_and_the_share() {
+        let steps = |data: f32, step: f32| {
+            let mut times = StepTimes::default();
+            times.add(Part::Data, f64::from(data));
+            times.add(Part::Step, f64::from(step));
+            [times; 2]
+        };
+        let parts = anatomy(&[&steps(1.0, 4.0), &steps(3.0, 4.0)]);
+        let data = PartSummary {
+            part: Part::Data,
+            all: Summary { mean: 2.0, p50: 1.0, p99: 3.0 },
+            slowest_rank: 3.0,
+            share: 0.5,
+        };
+        assert_eq!((parts[0], parts.len()), (data, Part::ALL.len()));
+        assert!(anatomy(&[]).iter().all(|part| part.share == 0.0));
+    }
 
     #[test]
     fn percentiles_are_by_nearest_rank() {

@@ -6,5 +6,5 @@ mod clock;
 mod ledger;
 
 pub use bandwidth::{algbw, all_reduce_busbw};
-pub use clock::{Part, StepTimes, Summary};
+pub use clock::{Part, PartSummary, StepTimes, Summary, anatomy};
 pub use ledger::{Entry, Kind, Ledger};

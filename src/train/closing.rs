@@ -7,7 +7,7 @@ use crate::collective::Universe;
 use crate::config::Config;
 use crate::data::Datasets;
 use crate::launch::Job;
-use crate::metrics::{Kind, Ledger, Part, Summary, algbw, all_reduce_busbw};
+use crate::metrics::{Kind, Ledger, Part, algbw, all_reduce_busbw, anatomy};
 use crate::parallel::Replica;
 use crate::units::{Second, format_bytes, format_seconds, gigabytes_per_second};
 
@@ -81,25 +81,21 @@ fn print_anatomy(record: &Record, ranks: usize) {
     println!("\nstep anatomy, {steps} steps x {ranks} rank(s), warm-up left out");
     println!("#         part       mean        p50        p99   slowest rank   share of");
     println!("#                    (ms)       (ms)       (ms)      mean (ms)       step");
-    let mean_of = |part| Summary::of(record.counted().flatten().map(|time| time.get(part))).mean;
-    let whole = mean_of(Part::Step);
-    for part in Part::ALL {
-        let comm = matches!(part, Part::Comm | Part::CommWait | Part::CommExposed);
+    let counted: Vec<_> = record.counted().collect();
+    for row in anatomy(&counted) {
+        let comm = matches!(row.part, Part::Comm | Part::CommWait | Part::CommExposed);
         if ranks == 1 && comm {
             continue;
         }
-        let all = Summary::of(record.counted().flatten().map(|time| time.get(part)));
-        let slowest =
-            record.counted().map(|rank| Summary::of(rank.iter().map(|time| time.get(part))).mean).fold(0.0, f64::max);
         println!(
             "{:>14} {:>10.3} {:>10.3} {:>10.3} {:>14.3} {:>9.1} %{}",
-            part.as_str(),
-            all.mean * 1e3,
-            all.p50 * 1e3,
-            all.p99 * 1e3,
-            slowest * 1e3,
-            100.0 * all.mean / whole.max(f64::MIN_POSITIVE),
-            if matches!(part, Part::Comm | Part::CommWait) { "  (hidden or not)" } else { "" }
+            row.part.as_str(),
+            row.all.mean * 1e3,
+            row.all.p50 * 1e3,
+            row.all.p99 * 1e3,
+            row.slowest_rank * 1e3,
+            100.0 * row.share,
+            if matches!(row.part, Part::Comm | Part::CommWait) { "  (hidden or not)" } else { "" }
         );
     }
 }

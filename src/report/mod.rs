@@ -1,0 +1,118 @@
+//! `hpml report`: tables, CSV, Markdown, plots and one HTML page, from run files alone.
+//!
+//! In: run files of `hpml train`, `sweep`, `allreduce`, `quantize`, read through `store`. Between: [`Sheet`]s (tables of
+//! typed cells with units) and [`Figure`]s, made once in `sections/`, so that the same numbers stand in every form. Out:
+//! text for stdout, and files. Measures nothing and knows neither ranks nor tensors; a file may be of any age and lack
+//! tables or columns, and what is not there is not shown.
+
+mod compare;
+mod figure;
+mod output;
+mod plot;
+mod render;
+mod sections;
+mod sheet;
+mod source;
+
+use std::path::Path;
+
+use crate::cli;
+use crate::error::{Error, Result};
+pub use figure::{Axis, Bar, Bars, Figure, Histogram, Lines, Panel, Scale, Series, Style};
+pub use plot::{png, svg};
+pub use sheet::{Cell, Heading, Section, Sheet};
+use source::Source;
+
+/// Tables that `--csv` looks for, the first that is there.
+const CSV_TABLES: [&str; 4] = ["scaling", "allreduce", "epochs", "quantization"];
+
+/// `hpml report FILE...`: writes the files asked for and returns what belongs on stdout.
+///
+/// Errors: a file that is no run file, has no table of that name or nothing to report; an output that exists.
+pub fn report(args: &cli::Report) -> Result<String> {
+    let sources = source::open_all(&args.files)?;
+    let mut text = None;
+    if args.csv || args.table.is_some() {
+        let name = match &args.table {
+            Some(name) => name.trim_matches('/').to_owned(),
+            None => csv_table(&sources)?,
+        };
+        let sheet = raw_sheet(&sources, &name)?;
+        text = Some(match (args.csv, args.markdown) {
+            (true, _) => render::csv(&sheet),
+            (_, true) => render::markdown_sheet(&sheet),
+            _ => render::terminal_sheet(&sheet),
+        });
+    }
+    if text.is_some() && args.html.is_none() && args.plots.is_none() {
+        return Ok(text.unwrap_or_default());
+    }
+
+    let sections = sections::all(&sources)?;
+    let written = write_files(args, &sources, &sections)?;
+    Ok(match text {
+        Some(text) => text,
+        None if args.markdown => render::markdown(&sections),
+        None if written.is_empty() => render::terminal(&sections),
+        None => written,
+    })
+}
+
+/// The HTML page and the plots. Looks at every target before it writes the first. Returns what was written, a line each.
+fn write_files(args: &cli::Report, sources: &[Source], sections: &[Section]) -> Result<String> {
+    let figures = || sections.iter().flat_map(|section| &section.figures);
+    let mut targets = Vec::new();
+    if let Some(folder) = &args.plots {
+        for figure in figures() {
+            targets.push((folder.join(format!("{}.svg", figure.name)), Some(figure)));
+            targets.push((folder.join(format!("{}.png", figure.name)), Some(figure)));
+        }
+    }
+    targets.extend(args.html.iter().map(|path| (path.clone(), None)));
+    targets.iter().try_for_each(|(path, _)| output::check(path, args.force))?;
+
+    let cannot = |path: &Path, reason| Error::Output { path: path.to_owned(), reason };
+    for (path, figure) in &targets {
+        let bytes = match figure {
+            Some(figure) if path.extension().is_some_and(|extension| extension == "png") => plot::png(figure),
+            Some(figure) => plot::svg(figure).map(String::into_bytes),
+            None => {
+                let titles: Vec<&str> = sources.iter().map(|source| source.label.as_str()).collect();
+                render::html(&titles, sections).map(String::into_bytes)
+            }
+        };
+        output::write(path, &bytes.map_err(|reason| cannot(path, reason))?)?;
+    }
+
+    let mut lines = String::new();
+    let (tables, plots) = (sections.iter().map(|section| section.sheets.len()).sum::<usize>(), figures().count());
+    if let Some(folder) = &args.plots {
+        lines += &format!("{plots} plots, each as SVG and PNG, written to {}\n", folder.display());
+    }
+    if let Some(path) = &args.html {
+        lines += &format!("{tables} tables and {plots} plots written to {}\n", path.display());
+    }
+    Ok(lines)
+}
+
+/// One table of every file as it stands there, a row a row.
+fn raw_sheet(sources: &[Source], name: &str) -> Result<Sheet> {
+    let mut parts = Vec::new();
+    for source in sources {
+        let frame = source.frame(name)?.ok_or_else(|| source.lacks(name))?;
+        parts.push((source.label.as_str(), frame.raw()));
+    }
+    Ok(compare::sheets(parts, sources.len() > 1))
+}
+
+fn csv_table(sources: &[Source]) -> Result<String> {
+    let everywhere = CSV_TABLES.iter().find(|name| sources.iter().all(|source| source.has(name)));
+    let somewhere = || CSV_TABLES.iter().find(|name| sources.iter().any(|source| source.has(name)));
+    match everywhere.or_else(somewhere) {
+        Some(name) => Ok((*name).to_owned()),
+        None => Err(sources[0].lacks("scaling, allreduce, epochs or quantization")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

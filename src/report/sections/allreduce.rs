@@ -1,0 +1,74 @@
+//! `/allreduce`: bandwidth by size.
+
+use crate::error::Result;
+use crate::report::figure::{Axis, Figure, Lines, Panel, Scale, Series, Style};
+use crate::report::sheet::{Cell, Heading, Section};
+use crate::report::source::{Frame, Source};
+
+/// Table and curves.
+pub fn section(source: &Source) -> Result<Option<Section>> {
+    let Some(frame) = source.frame("allreduce")? else { return Ok(None) };
+    let columns = [
+        "ranks",
+        "size",
+        "count",
+        "type",
+        "algorithm",
+        "place",
+        "iterations",
+        "time",
+        "p50",
+        "p99",
+        "min",
+        "skew",
+        "algbw",
+        "busbw",
+        "wrong",
+    ];
+    let mut sheet = frame.sheet("allreduce", "All-reduce by size", &columns, &frame.rows());
+    if frame.column("ranks").is_none() && frame.attribute("ranks").is_finite() {
+        let heading = Heading::new("ranks", "1", "MPI ranks");
+        sheet.columns.insert(0, heading);
+        sheet.rows.iter_mut().for_each(|row| row.insert(0, Cell::Int(frame.attribute("ranks") as i64)));
+    }
+    let sheet = sheet.with_note("time: mean over the iterations of the slowest rank's; algbw, busbw as in nccl-tests");
+    Ok(Some(Section::new("All-reduce", vec![sheet], vec![curves(&frame)])))
+}
+
+/// The number of ranks that a row was measured on: older files have one for all rows.
+fn ranks(frame: &Frame, row: usize) -> i64 {
+    frame.integer("ranks", row).unwrap_or(frame.attribute("ranks") as i64)
+}
+
+fn curves(frame: &Frame) -> Figure {
+    let rows = frame.rows_where(|row| frame.text("place", row) != "out_of_place");
+    let kinds = rows.iter().map(|row| frame.text("type", *row)).collect::<std::collections::BTreeSet<_>>().len();
+    let key = |row: usize| {
+        let kind = if kinds > 1 { format!(", {}", frame.text("type", row)) } else { String::new() };
+        let places = match ranks(frame, row) {
+            1 => "1 rank".into(),
+            ranks => format!("{ranks} ranks"),
+        };
+        (ranks(frame, row), format!("{places}, {}{kind}", frame.text("algorithm", row)))
+    };
+    let mut keys: Vec<(i64, String)> = Vec::new();
+    for key in rows.iter().map(|row| key(*row)) {
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    keys.sort_by_key(|(ranks, _)| *ranks);
+    let series = keys.iter().enumerate().map(|(color, (ranks, label))| {
+        let own = rows.iter().filter(|row| key(**row) == (*ranks, label.clone()));
+        let points = own.map(|&row| (frame.number("size", row), frame.number("busbw", row)));
+        Series::new(label, Style::Line, color, points.filter(|(size, busbw)| *size > 0.0 && *busbw > 0.0).collect())
+    });
+    let panel = Lines {
+        title: String::new(),
+        x: Axis::new("size of the buffer", "B", Scale::Log),
+        y: Axis::new("busbw", "GB/s", Scale::Log),
+        series: series.filter(|series| !series.points.is_empty()).collect(),
+    };
+    Figure::new("allreduce-busbw", "Bus bandwidth of the all-reduce, in place", vec![Panel::Lines(panel)])
+        .with_note("busbw = size / time x 2(n-1)/n, time being the slowest rank's mean.")
+}

@@ -1,0 +1,48 @@
+//! Who measured, where and with what: a column a file.
+
+use crate::report::sheet::{Cell, Heading, Section, Sheet};
+use crate::report::source::Source;
+use crate::store::Attribute;
+
+/// Attributes of `/environment` in the order of the table, then what else there is.
+const FIRST: [&str; 9] = ["command", "hpml", "git_commit", "libtorch", "mpi", "nccl", "world_size", "data", "cpu"];
+
+/// The section of all files.
+pub fn section(sources: &[Source]) -> Section {
+    let mut names: Vec<&str> = FIRST.to_vec();
+    for (name, _) in sources.iter().flat_map(|source| &source.environment) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let mut sheet = Sheet::new("environment", "Who measured, and where");
+    let value =
+        |source: &Source, name: &str| source.environment.iter().find(|(key, _)| key == name).map(|(_, v)| text(v));
+    names.retain(|name| sources.iter().any(|source| value(source, name).is_some()));
+    sheet.columns.push(Heading::new("environment", "1", "attribute of /environment"));
+    sheet.columns.extend(sources.iter().map(|source| Heading::new(&source.label, "1", "run file")));
+    sheet.rows = names
+        .iter()
+        .map(|name| {
+            let values = sources.iter().map(|source| value(source, name).map_or(Cell::Empty, Cell::Text));
+            std::iter::once(Cell::from(*name)).chain(values).collect()
+        })
+        .collect();
+    Section::new("Environment", vec![sheet], Vec::new())
+}
+
+fn text(attribute: &Attribute) -> String {
+    match attribute {
+        Attribute::Text(text) => text.clone(),
+        Attribute::Int(value) => value.to_string(),
+        Attribute::Float(value) => value.to_string(),
+        Attribute::Bool(value) => value.to_string(),
+        Attribute::Ints(values) => joined(values),
+        Attribute::Floats(values) => joined(values),
+        Attribute::Texts(values) => joined(values),
+    }
+}
+
+fn joined<T: ToString>(values: &[T]) -> String {
+    values.iter().map(T::to_string).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,47 @@
+//! `/epochs`: loss and accuracy.
+
+use crate::error::Result;
+use crate::report::figure::{Axis, Figure, Lines, Panel, Scale, Series, Style};
+use crate::report::sheet::Section;
+use crate::report::source::{Frame, Source};
+
+/// Table and curves.
+pub fn section(source: &Source) -> Result<Option<Section>> {
+    let Some(frame) = source.frame("epochs")? else { return Ok(None) };
+    let columns = [
+        "epoch",
+        "train_loss",
+        "train_accuracy",
+        "test_loss",
+        "test_accuracy",
+        "lr",
+        "seconds",
+        "test_seconds",
+        "images_per_second",
+    ];
+    let sheet = frame.sheet("epochs", "Loss and accuracy by epoch", &columns, &frame.rows());
+    let panels = vec![
+        curves(&frame, "loss", "1", ["train_loss", "test_loss"]),
+        curves(&frame, "accuracy", "percent", ["train_accuracy", "test_accuracy"]),
+    ];
+    let figure = Figure::new("epochs", "Loss and accuracy", panels)
+        .with_note("Training: over the samples as they went by, augmented. Test: after the epoch.");
+    Ok(Some(Section::new("Training", vec![sheet], vec![figure])))
+}
+
+fn curves(frame: &Frame, what: &str, units: &str, columns: [&str; 2]) -> Panel {
+    let points = |column: &str| {
+        let point =
+            |row| (frame.integer("epoch", row).map_or(row as f64, |epoch| epoch as f64), frame.number(column, row));
+        frame.rows().into_iter().map(point).collect()
+    };
+    let series = columns.iter().enumerate().map(|(color, column)| {
+        Series::new(column.split('_').next().unwrap_or_default(), Style::Line, color, points(column))
+    });
+    Panel::Lines(Lines {
+        title: what.into(),
+        x: Axis::new("epoch", "1", Scale::Linear),
+        y: Axis::new(what, units, Scale::Linear),
+        series: series.filter(|series| !series.points.is_empty()).collect(),
+    })
+}

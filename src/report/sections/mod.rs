@@ -1,0 +1,75 @@
+//! From the tables of run files to what is shown of them, one file a kind of measurement.
+
+mod allreduce;
+mod comm;
+mod environment;
+mod epochs;
+mod prediction;
+mod quantization;
+mod scaling;
+mod scaling_plots;
+mod steps;
+
+use super::compare;
+use super::sheet::Section;
+use super::source::Source;
+use crate::error::Result;
+
+/// Makes a section of one file; `None` if the file has nothing of the kind.
+type Make = fn(&Source) -> Result<Option<Section>>;
+
+const SECTIONS: [Make; 7] = [
+    scaling::section,
+    prediction::section,
+    allreduce::section,
+    epochs::section,
+    steps::section,
+    comm::section,
+    quantization::section,
+];
+
+/// Every section that a file has something for, the files of each side by side.
+///
+/// Errors: a file has nothing to report, or a damaged table.
+pub fn all(sources: &[Source]) -> Result<Vec<Section>> {
+    let mut found = vec![false; sources.len()];
+    let mut sections = vec![environment::section(sources)];
+    for make in SECTIONS {
+        let mut parts = Vec::new();
+        for (source, found) in sources.iter().zip(&mut found) {
+            if let Some(section) = make(source)? {
+                *found = true;
+                parts.push((source.label.as_str(), section));
+            }
+        }
+        // With two files, a section that only one has still says whose it is.
+        sections.extend(join(parts, sources.len() > 1));
+    }
+    match found.iter().position(|found| !found) {
+        Some(index) => Err(sources[index].has_nothing()),
+        None => {
+            sections.retain(|section| !section.sheets.is_empty() || !section.figures.is_empty());
+            Ok(sections)
+        }
+    }
+}
+
+fn join(parts: Vec<(&str, Section)>, compared: bool) -> Option<Section> {
+    let title = parts.first()?.1.title.clone();
+    let (mut sheets, mut figures) = (Vec::new(), Vec::new());
+    for (label, section) in parts {
+        section.sheets.into_iter().for_each(|sheet| group(&mut sheets, label, sheet, |sheet| &sheet.name));
+        section.figures.into_iter().for_each(|figure| group(&mut figures, label, figure, |figure| &figure.name));
+    }
+    let sheets = sheets.into_iter().map(|group| compare::sheets(group, compared)).collect();
+    let figures = figures.into_iter().flat_map(|group| compare::figures(group, compared)).collect();
+    Some(Section { title, sheets, figures })
+}
+
+/// Puts what bears the same name in several files together.
+fn group<'a, T>(groups: &mut Vec<Vec<(&'a str, T)>>, label: &'a str, item: T, name: fn(&T) -> &str) {
+    match groups.iter_mut().find(|group| name(&group[0].1) == name(&item)) {
+        Some(group) => group.push((label, item)),
+        None => groups.push(vec![(label, item)]),
+    }
+}

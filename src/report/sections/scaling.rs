@@ -1,0 +1,220 @@
+//! `/scaling`: the cases of a sweep, from several sides.
+
+use std::collections::BTreeSet;
+
+use super::scaling_plots;
+use crate::error::Result;
+use crate::report::sheet::{Cell, Heading, Section, Sheet};
+use crate::report::source::{Frame, Source};
+
+/// Tables and plots of a sweep.
+pub fn section(source: &Source) -> Result<Option<Section>> {
+    let Some(frame) = source.frame("scaling")? else { return Ok(None) };
+    let cases = Cases { frame };
+    let pivots = [
+        ("images_per_second", "Throughput by ranks"),
+        ("speedup", "Speedup by ranks"),
+        ("efficiency", "Efficiency by ranks"),
+        ("epoch_seconds", "Seconds of an epoch by ranks"),
+    ];
+    let mut sheets = vec![batches(&cases)];
+    sheets.extend(pivots.map(|(column, title)| by_ranks(&cases, column, title)));
+    sheets.extend([anatomy(&cases), overlap(&cases), bandwidth(&cases)]);
+    Ok(Some(Section::new("Scaling", sheets, scaling_plots::figures(&cases))))
+}
+
+/// What makes a case: model, ranks and batch per rank.
+pub type Key = (String, i64, i64);
+
+/// The rows of `/scaling`.
+pub struct Cases {
+    /// The table.
+    pub frame: Frame,
+}
+
+impl Cases {
+    /// Model, ranks and batch per rank of a row; `None` if the row has no numbers there.
+    pub fn key(&self, row: usize) -> Option<Key> {
+        let (ranks, batch) = (self.frame.integer("ranks", row)?, self.frame.integer("batch_per_rank", row)?);
+        Some((self.frame.text("model", row).to_owned(), ranks, batch))
+    }
+
+    /// The rows with one timing, by model, ranks and batch.
+    pub fn timed(&self, timing: &str) -> Vec<(Key, usize)> {
+        let rows = self.frame.rows_where(|row| self.frame.text("timing", row) == timing);
+        self.keyed(rows)
+    }
+
+    /// The rows that a user's training is like: of each model the overlapped ones if there are any, else all.
+    pub fn as_trained(&self) -> Vec<(Key, usize)> {
+        let overlapped: BTreeSet<String> = self.timed("overlap").into_iter().map(|((model, ..), _)| model).collect();
+        let mut rows = self.keyed(self.frame.rows());
+        rows.retain(|((model, ..), row)| !overlapped.contains(model) || self.frame.text("timing", *row) == "overlap");
+        rows
+    }
+
+    fn keyed(&self, rows: Vec<usize>) -> Vec<(Key, usize)> {
+        let mut rows: Vec<(Key, usize)> = rows.into_iter().filter_map(|row| Some((self.key(row)?, row))).collect();
+        rows.sort();
+        rows
+    }
+
+    /// `net, batch 32` where there are several models, else `batch 32`.
+    pub fn label(&self, model: &str, batch: i64) -> String {
+        let models: BTreeSet<&str> = self.frame.rows().iter().map(|row| self.frame.text("model", *row)).collect();
+        if models.len() > 1 { format!("{model}, batch {batch}") } else { format!("batch {batch}") }
+    }
+}
+
+/// `1 rank`, `2 ranks`.
+pub fn ranks_label(ranks: i64) -> String {
+    if ranks == 1 { "1 rank".into() } else { format!("{ranks} ranks") }
+}
+
+fn batches(cases: &Cases) -> Sheet {
+    let rows = cases.as_trained();
+    let fewest = rows.iter().map(|((_, ranks, _), _)| *ranks).min().unwrap_or(0);
+    let rows: Vec<usize> = rows.into_iter().filter(|((_, ranks, _), _)| *ranks == fewest).map(|(_, row)| row).collect();
+    let columns = [
+        "model",
+        "ranks",
+        "batch_per_rank",
+        "timing",
+        "status",
+        "steps",
+        "step",
+        "step_p50",
+        "step_low",
+        "step_high",
+        "images_per_second",
+        "epoch_seconds",
+        "peak_memory",
+    ];
+    cases
+        .frame
+        .sheet("scaling-batch", format!("Batch size on {}", ranks_label(fewest)), &columns, &rows)
+        .with_note("step_p50: median of the slowest rank's step, with its 95 % interval from step_low to step_high")
+}
+
+/// A row a model and batch, a column a number of ranks.
+fn by_ranks(cases: &Cases, column: &str, title: &str) -> Sheet {
+    let rows = cases.as_trained();
+    let mut sheet = Sheet::new(&format!("scaling-{column}"), title);
+    let Some(quantity) = cases.frame.heading(column) else { return sheet };
+    let ranks: BTreeSet<i64> = rows.iter().map(|((_, ranks, _), _)| *ranks).collect();
+    let mut lines: Vec<(&str, i64)> = Vec::new();
+    for ((model, _, batch), _) in &rows {
+        if !lines.contains(&(model, *batch)) {
+            lines.push((model, *batch));
+        }
+    }
+    lines.sort();
+    let heading = |name: &str| cases.frame.heading(name).unwrap_or(Heading::new(name, "1", ""));
+    sheet.columns = vec![heading("model"), heading("batch_per_rank")];
+    let places = ranks.iter().map(|ranks| Heading { name: ranks_label(*ranks), ..quantity.clone() });
+    sheet.columns.extend(places);
+    let value = |model: &str, batch: i64, ranks: i64| {
+        let found = rows.iter().find(|((m, r, b), _)| m == model && *b == batch && *r == ranks);
+        found.map_or(Cell::Empty, |(_, row)| Cell::Float(cases.frame.number(column, *row)))
+    };
+    for (model, batch) in lines {
+        let values = ranks.iter().map(|ranks| value(model, batch, *ranks));
+        sheet.rows.push([Cell::from(model), Cell::Int(batch)].into_iter().chain(values).collect());
+    }
+    let note = match column {
+        "speedup" => "throughput over that of 1 rank at the same batch per rank; ideal: the number of ranks",
+        "efficiency" => "speedup over the number of ranks; ideal: 1",
+        _ => "",
+    };
+    sheet.with_note(note)
+}
+
+fn anatomy(cases: &Cases) -> Sheet {
+    let frame = &cases.frame;
+    let rows: Vec<usize> = cases.timed("profile").into_iter().map(|(_, row)| row).collect();
+    let columns = [
+        "model",
+        "ranks",
+        "batch_per_rank",
+        "status",
+        "data",
+        "forward",
+        "backward",
+        "comm_wait",
+        "comm",
+        "optimizer",
+        "step",
+    ];
+    let mut sheet = frame.sheet("scaling-anatomy", "Compute against communication", &columns, &rows);
+    let shares: [(&str, &str, &[&str]); 3] = [
+        ("compute share", "forward, backward and optimizer over step", &["forward", "backward", "optimizer"]),
+        ("comm_wait share", "waiting for slower ranks over step", &["comm_wait"]),
+        ("comm share", "collectives over step", &["comm"]),
+    ];
+    for (name, meaning, parts) in shares {
+        let share = |index: usize| {
+            let of = |part: &&str| frame.number(part, rows[index]);
+            Cell::Float(100.0 * parts.iter().map(of).sum::<f64>() / frame.number("step", rows[index]))
+        };
+        sheet.push(Heading::new(name, "percent", meaning), share);
+    }
+    sheet.with_note("profile: nothing overlaps, so the parts add up to the step; means over ranks and counted steps")
+}
+
+/// What profile mode and overlap mode say of the same case.
+fn overlap(cases: &Cases) -> Sheet {
+    let (frame, overlap, profile) = (&cases.frame, cases.timed("overlap"), cases.timed("profile"));
+    let mut sheet = Sheet::new("scaling-overlap", "Communication hidden behind the backward pass");
+    let heading = |column: &str, timing: &str| {
+        let heading = frame.heading(column).unwrap_or(Heading::new(column, "s", ""));
+        Heading { name: format!("{} ({timing})", heading.name), ..heading }
+    };
+    sheet.columns = vec![
+        Heading::new("model", "1", ""),
+        Heading::new("ranks", "1", "MPI ranks"),
+        Heading::new("batch_per_rank", "1", "images per rank and step"),
+        heading("step", "profile"),
+        heading("step", "overlap"),
+        heading("comm", "profile"),
+        heading("comm", "overlap"),
+        heading("comm_exposed", "overlap"),
+        frame.heading("overlap").unwrap_or(Heading::new("overlap", "1", "1 - comm_exposed / comm")),
+    ];
+    for ((model, ranks, batch), row) in overlap.iter().filter(|((_, ranks, _), _)| *ranks > 1) {
+        let same = profile.iter().find(|(key, _)| *key == (model.clone(), *ranks, *batch)).map(|(_, row)| *row);
+        let of =
+            |column: &str, row: Option<usize>| row.map_or(Cell::Empty, |row| Cell::Float(frame.number(column, row)));
+        let row = Some(*row);
+        let numbers = [
+            of("step", same),
+            of("step", row),
+            of("comm", same),
+            of("comm", row),
+            of("comm_exposed", row),
+            of("overlap", row),
+        ];
+        let case = [Cell::from(model.as_str()), Cell::Int(*ranks), Cell::Int(*batch)];
+        sheet.rows.push(case.into_iter().chain(numbers).collect());
+    }
+    sheet.with_note("overlap = 1 - comm_exposed / comm: the part of the communication that cost no time")
+}
+
+fn bandwidth(cases: &Cases) -> Sheet {
+    let several = |row: &usize| cases.frame.number("ranks", *row) > 1.0;
+    let rows: Vec<usize> = cases.keyed(cases.frame.rows()).into_iter().map(|(_, row)| row).filter(several).collect();
+    let columns = [
+        "model",
+        "ranks",
+        "batch_per_rank",
+        "timing",
+        "gradient_bytes",
+        "volume",
+        "comm",
+        "algbw",
+        "busbw",
+        "busbw_share",
+    ];
+    cases.frame.sheet("scaling-bandwidth", "Communication volume and bandwidth", &columns, &rows).with_note(
+        "volume = 2(n-1)/n x gradient_bytes; busbw_share: busbw over that of the bare all-reduce at that size on those ranks",
+    )
+}

@@ -1,0 +1,326 @@
+//! Reports of files made for the purpose: a sweep, an all-reduce, and files with what should not be in them.
+
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::config::Config;
+use crate::store::{Attribute, Column, RunFile, Table, Values};
+
+fn floats(name: &str, units: &str, values: Vec<f64>) -> Column {
+    Column::new(name, units, format!("{name} of the case"), Values::F64(values))
+}
+
+fn texts(name: &str, values: Vec<String>) -> Column {
+    Column::new(name, "1", name, Values::Text(values))
+}
+
+fn integers(name: &str, units: &str, values: Vec<i64>) -> Column {
+    Column::new(name, units, name, Values::I64(values))
+}
+
+fn write(path: &Path, tables: &[Table]) -> PathBuf {
+    let environment = vec![("hpml".into(), Attribute::Text("0.1.0".into())), ("world_size".into(), Attribute::Int(8))];
+    RunFile::create(path, true, &Config::default(), environment, Vec::new()).unwrap().flush(tables, None).unwrap();
+    path.to_owned()
+}
+
+/// A sweep over ranks 1 to `most_ranks` and three batches, in both timings, as a network of that bandwidth would give it.
+fn sweep(most_ranks: i64, bytes_per_second: f64) -> Table {
+    let ranks: Vec<i64> = [1, 2, 4, 8, 16].into_iter().filter(|ranks| *ranks <= most_ranks).collect();
+    let cases: Vec<(i64, i64, &str)> = ["overlap", "profile"]
+        .into_iter()
+        .flat_map(|timing| ranks.iter().flat_map(move |n| [32, 128, 512].map(|batch| (*n, batch, timing))))
+        .collect();
+    const BYTES: f64 = 44_695_848.0;
+    let volume = |n: f64| 2.0 * (n - 1.0) / n * BYTES;
+    let comm = |n: i64| volume(n as f64) / bytes_per_second;
+    let compute = |batch: i64| 0.004 + 1.1e-4 * batch as f64;
+    let exposed = |(n, batch, timing): (i64, i64, &str)| match timing {
+        "profile" => comm(n),
+        _ => (comm(n) - 0.5 * compute(batch)).max(0.1 * comm(n)),
+    };
+    let step = |case: (i64, i64, &str)| compute(case.1) + exposed(case);
+    let of = |value: &dyn Fn((i64, i64, &str)) -> f64| cases.iter().map(|case| value(*case)).collect::<Vec<f64>>();
+    let throughput = |case: (i64, i64, &str)| (case.0 * case.1) as f64 / step(case);
+    let speedup = |case: (i64, i64, &str)| throughput(case) / throughput((1, case.1, case.2));
+    let several = |n: i64, value: f64| if n > 1 { value } else { f64::NAN };
+    let columns = vec![
+        texts("model", cases.iter().map(|_| "resnet18".into()).collect()),
+        integers("ranks", "1", cases.iter().map(|case| case.0).collect()),
+        integers("batch_per_rank", "1", cases.iter().map(|case| case.1).collect()),
+        texts("timing", cases.iter().map(|case| case.2.into()).collect()),
+        texts("status", cases.iter().map(|_| "ok".into()).collect()),
+        integers("steps", "1", vec![50; cases.len()]),
+        floats("data", "s", of(&|_| 8e-5)),
+        floats("forward", "s", of(&|case| 0.33 * compute(case.1))),
+        floats("backward", "s", of(&|case| 0.6 * compute(case.1))),
+        floats("comm_wait", "s", of(&|case| if case.2 == "profile" { 0.1 * comm(case.0) } else { 0.0 })),
+        floats("comm", "s", of(&|case| 0.9 * comm(case.0))),
+        floats("comm_exposed", "s", of(&exposed)),
+        floats("optimizer", "s", of(&|case| 0.05 * compute(case.1))),
+        floats("step", "s", of(&step)),
+        floats("step_p50", "s", of(&step)),
+        floats("step_low", "s", of(&|case| 0.98 * step(case))),
+        floats("step_high", "s", of(&|case| 1.03 * step(case))),
+        floats("images_per_second", "1/s", of(&throughput)),
+        floats("algbw", "GB/s", of(&|case| several(case.0, BYTES / comm(case.0) / 1e9))),
+        floats("busbw", "GB/s", of(&|case| several(case.0, volume(case.0 as f64) / comm(case.0) / 1e9))),
+        floats("busbw_share", "1", of(&|case| several(case.0, 0.87))),
+        floats("gradient_bytes", "B", of(&|_| BYTES)),
+        floats("volume", "B", of(&|case| volume(case.0 as f64))),
+        floats("overlap", "1", of(&|case| several(case.0, 1.0 - exposed(case) / comm(case.0)))),
+        floats("speedup", "1", of(&speedup)),
+        floats("efficiency", "1", of(&|case| speedup(case) / case.0 as f64)),
+        floats("epoch_seconds", "s", of(&|case| 50_000.0 / throughput(case))),
+        floats("peak_memory", "B", of(&|case| 1.2e9 + 9e6 * case.1 as f64)),
+    ];
+    Table::new("scaling", "case", columns)
+}
+
+fn prediction() -> Table {
+    let cases: Vec<(i64, i64)> = [32, 128].into_iter().flat_map(|b| [1, 2, 4, 8, 16, 32, 64].map(|n| (n, b))).collect();
+    let efficiency = |(n, batch): (i64, i64)| 1.0 / (1.0 + (n as f64 - 1.0) / n as f64 * 40.0 / (60.0 + batch as f64));
+    let of = |value: &dyn Fn((i64, i64)) -> f64| cases.iter().map(|case| value(*case)).collect::<Vec<f64>>();
+    let columns = vec![
+        integers("ranks", "1", cases.iter().map(|case| case.0).collect()),
+        integers("batch_per_rank", "1", cases.iter().map(|case| case.1).collect()),
+        floats("step", "s", of(&|case| 0.01 / efficiency(case))),
+        floats("speedup", "1", of(&|case| case.0 as f64 * efficiency(case))),
+        floats("efficiency", "1", of(&efficiency)),
+    ];
+    Table::new("prediction", "row", columns)
+}
+
+fn all_reduce(with_ranks: bool) -> Table {
+    let rows: Vec<(i64, i64, &str, &str)> = [2, 4]
+        .into_iter()
+        .flat_map(|ranks| ["ring", "mpi"].map(|algorithm| (ranks, algorithm)))
+        .flat_map(|(ranks, algorithm)| (0..13).map(move |power| (ranks, 8 << (2 * power), algorithm)))
+        .flat_map(|(ranks, size, algorithm)| ["out_of_place", "in_place"].map(|place| (ranks, size, algorithm, place)))
+        .collect();
+    let time =
+        |row: &(i64, i64, &str, &str)| 2e-6 * row.0 as f64 + row.1 as f64 / if row.2 == "ring" { 8e9 } else { 3e9 };
+    let busbw = |row: &(i64, i64, &str, &str)| row.1 as f64 / time(row) / 1e9 * 2.0 * (row.0 - 1) as f64 / row.0 as f64;
+    let mut columns = vec![
+        integers("size", "B", rows.iter().map(|row| row.1).collect()),
+        texts("type", rows.iter().map(|_| "float32".into()).collect()),
+        texts("algorithm", rows.iter().map(|row| row.2.into()).collect()),
+        texts("place", rows.iter().map(|row| row.3.into()).collect()),
+        floats("time", "s", rows.iter().map(time).collect()),
+        floats("busbw", "GB/s", rows.iter().map(busbw).collect()),
+        integers("wrong", "1", vec![0; rows.len()]),
+    ];
+    if with_ranks {
+        columns.push(integers("ranks", "1", rows.iter().map(|row| row.0).collect()));
+    }
+    Table { attributes: vec![("ranks".into(), Attribute::Int(4))], ..Table::new("allreduce", "row", columns) }
+}
+
+fn ask(files: &[PathBuf]) -> cli::Report {
+    cli::Report { files: files.to_vec(), ..Default::default() }
+}
+
+/// Every form of the report; returns what the terminal shows.
+fn all_forms(folder: &Path, files: &[PathBuf]) -> String {
+    let html = folder.join("out.html");
+    let plots = folder.join("plots");
+    report(&cli::Report { html: Some(html.clone()), plots: Some(plots), force: true, ..ask(files) }).unwrap();
+    report(&cli::Report { markdown: true, ..ask(files) }).unwrap();
+    assert!(std::fs::read_to_string(html).unwrap().ends_with("</html>\n"));
+    report(&ask(files)).unwrap()
+}
+
+#[test]
+fn a_sweep_is_shown_from_all_sides() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(&folder.path().join("sweep.h5"), &[sweep(16, 12e9), prediction(), all_reduce(true)]);
+    let text = all_forms(folder.path(), std::slice::from_ref(&file));
+    for title in [
+        "Batch size on 1 rank",
+        "Speedup by ranks",
+        "Efficiency by ranks",
+        "Compute against communication",
+        "Communication hidden behind the backward pass",
+        "Communication volume and bandwidth",
+        "Predicted scaling",
+        "All-reduce by size",
+    ] {
+        assert!(text.contains(title), "{title}\n{text}");
+    }
+    for plot in ["scaling", "scaling-anatomy", "scaling-throughput", "prediction", "allreduce-busbw"] {
+        for extension in ["svg", "png"] {
+            assert!(folder.path().join(format!("plots/{plot}.{extension}")).is_file(), "{plot}.{extension}");
+        }
+    }
+    let csv = report(&cli::Report { csv: true, ..ask(&[file]) }).unwrap();
+    assert!(csv.starts_with("case,model,ranks,batch_per_rank,timing,status,"), "{csv}");
+    assert_eq!(csv.lines().count(), 31);
+}
+
+#[test]
+fn two_files_stand_side_by_side() {
+    let folder = tempfile::tempdir().unwrap();
+    let files =
+        [("a.h5", sweep(8, 12e9)), ("b.h5", sweep(16, 3e9))].map(|(name, t)| write(&folder.path().join(name), &[t]));
+    let text = all_forms(folder.path(), &files);
+    assert!(text.contains("file") && text.contains("  a ") && text.contains("  b "), "{text}");
+    let csv = report(&cli::Report { csv: true, ..ask(&files) }).unwrap();
+    assert!(csv.starts_with("file,case,model") && csv.contains("\na,0,") && csv.contains("\nb,0,"), "{csv}");
+    let svg = std::fs::read_to_string(folder.path().join("plots/scaling.svg")).unwrap();
+    assert!(svg.contains("a: batch 32") && svg.contains("b: batch 512") && svg.contains("ideal"));
+}
+
+#[test]
+fn an_older_all_reduce_has_its_ranks_in_an_attribute() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(&folder.path().join("old.h5"), &[all_reduce(false)]);
+    let text = all_forms(folder.path(), &[file]);
+    assert!(text.contains("#  ranks") || text.contains("# ranks"), "{text}");
+    let svg = std::fs::read_to_string(folder.path().join("plots/allreduce-busbw.svg")).unwrap();
+    assert!(svg.contains("4 ranks, ring") && !svg.contains("2 ranks"));
+}
+
+/// Every table that report knows, with `columns` and nothing else.
+fn everywhere(columns: &[Column]) -> Vec<Table> {
+    let names = ["scaling", "prediction", "allreduce", "epochs", "steps", "comm", "quantization", "histograms"];
+    names.map(|name| Table::new(name, "row", columns.to_vec())).to_vec()
+}
+
+#[test]
+fn odd_files_are_reported_without_a_panic() {
+    const NUMBERS: [&str; 30] = [
+        "ranks",
+        "batch_per_rank",
+        "data",
+        "forward",
+        "backward",
+        "comm_wait",
+        "comm",
+        "comm_exposed",
+        "optimizer",
+        "step",
+        "images_per_second",
+        "algbw",
+        "busbw",
+        "speedup",
+        "efficiency",
+        "size",
+        "time",
+        "epoch",
+        "train_loss",
+        "test_accuracy",
+        "global_step",
+        "rank",
+        "warmup",
+        "bytes",
+        "seconds",
+        "accuracy",
+        "min",
+        "max",
+        "mean",
+        "sigma3_lower",
+    ];
+    const TEXTS: [&str; 7] = ["model", "timing", "status", "algorithm", "place", "kind", "name"];
+    let all = |number: f64, rows: usize| -> Vec<Column> {
+        let numbers = NUMBERS.iter().map(|name| floats(name, "s", vec![number; rows]));
+        numbers.chain(TEXTS.iter().map(|name| texts(name, vec!["overlap".into(); rows]))).collect()
+    };
+    let bins = |rows: usize| floats("bins", "1", vec![1.0; rows * 3]).over(&[("row", rows), ("bin", 3)]);
+    let swapped: Vec<Column> = NUMBERS
+        .iter()
+        .map(|name| texts(name, vec!["<b>|text\x1b[31m".into(); 3]))
+        .chain(TEXTS.iter().map(|name| floats(name, "s", vec![1.0; 3])))
+        .collect();
+    let cases: Vec<(&str, Vec<Column>)> = vec![
+        ("missing", vec![floats("something", "1", vec![1.0, 2.0])]),
+        ("empty", all(1.0, 0)),
+        ("nan", all(f64::NAN, 4)),
+        ("infinite", all(f64::INFINITY, 4)),
+        ("zero", all(0.0, 3)),
+        ("negative", all(-1.0, 3)),
+        ("fraction", all(0.5, 3)),
+        ("huge", all(1e300, 3)),
+        ("tiny", all(1e-310, 3)),
+        ("single", all(1.0, 1)),
+        ("same", all(2.0, 5)),
+        ("swapped", swapped),
+        ("lists", vec![bins(4), floats("min", "1", vec![0.0; 4]), floats("max", "1", vec![1.0; 4])]),
+        ("unnamed", vec![]),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
+    for (name, columns) in cases {
+        let file = write(&folder.path().join(format!("{name}.h5")), &everywhere(&columns));
+        all_forms(folder.path(), std::slice::from_ref(&file));
+        for table in ["scaling", "histograms", "steps"] {
+            let table = Some(table.to_owned());
+            report(&cli::Report { table: table.clone(), csv: true, ..ask(std::slice::from_ref(&file)) }).unwrap();
+            report(&cli::Report { table, ..ask(std::slice::from_ref(&file)) }).unwrap();
+        }
+        files.push(file);
+    }
+    let text = all_forms(folder.path(), &files);
+    assert!(!text.contains('\x1b'));
+}
+
+#[test]
+fn what_is_missing_is_named_with_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(&folder.path().join("a.h5"), &[all_reduce(true)]);
+    let message = |args: cli::Report| report(&args).unwrap_err().to_string();
+    let missing = message(cli::Report { table: Some("/scaling".into()), ..ask(std::slice::from_ref(&file)) });
+    assert!(missing.ends_with("a.h5: scaling: no such table here: the file holds allreduce"), "{missing}");
+
+    let nothing = write(&folder.path().join("nothing.h5"), &[]);
+    let text = message(ask(std::slice::from_ref(&nothing)));
+    assert!(text.contains("nothing.h5") && text.contains("no tables"), "{text}");
+    // Beside a file that has something, too: a comparison must not lose one of its files in silence.
+    assert!(message(ask(&[file.clone(), nothing])).contains("nothing.h5"));
+
+    std::fs::write(folder.path().join("text.h5"), "text").unwrap();
+    for wrong in ["text.h5", "none.h5"] {
+        let text = message(ask(&[folder.path().join(wrong)]));
+        assert!(text.contains(wrong) && !text.contains('\n'), "{text}");
+    }
+}
+
+#[test]
+fn nothing_is_overwritten_without_force_and_nothing_is_written_by_halves() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(&folder.path().join("a.h5"), &[all_reduce(true)]);
+    let (html, plots) = (folder.path().join("out.html"), folder.path().join("plots"));
+    std::fs::write(&html, "precious").unwrap();
+    let args = |force| cli::Report {
+        html: Some(html.clone()),
+        plots: Some(plots.clone()),
+        force,
+        ..ask(std::slice::from_ref(&file))
+    };
+    assert!(matches!(report(&args(false)), Err(Error::OutputExists { .. })));
+    assert!(!plots.exists() && std::fs::read(&html).unwrap() == b"precious");
+    let text = report(&args(true)).unwrap();
+    assert!(text.contains("1 plots") && text.contains("out.html"), "{text}");
+    assert!(matches!(report(&args(false)), Err(Error::OutputExists { .. })));
+    for (place, reason) in [(folder.path().to_owned(), "it is a folder"), (file.join("out.html"), "File exists")] {
+        let message =
+            report(&cli::Report { html: Some(place), ..ask(std::slice::from_ref(&file)) }).unwrap_err().to_string();
+        assert!(message.contains(reason) && !message.contains('\n'), "{message}");
+    }
+}
+
+#[test]
+fn a_case_that_ran_out_of_memory_is_shown_without_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut table = sweep(4, 12e9);
+    for column in &mut table.columns {
+        match (&mut column.values, column.name.as_str()) {
+            (Values::Text(values), "status") => values[2] = "out_of_memory".into(),
+            (Values::F64(values), _) => values[2] = f64::NAN,
+            _ => {}
+        }
+    }
+    let file = write(&folder.path().join("sweep.h5"), &[table]);
+    let text = all_forms(folder.path(), &[file]);
+    let line = text.lines().find(|line| line.contains("out_of_memory")).unwrap();
+    assert!(line.contains("512") && line.matches(" - ").count() >= 5, "{line}");
+}
