@@ -50,6 +50,12 @@ pub enum Command {
         sweep.batch_per_rank=[8,32] --set sweep.seconds=3 --out results/scaling.h5"
     )]
     Sweep(Sweep),
+    /// Train the variants that a configuration names, over several seeds, and compare their accuracy
+    #[command(
+        after_help = "Two commands that work:\n  mpirun -n 2 hpml study configs/large-batch.toml --data DIR\n  mpirun -n 2 \
+        hpml study configs/large-batch.toml --data DIR --set study.seeds=[0] --set train.epochs=2"
+    )]
+    Study(Study),
     /// Predict step time, speedup and efficiency on more ranks from the run file of a sweep
     #[command(
         after_help = "Two commands that work:\n  hpml predict results/scaling.h5 --ranks 8..4096\n  hpml predict \
@@ -142,6 +148,22 @@ pub struct Sweep {
     /// Go on with the run file if it exists: measure only what is missing in it
     #[arg(long, requires = "out", conflicts_with = "force")]
     pub resume: bool,
+    /// Overwrite the run file if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `hpml study`.
+#[derive(Debug, Args)]
+pub struct Study {
+    /// Configuration (TOML) with a `[study]` section
+    pub config: PathBuf,
+    /// `--set`, `--data`
+    #[command(flatten)]
+    pub common: Common,
+    /// Run file to write (HDF5) [default: results/study-RANKSranks-TIME.h5]
+    #[arg(long, value_name = "FILE.h5")]
+    pub out: Option<PathBuf>,
     /// Overwrite the run file if it exists
     #[arg(long)]
     pub force: bool,

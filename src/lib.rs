@@ -18,6 +18,7 @@ pub mod predict;
 pub mod quantize;
 pub mod report;
 pub mod store;
+pub mod study;
 pub mod sweep;
 pub mod sys;
 pub mod train;

@@ -9,7 +9,7 @@ use hpml::cli::{self, Cli, Command, Common};
 use hpml::config::{self, Config};
 use hpml::error::Result;
 use hpml::launch::{self, Job};
-use hpml::{allreduce, predict, quantize, report, store, sweep, sys, train, verify};
+use hpml::{allreduce, predict, quantize, report, store, study, sweep, sys, train, verify};
 
 fn main() -> ExitCode {
     sys::keep_freed_memory();
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => launch::run(|job| verify(job, &args)),
         Command::Allreduce(args) => launch::run(|job| allreduce::run(&args, job)),
         Command::Sweep(args) => launch::run(|job| sweep(job, &args)),
+        Command::Study(args) => launch::run(|job| study(job, &args)),
         Command::Quantize(args) => launch::run(|job| quantize(job, &args)),
         Command::Predict(args) => print(predict::run(&args)),
         Command::Eval { file, predictions, common } => print(eval(&file, predictions.as_deref(), &common)),
@@ -31,7 +32,8 @@ fn main() -> ExitCode {
 }
 
 fn train(job: &mut Job, args: &cli::Train) -> Result<()> {
-    let loaded = load_config(args.config.as_deref(), &args.common).map(|mut config| {
+    let loaded = load_config(args.config.as_deref(), &args.common);
+    let loaded = loaded.and_then(|config| config.for_ranks(job.world_size)).map(|mut config| {
         if let Some(out) = &args.out {
             config.run.out = out.display().to_string();
         }
@@ -46,6 +48,12 @@ fn sweep(job: &mut Job, args: &cli::Sweep) -> Result<()> {
     let config = job.agree(load_config(args.config.as_deref(), &args.common))?;
     job.configure(&config)?;
     sweep::run(&config, job, args)
+}
+
+fn study(job: &mut Job, args: &cli::Study) -> Result<()> {
+    let config = job.agree(load_config(Some(&args.config), &args.common))?;
+    job.configure(&config)?;
+    study::run(&config, job, args)
 }
 
 fn verify(job: &mut Job, args: &cli::Verify) -> Result<()> {

@@ -36,6 +36,7 @@ impl Default for Train {
         Train {
             epochs: 2,
             batch_per_rank: 8,
+            global_batch: 0,
             lr: 0.01,
             accumulate: 1,
             max_steps: 0,
@@ -113,5 +114,11 @@ impl Default for Sweep {
             seconds: 12.0,
             precision: 0.02,
         }
+    }
+}
+
+impl Default for Study {
+    fn default() -> Self {
+        Study { seeds: vec![0, 1, 2], variants: Vec::new() }
     }
 }

@@ -31,6 +31,7 @@ const COMMENTS: &[(&str, &str)] = &[
     ),
     ("train.epochs", "passes over the training data"),
     ("train.batch_per_rank", "samples per rank and step; global batch = this x ranks"),
+    ("train.global_batch", "samples per step over all ranks, instead of batch_per_rank; 0: batch_per_rank decides"),
     ("train.lr", "learning rate, as used unless schedule says otherwise (no hidden scaling with the ranks)"),
     ("train.accumulate", "batches per rank whose gradients are summed before one all-reduce and update"),
     ("train.label_smoothing", "share of the target spread evenly over the classes, 0 to below 1; training only"),
@@ -94,6 +95,8 @@ const COMMENTS: &[(&str, &str)] = &[
         "sweep.precision",
         "a case is done earlier when the 95 % interval of its median step time is within this, relative to it",
     ),
+    ("study.seeds", "hpml study trains each variant with each of these as run.seed"),
+    ("study.variants", "what it compares: [[study.variants]] with a name and set = [\"section.key=value\", ...]"),
 ];
 
 /// The default configuration as TOML with a comment above each key. Feeding it back gives the defaults.

@@ -5,6 +5,7 @@
 
 mod defaults;
 mod documented;
+mod experiments;
 mod validate;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{AtPath, Error, Result};
 pub use documented::documented_defaults;
+pub use experiments::{Study, Sweep, Variant};
 
 /// The whole configuration, defaults filled in. Sections as in the TOML file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -30,6 +32,7 @@ pub struct Config {
     pub metrics: Metrics,
     pub quantize: Quantize,
     pub sweep: Sweep,
+    pub study: Study,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -123,6 +126,7 @@ pub enum Precision {
 pub struct Train {
     pub epochs: usize,
     pub batch_per_rank: usize,
+    pub global_batch: usize,
     pub lr: f64,
     pub accumulate: usize,
     pub max_steps: usize,
@@ -299,39 +303,6 @@ pub enum RangeFrom {
     Mse,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[allow(missing_docs)]
-pub struct Sweep {
-    #[serde(deserialize_with = "one_or_many")]
-    pub model: Vec<ModelName>,
-    #[serde(deserialize_with = "one_or_many")]
-    pub batch_per_rank: Vec<usize>,
-    #[serde(deserialize_with = "one_or_many")]
-    pub ranks: Vec<usize>,
-    #[serde(deserialize_with = "one_or_many")]
-    pub timing: Vec<Timing>,
-    pub rounds: usize,
-    pub seconds: f64,
-    pub precision: f64,
-}
-
-/// `4` and `[4, 8]` alike.
-fn one_or_many<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum OneOrMany {
-        Many(Vec<toml::Value>),
-        One(toml::Value),
-    }
-    let values = match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::Many(values) => values,
-        OneOrMany::One(value) => vec![value],
-    };
-    let typed = |value: toml::Value| T::deserialize(value).map_err(|error| serde::de::Error::custom(error.message()));
-    values.into_iter().map(typed).collect()
-}
-
 impl Config {
     /// Reads `path` (or starts from the defaults), applies `overrides` of the form `section.key=value` and checks all.
     ///
@@ -396,6 +367,23 @@ impl Config {
     pub fn hash(&self) -> u64 {
         let digest = blake3::hash(self.to_toml().as_bytes());
         u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a blake3 hash has 32 bytes"))
+    }
+
+    /// The same for so many ranks: `train.global_batch` turned into `train.batch_per_rank`.
+    ///
+    /// Error: it does not divide by ranks and accumulated batches.
+    pub fn for_ranks(mut self, ranks: usize) -> Result<Config> {
+        let (global, parts) = (self.train.global_batch, ranks * self.train.accumulate);
+        if global > 0 {
+            if global % parts != 0 {
+                let expected =
+                    format!("must be a multiple of {ranks} ranks x train.accumulate = {}", self.train.accumulate);
+                let (place, key) = ("train".into(), "train.global_batch".into());
+                return Err(Error::ConfigValue { place, key, value: global.to_string(), expected });
+            }
+            self.train.batch_per_rank = global / parts;
+        }
+        Ok(self)
     }
 
     /// Where the CIFAR-10 files lie; `None`: the embedded synthetic data set.

@@ -24,7 +24,7 @@ pub use sheet::{Cell, Heading, Section, Sheet};
 use source::Source;
 
 /// Tables that `--csv` looks for, the first that is there.
-const CSV_TABLES: [&str; 4] = ["scaling", "allreduce", "epochs", "quantization"];
+const CSV_TABLES: [&str; 5] = ["scaling", "study", "allreduce", "epochs", "quantization"];
 
 /// `hpml report FILE...`: writes the files asked for and returns what belongs on stdout.
 ///

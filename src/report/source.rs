@@ -67,7 +67,7 @@ impl Source {
     /// The error for a file without any table that report knows.
     pub fn has_nothing(&self) -> Error {
         let message = format!(
-            "nothing to report: no scaling, prediction, allreduce, epochs, steps, comm, quantization or histograms; the \
+            "nothing to report: no scaling, prediction, study, allreduce, epochs, steps, comm, quantization or histograms; the \
              file holds {}",
             self.holds()
         );

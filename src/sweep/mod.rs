@@ -220,7 +220,7 @@ fn print_closing(record: &Record) {
             or_dash(row.efficiency, format!("{:.1} %", 100.0 * row.efficiency)),
             or_dash(row.busbw, format!("{:.3}", row.busbw)),
             or_dash(row.busbw_share, format!("{:.1} %", 100.0 * row.busbw_share)),
-            or_dash(row.overlap, format!("{:.0} %", 100.0 * row.overlap)),
+            or_dash(row.overlap, format!("{:.0} %", (100.0 * row.overlap).round() + 0.0)), // + 0: no -0
         );
     }
     println!("\nwritten to {}", record.path().display());

@@ -77,6 +77,11 @@ impl Record {
         self.epochs.push(row);
     }
 
+    /// Takes the last epoch out.
+    pub fn take_last(&mut self) -> Option<EpochRow> {
+        self.epochs.pop()
+    }
+
     /// The epochs so far.
     pub fn epochs(&self) -> &[EpochRow] {
         &self.epochs

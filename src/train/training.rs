@@ -29,6 +29,8 @@ pub struct Training<'a> {
     average: Option<Average>,
     /// Whether the model holds the averaged weights at the moment: between two epochs, if there is an average.
     averaged: bool,
+    /// Whether a loss that is no number ends the job at once.
+    must_be_finite: bool,
     sampler: Sampler,
     schedule: Schedule,
     epochs_done: usize,
@@ -58,6 +60,7 @@ impl<'a> Training<'a> {
             optimizer: Optimizer::new(&replica.state.tensors, &config.optim),
             average: Average::new(config.optim.ema),
             averaged: false,
+            must_be_finite: true,
             schedule: Schedule::new(config, total, per_epoch, global_batch),
             record: Record::new(config, job.world_size),
             config,
@@ -68,6 +71,12 @@ impl<'a> Training<'a> {
             epochs_done: 0,
             steps_done: 0,
         })
+    }
+
+    /// The same, but a loss that is no number is left to who reads the record.
+    pub fn that_may_diverge(mut self) -> Training<'a> {
+        self.must_be_finite = false;
+        self
     }
 
     /// Trains and tests one epoch and takes it into the record. False, and nothing done, if all are done.
@@ -131,7 +140,7 @@ impl<'a> Training<'a> {
             let lr = self.schedule.lr(step);
             let (one, time) =
                 timed_step(&mut loader, &batches, &mut self.replica, &mut self.optimizer, job.world_size, lr)?;
-            if !one.loss_sum.is_finite() {
+            if self.must_be_finite && !one.loss_sum.is_finite() {
                 return Err(Error::LossNotFinite { loss: one.loss_sum, epoch, step, rank: job.rank, lr });
             }
             if let Some(average) = &mut self.average {
@@ -161,11 +170,11 @@ impl<'a> Training<'a> {
 
     /// Puts the averaged weights into the model, or the trained ones back.
     fn exchange_average(&mut self, averaged: bool) {
-        if let Some(average) = &mut self.average {
-            if self.averaged != averaged {
-                average.swap(self.replica.state.parameters.as_mut_slice());
-                self.averaged = averaged;
-            }
+        if let Some(average) = &mut self.average
+            && self.averaged != averaged
+        {
+            average.swap(self.replica.state.parameters.as_mut_slice());
+            self.averaged = averaged;
         }
     }
 }

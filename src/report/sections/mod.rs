@@ -9,6 +9,7 @@ mod quantization;
 mod scaling;
 mod scaling_plots;
 mod steps;
+mod study;
 
 use super::compare;
 use super::sheet::Section;
@@ -18,10 +19,11 @@ use crate::error::Result;
 /// Makes a section of one file; `None` if the file has nothing of the kind.
 type Make = fn(&Source) -> Result<Option<Section>>;
 
-const SECTIONS: [Make; 7] = [
+const SECTIONS: [Make; 8] = [
     scaling::section,
     prediction::section,
     allreduce::section,
+    study::section,
     epochs::section,
     steps::section,
     comm::section,

@@ -1,0 +1,117 @@
+//! `/study`: variants of a training beside each other.
+
+use crate::error::Result;
+use crate::report::figure::{Axis, Figure, Lines, Panel, Scale, Series, Style};
+use crate::report::sheet::{Cell, Heading, Section, Sheet};
+use crate::report::source::{Frame, Source};
+
+/// A row a variant, and its mean curves over the seeds.
+pub fn section(source: &Source) -> Result<Option<Section>> {
+    let Some(frame) = source.frame("study")? else { return Ok(None) };
+    let variants = variants(&frame);
+    let panels = vec![
+        curves(&frame, &variants, "train_loss", "1", "training loss"),
+        curves(&frame, &variants, "test_accuracy", "percent", "test accuracy"),
+    ];
+    let figure = Figure::new("study", "Variants, mean over the seeds", panels)
+        .with_note("A curve that ends early: every seed had a loss that was no number.");
+    Ok(Some(Section::new("Study", vec![summary(&frame, &variants)], vec![figure])))
+}
+
+/// In the file's order.
+fn variants(frame: &Frame) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for row in frame.rows() {
+        let name = frame.text("variant", row);
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    names
+}
+
+fn summary(frame: &Frame, variants: &[String]) -> Sheet {
+    let mut sheet = Sheet::new("study", "Variants after their last epoch, over the seeds");
+    let headings = [
+        ("variant", "1", "what is compared"),
+        ("seeds", "1", "trainings"),
+        ("test_accuracy", "percent", "mean over the seeds; a training that diverged counts as nothing learnt, 10 %"),
+        ("least", "percent", "of the seeds"),
+        ("most", "percent", "of the seeds"),
+        ("against_first", "percent", "test_accuracy less that of the first variant"),
+        ("seconds", "s", "training of an epoch, mean"),
+        ("gradient_messages", "1", "all-reduces of an epoch, mean"),
+        ("gradient_bytes", "B", "bytes of their buffers, mean"),
+        ("gradient_seconds", "s", "time in them, mean"),
+    ];
+    sheet.columns = headings.map(|(name, units, meaning)| Heading::new(name, units, meaning)).to_vec();
+    let mut first = f64::NAN;
+    for variant in variants {
+        let rows = frame.rows_where(|row| frame.text("variant", row) == variant);
+        let last = last_of_seeds(frame, &rows);
+        let accuracies: Vec<f64> = last
+            .iter()
+            .map(|&row| frame.number("test_accuracy", row))
+            .map(|accuracy| if accuracy.is_finite() { accuracy } else { 10.0 })
+            .collect();
+        let accuracy = mean(accuracies.iter().copied());
+        first = if first.is_nan() { accuracy } else { first };
+        let of =
+            |name: &str| Cell::Float(mean(rows.iter().map(|&row| frame.number(name, row)).filter(|v| v.is_finite())));
+        let extreme =
+            |pick: fn(f64, f64) -> f64| Cell::Float(accuracies.iter().copied().reduce(pick).unwrap_or(f64::NAN));
+        sheet.rows.push(vec![
+            Cell::Text(variant.clone()),
+            Cell::Int(last.len() as i64),
+            Cell::Float(accuracy),
+            extreme(f64::min),
+            extreme(f64::max),
+            Cell::Float(accuracy - first),
+            of("seconds"),
+            of("gradient_messages"),
+            of("gradient_bytes"),
+            of("gradient_seconds"),
+        ]);
+    }
+    sheet
+}
+
+/// The row of each seed's last epoch.
+fn last_of_seeds(frame: &Frame, rows: &[usize]) -> Vec<usize> {
+    let mut last: Vec<(i64, usize)> = Vec::new();
+    for &row in rows {
+        let seed = frame.integer("seed", row).unwrap_or(-1);
+        match last.iter_mut().find(|(known, _)| *known == seed) {
+            Some((_, latest)) => *latest = row,
+            None => last.push((seed, row)),
+        }
+    }
+    last.into_iter().map(|(_, row)| row).collect()
+}
+
+fn curves(frame: &Frame, variants: &[String], column: &str, units: &str, title: &str) -> Panel {
+    let series = variants.iter().enumerate().map(|(color, variant)| {
+        let rows = frame.rows_where(|row| frame.text("variant", row) == variant);
+        let mut epochs: Vec<i64> = rows.iter().filter_map(|&row| frame.integer("epoch", row)).collect();
+        epochs.sort_unstable();
+        epochs.dedup();
+        let of_epoch = |epoch: i64| {
+            let values = rows.iter().filter(|&&row| frame.integer("epoch", row) == Some(epoch));
+            mean(values.map(|&row| frame.number(column, row)).filter(|value| value.is_finite()))
+        };
+        let points = epochs.into_iter().map(|epoch| (epoch as f64, of_epoch(epoch))).filter(|(_, y)| y.is_finite());
+        Series::new(variant, Style::Line, color, points.collect())
+    });
+    Panel::Lines(Lines {
+        title: title.into(),
+        x: Axis::new("epoch", "1", Scale::Linear),
+        y: Axis::new(title, units, Scale::Linear),
+        series: series.filter(|series| !series.points.is_empty()).collect(),
+    })
+}
+
+/// NaN of nothing.
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
+    sum / f64::from(count)
+}

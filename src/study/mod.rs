@@ -1,0 +1,235 @@
+//! `hpml study`: the same training with one thing changed at a time, over several seeds, in one job. In: a configuration
+//! whose `[study]` section names the variants. Out: `/study`, a row a variant, seed and epoch, and the table that answers
+//! the question. The variants take turns seed by seed, so that a job that is cut has whole seeds; after each training the
+//! file is whole.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::cli;
+use crate::config::Config;
+use crate::data;
+use crate::error::{Error, Result};
+use crate::launch::Job;
+use crate::metrics::{Entry, Kind};
+use crate::store::{Column, RunFile, Table, Values};
+use crate::train::{self, EpochRow, Training, loss_and_accuracy};
+use crate::units::format_seconds;
+
+/// One epoch of one training.
+struct Row {
+    variant: usize,
+    seed: u64,
+    epoch: usize,
+    /// Nothing after the loss was no number any more.
+    measured: Option<EpochRow>,
+    /// All-reduce of gradients in this epoch, on rank 0.
+    gradients: Entry,
+}
+
+/// Trains every variant with every seed.
+pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
+    let variants = job.agree(variants(config, job.world_size))?;
+    let datasets = job.agree(data::open(config))?;
+    let out = output_path(args, job);
+    let environment = train::environment(job, &datasets);
+    let created =
+        job.is_root().then(|| RunFile::create(&out, args.force, config, environment, vec![train::ranks(job)]));
+    let mut file = job.agree(created.transpose())?;
+    if job.is_root() {
+        print_header(config, job, &datasets.name, &variants);
+    }
+    let names: Vec<&str> = variants.iter().map(|(name, _)| name.as_str()).collect();
+    let mut rows = Vec::new();
+    for &seed in &config.study.seeds {
+        for (variant, (name, config)) in variants.iter().enumerate() {
+            let started = Instant::now();
+            let mut config = config.clone();
+            config.run.seed = seed;
+            let first = rows.len();
+            train_one(&config, job, &datasets, variant, &mut rows)?;
+            if let Some(file) = &mut file {
+                print_training(name, seed, &rows[first..], started.elapsed().as_secs_f64());
+                file.flush(&[table(&names, &rows)], None)?;
+            }
+        }
+    }
+    if let Some(file) = &file {
+        print_closing(&names, &rows, config.study.seeds.len());
+        println!("\nwritten to {}\nnext: hpml report {}", file.path().display(), file.path().display());
+    }
+    Ok(())
+}
+
+/// Name and configuration of each variant, for so many ranks.
+fn variants(config: &Config, ranks: usize) -> Result<Vec<(String, Config)>> {
+    let refuse = |key: &str, expected: &str| {
+        let (place, value) = ("study".into(), "[]".into());
+        Err(Error::ConfigValue { place, key: key.into(), value, expected: expected.into() })
+    };
+    if config.study.variants.is_empty() {
+        return refuse("study.variants", "must name what to compare: [[study.variants]] name = \"...\" set = [...]");
+    }
+    if config.study.seeds.is_empty() {
+        return refuse("study.seeds", "must have a seed at least");
+    }
+    let one = |variant: &crate::config::Variant| {
+        let place = format!("study variant {:?}", variant.name);
+        if let Some(given) = variant.set.iter().find(|given| given.trim().starts_with("data.")) {
+            let allowed = ["data.set_epoch", "data.shuffle", "data.augment", "data.drop_last", "data.prefetch"];
+            if !allowed.iter().any(|key| given.trim().starts_with(key)) {
+                let message = format!("{given}: all variants train on the same data");
+                return Err(Error::ConfigSyntax { place, message });
+            }
+        }
+        Ok((variant.name.clone(), config.with_overrides(&variant.set, &place)?.for_ranks(ranks)?))
+    };
+    config.study.variants.iter().map(one).collect()
+}
+
+fn train_one(config: &Config, job: &Job, datasets: &data::Datasets, variant: usize, rows: &mut Vec<Row>) -> Result<()> {
+    let mut training = Training::new(config, job, datasets)?.that_may_diverge();
+    loop {
+        let before = job.communicator.ledger();
+        let more = training.epoch()?;
+        let Some(row) = training.record.take_last() else { return Ok(()) };
+        let gradients = job.communicator.ledger().since(&before, Kind::Gradients);
+        let (seed, epoch) = (config.run.seed, row.epoch);
+        let diverged = !row.train.loss_sum.is_finite();
+        rows.push(Row { variant, seed, epoch, measured: (!diverged).then_some(row), gradients });
+        if diverged || !more {
+            return Ok(());
+        }
+    }
+}
+
+/// `/study`.
+fn table(names: &[&str], rows: &[Row]) -> Table {
+    let texts = Values::Text(rows.iter().map(|row| names[row.variant].to_owned()).collect());
+    let integers = |value: &dyn Fn(&Row) -> u64| Values::I64(rows.iter().map(|row| value(row) as i64).collect());
+    let floats = |value: &dyn Fn(&EpochRow) -> f64| {
+        Values::F64(rows.iter().map(|row| row.measured.as_ref().map_or(f64::NAN, value)).collect())
+    };
+    let columns = vec![
+        Column::new("variant", "1", "what is compared", texts),
+        Column::new("seed", "1", "run.seed", integers(&|row| row.seed)),
+        Column::new("epoch", "1", "epoch, from 0", integers(&|row| row.epoch as u64)),
+        Column::new("train_loss", "1", "mean loss while training", floats(&|row| loss_and_accuracy(&row.train).0)),
+        Column::new("train_accuracy", "percent", "hits while training", floats(&|row| loss_and_accuracy(&row.train).1)),
+        Column::new(
+            "test_loss",
+            "1",
+            "mean cross-entropy on the test set",
+            floats(&|row| loss_and_accuracy(&row.test).0),
+        ),
+        Column::new("test_accuracy", "percent", "hits on the test set", floats(&|row| loss_and_accuracy(&row.test).1)),
+        Column::new("lr", "1", "learning rate at the epoch's end", floats(&|row| row.lr)),
+        Column::new("seconds", "s", "training of the epoch", floats(&|row| row.seconds)),
+        Column::new(
+            "images_per_second",
+            "1/s",
+            "training throughput of all ranks",
+            floats(&|row| row.images_per_second),
+        ),
+        Column::new("gradient_messages", "1", "all-reduces in the epoch", integers(&|row| row.gradients.messages)),
+        Column::new("gradient_bytes", "B", "bytes of their buffers on rank 0", integers(&|row| row.gradients.bytes)),
+        Column::new(
+            "gradient_seconds",
+            "s",
+            "time in them on rank 0",
+            Values::F64(rows.iter().map(|row| row.gradients.seconds).collect()),
+        ),
+    ];
+    Table::new("study", "row", columns)
+}
+
+/// Last test accuracy of each training of a variant; NaN where it diverged.
+fn last_accuracies(rows: &[Row], variant: usize) -> Vec<f64> {
+    let mut last: Vec<(u64, f64)> = Vec::new();
+    for row in rows.iter().filter(|row| row.variant == variant) {
+        let accuracy = row.measured.as_ref().map_or(f64::NAN, |row| loss_and_accuracy(&row.test).1);
+        match last.last_mut() {
+            Some((seed, known)) if *seed == row.seed => *known = accuracy,
+            _ => last.push((row.seed, accuracy)),
+        }
+    }
+    last.into_iter().map(|(_, accuracy)| accuracy).collect()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn output_path(args: &cli::Study, job: &Job) -> PathBuf {
+    let time = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S");
+    args.out.clone().unwrap_or_else(|| PathBuf::from(format!("results/study-{}ranks-{time}.h5", job.world_size)))
+}
+
+fn print_header(config: &Config, job: &Job, data: &str, variants: &[(String, Config)]) {
+    println!(
+        "# hpml {}   study of {} variants x {} seeds x {} epochs on {} ranks",
+        env!("CARGO_PKG_VERSION"),
+        variants.len(),
+        config.study.seeds.len(),
+        config.train.epochs,
+        job.world_size
+    );
+    println!("# data {data}");
+    for ((name, variant), given) in variants.iter().zip(&config.study.variants) {
+        let global_batch = variant.train.batch_per_rank * variant.train.accumulate * job.world_size;
+        println!("# {name}: global batch {global_batch}; {}", given.set.join(", "));
+    }
+    println!("# test accuracy by epoch, per cent");
+}
+
+fn print_training(name: &str, seed: u64, rows: &[Row], seconds: f64) {
+    let accuracy = |row: &Row| {
+        row.measured.as_ref().map_or("diverged".into(), |row| format!("{:.2}", loss_and_accuracy(&row.test).1))
+    };
+    let curve: Vec<String> = rows.iter().map(accuracy).collect();
+    println!("{name:>28}  seed {seed}  {}  ({})", curve.join(" "), format_seconds(seconds));
+}
+
+/// The first variant is what the others are held against; where the second is worse, it is what the rest should mend.
+fn print_closing(names: &[&str], rows: &[Row], seeds: usize) {
+    let all: Vec<Vec<f64>> = (0..names.len()).map(|variant| last_accuracies(rows, variant)).collect();
+    let reference = mean(&all[0]);
+    let lost = all.get(1).map_or(f64::NAN, |second| reference - mean(second));
+    println!("\ntest accuracy after the last epoch, {seeds} seeds, per cent");
+    println!(
+        "#                    variant    mean   least    most   against the first   of the second's loss won back"
+    );
+    for (variant, (name, accuracies)) in names.iter().zip(&all).enumerate() {
+        let mean = mean(accuracies);
+        let (least, most) = accuracies.iter().fold((f64::INFINITY, 0.0f64), |(l, m), &a| (l.min(a), m.max(a)));
+        let back = if variant > 1 && lost > 0.0 {
+            format!("{:.0} %", 100.0 * (1.0 - (reference - mean) / lost))
+        } else {
+            "-".into()
+        };
+        println!("{name:>28} {mean:>7.2} {least:>7.2} {most:>7.2} {:>+19.2} {back:>31}", mean - reference);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_are_checked_and_take_their_batch_from_the_ranks() {
+        let text = "[train]\nglobal_batch = 256\n[study]\nseeds = [1, 2]\n[[study.variants]]\nname = \"a\"\n\
+                    [[study.variants]]\nname = \"b\"\nset = [\"train.global_batch=1024\", \"train.accumulate=2\"]\n";
+        let config: Config = toml::from_str(text).unwrap();
+        let found = variants(&config, 4).unwrap();
+        assert_eq!((found[0].1.train.batch_per_rank, found[1].1.train.batch_per_rank), (64, 128));
+        let wrong = |set: &str| {
+            let mut config = config.clone();
+            config.study.variants[1].set = vec![set.into()];
+            variants(&config, 4).unwrap_err().to_string()
+        };
+        assert!(wrong("train.lrr=1").contains("lrr"));
+        assert!(wrong("data.dir=x").contains("the same data"));
+        assert!(wrong("train.global_batch=1022").contains("train.global_batch"));
+        assert!(variants(&Config::default(), 1).unwrap_err().to_string().contains("study.variants"));
+    }
+}

@@ -1,0 +1,118 @@
+//! Training to int8 and on, with the real binary: the ladder, what any number of ranks must agree on, and bad input.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Finished, Mpirun, column, folder, texts};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn hpml(args: &[&str]) -> Finished {
+    Mpirun::command(Command::new(env!("CARGO_BIN_EXE_hpml"))).args(args).run()
+}
+
+/// A short training with a bias; its run file.
+fn trained(folder: &Path, more: &[&str]) -> PathBuf {
+    let out = folder.join("run.h5");
+    let sets = ["model.bias=true", "data.train_samples=3000", "data.test_samples=300", "train.epochs=1"];
+    let run = Mpirun::ranks(2).args(["train", "--out", text(&out)]);
+    run.args(sets.iter().flat_map(|set| ["--set", set])).args(more).run().succeeded();
+    out
+}
+
+/// Every dataset of a checkpoint as bytes of its values, by name.
+fn checkpoint(file: &Path) -> Vec<(String, Vec<i64>)> {
+    let file = hdf5::File::open(file).unwrap();
+    let mut tensors = file.group("checkpoint").unwrap().datasets().unwrap();
+    tensors.sort_by_key(|tensor| tensor.name());
+    let values = |tensor: &hdf5::Dataset| tensor.read_raw::<i64>().unwrap();
+    tensors.iter().map(|tensor| (tensor.name(), values(tensor))).collect()
+}
+
+#[test]
+fn training_ends_in_int8_that_eval_and_export_take() {
+    let folder = folder();
+    let run = trained(folder.path(), &["--set", "quantize.enabled=true"]);
+    let int8 = folder.path().join("run-int8.h5");
+    let cases = ["float32", "weights", "weights, bias unscaled", "weights+activations+bias"];
+    assert_eq!(texts(&int8, "quantization/case"), cases);
+    let accuracy = column(&int8, "quantization/accuracy");
+    assert!((accuracy[0] - accuracy[3]).abs() <= 2.0 && accuracy[0] > 20.0, "{accuracy:?}");
+    assert_eq!(accuracy[0], *column(&run, "epochs/test_accuracy").last().unwrap());
+    let (values, bins) = (column(&int8, "histograms/values"), column(&int8, "histograms/bins"));
+    for (values, bins) in values.iter().zip(bins.chunks(100)) {
+        assert_eq!(bins.iter().sum::<f64>(), *values, "every value is in a bin");
+    }
+
+    let evaluated = hpml(&["eval", text(&int8), "--set", "data.test_samples=200"]).succeeded();
+    for told in ["float32", "simulated", "int8"] {
+        assert!(evaluated.stdout.contains(told), "{}", evaluated.stdout);
+    }
+    let onnx = folder.path().join("net.onnx");
+    hpml(&["export", text(&int8), "--onnx", text(&onnx)]).succeeded();
+    assert!(std::fs::metadata(&onnx).unwrap().len() > 60_000);
+    let again = hpml(&["export", text(&int8), "--onnx", text(&onnx)]);
+    assert!(!again.status.success() && again.messages()[0].contains("--force"), "{}", again.stderr);
+}
+
+#[test]
+fn any_number_of_ranks_finds_the_same_integers() {
+    let folder = folder();
+    let run = trained(folder.path(), &[]);
+    let of = |ranks: usize| {
+        let out = folder.path().join(format!("int8-{ranks}.h5"));
+        Mpirun::ranks(ranks).args(["quantize", text(&run), "--out", text(&out)]).run().succeeded();
+        (checkpoint(&out), column(&out, "quantization/accuracy"))
+    };
+    let one = of(1);
+    assert!(one.0.iter().any(|(name, values)| name.ends_with("fc3.weight") && values.iter().all(|v| v.abs() <= 127)));
+    assert_eq!(one, of(3));
+}
+
+#[test]
+fn what_cannot_be_quantized_is_refused_and_leaves_nothing() {
+    let folder = folder();
+    let run = trained(folder.path(), &[]);
+    let edit = |name: &str, change: &dyn Fn(&hdf5::Group)| {
+        let file = folder.path().join(format!("{name}.h5"));
+        std::fs::copy(&run, &file).unwrap();
+        change(&hdf5::File::open_rw(&file).unwrap().group("checkpoint").unwrap());
+        file
+    };
+    let fill = |tensor: &str, value: f32| {
+        let tensor = tensor.to_owned();
+        move |group: &hdf5::Group| {
+            let dataset = group.dataset(&tensor).unwrap();
+            dataset.write_raw(&vec![value; dataset.size()]).unwrap();
+        }
+    };
+    let damaged = folder.path().join("damaged.h5");
+    let mut bytes = std::fs::read(&run).unwrap();
+    let values: Vec<f32> =
+        hdf5::File::open(&run).unwrap().dataset("checkpoint/fc1.weight").unwrap().read_raw().unwrap();
+    let needle: Vec<u8> = values[..4].iter().flat_map(|value| value.to_le_bytes()).collect();
+    let at = bytes.windows(needle.len()).position(|window| window == needle).unwrap();
+    bytes[at + 5] ^= 0x10;
+    std::fs::write(&damaged, bytes).unwrap();
+
+    for (file, more, named) in [
+        (edit("nan", &fill("fc1.weight", f32::NAN)), None, "fc1.weight"),
+        (edit("dead", &fill("conv2.weight", 0.0)), None, "conv2"),
+        (edit("other", &|group| group.relink("fc2.weight", "fc9.weight").unwrap()), None, "fc"),
+        (damaged, None, "fc1.weight"),
+        (run.clone(), Some("quantize.calibration_images=0"), "quantize.calibration_images"),
+        (folder.path().join("none.h5"), None, "none.h5"),
+    ] {
+        let out = folder.path().join("int8.h5");
+        let set: Vec<&str> = more.iter().flat_map(|set| ["--set", set]).collect();
+        let run = Mpirun::ranks(2).args(["quantize", text(&file), "--out", text(&out)]).args(set).run();
+        assert!(!run.status.success(), "{named}: {}", run.stdout);
+        assert_eq!(run.messages().len(), 1, "{named}: {}", run.stderr);
+        assert!(run.messages()[0].contains(named), "{named}: {}", run.stderr);
+        assert!(!out.exists());
+    }
+}

@@ -1,0 +1,93 @@
+//! `hpml study`: variants of a training over seeds, one of which diverges.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{Finished, Mpirun, column, folder, texts};
+
+const STUDY: &str = r#"
+[data]
+train_samples = 640
+test_samples = 100
+
+[train]
+epochs = 2
+lr = 0.02
+global_batch = 32
+
+[study]
+seeds = [3, 4]
+
+[[study.variants]]
+name = "plain"
+
+[[study.variants]]
+name = "too fast"
+set = ["train.lr=1e18"]
+
+[[study.variants]]
+name = "LARS, 128 in two parts"
+set = ["optim.name=lars", "train.global_batch=128", "train.accumulate=2", "schedule.warmup_epochs=1"]
+"#;
+
+fn study(folder: &Path, out: &Path, more: &[&str]) -> Finished {
+    let config = folder.join("study.toml");
+    std::fs::write(&config, STUDY).unwrap();
+    let run = Mpirun::ranks(2).args([Path::new("study"), &config, Path::new("--out"), out]);
+    run.args(more).run()
+}
+
+#[test]
+fn every_variant_is_trained_with_every_seed_and_one_that_diverges_stops_nothing() {
+    let folder = folder();
+    let out = folder.path().join("study.h5");
+    let run = study(folder.path(), &out, &[]).succeeded();
+    assert!(run.stdout.contains("diverged") && run.stdout.contains("won back"), "{}", run.stdout);
+
+    let (variants, seeds) = (texts(&out, "study/variant"), column(&out, "study/seed"));
+    let of =
+        |name: &str, seed: f64| (0..seeds.len()).filter(|&row| variants[row] == name && seeds[row] == seed).collect();
+    let loss = column(&out, "study/train_loss");
+    let messages = column(&out, "study/gradient_messages");
+    for seed in [3.0, 4.0] {
+        let plain: Vec<usize> = of("plain", seed);
+        assert_eq!(plain.len(), 2);
+        assert!(loss[plain[1]] < loss[plain[0]], "{loss:?}");
+        assert!(plain.iter().all(|&row| messages[row] == 20.0), "{messages:?}"); // 640 / 32
+        let fast: Vec<usize> = of("too fast", seed);
+        assert!(fast.last().is_some_and(|&row| loss[row].is_nan()), "{loss:?}");
+        let lars: Vec<usize> = of("LARS, 128 in two parts", seed);
+        assert!(lars.len() == 2 && lars.iter().all(|&row| messages[row] == 5.0), "{messages:?}"); // 640 / 128
+    }
+
+    // A variant without changes is the training that `hpml train` does.
+    let alone = folder.path().join("train.h5");
+    let config = folder.path().join("study.toml");
+    let train = Mpirun::ranks(2).args([Path::new("train"), &config, Path::new("--out"), &alone]);
+    train.args(["--set", "run.seed=4"]).run().succeeded();
+    let rows: Vec<usize> = of("plain", 4.0);
+    assert_eq!(column(&alone, "epochs/train_loss"), [loss[rows[0]], loss[rows[1]]]);
+
+    let mut report = Command::new(env!("CARGO_BIN_EXE_hpml"));
+    report.arg("report").arg(&out);
+    let report = Mpirun::command(report).run().succeeded();
+    assert!(report.stdout.contains("too fast") && report.stdout.contains("against_first"), "{}", report.stdout);
+}
+
+#[test]
+fn a_study_that_cannot_be_run_is_refused() {
+    let folder = folder();
+    let out = folder.path().join("study.h5");
+    for (set, named) in [
+        ("study.variants=[]", "study.variants"),
+        ("study.seeds=[]", "study.seeds"),
+        ("train.global_batch=31", "train.global_batch"),
+        ("optim.name=adagrad", "adagrad"),
+    ] {
+        let run = study(folder.path(), &out, &["--set", set]);
+        assert!(!run.status.success() && !out.exists());
+        assert!(run.messages().len() == 1 && run.messages()[0].contains(named), "{}", run.stderr);
+    }
+}
