@@ -2,16 +2,17 @@
 
 use std::fs;
 
+use crate::sys;
 use crate::units::Bytes;
 
 /// What each of `sharing` ranks of this host can take beyond what it has: its share of what the system (or the job's
-/// control group, which is where Slurm's limit stands) has left.
+/// control group, which is where Slurm's limit stands) has left, within the process's own limit.
 pub(super) fn room(sharing: usize) -> Bytes {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
     let free = system.available_memory();
     let limited = system.cgroup_limits().map_or(free, |limits| limits.free_memory.min(free));
-    limited / sharing.max(1) as u64
+    (limited / sharing.max(1) as u64).min(sys::private_memory_left())
 }
 
 /// Resident memory of this process now.

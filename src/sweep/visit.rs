@@ -61,12 +61,8 @@ pub(super) fn visit(
     let warmup = config.metrics.warmup_steps.max(1);
     let plan = plan(case, &config, group.rank(), dataset.len(), warmup + MOST_STEPS);
     // Before a step that others wait in: one on its own, whose failure is no more than an answer.
-    let first = BatchPlan { indices: plan.indices[..case.batch_per_rank].to_vec(), sizes: vec![case.batch_per_rank] };
-    let batch = Loader::start(dataset.clone(), first, loader_options(&config, &replica, None)).next();
-    let batch = batch.expect("a plan of one batch");
-    let survived = launch::survives_without_memory(|| sys::with_memory_limit(room, || replica.compute_alone(&batch)));
-    drop(batch);
-    if any(group, !survived)? {
+    let fits = fits_alone(&mut replica, &plan.indices[..case.batch_per_rank], &config, dataset, room, needed == 0);
+    if any(group, !fits)? {
         outcome.peak_memory = memory::peak();
         drop(replica);
         sys::give_back_freed_memory();
@@ -112,6 +108,39 @@ pub(super) fn visit(
     drop((loader, replica, optimizer));
     sys::give_back_freed_memory();
     Ok(outcome)
+}
+
+/// Whether forward and backward pass of the batch `indices` get by with `room` more bytes.
+///
+/// `step_by_step`: nothing is known of the memory yet. Then batches of 8, 32, 128, ... come first, and the line through the
+/// last two decides whether the next is tried at all: libtorch reports most failed allocations, but not all of them.
+fn fits_alone(
+    replica: &mut Replica,
+    indices: &[u32],
+    config: &Config,
+    dataset: &Arc<Dataset>,
+    room: Bytes,
+    step_by_step: bool,
+) -> bool {
+    let most = memory::resident() + room;
+    let smaller = std::iter::successors(Some(8), |size| Some(size * 4)).take_while(|&size| size < indices.len());
+    let mut known = Vec::new();
+    for size in smaller.filter(|_| step_by_step).chain([indices.len()]) {
+        if memory::extrapolated(&known, size) > most {
+            return false;
+        }
+        let plan = BatchPlan { indices: indices[..size].to_vec(), sizes: vec![size] };
+        let batch = Loader::start(dataset.clone(), plan, loader_options(config, replica, None)).next();
+        let batch = batch.expect("a plan of one batch");
+        sys::give_back_freed_memory();
+        memory::forget_peak();
+        let left = most.saturating_sub(memory::resident());
+        if !launch::survives_without_memory(|| sys::with_memory_limit(left, || replica.compute_alone(&batch))) {
+            return false;
+        }
+        known.push((size, memory::peak()));
+    }
+    true
 }
 
 /// The network of a case, with PyTorch's initial values.

@@ -64,6 +64,16 @@ pub fn with_memory_limit<T>(more: u64, work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// Bytes of private memory that this process may still take by its limit (`ulimit -d`).
+pub fn private_memory_left() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes the struct given.
+    match unsafe { libc::getrlimit(libc::RLIMIT_DATA, &mut limit) } {
+        0 if limit.rlim_cur != libc::RLIM_INFINITY => limit.rlim_cur.saturating_sub(private_memory()),
+        _ => u64::MAX,
+    }
+}
+
 /// What `RLIMIT_DATA` counts, in bytes.
 fn private_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
