@@ -1,10 +1,7 @@
 //! Several files side by side: their tables as one with a column `file`, their plots as one with a series a file.
 
-use super::figure::{Bar, Figure, Lines, Panel, Series, Style};
+use super::figure::{Bar, COLORS, Figure, Lines, Panel, Series, Style};
 use super::sheet::{Cell, Heading, Sheet};
-
-/// So many colours a plot has.
-const COLORS: usize = 8;
 
 /// The same table of several files as one, with the file in the first column if files are `compared`.
 ///

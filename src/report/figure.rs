@@ -1,5 +1,8 @@
 //! What a plot shows, before anything is drawn.
 
+/// So many colours a plot has.
+pub const COLORS: usize = 8;
+
 /// One or more panels in a grid.
 #[derive(Debug, Clone)]
 pub struct Figure {
@@ -81,7 +84,7 @@ pub struct Series {
     pub color: usize,
     /// Number of its file: another marker.
     pub file: usize,
-    /// Of a comparison with more series than colours: colours then tell the series apart and dashes the files.
+    /// Where there are more series than colours: those beyond, or, in a comparison, those of the other files.
     pub is_dashed: bool,
     /// (x, y); those that are not finite are left out.
     pub points: Vec<(f64, f64)>,
@@ -92,7 +95,7 @@ impl Series {
     pub fn new(label: impl Into<String>, style: Style, color: usize, points: Vec<(f64, f64)>) -> Series {
         let mut points: Vec<_> = points.into_iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
         points.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-        Series { label: label.into(), style, color, file: 0, is_dashed: false, points }
+        Series { label: label.into(), style, color, file: 0, is_dashed: color >= COLORS, points }
     }
 }
 

@@ -18,7 +18,7 @@ pub const GREY: Color = (120, 120, 120);
 /// Of the grid.
 pub const PALE: Color = (226, 226, 226);
 /// Okabe and Ito's colours, which the colour-blind can tell apart; yellow last, since it is weak on white.
-pub const COLORS: [Color; 8] = [
+pub const COLORS: [Color; crate::report::figure::COLORS] = [
     (0, 114, 178),
     (213, 94, 0),
     (0, 158, 115),
