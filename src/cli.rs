@@ -129,6 +129,9 @@ pub struct Train {
     /// Run file to write (HDF5) [default: results/MODEL-RANKSranks-TIME.h5]
     #[arg(long, value_name = "FILE.h5")]
     pub out: Option<PathBuf>,
+    /// Go on from a checkpoint: auto for the newest whole one beside the run file (anew if there is none), or its file
+    #[arg(long, value_name = "auto|FILE.h5", conflicts_with = "force")]
+    pub resume: Option<String>,
     /// Overwrite the run file if it exists
     #[arg(long)]
     pub force: bool,

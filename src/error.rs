@@ -56,6 +56,21 @@ pub enum Error {
     #[error("loss is {loss} at epoch {epoch}, step {step} on rank {rank}: lower train.lr (now {lr}) or check the data")]
     LossNotFinite { loss: f64, epoch: usize, step: usize, rank: usize, lr: f64 },
 
+    #[error("signals cannot be listened to: {reason}")]
+    Signals { reason: String },
+
+    #[error(
+        "stopped by {signal} after step {step}, nothing lost: {}; go on with the same command and --resume auto (status 75)",
+        checkpoint.display()
+    )]
+    Stopped { signal: &'static str, step: usize, checkpoint: PathBuf },
+
+    #[error(
+        "--resume: {key} is {now}, but {} was made with {saved}: give what the run began with, or start anew without --resume",
+        checkpoint.display()
+    )]
+    ResumeDiffers { key: String, now: String, saved: String, checkpoint: PathBuf },
+
     #[error("{call} failed on rank {rank}: MPI error {code}")]
     Mpi { call: &'static str, rank: usize, code: i32 },
 

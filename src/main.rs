@@ -41,7 +41,7 @@ fn train(job: &mut Job, args: &cli::Train) -> Result<()> {
     });
     let config = job.agree(loaded)?; // typed and checked before any work
     job.configure(&config)?; // the same on all ranks; threads
-    train::run(&config, job, args.force)
+    train::run(&config, job, args)
 }
 
 fn sweep(job: &mut Job, args: &cli::Sweep) -> Result<()> {

@@ -14,8 +14,8 @@ use crate::launch::Job;
 use crate::metrics::{Kind, StepTimes};
 use crate::model::{Model, Role};
 use crate::parallel::Replica;
-use crate::store::{self, NamedTensor, Parity, TensorValues};
-use crate::train::{Optimizer, loader_options};
+use crate::store::{self, Parity};
+use crate::train::{Optimizer, load, loader_options};
 
 /// Relative difference allowed where rounding is not amplified: `Net` throughout.
 const TIGHT: f64 = 1e-5;
@@ -55,7 +55,7 @@ fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, pa
     config.optim.weight_decay = 0.0;
     let mut model = Model::new(&config.model, parity.seed);
     if !parity.init.is_empty() {
-        job.agree(load(&mut model, &parity.init, path))?;
+        job.agree(load(&mut model, &parity.init, path, "init"))?;
     }
     job.agree(same_parameters(&model, parity, path))?;
     let has_buffers = model.state.iter().any(|entry| entry.role == Role::Buffer);
@@ -98,24 +98,6 @@ fn model_name(parity: &Parity, path: &Path) -> Result<ModelName> {
             Err(Error::File { path: path.to_owned(), message: format!("model {other}: expected net or resnet18") })
         }
     }
-}
-
-/// Copies PyTorch's tensors into the model, each of which must be there in the right shape.
-fn load(model: &mut Model, tensors: &[NamedTensor], path: &Path) -> Result<()> {
-    for entry in model.state.iter_mut().filter(|entry| entry.role != Role::Counter) {
-        let refuse =
-            |message: String| Error::Dataset { path: path.to_owned(), name: format!("init/{}", entry.name), message };
-        let shape: Vec<usize> = entry.tensor.size().into_iter().map(|extent| extent as usize).collect();
-        let tensor = tensors.iter().find(|tensor| tensor.name == entry.name).ok_or_else(|| refuse("missing".into()))?;
-        match &tensor.values {
-            TensorValues::F32(values) if tensor.shape == shape => {
-                let source = tch::Tensor::from_slice(values).view_as(&entry.tensor);
-                tch::no_grad(|| entry.tensor.copy_(&source));
-            }
-            _ => return Err(refuse(format!("shape {:?}, expected float32 {shape:?}", tensor.shape))),
-        }
-    }
-    Ok(())
 }
 
 /// A file with the norms of other parameters would be compared with the wrong ones.

@@ -83,6 +83,12 @@ impl Default for Parallel {
     }
 }
 
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Checkpoint { every_epochs: 0, every_minutes: 10.0, keep: 2 }
+    }
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Metrics { timing: Timing::Overlap, warmup_steps: 3 }

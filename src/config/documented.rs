@@ -67,6 +67,15 @@ const COMMENTS: &[(&str, &str)] = &[
         "parallel.buffers",
         "batch-norm statistics: broadcast (from rank 0 each step, as DDP), average (each epoch), local",
     ),
+    (
+        "checkpoint.every_epochs",
+        "save all that --resume needs, beside the run file, every so many epochs; 0: every_minutes decides alone",
+    ),
+    (
+        "checkpoint.every_minutes",
+        "the same, whenever so many minutes have passed since the last; 0: never by time. A signal saves in any case",
+    ),
+    ("checkpoint.keep", "the last so many checkpoints are kept, older ones removed"),
     ("metrics.timing", "overlap (fast), or profile: no overlap, a barrier before each collective, parts add up"),
     ("metrics.warmup_steps", "first steps that are trained but not counted in the step times"),
     ("quantize.enabled", "quantize to int8 after the training"),

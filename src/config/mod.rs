@@ -29,6 +29,7 @@ pub struct Config {
     pub optim: Optim,
     pub schedule: Schedule,
     pub parallel: Parallel,
+    pub checkpoint: Checkpoint,
     pub metrics: Metrics,
     pub quantize: Quantize,
     pub sweep: Sweep,
@@ -246,6 +247,15 @@ pub enum BufferSync {
     Average,
     /// Every rank keeps its own; the checkpoint and the test use rank 0's and each rank's own.
     Local,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Checkpoint {
+    pub every_epochs: usize,
+    pub every_minutes: f64,
+    pub keep: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

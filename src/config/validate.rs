@@ -17,6 +17,7 @@ impl Config {
             ("data.prefetch", self.data.prefetch),
             ("train.accumulate", self.train.accumulate),
             ("schedule.base_batch", self.schedule.base_batch),
+            ("checkpoint.keep", self.checkpoint.keep),
         ];
         for (key, value) in at_least_one {
             if value == 0 {
@@ -31,6 +32,8 @@ impl Config {
             ("model.width", self.model.width, 1024),
             ("data.prefetch", self.data.prefetch, 1024),
             ("launch.threads", self.launch.threads, 4096),
+            ("checkpoint.every_epochs", self.checkpoint.every_epochs, 100_000),
+            ("checkpoint.keep", self.checkpoint.keep, 1000),
         ];
         for (key, value, most) in at_most {
             if value > most {
@@ -64,6 +67,7 @@ impl Config {
             ("schedule.warmup_start", schedule.warmup_start),
             ("schedule.least", schedule.least),
             ("schedule.gamma", schedule.gamma),
+            ("checkpoint.every_minutes", self.checkpoint.every_minutes),
         ];
         for (key, value) in not_negative {
             if !(value.is_finite() && value >= 0.0) {

@@ -35,6 +35,18 @@ impl BatchPlan {
         let sizes = indices.chunks(batch).map(<[u32]>::len).collect();
         BatchPlan { indices, sizes }
     }
+
+    /// Without its first so many batches.
+    pub fn skip(&mut self, batches: usize) {
+        let samples: usize = self.sizes.drain(..batches.min(self.sizes.len())).sum();
+        self.indices.drain(..samples);
+    }
+
+    /// With at most so many batches.
+    pub fn truncate(&mut self, batches: usize) {
+        self.sizes.truncate(batches);
+        self.indices.truncate(self.sizes.iter().sum());
+    }
 }
 
 /// How batches are prepared.

@@ -2,6 +2,7 @@
 //! launcher. Out: a [`Job`]. An error of any rank ends all of them, with one message and a non-zero status.
 
 mod affinity;
+mod signals;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use crate::collective::{Combine, Communicator, Universe};
 use crate::config::{Config, Device};
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
+pub use signals::{STOPPED, Signals, signal_name};
 
 /// The running job as one rank sees it.
 pub struct Job {
@@ -41,7 +43,8 @@ pub struct Place {
     pub device: String,
 }
 
-/// Initialises MPI, runs `work` on every rank and ends the job: 0 if all went well, 1 otherwise.
+/// Initialises MPI, runs `work` on every rank and ends the job: 0 if all went well, [`STOPPED`] if a signal stopped it and it
+/// can be resumed, 1 otherwise.
 pub fn run(work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
     prepare_open_mpi();
     let universe = Universe::start().expect("MPI is initialised once, here");
@@ -58,6 +61,13 @@ pub fn run(work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
             ExitCode::FAILURE
         }
         Err(Error::OnRank { .. }) => ExitCode::FAILURE,
+        // All ranks stopped together.
+        Err(error @ Error::Stopped { .. }) => {
+            if rank == 0 {
+                eprintln!("hpml: {error}");
+            }
+            ExitCode::from(STOPPED)
+        }
         Err(error) => {
             eprintln!("hpml: rank {rank}: {error}");
             Communicator::abort(1)

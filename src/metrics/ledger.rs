@@ -59,6 +59,23 @@ impl Ledger {
         entry.seconds += seconds;
     }
 
+    /// With these entries.
+    pub fn of(entry: impl Fn(Kind) -> Entry) -> Ledger {
+        Ledger { entries: Kind::ALL.map(entry) }
+    }
+
+    /// Both together.
+    pub fn plus(&self, other: &Ledger) -> Ledger {
+        Ledger::of(|kind| {
+            let (one, two) = (self.entry(kind), other.entry(kind));
+            Entry {
+                messages: one.messages + two.messages,
+                bytes: one.bytes + two.bytes,
+                seconds: one.seconds + two.seconds,
+            }
+        })
+    }
+
     /// The messages of one kind.
     pub fn entry(&self, kind: Kind) -> Entry {
         self.entries[kind as usize]

@@ -42,10 +42,21 @@ impl Temporary {
         Ok(temporary)
     }
 
+    /// Where it lies for now.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Puts the file in the target's place, in one step.
     pub(super) fn rename(self) -> Result<()> {
-        let renamed = fs::rename(&self.path, &self.target);
-        renamed.map_err(|error| Error::Output { path: self.target.clone(), reason: error.to_string() })?;
+        let target = self.target.clone();
+        self.rename_to(&target)
+    }
+
+    /// Puts the file in the place of another one of the target's folder, in one step.
+    pub(super) fn rename_to(self, target: &Path) -> Result<()> {
+        let renamed = fs::rename(&self.path, target);
+        renamed.map_err(|error| Error::Output { path: target.to_owned(), reason: error.to_string() })?;
         // So that the new name survives a power cut as well. Some file systems cannot sync a folder: the file is safe.
         if let Ok(folder) = fs::File::open(folder_of(&self.target)) {
             let _ = folder.sync_all();

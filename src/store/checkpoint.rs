@@ -12,9 +12,9 @@ use super::values::{write_attribute, write_attributes, write_numbers};
 use super::{Attribute, Checkpoint, NamedTensor, TensorValues};
 use crate::error::Result;
 
-/// Writes the group, which must not exist.
-pub(super) fn write(root: &Group, checkpoint: &Checkpoint) -> hdf5::Result<()> {
-    let group = layout::group(root, CHECKPOINT)?;
+/// Writes the group `name`, which must not exist.
+pub(super) fn write(root: &Group, name: &str, checkpoint: &Checkpoint) -> hdf5::Result<()> {
+    let group = layout::group(root, name)?;
     write_attributes(&group, &checkpoint.attributes)?;
     for tensor in &checkpoint.tensors {
         let NamedTensor { name, shape, .. } = tensor;
@@ -25,7 +25,7 @@ pub(super) fn write(root: &Group, checkpoint: &Checkpoint) -> hdf5::Result<()> {
             TensorValues::I8(values) => write_numbers(&group, name, shape, values),
         }?;
         write_attribute(&dataset, UNITS, &Attribute::Text("1".into()))?;
-        write_attribute(&dataset, LONG_NAME, &Attribute::Text(format!("{name} of the model's state")))?;
+        write_attribute(&dataset, LONG_NAME, &Attribute::Text(format!("{name} of the training's state")))?;
         write_attributes(&dataset, &tensor.attributes)?;
     }
     Ok(())
@@ -35,16 +35,20 @@ pub(super) fn write(root: &Group, checkpoint: &Checkpoint) -> hdf5::Result<()> {
 ///
 /// Errors name the dataset: missing, of another type than those of [`TensorValues`], damaged (checksum).
 pub fn read_checkpoint(path: &Path) -> Result<Checkpoint> {
-    read(&Input::open_run_file(path)?)
+    read(&Input::open_run_file(path)?, CHECKPOINT)
 }
 
-pub(super) fn read(input: &Input) -> Result<Checkpoint> {
-    if !input.root().link_exists(CHECKPOINT) {
-        return Err(input.error(CHECKPOINT, "missing: the run ended before its first epoch, or was not a training"));
+pub(super) fn read(input: &Input, name: &str) -> Result<Checkpoint> {
+    if !input.root().link_exists(name) {
+        let message = match name {
+            CHECKPOINT => "missing: the run ended before its first epoch, or was not a training",
+            _ => "missing: not a checkpoint that a training can go on from",
+        };
+        return Err(input.error(name, message));
     }
-    let group = input.group(CHECKPOINT)?;
+    let group = input.group(name)?;
     let tensors: Result<Vec<NamedTensor>> =
-        member_names(&group).iter().map(|name| read_tensor(input, CHECKPOINT, name)).collect();
+        member_names(&group).iter().map(|tensor| read_tensor(input, name, tensor)).collect();
     Ok(Checkpoint { tensors: tensors?, attributes: input.attributes(&group, &[]) })
 }
 

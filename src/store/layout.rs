@@ -47,7 +47,7 @@ pub(super) fn write(
         root.unlink(name)?;
     }
     tables.iter().try_for_each(|table| table::write(root, table))?;
-    checkpoint.map_or(Ok(()), |checkpoint| checkpoint::write(root, checkpoint))
+    checkpoint.map_or(Ok(()), |checkpoint| checkpoint::write(root, CHECKPOINT, checkpoint))
 }
 
 /// The group of that path, made if it is missing. Groups keep the order in which their members were written.

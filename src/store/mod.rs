@@ -9,6 +9,7 @@
 
 mod atomic;
 mod checkpoint;
+mod checkpoint_folder;
 mod input;
 mod inspect;
 mod layout;
@@ -23,6 +24,7 @@ use std::path::Path;
 use crate::config::Config;
 use crate::error::{Error, Result};
 pub use checkpoint::read_checkpoint;
+pub use checkpoint_folder::{CheckpointFolder, Resumable, Written, has_checkpoints, newest_checkpoint, read_resumable};
 pub use inspect::inspect;
 pub use parity::{Parity, read_parity};
 pub use run_file::RunFile;

@@ -9,6 +9,8 @@ pub(super) const CONFIG: &str = "config";
 pub(super) const TOML: &str = "toml";
 pub(super) const ENVIRONMENT: &str = "environment";
 pub(super) const CHECKPOINT: &str = "checkpoint";
+/// Of checkpoint files: what a training needs beside the model to go on.
+pub(super) const RESUME: &str = "resume";
 
 /// Attribute of a table's group: the dimension of its rows.
 pub(super) const DIMENSION: &str = "dimension";

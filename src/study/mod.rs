@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics::{Entry, Kind};
 use crate::store::{Column, RunFile, Table, Values};
-use crate::train::{self, EpochRow, Training, loss_and_accuracy};
+use crate::train::{self, Checkpoints, EpochRow, Progress, Training, loss_and_accuracy};
 use crate::units::format_seconds;
 
 /// One epoch of one training.
@@ -88,10 +88,11 @@ fn variants(config: &Config, ranks: usize) -> Result<Vec<(String, Config)>> {
 }
 
 fn train_one(config: &Config, job: &Job, datasets: &data::Datasets, variant: usize, rows: &mut Vec<Row>) -> Result<()> {
+    let mut checkpoints = Checkpoints::none();
     let mut training = Training::new(config, job, datasets)?.that_may_diverge();
     loop {
         let before = job.communicator.ledger();
-        let more = training.epoch()?;
+        let more = training.epoch(&mut checkpoints)? == Progress::Epoch;
         let Some(row) = training.record.take_last() else { return Ok(()) };
         let gradients = job.communicator.ledger().since(&before, Kind::Gradients);
         let (seed, epoch) = (config.run.seed, row.epoch);

@@ -77,11 +77,12 @@ pub fn print_closing(record: &Record, ledger: &Ledger, replica: &Replica, job: &
 }
 
 fn print_anatomy(record: &Record, ranks: usize) {
-    let steps = record.counted_steps();
+    let counted = record.counted();
+    let steps = counted[0].len();
     println!("\nstep anatomy, {steps} steps x {ranks} rank(s), warm-up left out");
     println!("#         part       mean        p50        p99   slowest rank   share of");
     println!("#                    (ms)       (ms)       (ms)      mean (ms)       step");
-    let counted: Vec<_> = record.counted().collect();
+    let counted: Vec<_> = counted.iter().map(Vec::as_slice).collect();
     for row in anatomy(&counted) {
         let comm = matches!(row.part, Part::Comm | Part::CommWait | Part::CommExposed);
         if ranks == 1 && comm {

@@ -1,52 +1,127 @@
-//! The epoch loop. In: a checked configuration and a job. Out: a run file, and on rank 0 a line an epoch and the closing
-//! table. Decides what happens when; how gradients are reduced, times stored and tables drawn is elsewhere.
+//! The epoch loop. In: a checked configuration and a job. Out: a run file, checkpoints, and on rank 0 a line an epoch and
+//! the closing table. Decides what happens when; how gradients are reduced, times stored and tables drawn is elsewhere.
 
+mod checkpoints;
 mod closing;
 mod optimizer;
 mod record;
+mod resume;
 mod schedule;
 mod training;
+mod weights;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::cli;
 use crate::config::Config;
 use crate::data;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::quantize::command;
-use crate::store::RunFile;
+use crate::store::{self, Attribute, CheckpointFolder, RunFile};
+pub use checkpoints::Checkpoints;
 pub use optimizer::{Average, Optimizer};
 pub use record::{EpochRow, Record, environment, loss_and_accuracy, ranks};
+use resume::Start;
 pub use schedule::Schedule;
-pub use training::{Training, loader_options, timed_step};
+pub use training::{Progress, Training, loader_options, timed_step};
+pub use weights::load;
 
-/// Trains as configured and writes the run file at every epoch's end.
-pub fn run(config: &Config, job: &Job, force: bool) -> Result<()> {
+/// Trains as configured and writes the run file at every epoch's end, checkpoints as configured and when a signal comes.
+///
+/// Error: [`Error::Stopped`] on every rank if a signal ended it before its end.
+pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
+    let out = job.agree(output_path(config, job, args.resume.as_deref()))?;
+    let start = match &args.resume {
+        Some(given) => resume::find(given, &out, config, job)?,
+        None => Start::Anew { replace: args.force },
+    };
+    let (resume, force) = match start {
+        Start::Finished => {
+            if job.is_root() {
+                println!("{} is finished: nothing to do", out.display());
+            }
+            return Ok(());
+        }
+        Start::From(resume) => (Some(resume), true),
+        Start::Anew { replace } => (None, replace),
+    };
+    let config = &match &resume {
+        Some(resume) => resume::with_its_batch(config, job, resume.as_ref())?,
+        None => config.clone(),
+    };
     let datasets = job.agree(data::open(config))?;
-    let out = output_path(config, job)?;
-    let created = job
-        .is_root()
-        .then(|| RunFile::create(&out, force, config, record::environment(job, &datasets), vec![record::ranks(job)]));
+    let mut environment = record::environment(job, &datasets);
+    let resumed = resume.iter().flatten().next();
+    if let Some(resumed) = resumed {
+        environment.push(("resumed_at_steps".into(), Attribute::Ints(resumed.resumed_at())));
+    }
+    let created = job.is_root().then(|| {
+        no_other_checkpoints(&out, force)?;
+        RunFile::create(&out, force, config, environment.clone(), vec![record::ranks(job)])
+    });
     let mut run_file = job.agree(created.transpose())?;
-    let mut training = Training::new(config, job, &datasets)?;
+    let from = resumed.map(|resumed| resumed.path.clone());
+    let folder = run_file.as_ref().map(|run_file| {
+        let ranks = vec![record::ranks(job)];
+        CheckpointFolder::new(run_file.path(), config.checkpoint.keep, config, environment, ranks, from.as_deref())
+    });
+    let mut checkpoints = job.agree(Checkpoints::new(&config.checkpoint, folder, from.as_deref()))?;
+    let mut training = match &resume {
+        Some(resume) => Training::resumed(config, job, &datasets, resume.as_ref())?,
+        None => Training::new(config, job, &datasets)?,
+    };
     if job.is_root() {
         closing::print_header(config, job, &datasets, &training.replica);
-    }
-
-    let started = Instant::now();
-    while training.epoch()? {
-        if let Some(run_file) = &mut run_file {
-            closing::print_epoch(training.record.epochs(), config.train.epochs);
-            let tables = training.record.tables(&job.communicator.ledger());
-            run_file.flush(&tables, Some(&training.checkpoint()))?;
+        if let Some(from) = &from {
+            println!("# goes on after step {} from {}", training.steps_done(), from.display());
         }
     }
-    if let Some(run_file) = &run_file {
-        let ledger = job.communicator.ledger();
+    drop(resume);
+
+    let started = Instant::now();
+    let mut unwritten = from.is_some(); // perhaps there is no epoch left to do it
+    let signal = loop {
+        match training.epoch(&mut checkpoints)? {
+            Progress::Epoch => {}
+            Progress::Stopped(signal) => break Some(signal),
+            Progress::Finished => break None,
+        }
+        if let Some(run_file) = &mut run_file {
+            closing::print_epoch(training.record.epochs(), config.train.epochs);
+            unwritten = match flush(run_file, &training, job) {
+                // There may be room again at the next epoch's end, and the checkpoints are elsewhere than in memory alone.
+                Err(error @ Error::Output { .. }) => {
+                    log::error!("after epoch {}: {error}", training.record.epochs().len());
+                    true
+                }
+                result => result.map(|()| false)?,
+            };
+        }
+        if let Some(signal) = training.between_epochs(&mut checkpoints)?
+            && !training.is_finished()
+        {
+            break Some(signal);
+        }
+    };
+    let saved = checkpoints.finish();
+    if let Some(signal) = signal {
+        if let Some(run_file) = &mut run_file {
+            flush(run_file, &training, job)?;
+        }
+        let checkpoint = job.agree(saved)?;
+        return Err(checkpoints::stopped(signal, training.steps_done(), checkpoint));
+    }
+    if let Some(run_file) = &mut run_file {
+        if unwritten {
+            flush(run_file, &training, job)?;
+        }
+        let ledger = training.record.ledger(&job.communicator.ledger());
         let seconds = started.elapsed().as_secs_f64();
         closing::print_closing(&training.record, &ledger, &training.replica, job, run_file.path(), seconds);
     }
+    drop(checkpoints); // from here on a signal ends the job: all is written, and to quantize can be repeated
     if config.quantize.enabled {
         let checkpoint = training.checkpoint();
         let quantized = command::quantize_state(config, job, &checkpoint.tensors, &datasets)?;
@@ -62,10 +137,37 @@ pub fn run(config: &Config, job: &Job, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// `run.out`, or a name made of model, ranks and rank 0's clock. Only rank 0 writes, so only its answer matters.
-fn output_path(config: &Config, job: &Job) -> Result<PathBuf> {
+/// The run file as it is now.
+fn flush(run_file: &mut RunFile, training: &Training, job: &Job) -> Result<()> {
+    let tables = training.record.tables(&job.communicator.ledger());
+    run_file.flush(&tables, Some(&training.checkpoint()))
+}
+
+/// Checkpoints of another training would be taken for this one's by the next `--resume auto`.
+fn no_other_checkpoints(out: &Path, force: bool) -> Result<()> {
+    let folder = CheckpointFolder::path_beside(out);
+    if !force && store::has_checkpoints(&folder)? { Err(Error::OutputExists { path: folder }) } else { Ok(()) }
+}
+
+/// `run.out`, or that of the checkpoint, or a name made of model, ranks and rank 0's clock. Only rank 0 writes, so only its
+/// answer matters.
+fn output_path(config: &Config, job: &Job, resume: Option<&str>) -> Result<PathBuf> {
     if !config.run.out.is_empty() {
         return Ok(PathBuf::from(&config.run.out));
+    }
+    match resume {
+        Some("auto") => {
+            let message = "say of which run: give its run file with --out FILE.h5".into();
+            return Err(Error::ConfigSyntax { place: "--resume auto".into(), message });
+        }
+        Some(checkpoint) => {
+            let folder =
+                Path::new(checkpoint).parent().filter(|folder| folder.extension() == Some("checkpoints".as_ref()));
+            if let Some(folder) = folder {
+                return Ok(folder.with_extension("h5"));
+            }
+        }
+        None => {}
     }
     let time = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S");
     Ok(PathBuf::from(format!("results/{}-{}ranks-{time}.h5", config.model.name.as_str(), job.world_size)))

@@ -41,6 +41,17 @@ impl Optimizer {
         }
     }
 
+    /// The moments under their names, and how many steps made them; [`restore`](Self::restore) takes them back.
+    pub fn state(&self) -> (i64, [(&'static str, &[f32]); 2]) {
+        (i64::from(self.steps), [("first_moment", &self.first), ("second_moment", &self.second)])
+    }
+
+    /// The moments, to be overwritten in the order of [`state`](Self::state).
+    pub fn restore(&mut self, steps: i64) -> [&mut [f32]; 2] {
+        self.steps = steps as i32;
+        [&mut self.first, &mut self.second]
+    }
+
     /// One update.
     pub fn step(&mut self, parameters: &mut [f32], gradients: &[f32], lr: f64) {
         self.steps += 1;
@@ -163,6 +174,11 @@ impl Average {
     /// None for a decay of 0.
     pub fn new(decay: f64) -> Option<Average> {
         (decay > 0.0).then(|| Average { decay: decay as f32, weights: Vec::new() })
+    }
+
+    /// The average so far, in the order of the parameters; empty before the first update.
+    pub fn weights(&mut self) -> &mut Vec<f32> {
+        &mut self.weights
     }
 
     /// Takes the weights of one more update in.

@@ -5,10 +5,9 @@ use crate::config::Config;
 use crate::data::Datasets;
 use crate::error::Result;
 use crate::launch::Job;
-use crate::metrics::{Kind, Ledger, Part, StepTimes, algbw, all_reduce_busbw};
-use crate::model::{Model, Role};
+use crate::metrics::{Entry, Kind, Ledger, Part, StepTimes, algbw, all_reduce_busbw};
 use crate::parallel::StepResult;
-use crate::store::{Attribute, Checkpoint, Column, NamedTensor, Table, TensorValues, Values};
+use crate::store::{Attribute, Column, Table, Values};
 use crate::units::gigabytes_per_second;
 
 /// One epoch over all ranks.
@@ -37,24 +36,52 @@ pub fn loss_and_accuracy(result: &StepResult) -> (f64, f64) {
     (result.loss_sum / samples, 100.0 * result.correct as f64 / samples)
 }
 
-/// Everything measured so far. Step times of all ranks are kept on rank 0 only.
+/// Everything measured so far. Steps, and what was measured before a resumption, are on rank 0 only.
 pub struct Record {
     world_size: usize,
-    warmup_steps: usize,
     epochs: Vec<EpochRow>,
-    step_epochs: Vec<i64>,      // [steps]
-    times: Vec<Vec<StepTimes>>, // [ranks][steps], on rank 0
+    steps: Vec<StepRow>, // by step, then by rank
+    warmup_steps: usize,
+    /// Steps before this one are warm-up: caches are cold whenever a job starts or goes on.
+    warm_from: usize,
+    /// What was sent before a resumption.
+    sent_before: Ledger,
+}
+
+/// One step of one rank.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct StepRow {
+    step: i64,
+    epoch: i64,
+    rank: i64,
+    warmup: bool,
+    times: StepTimes,
 }
 
 impl Record {
     /// Of a run that has not begun.
     pub fn new(config: &Config, world_size: usize) -> Record {
-        let times = vec![Vec::new(); world_size];
         let warmup_steps = config.metrics.warmup_steps;
-        Record { world_size, warmup_steps, epochs: Vec::new(), step_epochs: Vec::new(), times }
+        Record {
+            world_size,
+            epochs: Vec::new(),
+            steps: Vec::new(),
+            warmup_steps,
+            warm_from: warmup_steps,
+            sent_before: Ledger::default(),
+        }
     }
 
-    /// Gathers an epoch's step times from all ranks; a collective.
+    /// Goes on at `step` with the [`tables`](Self::tables) of before; none of them where they are not known.
+    pub fn resume(&mut self, step: usize, tables: &[Table]) {
+        self.warm_from = step + self.warmup_steps;
+        let table = |group: &str| tables.iter().find(|table| table.group == group);
+        self.steps = table("steps").map(step_rows).unwrap_or_default();
+        self.epochs = table("epochs").map(epoch_rows).unwrap_or_default();
+        self.sent_before = table("comm").map(ledger_of).unwrap_or_default();
+    }
+
+    /// Gathers the times of the steps from `first` on from all ranks; a collective.
     pub fn add_steps(
         &mut self,
         communicator: &Communicator,
@@ -62,13 +89,19 @@ impl Record {
         first: usize,
         times: &[StepTimes],
     ) -> Result<()> {
-        debug_assert_eq!(first, self.step_epochs.len());
         let own: Vec<f32> = times.iter().flat_map(|time| *time.as_array()).collect();
-        let all = communicator.gather(Kind::Metrics, &own)?;
-        for (rank, values) in all.chunks(own.len().max(1)).enumerate() {
-            self.times[rank].extend(values.chunks(StepTimes::PARTS).map(StepTimes::from_slice));
+        let all = communicator.gather(Kind::Metrics, &own)?; // [ranks, steps, parts]
+        let (steps, ranks) = (times.len(), all.len() / own.len().max(1));
+        for (step, rank) in (0..steps).flat_map(|step| (0..ranks).map(move |rank| (step, rank))) {
+            let at = (rank * steps + step) * StepTimes::PARTS;
+            self.steps.push(StepRow {
+                step: (first + step) as i64,
+                epoch: epoch as i64,
+                rank: rank as i64,
+                warmup: first + step < self.warm_from,
+                times: StepTimes::from_slice(&all[at..at + StepTimes::PARTS]),
+            });
         }
-        self.step_epochs.extend(std::iter::repeat_n(epoch as i64, times.len()));
         Ok(())
     }
 
@@ -87,39 +120,44 @@ impl Record {
         &self.epochs
     }
 
-    /// The counted step times (warm-up left out) of each rank.
-    pub fn counted(&self) -> impl Iterator<Item = &[StepTimes]> {
-        let skip = if self.step_epochs.len() > self.warmup_steps { self.warmup_steps } else { 0 };
-        self.times.iter().map(move |times| &times[skip.min(times.len())..])
+    /// The step times of each rank, those of the warm-up only if there are no others.
+    pub fn counted(&self) -> Vec<Vec<StepTimes>> {
+        let only_warmup = self.steps.iter().all(|row| row.warmup);
+        let mut ranks = vec![Vec::new(); self.world_size];
+        for row in self.steps.iter().filter(|row| only_warmup || !row.warmup) {
+            // Before a resumption there may have been more ranks.
+            if let Some(times) = ranks.get_mut(row.rank as usize) {
+                times.push(row.times);
+            }
+        }
+        ranks
     }
 
-    /// How many steps are counted.
-    pub fn counted_steps(&self) -> usize {
-        self.counted().next().map_or(0, <[StepTimes]>::len)
+    /// What was sent before, and `now` in this process.
+    pub fn ledger(&self, now: &Ledger) -> Ledger {
+        self.sent_before.plus(now)
     }
 
-    /// The tables of the run file.
+    /// The tables of the run file; `ledger` is this process's.
     pub fn tables(&self, ledger: &Ledger) -> Vec<Table> {
-        vec![self.steps(), self.epoch_table(), self.comm(ledger)]
+        vec![self.step_table(), self.epoch_table(), self.comm(&self.ledger(ledger))]
     }
 
-    fn steps(&self) -> Table {
-        let steps = self.step_epochs.len();
-        let rows = || (0..steps).flat_map(|step| (0..self.world_size).map(move |rank| (step, rank)));
-        let integers = |value: &dyn Fn(usize, usize) -> i64| Values::I64(rows().map(|(s, r)| value(s, r)).collect());
+    fn step_table(&self) -> Table {
+        let integers = |value: &dyn Fn(&StepRow) -> i64| Values::I64(self.steps.iter().map(value).collect());
         let mut columns = vec![
-            column("global_step", "1", "optimiser step, from 0", integers(&|step, _| step as i64)),
-            column("epoch", "1", "epoch, from 0", integers(&|step, _| self.step_epochs[step])),
-            column("rank", "1", "MPI rank", integers(&|_, rank| rank as i64)),
+            column("global_step", "1", "optimiser step, from 0", integers(&|row| row.step)),
+            column("epoch", "1", "epoch, from 0", integers(&|row| row.epoch)),
+            column("rank", "1", "MPI rank", integers(&|row| row.rank)),
             column(
                 "warmup",
                 "1",
                 "1: a warm-up step, left out of all statistics",
-                integers(&|step, _| (step < self.warmup_steps) as i64),
+                integers(&|row| i64::from(row.warmup)),
             ),
         ];
         for part in Part::ALL {
-            let values = Values::F32(rows().map(|(step, rank)| self.times[rank][step].get(part)).collect());
+            let values = Values::F32(self.steps.iter().map(|row| row.times.get(part)).collect());
             columns.push(column(part.as_str(), "s", part.long_name(), values));
         }
         Table::new("steps", "row", columns)
@@ -191,6 +229,65 @@ impl Record {
     }
 }
 
+/// The rows of `/steps`, as [`Record::tables`] wrote them.
+fn step_rows(table: &Table) -> Vec<StepRow> {
+    let numbers = |name: &str| table.column(name).and_then(|column| column.values.numbers()).unwrap_or_default();
+    let (step, epoch, rank, warmup) = (numbers("global_step"), numbers("epoch"), numbers("rank"), numbers("warmup"));
+    let parts = Part::ALL.map(|part| numbers(part.as_str()));
+    let at = |values: &[f64], row: usize| values.get(row).copied().unwrap_or_default();
+    (0..step.len())
+        .map(|row| StepRow {
+            step: step[row] as i64,
+            epoch: at(&epoch, row) as i64,
+            rank: at(&rank, row) as i64,
+            warmup: at(&warmup, row) != 0.0,
+            times: StepTimes::from_slice(&parts.each_ref().map(|part| at(part, row) as f32)),
+        })
+        .collect()
+}
+
+/// The rows of `/epochs`; sums are made of means and counts again, which may cost a last digit.
+fn epoch_rows(table: &Table) -> Vec<EpochRow> {
+    let numbers = |name: &str| table.column(name).and_then(|column| column.values.numbers()).unwrap_or_default();
+    let checksums = match table.column("parameter_checksum").map(|column| &column.values) {
+        Some(Values::Text(texts)) => texts.clone(),
+        _ => Vec::new(),
+    };
+    let at = |name: &str, row: usize| numbers(name).get(row).copied().unwrap_or_default();
+    let result = |which: &str, row: usize| {
+        let samples = at(&format!("{which}_samples"), row);
+        StepResult {
+            loss_sum: at(&format!("{which}_loss"), row) * samples,
+            correct: (at(&format!("{which}_accuracy"), row) * samples / 100.0).round() as usize,
+            samples: samples as usize,
+        }
+    };
+    (0..numbers("epoch").len())
+        .map(|row| EpochRow {
+            epoch: at("epoch", row) as usize,
+            train: result("train", row),
+            test: result("test", row),
+            seconds: at("seconds", row),
+            test_seconds: at("test_seconds", row),
+            images_per_second: at("images_per_second", row),
+            lr: at("lr", row),
+            checksum: checksums.get(row).and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or_default(),
+        })
+        .collect()
+}
+
+/// What `/comm` counted.
+fn ledger_of(table: &Table) -> Ledger {
+    let numbers = |name: &str| table.column(name).and_then(|column| column.values.numbers()).unwrap_or_default();
+    let (messages, bytes, seconds) = (numbers("messages"), numbers("bytes"), numbers("seconds"));
+    let at = |values: &[f64], kind: Kind| values.get(kind as usize).copied().unwrap_or_default();
+    Ledger::of(|kind| Entry {
+        messages: at(&messages, kind) as u64,
+        bytes: at(&bytes, kind) as u64,
+        seconds: at(&seconds, kind),
+    })
+}
+
 fn column(name: &'static str, units: &'static str, long_name: &'static str, values: Values) -> Column {
     Column::new(name, units, long_name, values)
 }
@@ -238,23 +335,6 @@ pub fn ranks(job: &Job) -> Table {
         column("threads", "1", "compute threads", integers(places.iter().map(|place| place.threads).collect())),
     ];
     Table::new("environment", "rank", columns)
-}
-
-/// The model with PyTorch's names, shapes and order, ready for `load_state_dict`.
-pub fn checkpoint(model: &Model, epochs: usize, steps: usize) -> Checkpoint {
-    let tensors = model.state.iter().map(|entry| match entry.role {
-        // PyTorch counts batches per batch norm; all of ours have seen every step.
-        Role::Counter => NamedTensor::new(&entry.name, vec![], TensorValues::I64(vec![steps as i64])),
-        Role::Parameter | Role::Buffer => {
-            let mut values = vec![0.0; entry.tensor.numel()];
-            entry.tensor.detach().contiguous().copy_data(&mut values, entry.tensor.numel());
-            let shape = entry.tensor.size().into_iter().map(|extent| extent as usize).collect();
-            NamedTensor::new(&entry.name, shape, TensorValues::F32(values))
-        }
-    });
-    let attributes =
-        vec![("epochs".into(), Attribute::Int(epochs as i64)), ("steps".into(), Attribute::Int(steps as i64))];
-    Checkpoint { tensors: tensors.collect(), attributes }
 }
 
 fn cpu_model() -> String {

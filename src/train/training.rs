@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::record::{self, EpochRow, Record};
-use super::{Average, Optimizer, Schedule};
+use super::checkpoints::{Checkpoints, Verdict};
+use super::record::{EpochRow, Record};
+use super::resume::Resume;
+use super::{Average, Optimizer, Schedule, weights};
 use crate::config::Config;
 use crate::data::{AugmentSeed, BatchPlan, Dataset, Datasets, Loader, LoaderOptions, Sampler};
 use crate::error::{Error, Result};
@@ -19,27 +21,74 @@ use crate::store::Checkpoint;
 /// Everything that changes while a network is trained. All ranks call its methods together.
 pub struct Training<'a> {
     config: &'a Config,
-    job: &'a Job,
+    pub(super) job: &'a Job,
     datasets: &'a Datasets,
     /// The model on this rank.
     pub replica: Replica,
     /// What was measured.
     pub record: Record,
-    optimizer: Optimizer,
-    average: Option<Average>,
+    pub(super) optimizer: Optimizer,
+    pub(super) average: Option<Average>,
     /// Whether the model holds the averaged weights at the moment: between two epochs, if there is an average.
-    averaged: bool,
+    pub(super) averaged: bool,
     /// Whether a loss that is no number ends the job at once.
     must_be_finite: bool,
     sampler: Sampler,
     schedule: Schedule,
-    epochs_done: usize,
-    steps_done: usize,
+    pub(super) global_batch: usize,
+    pub(super) epochs_done: usize,
+    pub(super) steps_done: usize,
+    /// The epoch under way.
+    pub(super) so_far: EpochSoFar,
+    /// The steps at which this training was resumed.
+    pub(super) resumed_at: Vec<i64>,
+}
+
+/// What this rank has done of an epoch.
+#[derive(Default)]
+pub(super) struct EpochSoFar {
+    pub(super) steps: usize,
+    pub(super) result: StepResult,
+    /// From the first step's start to the last one's end, without what lay between two jobs.
+    pub(super) seconds: f64,
+    /// Of the steps whose times rank 0 does not have yet.
+    times: Vec<StepTimes>,
+}
+
+/// How far a training has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// An epoch more was trained and tested.
+    Epoch,
+    /// A signal stopped it, and it is saved.
+    Stopped(usize),
+    /// All was done already.
+    Finished,
 }
 
 impl<'a> Training<'a> {
     /// Before the first epoch.
     pub fn new(config: &'a Config, job: &'a Job, datasets: &'a Datasets) -> Result<Training<'a>> {
+        Training::with_model(config, job, datasets, Model::new(&config.model, config.run.seed))
+    }
+
+    /// Where it was saved; `resume` is there on rank 0.
+    pub fn resumed(
+        config: &'a Config,
+        job: &'a Job,
+        datasets: &'a Datasets,
+        resume: Option<&Resume>,
+    ) -> Result<Training<'a>> {
+        let mut model = Model::new(&config.model, config.run.seed);
+        let load =
+            |resume: &Resume| weights::load(&mut model, &resume.content.model.tensors, &resume.path, "checkpoint");
+        job.agree(resume.map_or(Ok(()), load))?;
+        let mut training = Training::with_model(config, job, datasets, model)?; // rank 0's on every rank
+        training.restore(resume)?;
+        Ok(training)
+    }
+
+    fn with_model(config: &'a Config, job: &'a Job, datasets: &'a Datasets, model: Model) -> Result<Training<'a>> {
         let (samples, shuffle, drop_last) = (datasets.train.len(), config.data.shuffle, config.data.drop_last);
         let sampler = Sampler::new(samples, job.world_size, job.rank, shuffle, drop_last, config.run.seed);
         let plan = BatchPlan::even(sampler.indices(), config.train.batch_per_rank);
@@ -54,7 +103,6 @@ impl<'a> Training<'a> {
         let total = (config.train.epochs * per_epoch).min(most);
         let global_batch = config.train.batch_per_rank * config.train.accumulate * job.world_size;
 
-        let model = Model::new(&config.model, config.run.seed);
         let replica = Replica::new(model, job.communicator.clone(), config)?;
         Ok(Training {
             optimizer: Optimizer::new(&replica.state.tensors, &config.optim),
@@ -68,8 +116,11 @@ impl<'a> Training<'a> {
             datasets,
             replica,
             sampler,
+            global_batch,
             epochs_done: 0,
             steps_done: 0,
+            so_far: EpochSoFar::default(),
+            resumed_at: Vec::new(),
         })
     }
 
@@ -79,80 +130,132 @@ impl<'a> Training<'a> {
         self
     }
 
-    /// Trains and tests one epoch and takes it into the record. False, and nothing done, if all are done.
-    pub fn epoch(&mut self) -> Result<bool> {
+    /// Trains and tests (the rest of) one epoch and takes it into the record, unless `checkpoints` stops it before.
+    pub fn epoch(&mut self, checkpoints: &mut Checkpoints) -> Result<Progress> {
         let (config, job) = (self.config, self.job);
+        if self.is_finished() {
+            return Ok(Progress::Finished);
+        }
         let steps_left = match config.train.max_steps {
             0 => usize::MAX,
             most => most - self.steps_done,
         };
-        if self.epochs_done == config.train.epochs || steps_left == 0 {
-            return Ok(false);
-        }
         let epoch = self.epochs_done;
         self.exchange_average(false);
         self.sampler.set_epoch(if config.data.set_epoch { epoch as u64 } else { 0 });
         let mut plan = BatchPlan::even(self.sampler.indices(), config.train.batch_per_rank);
-        plan.sizes.truncate(steps_left.saturating_mul(config.train.accumulate));
-        plan.indices.truncate(plan.sizes.iter().sum());
+        plan.skip(self.so_far.steps * config.train.accumulate);
+        plan.truncate(steps_left.saturating_mul(config.train.accumulate));
         let steps = plan.sizes.len().div_ceil(config.train.accumulate);
-        let progress = progress_bar(job, epoch, config.train.epochs, steps);
-        let trained = self.train(plan, &progress)?;
+        let progress = progress_bar(job, epoch, config.train.epochs, steps + self.so_far.steps);
+        progress.set_position(self.so_far.steps as u64);
+        if let Some(signal) = self.train(plan, &progress, checkpoints)? {
+            progress.finish_and_clear();
+            return Ok(Progress::Stopped(signal));
+        }
         let checksum = self.replica.agreed_checksum(epoch)?;
         let test_started = Instant::now();
         self.exchange_average(true);
         let test = self.test()?;
         progress.finish_and_clear();
 
-        self.record.add_steps(&job.communicator, epoch, self.steps_done, &trained.times)?;
-        self.steps_done += steps;
+        self.gather_times()?;
+        let EpochSoFar { result, seconds, .. } = std::mem::take(&mut self.so_far);
         self.epochs_done += 1;
-        let train = Replica::sum_over_ranks(&job.communicator, trained.result)?;
+        let train = Replica::sum_over_ranks(&job.communicator, result)?;
         self.record.add_epoch(EpochRow {
             epoch,
             train,
             test,
-            seconds: trained.seconds,
+            seconds,
             test_seconds: test_started.elapsed().as_secs_f64(),
-            images_per_second: train.samples as f64 / trained.seconds,
+            images_per_second: train.samples as f64 / seconds,
             lr: self.schedule.lr(self.steps_done - 1),
             checksum,
         });
-        Ok(true)
+        Ok(Progress::Epoch)
+    }
+
+    /// After an epoch, when its results are safe: the signal, if one asks to stop here.
+    pub fn between_epochs(&mut self, checkpoints: &mut Checkpoints) -> Result<Option<usize>> {
+        let verdict = checkpoints.after_epoch(self.job, self.epochs_done, self.steps_done)?;
+        self.obey(verdict, checkpoints)
+    }
+
+    /// Saves if asked to. The signal, if it is one that stops the training.
+    fn obey(&mut self, verdict: Verdict, checkpoints: &mut Checkpoints) -> Result<Option<usize>> {
+        if verdict != Verdict::GoOn {
+            let (content, copied) = self.capture()?;
+            checkpoints.write(self.steps_done, content, copied)?;
+        }
+        Ok(match verdict {
+            Verdict::Stop(signal) => Some(signal),
+            Verdict::GoOn | Verdict::Save => None,
+        })
+    }
+
+    /// The times of the steps since the last call go to rank 0.
+    pub(super) fn gather_times(&mut self) -> Result<()> {
+        let times = std::mem::take(&mut self.so_far.times);
+        self.record.add_steps(&self.job.communicator, self.epochs_done, self.steps_done - times.len(), &times)
+    }
+
+    /// Whether no step is left.
+    pub fn is_finished(&self) -> bool {
+        let most = self.config.train.max_steps;
+        self.epochs_done == self.config.train.epochs || most > 0 && self.steps_done >= most
+    }
+
+    /// How many steps are done.
+    pub fn steps_done(&self) -> usize {
+        self.steps_done
     }
 
     /// The weights that were tested last, with PyTorch's names.
     pub fn checkpoint(&self) -> Checkpoint {
-        record::checkpoint(&self.replica.model, self.epochs_done, self.steps_done)
+        weights::checkpoint(&self.replica.model, self.epochs_done, self.steps_done)
     }
 
-    fn train(&mut self, plan: BatchPlan, progress: &ProgressBar) -> Result<Trained> {
+    /// The signal that stopped it, if one did.
+    fn train(
+        &mut self,
+        plan: BatchPlan,
+        progress: &ProgressBar,
+        checkpoints: &mut Checkpoints,
+    ) -> Result<Option<usize>> {
         let (config, job, epoch) = (self.config, self.job, self.epochs_done);
         let seed = AugmentSeed { seed: config.run.seed, epoch: epoch as u64 };
         let options = loader_options(config, &self.replica, config.data.augment.then_some(seed));
         let batches_of_steps: Vec<Vec<usize>> = plan.sizes.chunks(config.train.accumulate).map(<[_]>::to_vec).collect();
         let mut loader = Loader::start(self.datasets.train.clone(), plan, options);
-        let mut times = Vec::with_capacity(batches_of_steps.len());
-        let mut result = StepResult::default();
-        let epoch_started = Instant::now();
-        for batches in batches_of_steps {
-            let step = self.steps_done + times.len();
+        let (before, started) = (self.so_far.seconds, Instant::now());
+        for (done, batches) in batches_of_steps.iter().enumerate() {
+            // Between two steps of an epoch; at its end the epoch's own question follows.
+            if done > 0 {
+                let verdict = checkpoints.after_step(job, self.steps_done)?;
+                if let Some(signal) = self.obey(verdict, checkpoints)? {
+                    return Ok(Some(signal));
+                }
+            }
+            let step = self.steps_done;
             let lr = self.schedule.lr(step);
             let (one, time) =
-                timed_step(&mut loader, &batches, &mut self.replica, &mut self.optimizer, job.world_size, lr)?;
+                timed_step(&mut loader, batches, &mut self.replica, &mut self.optimizer, job.world_size, lr)?;
             if self.must_be_finite && !one.loss_sum.is_finite() {
                 return Err(Error::LossNotFinite { loss: one.loss_sum, epoch, step, rank: job.rank, lr });
             }
             if let Some(average) = &mut self.average {
                 average.update(self.replica.state.parameters.as_slice());
             }
-            result.add(one);
-            times.push(time);
+            self.so_far.result.add(one);
+            self.so_far.times.push(time);
+            self.so_far.steps += 1;
+            self.steps_done += 1;
+            self.so_far.seconds = before + started.elapsed().as_secs_f64();
             progress.inc(1);
         }
-        let seconds = epoch_started.elapsed().as_secs_f64();
         self.replica.end_epoch()?;
-        Ok(Trained { result, times, seconds })
+        Ok(None)
     }
 
     /// Loss and accuracy over the whole test set, each rank testing its own share of it, no sample twice.
@@ -169,7 +272,7 @@ impl<'a> Training<'a> {
     }
 
     /// Puts the averaged weights into the model, or the trained ones back.
-    fn exchange_average(&mut self, averaged: bool) {
+    pub(super) fn exchange_average(&mut self, averaged: bool) {
         if let Some(average) = &mut self.average
             && self.averaged != averaged
         {
@@ -177,14 +280,6 @@ impl<'a> Training<'a> {
             self.averaged = averaged;
         }
     }
-}
-
-/// What one epoch's training on this rank gave.
-struct Trained {
-    result: StepResult,
-    times: Vec<StepTimes>,
-    /// From the first step's start to the last one's end.
-    seconds: f64,
 }
 
 /// One optimiser step on the loader's next batches, which have these sizes, and how long each part of it took on this rank.

@@ -1,0 +1,67 @@
+//! Signals that ask a training to stop: what Slurm sends before a time limit or a preemption, and Ctrl-C.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::flag;
+
+/// Exit status of a job that a signal stopped and that can be resumed: EX_TEMPFAIL of sysexits.h, "try again later".
+pub const STOPPED: u8 = 75;
+
+/// Exit status of a second Ctrl-C, as a shell shows it.
+const INTERRUPTED: i32 = 128 + SIGINT;
+
+/// Keeps SIGTERM, SIGUSR1 and SIGINT from ending the process while it lives, and remembers them. A second SIGINT ends the
+/// process at once.
+pub struct Signals {
+    received: Arc<AtomicUsize>,
+    over: Arc<AtomicBool>,
+}
+
+impl Signals {
+    /// From now on.
+    pub fn listen() -> io::Result<Signals> {
+        let signals = Signals { received: Arc::default(), over: Arc::default() };
+        let interrupted = Arc::new(AtomicBool::new(false));
+        // In this order: the first SIGINT finds the flag down, and raises it.
+        flag::register_conditional_shutdown(SIGINT, INTERRUPTED, interrupted.clone())?;
+        flag::register(SIGINT, interrupted)?;
+        for signal in [SIGTERM, SIGUSR1, SIGINT] {
+            // When nobody listens any more they do what they always do.
+            flag::register_conditional_default(signal, signals.over.clone())?;
+            flag::register_usize(signal, signals.received.clone(), signal as usize)?;
+        }
+        Ok(signals)
+    }
+
+    /// The number of the last signal that came; 0 if none did.
+    pub fn received(&self) -> usize {
+        self.received.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// `SIGTERM` for 15.
+pub fn signal_name(signal: usize) -> &'static str {
+    signal_hook::low_level::signal_name(signal as i32).unwrap_or("a signal")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_remembered_instead_of_ending_the_process() {
+        let signals = Signals::listen().unwrap();
+        assert_eq!(signals.received(), 0);
+        signal_hook::low_level::raise(SIGUSR1).unwrap();
+        assert_eq!(signal_name(signals.received()), "SIGUSR1");
+    }
+}

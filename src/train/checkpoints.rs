@@ -1,0 +1,199 @@
+//! When a training is saved, and when it stops: by the clock, by epochs, by a signal. All ranks decide together, at the
+//! same step. The file is written on a thread of its own; the step waits for the copy only.
+
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::collective::Combine;
+use crate::config;
+use crate::error::{Error, Result};
+use crate::launch::{Job, Signals, signal_name};
+use crate::metrics::Kind;
+use crate::store::{CheckpointFolder, Resumable, Written};
+use crate::units::{format_bytes, format_seconds};
+
+/// The ranks ask each other about signals and the clock so often, and after every step that takes longer.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// What to do after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The next step.
+    GoOn,
+    /// Save, then the next step.
+    Save,
+    /// Save and end: this signal has come.
+    Stop(usize),
+}
+
+/// Decides on and writes the checkpoints of one training.
+pub struct Checkpoints {
+    every: Option<Duration>,
+    every_epochs: usize,
+    signals: Option<Signals>,
+    /// On rank 0.
+    writer: Option<Writer>,
+    saved: Instant,
+    asked: (Instant, usize),
+    ask_at: usize,
+    /// The last that is safe.
+    last: Option<PathBuf>,
+}
+
+impl Checkpoints {
+    /// None, and signals do what they always do.
+    pub fn none() -> Checkpoints {
+        Checkpoints {
+            every: None,
+            every_epochs: 0,
+            signals: None,
+            writer: None,
+            saved: Instant::now(),
+            asked: (Instant::now(), 0),
+            ask_at: 0,
+            last: None,
+        }
+    }
+
+    /// As configured, into `folder`, which rank 0 gives. Signals are listened to from now on.
+    pub fn new(
+        config: &config::Checkpoint,
+        folder: Option<CheckpointFolder>,
+        last: Option<&Path>,
+    ) -> Result<Checkpoints> {
+        let signals = Signals::listen().map_err(|error| Error::Signals { reason: error.to_string() })?;
+        let seconds = 60.0 * config.every_minutes;
+        Ok(Checkpoints {
+            // What is too long for a clock is never.
+            every: Duration::try_from_secs_f64(seconds).ok().filter(|every| !every.is_zero()),
+            every_epochs: config.every_epochs,
+            signals: Some(signals),
+            writer: folder.map(Writer::Idle),
+            last: last.map(Path::to_owned),
+            ..Checkpoints::none()
+        })
+    }
+
+    /// After the step before `step`; a collective, which ranks enter at the same steps.
+    pub fn after_step(&mut self, job: &Job, step: usize) -> Result<Verdict> {
+        if self.signals.is_none() || step < self.ask_at {
+            return Ok(Verdict::GoOn);
+        }
+        self.ask(job, step, false)
+    }
+
+    /// After so many epochs, before `step`; a collective.
+    pub fn after_epoch(&mut self, job: &Job, epochs: usize, step: usize) -> Result<Verdict> {
+        if self.signals.is_none() {
+            return Ok(Verdict::GoOn);
+        }
+        self.ask(job, step, self.every_epochs > 0 && epochs.is_multiple_of(self.every_epochs))
+    }
+
+    fn ask(&mut self, job: &Job, step: usize, due: bool) -> Result<Verdict> {
+        let signal = self.signals.as_ref().map_or(0, Signals::received);
+        let (before, first) = self.asked;
+        let per_step = before.elapsed().as_secs_f64() / step.saturating_sub(first).max(1) as f64;
+        // Rank 0's clock decides. A file that is still being written is waited for by the next question, not by the step.
+        let timely = self.every.is_some_and(|every| self.saved.elapsed() >= every) && !self.is_writing();
+        let steps = (ASK_EVERY.as_secs_f64() / per_step).clamp(1.0, 1000.0).floor();
+        let mut answers = [signal as f64, f64::from(job.is_root() && timely), if job.is_root() { steps } else { 0.0 }];
+        job.communicator.all_reduce(Kind::Control, Combine::Max, &mut answers)?;
+        let [signal, timely, steps] = answers.map(|answer| answer as usize);
+        self.asked = (Instant::now(), step);
+        self.ask_at = step + steps;
+        self.collect(false)?;
+        Ok(match signal {
+            0 if due || timely > 0 => Verdict::Save,
+            0 => Verdict::GoOn,
+            signal => Verdict::Stop(signal),
+        })
+    }
+
+    /// Writes what rank 0 gives, on another thread; waits only if the one before is still being written.
+    pub fn write(&mut self, step: usize, content: Option<Resumable>, copied: Duration) -> Result<()> {
+        self.saved = Instant::now();
+        self.collect(true)?;
+        if let (Some(Writer::Idle(_)), Some(content)) = (&self.writer, content) {
+            let Some(Writer::Idle(folder)) = self.writer.take() else { unreachable!("it was idle") };
+            self.writer = Some(Writer::start(folder, step, content, copied));
+        }
+        Ok(())
+    }
+
+    /// Waits for the file that is being written. On rank 0 the newest that is safe.
+    ///
+    /// Error: it could not be written.
+    pub fn finish(&mut self) -> Result<Option<&Path>> {
+        match self.collect(true)? {
+            Some(error) => Err(error),
+            None => Ok(self.last.as_deref()),
+        }
+    }
+
+    fn is_writing(&self) -> bool {
+        matches!(self.writer, Some(Writer::Busy(_)))
+    }
+
+    /// Takes the writer's result if there is one, or waits for it. A file that failed is told, and the training goes on: the
+    /// one before is still there, and there may be room again.
+    fn collect(&mut self, wait: bool) -> Result<Option<Error>> {
+        match &self.writer {
+            Some(Writer::Busy(thread)) if wait || thread.is_finished() => {}
+            _ => return Ok(None),
+        }
+        let Some(Writer::Busy(thread)) = self.writer.take() else { unreachable!("it was busy") };
+        let outcome = thread.join().expect("a panic ends the job");
+        self.writer = Some(Writer::Idle(outcome.folder));
+        match outcome.written {
+            Ok(written) => {
+                log::info!(
+                    "checkpoint of step {}: {} to {}, copied in {}, written in {}",
+                    outcome.step,
+                    format_bytes(written.bytes),
+                    written.path.display(),
+                    format_seconds(outcome.copied.as_secs_f64()),
+                    format_seconds(outcome.seconds)
+                );
+                self.last = Some(written.path);
+                Ok(None)
+            }
+            Err(error) => {
+                log::error!("no checkpoint of step {}: {error}", outcome.step);
+                Ok(Some(error))
+            }
+        }
+    }
+}
+
+/// The error with which a training ends that was stopped.
+pub fn stopped(signal: usize, step: usize, checkpoint: Option<&Path>) -> Error {
+    let checkpoint = checkpoint.map(Path::to_owned).unwrap_or_default();
+    Error::Stopped { signal: signal_name(signal), step, checkpoint }
+}
+
+enum Writer {
+    Idle(CheckpointFolder),
+    Busy(JoinHandle<Outcome>),
+}
+
+struct Outcome {
+    folder: CheckpointFolder,
+    step: usize,
+    written: Result<Written>,
+    copied: Duration,
+    seconds: f64,
+}
+
+impl Writer {
+    fn start(mut folder: CheckpointFolder, step: usize, content: Resumable, copied: Duration) -> Writer {
+        let write = move || {
+            let started = Instant::now();
+            let written = folder.write(step, &content);
+            Outcome { folder, step, written, copied, seconds: started.elapsed().as_secs_f64() }
+        };
+        let thread = std::thread::Builder::new().name("hpml-checkpoint".into()).spawn(write);
+        Writer::Busy(thread.expect("a thread can be started"))
+    }
+}

@@ -1,0 +1,287 @@
+//! Going on where a training was saved: what is found, whether it fits, and every number back in its place.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::{Training, weights};
+use crate::collective::Combine;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::launch::Job;
+use crate::metrics::Kind;
+use crate::parallel::{Replica, StepResult};
+use crate::store::{
+    self, Attribute, Checkpoint, CheckpointFolder, NamedTensor, Resumable, TensorValues, newest_checkpoint,
+    read_resumable,
+};
+
+/// Keys that a resumed training may have other than it began with. Which samples make a step, and what is done with
+/// them, is none of these; how fast, how long and on how many ranks is.
+const MAY_DIFFER: [&str; 16] = [
+    "run.out",
+    "launch.",
+    "data.dir",
+    "data.prefetch",
+    "train.epochs",
+    "train.batch_per_rank", // together as many as before, see `with_its_batch`
+    "train.global_batch",
+    "train.accumulate",
+    "train.test_batch",
+    "parallel.bucket_mb",
+    "parallel.all_reduce",
+    "checkpoint.",
+    "metrics.",
+    "quantize.",
+    "sweep.",
+    "study.",
+];
+
+/// What there is to go on from.
+pub enum Start {
+    /// Nothing.
+    Anew {
+        /// Whether an unfinished run file of that name gives way.
+        replace: bool,
+    },
+    /// A checkpoint, which rank 0 has read.
+    From(Option<Resume>),
+    /// The run file is already that of a finished training.
+    Finished,
+}
+
+/// A checkpoint that was read.
+pub struct Resume {
+    /// Its file.
+    pub path: PathBuf,
+    /// What it holds.
+    pub content: Resumable,
+}
+
+/// What `--resume` finds: `auto` the newest whole checkpoint beside the run file `out`, else the file of that name. A
+/// collective; rank 0 reads.
+pub fn find(given: &str, out: &Path, config: &Config, job: &Job) -> Result<Start> {
+    let found = if job.is_root() { look(given, out, config) } else { Ok(Start::From(None)) };
+    let found = job.agree(found)?;
+    let mut code = [match &found {
+        _ if !job.is_root() => 0.0,
+        Start::Anew { .. } => 1.0,
+        Start::From(_) => 2.0,
+        Start::Finished => 3.0,
+    }];
+    job.communicator.all_reduce(Kind::Control, Combine::Max, &mut code)?;
+    Ok(match code[0] as u8 {
+        _ if job.is_root() => found,
+        1 => Start::Anew { replace: false },
+        2 => Start::From(None),
+        _ => Start::Finished,
+    })
+}
+
+fn look(given: &str, out: &Path, config: &Config) -> Result<Start> {
+    let newest = match given {
+        "auto" => newest_checkpoint(&CheckpointFolder::path_beside(out))?,
+        path => Some((PathBuf::from(path), read_resumable(Path::new(path))?)),
+    };
+    if let Some((path, content)) = newest {
+        same_training(&store::read_config(&path)?, config, &path)?;
+        return Ok(Start::From(Some(Resume { path, content })));
+    }
+    if !out.exists() {
+        log::info!("nothing to resume beside {}: starting anew", out.display());
+        return Ok(Start::Anew { replace: false });
+    }
+    let rows = |group: &str, column: &str| -> Result<usize> {
+        Ok(store::read_table(out, group)?.column(column).map_or(0, |column| column.values.len()))
+    };
+    let epochs = rows("epochs", "epoch")?;
+    let steps = match store::read_table(out, "steps")?.column("global_step").and_then(|steps| steps.values.numbers()) {
+        Some(steps) => steps.last().map_or(0, |last| *last as usize + 1),
+        None => 0,
+    };
+    if epochs >= config.train.epochs || config.train.max_steps > 0 && steps >= config.train.max_steps {
+        return Ok(Start::Finished);
+    }
+    log::warn!("{} ended after {epochs} epochs without a checkpoint: starting anew, in its place", out.display());
+    Ok(Start::Anew { replace: true })
+}
+
+/// The first key that makes another training of it.
+fn same_training(saved: &Config, now: &Config, checkpoint: &Path) -> Result<()> {
+    let differs = |key: &str, saved: String, now: String| Error::ResumeDiffers {
+        key: key.into(),
+        now,
+        saved,
+        checkpoint: checkpoint.to_owned(),
+    };
+    for ((key, saved), (_, now)) in saved.flattened().into_iter().zip(now.flattened()) {
+        if saved != now && !MAY_DIFFER.iter().any(|free| key.starts_with(free)) {
+            return Err(differs(&key, saved.to_string(), now.to_string()));
+        }
+    }
+    match (saved.data_dir(), now.data_dir()) {
+        (Some(_), None) | (None, Some(_)) => {
+            Err(differs("data.dir", format!("{:?}", saved.data.dir), format!("{:?}", now.data.dir)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The same configuration with as many samples a rank as make the global batch of before, so that each step trains on the
+/// samples that it would have had: step t of an epoch takes the t-th piece of that epoch's order, on any number of ranks.
+pub fn with_its_batch(config: &Config, job: &Job, resume: Option<&Resume>) -> Result<Config> {
+    let global = resume.map_or(0.0, |resume| resume.number("global_batch"));
+    let [global] = share(job, [global])?;
+    let (global, parts) = (global as usize, job.world_size * config.train.accumulate);
+    let mut config = config.clone();
+    if global % parts != 0 {
+        let expected = format!(
+            "this training's global batch is {global}, which does not divide by {} ranks x train.accumulate = {}: use \
+             another number of ranks",
+            job.world_size, config.train.accumulate
+        );
+        let (place, key) = ("--resume".into(), "train.batch_per_rank".into());
+        let value = config.train.batch_per_rank.to_string();
+        return job.agree(Err(Error::ConfigValue { place, key, value, expected }));
+    }
+    if job.is_root() && config.train.batch_per_rank != global / parts {
+        log::info!("train.batch_per_rank = {}, so that the global batch stays {global}", global / parts);
+    }
+    config.train.batch_per_rank = global / parts;
+    Ok(config)
+}
+
+impl Resume {
+    fn number(&self, name: &str) -> f64 {
+        let value = self.content.state.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+        match value {
+            Some(Attribute::Int(value)) => *value as f64,
+            Some(Attribute::Float(value)) => *value,
+            _ => 0.0,
+        }
+    }
+
+    /// The steps at which this training has been resumed before, and now.
+    pub fn resumed_at(&self) -> Vec<i64> {
+        let attributes = &self.content.state.attributes;
+        let before = attributes.iter().find(|(key, _)| key == "resumed_at_steps").map(|(_, value)| value);
+        let mut steps = match before {
+            Some(Attribute::Ints(steps)) => steps.clone(),
+            _ => Vec::new(),
+        };
+        steps.push(self.number("steps") as i64);
+        steps
+    }
+
+    fn floats(&self, name: &str, expected: usize) -> Result<&[f32]> {
+        match self.content.state.tensor(name).map(|tensor| &tensor.values) {
+            Some(TensorValues::F32(values)) if values.len() == expected => Ok(values),
+            found => {
+                let found = found.map_or("missing".into(), |values| format!("{} values", values.len()));
+                let message = format!("{found}, expected {expected} of float32: not of this model");
+                Err(Error::Dataset { path: self.path.clone(), name: format!("resume/{name}"), message })
+            }
+        }
+    }
+}
+
+/// Rank 0's numbers on every rank.
+fn share<const N: usize>(job: &Job, numbers: [f64; N]) -> Result<[f64; N]> {
+    let mut numbers = if job.is_root() { numbers } else { [0.0; N] };
+    job.communicator.all_reduce(Kind::Control, Combine::Sum, &mut numbers)?;
+    Ok(numbers)
+}
+
+impl Training<'_> {
+    /// Everything that [`restore`](Self::restore) needs, on rank 0; and how long the copy took. A collective between two
+    /// steps.
+    pub(super) fn capture(&mut self) -> Result<(Option<Resumable>, std::time::Duration)> {
+        let started = Instant::now();
+        let was_averaged = self.averaged;
+        self.exchange_average(false);
+        self.gather_times()?;
+        let communicator = &self.job.communicator;
+        let result = Replica::sum_over_ranks(communicator, self.so_far.result)?;
+        let buffers = communicator.gather(Kind::Control, self.replica.state.buffers.as_slice())?;
+        let content = self.job.is_root().then(|| {
+            let (optimizer_steps, moments) = self.optimizer.state();
+            let flat = |name: &str, values: &[f32]| {
+                NamedTensor::new(name, vec![values.len()], TensorValues::F32(values.to_vec()))
+            };
+            let mut tensors: Vec<NamedTensor> = moments.map(|(name, values)| flat(name, values)).into();
+            if let Some(average) = &mut self.average {
+                tensors.push(flat("average", average.weights()));
+            }
+            let shape = vec![self.job.world_size, buffers.len() / self.job.world_size];
+            tensors.push(NamedTensor::new("buffers", shape, TensorValues::F32(buffers)));
+            let int = |value: usize| Attribute::Int(value as i64);
+            let attributes = [
+                ("steps", int(self.steps_done)),
+                ("epochs", int(self.epochs_done)),
+                ("steps_in_epoch", int(self.so_far.steps)),
+                ("loss_sum", Attribute::Float(result.loss_sum)),
+                ("correct", int(result.correct)),
+                ("samples", int(result.samples)),
+                ("seconds", Attribute::Float(self.so_far.seconds)),
+                ("optimizer_steps", Attribute::Int(optimizer_steps)),
+                ("world_size", int(self.job.world_size)),
+                ("global_batch", int(self.global_batch)),
+                ("resumed_at_steps", Attribute::Ints(self.resumed_at.clone())),
+            ];
+            let attributes = attributes.map(|(name, value)| (name.to_owned(), value)).into();
+            Resumable {
+                tables: self.record.tables(&communicator.ledger()),
+                model: weights::checkpoint(&self.replica.model, self.epochs_done, self.steps_done),
+                state: Checkpoint { tensors, attributes },
+            }
+        });
+        self.exchange_average(was_averaged);
+        Ok((content, started.elapsed()))
+    }
+
+    /// Puts everything back but the model, which was loaded before. `resume` is there on rank 0. A collective.
+    pub(super) fn restore(&mut self, resume: Option<&Resume>) -> Result<()> {
+        let (job, communicator) = (self.job, self.job.communicator.clone());
+        let number = |name: &str| resume.map_or(0.0, |resume| resume.number(name));
+        let has_average = resume.is_some_and(|resume| {
+            resume.content.state.tensor("average").is_some_and(|average| !average.values.is_empty())
+        });
+        let names = ["steps", "epochs", "steps_in_epoch", "seconds", "optimizer_steps", "world_size"];
+        let [steps, epochs, steps_in_epoch, seconds, optimizer_steps, ranks] = share(job, names.map(number))?;
+        let [has_average] = share(job, [f64::from(has_average)])?;
+        (self.steps_done, self.epochs_done) = (steps as usize, epochs as usize);
+        self.so_far.steps = steps_in_epoch as usize;
+        self.so_far.seconds = seconds;
+        // What all ranks had counted together is rank 0's part of the sum at the epoch's end.
+        self.so_far.result = StepResult {
+            loss_sum: number("loss_sum"),
+            correct: number("correct") as usize,
+            samples: number("samples") as usize,
+        };
+        let receive = |name: &str, target: &mut [f32]| -> Result<()> {
+            let saved = resume.map(|resume| resume.floats(name, target.len())).transpose();
+            if let Some(saved) = job.agree(saved)? {
+                target.copy_from_slice(saved);
+            }
+            communicator.broadcast(Kind::Parameters, target)?;
+            Ok(())
+        };
+        let [first, second] = self.optimizer.restore(optimizer_steps as i64);
+        receive("first_moment", first)?;
+        receive("second_moment", second)?;
+        if let (Some(average), true) = (&mut self.average, has_average > 0.0) {
+            average.weights().resize(self.replica.state.parameters.as_slice().len(), 0.0);
+            receive("average", average.weights())?;
+        }
+        let own = self.replica.state.buffers.as_mut_slice();
+        let mut buffers = vec![0.0; own.len() * ranks as usize];
+        receive("buffers", &mut buffers)?;
+        // On another number of ranks everybody has rank 0's.
+        let row = if ranks as usize == job.world_size { job.rank } else { 0 };
+        own.copy_from_slice(&buffers[row * own.len()..][..own.len()]);
+        self.record.resume(self.steps_done, resume.map_or(&[], |resume| &resume.content.tables));
+        if let Some(resume) = resume {
+            self.resumed_at = resume.resumed_at();
+        }
+        Ok(())
+    }
+}

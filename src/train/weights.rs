@@ -1,0 +1,46 @@
+//! The model's state as named tensors, and back.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::model::{Model, Role};
+use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues};
+
+/// The model with PyTorch's names, shapes and order, ready for `load_state_dict`.
+pub fn checkpoint(model: &Model, epochs: usize, steps: usize) -> Checkpoint {
+    let tensors = model.state.iter().map(|entry| match entry.role {
+        // PyTorch counts batches per batch norm; all of ours have seen every step.
+        Role::Counter => NamedTensor::new(&entry.name, vec![], TensorValues::I64(vec![steps as i64])),
+        Role::Parameter | Role::Buffer => {
+            let mut values = vec![0.0; entry.tensor.numel()];
+            entry.tensor.detach().contiguous().copy_data(&mut values, entry.tensor.numel());
+            let shape = entry.tensor.size().into_iter().map(|extent| extent as usize).collect();
+            NamedTensor::new(&entry.name, shape, TensorValues::F32(values))
+        }
+    });
+    let attributes =
+        vec![("epochs".into(), Attribute::Int(epochs as i64)), ("steps".into(), Attribute::Int(steps as i64))];
+    Checkpoint { tensors: tensors.collect(), attributes }
+}
+
+/// Copies tensors under PyTorch's names into the model, each of which must be there in the right shape. `path` and `group`
+/// are where they were read.
+pub fn load(model: &mut Model, tensors: &[NamedTensor], path: &Path, group: &str) -> Result<()> {
+    for entry in model.state.iter_mut().filter(|entry| entry.role != Role::Counter) {
+        let refuse = |message: String| Error::Dataset {
+            path: path.to_owned(),
+            name: format!("{group}/{}", entry.name),
+            message,
+        };
+        let shape: Vec<usize> = entry.tensor.size().into_iter().map(|extent| extent as usize).collect();
+        let tensor = tensors.iter().find(|tensor| tensor.name == entry.name).ok_or_else(|| refuse("missing".into()))?;
+        match &tensor.values {
+            TensorValues::F32(values) if tensor.shape == shape => {
+                let source = tch::Tensor::from_slice(values).view_as(&entry.tensor);
+                tch::no_grad(|| entry.tensor.copy_(&source));
+            }
+            _ => return Err(refuse(format!("shape {:?}, expected float32 {shape:?}", tensor.shape))),
+        }
+    }
+    Ok(())
+}

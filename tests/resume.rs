@@ -1,0 +1,228 @@
+//! A training that was cut goes on as if it had not been: checkpoints, signals, `--resume`.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Finished, Mpirun, folder};
+
+const SOON: Duration = Duration::from_secs(90);
+/// Some epochs of a fraction of a second each.
+const SMALL: [&str; 6] =
+    ["--set", "train.epochs=8", "--set", "data.train_samples=2000", "--set", "data.test_samples=200"];
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn train(ranks: usize, out: &Path, args: &[&str]) -> Mpirun {
+    Mpirun::ranks(ranks).args(["train", "--out", text(out)]).args(SMALL).args(args).timeout(SOON)
+}
+
+/// Starts a training and sends `signal` to `mpirun`, which passes it on, once the first epoch is in the run file.
+fn cut(ranks: usize, out: &Path, args: &[&str], signal: &str) -> Finished {
+    let run = train(ranks, out, args).spawn();
+    while !out.exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill(signal, run.child.id());
+    run.wait()
+}
+
+fn kill(signal: &str, pid: u32) {
+    Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
+}
+
+/// Every tensor of the model, bit for bit.
+fn parameters(file: &Path) -> Vec<(String, Vec<u32>)> {
+    let file = hdf5::File::open(file).unwrap();
+    let group = file.group("checkpoint").unwrap();
+    let mut names = group.member_names().unwrap();
+    names.sort();
+    let bits =
+        |name: &String| group.dataset(name).unwrap().read_raw::<f32>().unwrap().iter().map(|v| v.to_bits()).collect();
+    names.iter().map(|name| (name.clone(), bits(name))).collect()
+}
+
+fn checkpoints(out: &Path) -> Vec<PathBuf> {
+    let folder = out.with_extension("checkpoints");
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).map(|found| found.flatten().map(|entry| entry.path()).collect()).unwrap_or_default();
+    paths.sort();
+    paths
+}
+
+fn assert_refused(run: &Finished, named: &[&str]) {
+    assert_eq!(run.status.code(), Some(1), "{}", run.stdout);
+    let messages = run.messages();
+    assert_eq!(messages.len(), 1, "one message expected:\n{}", run.stderr);
+    for word in named {
+        assert!(messages[0].contains(word), "{word} is not named in: {}", messages[0]);
+    }
+}
+
+#[test]
+fn a_resumed_training_ends_bit_for_bit_where_an_uncut_one_does() {
+    let cases: [(usize, &[&str]); 4] = [
+        (1, &[]),
+        (2, &["optim.ema=0.9", "data.augment=true", "schedule.anneal=cosine", "train.accumulate=2"]),
+        (2, &["optim.name=lamb", "optim.clip_norm=1.0", "parallel.all_reduce=ring"]),
+        (3, &["optim.nesterov=true", "parallel.all_reduce=mpi", "train.label_smoothing=0.1"]),
+    ];
+    for (ranks, settings) in cases {
+        let args: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        let folder = folder();
+        let (whole, pieces) = (folder.path().join("whole.h5"), folder.path().join("pieces.h5"));
+        train(ranks, &whole, &args).run().succeeded();
+        let first = cut(ranks, &pieces, &args, "USR1");
+        assert_eq!(first.status.code(), Some(75), "{}\n{}", first.stdout, first.stderr);
+        assert!(first.messages()[0].contains("SIGUSR1"), "{}", first.stderr);
+        assert_eq!(checkpoints(&pieces).len(), 1);
+        let rest = train(ranks, &pieces, &[&args[..], &["--resume", "auto"]].concat()).run().succeeded();
+        assert!(rest.stdout.contains("goes on after step"), "{}", rest.stdout);
+        assert_eq!(parameters(&whole), parameters(&pieces), "{settings:?}");
+        for column in ["epochs/epoch", "epochs/test_accuracy", "epochs/train_samples", "epochs/lr", "steps/global_step"]
+        {
+            assert_eq!(common::column(&whole, column), common::column(&pieces, column), "{column}");
+        }
+        let checksums = |file: &Path| common::texts(file, "epochs/parameter_checksum");
+        assert_eq!(checksums(&whole), checksums(&pieces));
+        // As many gradients were reduced, in all.
+        assert_eq!(common::column(&whole, "comm/messages")[1], common::column(&pieces, "comm/messages")[1]);
+    }
+}
+
+/// Batch norm's statistics are each rank's own until the epoch's end.
+#[test]
+fn what_is_each_ranks_own_is_saved_too() {
+    let folder = folder();
+    let (whole, pieces) = (folder.path().join("whole.h5"), folder.path().join("pieces.h5"));
+    let settings = ["model.name=resnet18", "model.width=4", "parallel.buffers=local", "data.train_samples=200"];
+    let args: Vec<&str> =
+        settings.iter().flat_map(|setting| ["--set", setting]).chain(["--set", "train.epochs=4"]).collect();
+    train(2, &whole, &args).run().succeeded();
+    assert_eq!(cut(2, &pieces, &args, "USR1").status.code(), Some(75));
+    train(2, &pieces, &[&args[..], &["--resume", "auto"]].concat()).run().succeeded();
+    assert_eq!(parameters(&whole), parameters(&pieces));
+    assert_eq!(common::column(&whole, "epochs/test_loss"), common::column(&pieces, "epochs/test_loss"));
+}
+
+#[test]
+fn another_number_of_ranks_goes_on_with_the_same_samples() {
+    let folder = folder();
+    let (whole, pieces) = (folder.path().join("whole.h5"), folder.path().join("pieces.h5"));
+    // 4 x 4 samples, at a rate at which rounding does not grow from step to step.
+    let args = ["--set", "train.batch_per_rank=4", "--set", "train.lr=0.001"];
+    train(4, &whole, &args).run().succeeded();
+    assert_eq!(cut(4, &pieces, &args, "USR1").status.code(), Some(75));
+    let rest = train(2, &pieces, &[&args[..], &["--resume", "auto"]].concat()).run().succeeded();
+    assert!(rest.stderr.contains("train.batch_per_rank = 8"), "{}", rest.stderr);
+    // The same samples in each step, summed in another order.
+    let (one, two) = (common::column(&whole, "epochs/train_loss"), common::column(&pieces, "epochs/train_loss"));
+    for (one, two) in one.iter().zip(&two) {
+        assert!((one / two - 1.0).abs() < 1e-3, "{one} {two}");
+    }
+    assert_eq!(common::column(&whole, "epochs/epoch"), common::column(&pieces, "epochs/epoch"));
+    let refused = train(3, &folder.path().join("pieces.h5"), &["--set", "train.epochs=9", "--resume", "auto"]).run();
+    assert_refused(&refused, &["global batch is 16", "3 ranks"]);
+}
+
+#[test]
+fn every_signal_stops_all_ranks_whichever_of_them_gets_it() {
+    for (signal, rank) in [("TERM", 1), ("INT", 0), ("USR1", 1)] {
+        let folder = folder();
+        let out = folder.path().join("run.h5");
+        let run = train(2, &out, &["--set", "train.epochs=1000"]).spawn();
+        let pids = run.rank_pids(2);
+        while !out.exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        kill(signal, pids[rank]);
+        let run = run.wait();
+        assert_eq!(run.status.code(), Some(75), "{signal}: {}", run.stderr);
+        assert_eq!(run.messages().len(), 1, "{}", run.stderr);
+        assert!(run.messages()[0].contains(&format!("SIG{signal}")), "{}", run.stderr);
+        // Run file and checkpoint tell the same.
+        let step = |file: &Path| *common::column(file, "steps/global_step").last().unwrap();
+        assert_eq!(step(&out), step(&checkpoints(&out)[0]));
+    }
+}
+
+#[test]
+fn a_second_interrupt_ends_at_once() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    // A step of a minute, so that the first one cannot have stopped it meanwhile.
+    let args = ["--set", "model.name=resnet18", "--set", "train.batch_per_rank=1000"];
+    let run = Mpirun::alone().args(["train", "--out", text(&out)]).args(args).timeout(SOON).spawn();
+    std::thread::sleep(Duration::from_secs(4));
+    kill("INT", run.child.id());
+    std::thread::sleep(Duration::from_millis(300));
+    kill("INT", run.child.id());
+    let run = run.wait();
+    assert_eq!(run.status.code(), Some(130), "{}", run.stderr);
+    assert!(run.seconds < 30.0);
+}
+
+#[test]
+fn the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over() {
+    let folder = folder();
+    let (whole, pieces) = (folder.path().join("whole.h5"), folder.path().join("pieces.h5"));
+    let args = ["--set", "checkpoint.every_epochs=2", "--set", "checkpoint.keep=3"];
+    let run = train(2, &whole, &args).run().succeeded();
+    assert_eq!(run.stderr.lines().filter(|line| line.contains("checkpoint of step")).count(), 4, "{}", run.stderr);
+    assert_eq!(checkpoints(&whole).len(), 3);
+
+    let short = [&args[..], &["--set", "train.epochs=6"]].concat();
+    train(2, &pieces, &short).run().succeeded();
+    let newest = checkpoints(&pieces).pop().unwrap();
+    let bytes = std::fs::read(&newest).unwrap();
+    std::fs::write(&newest, &bytes[..bytes.len() - 100]).unwrap();
+    let rest = train(2, &pieces, &[&args[..], &["--resume", "auto"]].concat()).run().succeeded();
+    assert!(rest.stderr.contains("damaged") && rest.stderr.contains("trying the one before"), "{}", rest.stderr);
+    assert_eq!(parameters(&whole), parameters(&pieces));
+    assert!(!newest.exists() || std::fs::read(&newest).unwrap().len() != bytes.len() - 100, "the damaged one stayed");
+    // All is done: nothing changes any more, and that is no error.
+    let again = train(2, &pieces, &[&args[..], &["--resume", "auto"]].concat()).run().succeeded();
+    assert!(again.stdout.contains("written to"), "{}", again.stdout);
+    assert_eq!(parameters(&whole), parameters(&pieces));
+    assert_eq!(common::column(&pieces, "epochs/epoch").len(), 8);
+}
+
+#[test]
+fn what_cannot_be_resumed_is_said_in_one_message() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let resume = |args: &[&str]| train(2, &out, &[args, &["--resume", "auto"]].concat()).run();
+    // Nothing there yet: a chain of jobs begins with the same command that goes on.
+    let first = resume(&["--set", "checkpoint.every_epochs=1", "--set", "train.epochs=1"]).succeeded();
+    assert!(first.stderr.contains("starting anew"), "{}", first.stderr);
+    assert_refused(&resume(&["--set", "train.lr=0.5"]), &["train.lr", "0.5", "0.01", "run.checkpoints"]);
+    let without = Mpirun::ranks(2).args(["train", "--resume", "auto"]).timeout(SOON).run();
+    assert_refused(&without, &["--resume auto", "--out"]);
+    assert_refused(&train(2, &out, &[]).run(), &["run.checkpoints", "--force"]);
+    let missing = train(2, &out, &["--resume", "none.h5"]).run();
+    assert_refused(&missing, &["none.h5"]);
+    let not_a_checkpoint = train(2, &out, &["--resume", text(&out)]).run();
+    assert_refused(&not_a_checkpoint, &["resume", "missing"]);
+    // Finished and without checkpoints: nothing to do.
+    std::fs::remove_dir_all(out.with_extension("checkpoints")).unwrap();
+    let done = resume(&["--set", "train.epochs=1"]).succeeded();
+    assert!(done.stdout.contains("nothing to do"), "{}", done.stdout);
+    // Not finished: anew, in its place.
+    let anew = resume(&["--set", "train.epochs=2"]).succeeded();
+    assert!(anew.stderr.contains("without a checkpoint"), "{}", anew.stderr);
+    assert_eq!(common::column(&out, "epochs/epoch").len(), 2);
+}
+
+#[test]
+fn with_force_the_checkpoints_of_the_earlier_training_give_way() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let args = ["--set", "checkpoint.every_epochs=1", "--set", "train.epochs=3"];
+    train(1, &out, &args).run().succeeded();
+    train(1, &out, &[&args[..], &["--force", "--set", "train.epochs=1"]].concat()).run().succeeded();
+    assert_eq!(checkpoints(&out).len(), 1);
+}
