@@ -344,13 +344,13 @@ impl Config {
             apply_override(&mut table, given)?;
             let typed: Result<Config, _> = table.clone().try_into();
             typed.map_err(|error| Error::ConfigSyntax {
-                place: format!("--set {given}"),
-                message: error.message().trim().to_owned(),
+                place: format!("--set {}", on_one_line(given)),
+                message: on_one_line(error.message()),
             })?;
         }
         let config: Config = table.try_into().map_err(|error: toml::de::Error| Error::ConfigSyntax {
             place: place.clone(),
-            message: error.to_string(),
+            message: on_one_line(&error.to_string()),
         })?;
         config.validate(&if overrides.is_empty() { place } else { format!("{place} with --set") })?;
         Ok(config)
@@ -404,7 +404,7 @@ impl Config {
 
 /// `section.key=value` into the table. The value is TOML; what is not TOML is taken as a string (`model.name=net`).
 fn apply_override(table: &mut toml::Table, given: &str) -> Result<()> {
-    let malformed = || Error::OverrideSyntax { given: given.into() };
+    let malformed = || Error::OverrideSyntax { given: on_one_line(given) };
     let (name, value) = given.split_once('=').ok_or_else(malformed)?;
     let (section, key) = name.trim().split_once('.').ok_or_else(malformed)?;
     if section.is_empty() || key.is_empty() {
@@ -420,9 +420,14 @@ fn apply_override(table: &mut toml::Table, given: &str) -> Result<()> {
     Ok(())
 }
 
+/// A message that quotes what was given stays one line, and nothing in it is for the terminal to obey.
+fn on_one_line(text: &str) -> String {
+    text.trim().chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+}
+
 /// The message of a TOML error with its line, without the multi-line drawing.
 fn one_line(text: &str, error: &toml::de::Error) -> String {
-    let message = error.message().trim().replace('\n', " ");
+    let message = on_one_line(error.message());
     match error.span() {
         Some(span) => {
             let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
