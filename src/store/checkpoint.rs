@@ -139,12 +139,7 @@ mod tests {
         small.tensors.remove(0);
         write(&path, Some(&small)).unwrap();
         let whole = std::fs::read(&path).unwrap();
-        let heaps: Vec<usize> = (0..whole.len()).filter(|place| whole[*place..].starts_with(b"GCOL")).collect();
         for place in (0..whole.len()).step_by(31) {
-            // The C library's own bounds end in the heap of variable-length text, see `input`.
-            if heaps.iter().any(|heap| (*heap..heap + 4096).contains(&place)) {
-                continue;
-            }
             let mut damaged = whole.clone();
             damaged[place] ^= 0x81;
             std::fs::write(&path, &damaged).unwrap();

@@ -1,11 +1,12 @@
 //! Reading a file that may be anything. No size that the file claims is believed beyond the file's own, and nothing outside
 //! of it is read: HDF5 could be sent to other files by links, by external storage and by virtual datasets.
 //!
-//! What this cannot mend: HDF5 keeps text of variable length in a heap without a checksum, and the C library (1.10 at
-//! least) can crash on a damaged one. Numbers, and so checkpoints, are not read through that heap.
+//! Text of variable length is checked before the C library sees it, see [`heap`](super::heap). What this cannot mend: in a
+//! file of HDF5's old format (h5py's default, not ours) metadata has no checksums, and the library can crash on damaged ones.
 
 use std::cell::Cell;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use hdf5::dataset::Layout;
@@ -13,6 +14,7 @@ use hdf5::types::{FixedAscii, FixedUnicode, FloatSize, TypeDescriptor, VarLenAsc
 use hdf5::{Container, Dataset, Group, H5Type, IndexType, IterationOrder, Location, MinorErrorCode};
 
 use super::atomic::reason;
+use super::heap::{Heaps, REFERENCE};
 use super::schema::{CONFIG, FORMAT_VERSION, TOML, VERSION};
 use super::{Attribute, Values};
 use crate::error::{AtPath, Error, Result};
@@ -30,6 +32,8 @@ pub(super) struct Input {
     pub(super) bytes: u64,
     /// What may still be read: all data once. Uncompressed (hpml writes no other) it is less than the file.
     left: Cell<u64>,
+    /// Where texts lie.
+    heaps: Heaps,
 }
 
 impl Input {
@@ -48,8 +52,11 @@ impl Input {
             () if error.contains_minor(MinorErrorCode::Truncated) => refuse("cut short: copy it again"),
             () => refuse(&format!("cannot be read as HDF5: {}", reason(&error))),
         })?;
-        let bytes = metadata.len();
-        Ok(Input { path: path.to_owned(), file, bytes, left: Cell::new(bytes) })
+        let (bytes, heaps) = (metadata.len(), Heaps::find(path).at(path)?);
+        if !heaps.are_whole() {
+            return Err(refuse("damaged: a heap of texts is not whole: take another copy of the file"));
+        }
+        Ok(Input { path: path.to_owned(), file, bytes, left: Cell::new(bytes), heaps })
     }
 
     /// Opens a run file, of this version or an earlier one.
@@ -119,7 +126,11 @@ impl Input {
         if dataset.ndim() > 1 {
             return Err(self.error(path, "text of several dimensions, which is not read"));
         }
-        let texts = match self.kind(dataset, path)? {
+        let kind = self.kind(dataset, path)?;
+        if matches!(kind, TypeDescriptor::VarLenUnicode | TypeDescriptor::VarLenAscii) {
+            self.check_references(dataset, count, path)?;
+        }
+        let texts = match kind {
             TypeDescriptor::VarLenUnicode => {
                 self.one_by_one(dataset, count, |text: &VarLenUnicode| text.as_bytes().to_vec())
             }
@@ -135,6 +146,21 @@ impl Input {
             other => return Err(self.error(path, format!("type {other}, which is not read"))),
         };
         texts.map_err(|error| self.unreadable(path, &error))
+    }
+
+    /// Whether each text of variable length lies where the dataset says. Those of a dataset in chunks are not found.
+    fn check_references(&self, dataset: &Dataset, count: usize, path: &str) -> Result<()> {
+        if dataset.layout() != Layout::Contiguous {
+            return Err(self.error(path, "text in chunks, which is not read"));
+        }
+        let Some(offset) = dataset.offset() else { return Ok(()) }; // never written
+        let file = fs::File::open(&self.path).at(&self.path)?;
+        let mut references = vec![[0; REFERENCE]; count];
+        file.read_exact_at(references.as_flattened_mut(), offset).at(&self.path)?;
+        match references.iter().position(|reference| !self.heaps.holds(reference)) {
+            Some(index) => Err(self.error(path, format!("damaged: text {index} is not where it should be"))),
+            None => Ok(()),
+        }
     }
 
     /// Many elements may point to the same long text, so that a small file would fill the memory.

@@ -1,7 +1,7 @@
 //! What stands where in a run file: writes the groups of one.
 
 use hdf5::Group;
-use hdf5::plist::group_create::LinkCreationOrder;
+use hdf5::plist::group_create::{LinkCreationOrder, LinkPhaseChange};
 
 use super::schema::{CHECKPOINT, CONFIG, ENVIRONMENT, FORMAT_VERSION, TOML, VERSION};
 use super::values::{write_attribute, write_attributes};
@@ -50,7 +50,13 @@ pub(super) fn write(
     checkpoint.map_or(Ok(()), |checkpoint| checkpoint::write(root, CHECKPOINT, checkpoint))
 }
 
+/// More than any group has, as many as HDF5 allows.
+const MOST: u32 = 65_535;
+
 /// The group of that path, made if it is missing. Groups keep the order in which their members were written.
+///
+/// Members and attributes lie in the group's header, which has a checksum. From 8 on HDF5 would move them to a heap whose
+/// blocks have none, and its library crashes on a damaged one.
 pub(super) fn group(root: &Group, path: &str) -> hdf5::Result<Group> {
     let mut group = root.clone();
     for name in path.split('/') {
@@ -59,7 +65,11 @@ pub(super) fn group(root: &Group, path: &str) -> hdf5::Result<Group> {
         } else {
             group
                 .create_group_builder()
-                .with_gcpl(|plist| plist.link_creation_order(LinkCreationOrder::Indexed))
+                .with_gcpl(|plist| {
+                    let compact = LinkPhaseChange { max_compact: MOST, min_dense: MOST };
+                    let plist = plist.link_creation_order(LinkCreationOrder::Indexed).link_phase_change(compact);
+                    plist.attr_phase_change(MOST, MOST)
+                })
                 .create(name)?
         };
     }

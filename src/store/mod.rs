@@ -10,6 +10,7 @@
 mod atomic;
 mod checkpoint;
 mod checkpoint_folder;
+mod heap;
 mod input;
 mod inspect;
 mod layout;

@@ -304,12 +304,7 @@ mod tests {
         let (path, whole) = file(folder.path());
         whole.close().unwrap();
         let whole = std::fs::read(&path).unwrap();
-        let heaps: Vec<usize> = (0..whole.len()).filter(|place| whole[*place..].starts_with(b"GCOL")).collect();
         for place in (0..whole.len()).step_by(29) {
-            // The C library's own bounds end in the heap of variable-length text, see `input`.
-            if heaps.iter().any(|heap| (*heap..heap + 4096).contains(&place)) {
-                continue;
-            }
             let mut damaged = whole.clone();
             damaged[place] ^= 0x81;
             std::fs::write(&path, damaged).unwrap();
