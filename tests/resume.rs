@@ -125,7 +125,7 @@ fn another_number_of_ranks_goes_on_with_the_same_samples() {
         assert!((one / two - 1.0).abs() < 1e-3, "{one} {two}");
     }
     assert_eq!(common::column(&whole, "epochs/epoch"), common::column(&pieces, "epochs/epoch"));
-    let refused = train(3, &folder.path().join("pieces.h5"), &["--set", "train.epochs=9", "--resume", "auto"]).run();
+    let refused = train(3, &pieces, &[&args[..], &["--set", "train.epochs=9", "--resume", "auto"]].concat()).run();
     assert_refused(&refused, &["global batch is 16", "3 ranks"]);
 }
 
