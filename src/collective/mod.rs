@@ -12,6 +12,7 @@ mod element;
 mod memory;
 mod mpi;
 mod patience;
+pub mod progress;
 mod ring;
 mod sum;
 mod window;

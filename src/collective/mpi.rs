@@ -11,6 +11,7 @@ use mpi::traits::AsRaw;
 
 use super::element::{Element, Wire, add_bf16};
 use super::patience::{Patience, Pauses};
+use super::progress;
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Ledger};
 use crate::units::Second;
@@ -282,7 +283,9 @@ impl Communicator {
             return Ok(0.0);
         }
         let start = Instant::now();
+        let inside = progress::enter(kind, bytes);
         call()?;
+        drop(inside);
         let seconds = start.elapsed().as_secs_f64();
         self.ledger.lock().expect("no thread panics while it counts").record(kind, bytes as u64, seconds);
         Ok(seconds)

@@ -4,7 +4,7 @@ use super::*;
 
 impl Default for Launch {
     fn default() -> Self {
-        Launch { device: Device::Auto, threads: 0 }
+        Launch { device: Device::Auto, threads: 0, comm_timeout_s: 600.0 }
     }
 }
 

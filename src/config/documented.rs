@@ -8,6 +8,10 @@ const COMMENTS: &[(&str, &str)] = &[
     ("run.out", "the run file (HDF5); empty: results/MODEL-RANKSranks-TIME.h5"),
     ("launch.device", "auto, cpu or cuda; auto takes a GPU where every rank of a host has one of its own"),
     ("launch.threads", "compute threads per rank; 0: cores of the host / ranks on it"),
+    (
+        "launch.comm_timeout_s",
+        "a collective of hpml train or study that takes longer (seconds) ends the job and names the rank that is missing; 0: never",
+    ),
     ("data.dir", "folder of CIFAR-10's binary files (or the one above it); empty: the embedded synthetic set"),
     ("data.train_samples", "train on the first so many samples; 0: all"),
     ("data.test_samples", "test on the first so many samples; 0: all"),

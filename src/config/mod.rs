@@ -50,6 +50,7 @@ pub struct Run {
 pub struct Launch {
     pub device: Device,
     pub threads: usize,
+    pub comm_timeout_s: f64,
 }
 
 /// Where a rank computes.

@@ -67,6 +67,7 @@ impl Config {
             ("schedule.warmup_start", schedule.warmup_start),
             ("schedule.least", schedule.least),
             ("schedule.gamma", schedule.gamma),
+            ("launch.comm_timeout_s", self.launch.comm_timeout_s),
             ("checkpoint.every_minutes", self.checkpoint.every_minutes),
         ];
         for (key, value) in not_negative {

@@ -9,6 +9,7 @@ use super::checkpoints::{Checkpoints, Verdict};
 use super::record::{EpochRow, Record};
 use super::resume::Resume;
 use super::{Average, Optimizer, Schedule, weights};
+use crate::collective::progress;
 use crate::config::Config;
 use crate::data::{AugmentSeed, BatchPlan, Dataset, Datasets, Loader, LoaderOptions, Sampler};
 use crate::error::{Error, Result};
@@ -251,6 +252,7 @@ impl<'a> Training<'a> {
             self.so_far.times.push(time);
             self.so_far.steps += 1;
             self.steps_done += 1;
+            progress::set_step(self.steps_done);
             self.so_far.seconds = before + started.elapsed().as_secs_f64();
             progress.inc(1);
         }
