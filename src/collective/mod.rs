@@ -14,6 +14,7 @@ mod mpi;
 mod patience;
 mod ring;
 mod sum;
+mod traffic;
 mod window;
 mod worker;
 

@@ -179,11 +179,18 @@ impl Record {
                 "bytes of the buffers on rank 0",
                 Values::I64(entries.map(|e| e.bytes as i64).to_vec()),
             ),
+            column(
+                "sent_bytes",
+                "B",
+                "bytes that all ranks together sent as messages (shared memory of a host carries none)",
+                Values::I64(entries.map(|e| e.sent as i64).to_vec()),
+            ),
             column("seconds", "s", "time inside the calls on rank 0", Values::F64(entries.map(|e| e.seconds).to_vec())),
         ];
         let gbs = |bytes_per_second| Attribute::Float(gigabytes_per_second(bytes_per_second));
         let busbw = all_reduce_busbw(gradients.bytes, gradients.seconds, self.world_size);
         let attributes = vec![
+            ("steps".into(), Attribute::Int(self.step_epochs.len() as i64)),
             ("gradients_algbw_GBps".into(), gbs(algbw(gradients.bytes, gradients.seconds))),
             ("gradients_busbw_GBps".into(), gbs(busbw)),
         ];
