@@ -85,3 +85,58 @@ fn the_ledger_tells_what_mpi_sent() {
         }
     }
 }
+
+/// One entry after the other of a run file's checkpoint whose names `keep` holds for, in the order of the names.
+fn checkpoint(file: &Path, keep: impl Fn(&str) -> bool) -> Vec<f32> {
+    let file = hdf5::File::open(file).unwrap();
+    let mut tensors = file.group("checkpoint").unwrap().datasets().unwrap();
+    tensors.retain(|tensor| keep(&tensor.name()) && !tensor.name().ends_with("num_batches_tracked"));
+    tensors.sort_by_key(|tensor| tensor.name());
+    tensors.iter().flat_map(|tensor| tensor.read_raw::<f32>().unwrap()).collect()
+}
+
+/// Greatest difference, over the greatest magnitude.
+fn difference(one: &[f32], two: &[f32]) -> f32 {
+    assert_eq!(one.len(), two.len());
+    let greatest = one.iter().fold(0f32, |greatest, value| greatest.max(value.abs()));
+    one.iter().zip(two).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / greatest
+}
+
+#[test]
+fn with_synchronised_batch_norm_the_ranks_train_as_one_with_the_global_batch() {
+    let folder = folder();
+    // A plain step of rate 1 leaves the gradient in the parameters. The embedded images have flat areas, in which max
+    // pooling would find ties; this network has none.
+    let train = |ranks: usize, batch: usize, more: &[&str]| {
+        let out = folder.path().join("run.h5");
+        let run = Mpirun::ranks(ranks).args(["train", "--force", "--out", out.to_str().unwrap()]);
+        let run = run.args(NARROW_RESNET).args(["--set", &format!("train.batch_per_rank={batch}")]);
+        let run = run.args(["--set", "train.lr=1.0", "--set", "optim.momentum=0.0", "--set", "train.max_steps=1"]);
+        let run = run.args(["--set", "data.train_samples=256", "--set", "data.test_samples=64"]);
+        run.args(["--set", "launch.threads=1"]).args(more).run().succeeded();
+        let buffers = checkpoint(&out, |name| name.contains("running"));
+        (checkpoint(&out, |name| !name.contains("running")), buffers, column(&out, "epochs/train_loss")[0])
+    };
+    let (start, ..) = train(1, 64, &["--set", "train.lr=1e-30"]);
+    let gradient = |parameters: &[f32]| -> Vec<f32> { start.iter().zip(parameters).map(|(a, b)| a - b).collect() };
+    let sync = ["--set", "parallel.buffers=sync"];
+    let (parameters, buffers, loss) = train(1, 64, &sync);
+    let expected = gradient(&parameters);
+    for (ranks, batch, more) in [
+        (2, 32, &["--set", "metrics.timing=profile"][..]),
+        (4, 16, &[]),
+        (2, 32, &["--set", "parallel.all_reduce=ring"]),
+    ] {
+        let (own, own_buffers, own_loss) = train(ranks, batch, &[&sync[..], more].concat());
+        let (gradients, statistics) = (difference(&expected, &gradient(&own)), difference(&buffers, &own_buffers));
+        eprintln!("{ranks} ranks: gradients {gradients:e}, statistics {statistics:e}, loss {:e}", own_loss - loss);
+        assert!(gradients < 1e-5 && statistics < 1e-5 && (own_loss - loss).abs() < 1e-5, "{ranks} ranks: {gradients}");
+    }
+    // What it is held against: without it, each rank has its own statistics, and another gradient.
+    let (local, ..) = train(2, 32, &["--set", "parallel.buffers=local"]);
+    assert!(difference(&expected, &gradient(&local)) > 1e-2);
+
+    // Two batches a step, each of them over all ranks.
+    train(2, 16, &[&sync[..], &["--set", "train.accumulate=2", "--set", "train.max_steps=3"]].concat());
+    train(2, 16, &[&sync[..], &["--set", "model.precision=bf16"]].concat());
+}

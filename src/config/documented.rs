@@ -65,7 +65,8 @@ const COMMENTS: &[(&str, &str)] = &[
     ),
     (
         "parallel.buffers",
-        "batch-norm statistics: broadcast (from rank 0 each step, as DDP), average (each epoch), local",
+        "batch-norm statistics: broadcast (from rank 0 each step, as DDP), average (each epoch), local, sync (batch norm over the \
+         global batch, as SyncBatchNorm; gradients are then reduced stage by stage after the backward pass, without overlap)",
     ),
     ("metrics.timing", "overlap (fast), or profile: no overlap, a barrier before each collective, parts add up"),
     ("metrics.warmup_steps", "first steps that are trained but not counted in the step times"),

@@ -246,6 +246,8 @@ pub enum BufferSync {
     Average,
     /// Every rank keeps its own; the checkpoint and the test use rank 0's and each rank's own.
     Local,
+    /// Batch norm over the batches of all ranks, in the forward and in the backward pass: nothing is left to differ.
+    Sync,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
