@@ -29,6 +29,8 @@ pub struct Replica {
     sync_batch_norm: Option<SyncBatchNorm>,
     timing: Timing,
     label_smoothing: f64,
+    /// Whether all ranks must have the same parameters.
+    keeps_ranks_equal: bool,
     /// Whether the gradients hold those of earlier batches of this step.
     accumulated: bool,
     logits: Vec<f32>,
@@ -56,14 +58,16 @@ impl StepResult {
 }
 
 impl Replica {
-    /// Takes the model over and gives every rank rank 0's parameters and buffers.
+    /// Takes the model over and gives every rank rank 0's parameters and buffers, unless that is to be left out.
     pub fn new(mut model: Model, communicator: Arc<Communicator>, config: &config::Config) -> Result<Replica> {
         let all_reduce = Arc::new(AllReduce::new(communicator.clone(), config.parallel.all_reduce)?);
         let gradients = all_reduce.buffer(model.parameter_count())?;
         let mut state = FlatState::adopt(&mut model, gradients);
-        communicator.broadcast(Kind::Parameters, state.parameters.as_mut_slice())?;
-        if !state.buffers.as_slice().is_empty() {
-            communicator.broadcast(Kind::Parameters, state.buffers.as_mut_slice())?;
+        if config.parallel.broadcast_parameters {
+            communicator.broadcast(Kind::Parameters, state.parameters.as_mut_slice())?;
+            if !state.buffers.as_slice().is_empty() {
+                communicator.broadcast(Kind::Parameters, state.buffers.as_mut_slice())?;
+            }
         }
         // The worker would call MPI beside the collectives of a backward pass that has its own.
         let sync = config.parallel.buffers == BufferSync::Sync && communicator.size() > 1;
@@ -90,6 +94,7 @@ impl Replica {
             sync_batch_norm,
             timing: config.metrics.timing,
             label_smoothing: config.train.label_smoothing,
+            keeps_ranks_equal: config.parallel.keeps_ranks_equal(),
             accumulated: false,
             logits: Vec::new(),
             labels: Vec::new(),
@@ -214,15 +219,17 @@ impl Replica {
         Ok(())
     }
 
-    /// A hash of this rank's parameters, after making sure that all ranks have the same one.
+    /// A hash of this rank's parameters, after making sure that all ranks have the same one, if they are meant to.
     pub fn agreed_checksum(&self, epoch: usize) -> Result<u64> {
         let bytes: Vec<u8> = self.state.parameters.as_slice().iter().flat_map(|value| value.to_le_bytes()).collect();
         let digest = blake3::hash(&bytes);
         let own = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a blake3 hash has 32 bytes"));
         let all = self.communicator.all_gather(Kind::Control, &[own])?;
         match all.iter().position(|&other| other != all[0]) {
-            Some(rank) => Err(Error::ParametersDiffer { epoch, rank, found: all[rank], expected: all[0] }),
-            None => Ok(own),
+            Some(rank) if self.keeps_ranks_equal => {
+                Err(Error::ParametersDiffer { epoch, rank, found: all[rank], expected: all[0] })
+            }
+            _ => Ok(own),
         }
     }
 

@@ -1,9 +1,11 @@
 //! The epoch loop. In: a checked configuration and a job. Out: a run file, and on rank 0 a line an epoch and the closing
 //! table. Decides what happens when; how gradients are reduced, times stored and tables drawn is elsewhere.
 
+mod agreement;
 mod closing;
 mod optimizer;
 mod record;
+mod sampling;
 mod schedule;
 mod training;
 
@@ -38,7 +40,8 @@ pub fn run(config: &Config, job: &Job, force: bool) -> Result<()> {
     while training.epoch()? {
         if let Some(run_file) = &mut run_file {
             closing::print_epoch(training.record.epochs(), config.train.epochs);
-            let tables = training.record.tables(&job.communicator.ledger());
+            let mut tables = training.record.tables(&job.communicator.ledger());
+            tables.extend(training.more_tables());
             run_file.flush(&tables, Some(&training.checkpoint()))?;
         }
     }
@@ -52,6 +55,7 @@ pub fn run(config: &Config, job: &Job, force: bool) -> Result<()> {
         let quantized = command::quantize_state(config, job, &checkpoint.tensors, &datasets)?;
         let written = run_file.as_mut().map(|run_file| {
             let mut tables = training.record.tables(&job.communicator.ledger());
+            tables.extend(training.more_tables());
             tables.extend(quantized.tables.iter().cloned());
             run_file.flush(&tables, Some(&checkpoint))?;
             command::print(&quantized, config);

@@ -1,11 +1,14 @@
 //! A training under way: one epoch after the other.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::agreement::{self, Agreement};
 use super::record::{self, EpochRow, Record};
+use super::sampling::{self, Sampling};
 use super::{Average, Optimizer, Schedule};
 use crate::config::Config;
 use crate::data::{AugmentSeed, BatchPlan, Dataset, Datasets, Loader, LoaderOptions, Sampler};
@@ -14,7 +17,7 @@ use crate::launch::Job;
 use crate::metrics::{Part, StepTimes};
 use crate::model::Model;
 use crate::parallel::{Replica, StepResult};
-use crate::store::Checkpoint;
+use crate::store::{Checkpoint, Table};
 
 /// Everything that changes while a network is trained. All ranks call its methods together.
 pub struct Training<'a> {
@@ -25,6 +28,8 @@ pub struct Training<'a> {
     pub replica: Replica,
     /// What was measured.
     pub record: Record,
+    agreement: Agreement,
+    sampling: Sampling,
     optimizer: Optimizer,
     average: Option<Average>,
     /// Whether the model holds the averaged weights at the moment: between two epochs, if there is an average.
@@ -40,8 +45,8 @@ pub struct Training<'a> {
 impl<'a> Training<'a> {
     /// Before the first epoch.
     pub fn new(config: &'a Config, job: &'a Job, datasets: &'a Datasets) -> Result<Training<'a>> {
-        let (samples, shuffle, drop_last) = (datasets.train.len(), config.data.shuffle, config.data.drop_last);
-        let sampler = Sampler::new(samples, job.world_size, job.rank, shuffle, drop_last, config.run.seed);
+        let samples = datasets.train.len();
+        let sampler = sampling::sampler(config, samples, job.world_size, job.rank);
         let plan = BatchPlan::even(sampler.indices(), config.train.batch_per_rank);
         if plan.sizes.is_empty() {
             // With drop_last and fewer samples than ranks, as in PyTorch; a run without a step is nobody's wish.
@@ -54,7 +59,7 @@ impl<'a> Training<'a> {
         let total = (config.train.epochs * per_epoch).min(most);
         let global_batch = config.train.batch_per_rank * config.train.accumulate * job.world_size;
 
-        let model = Model::new(&config.model, config.run.seed);
+        let model = Model::new(&config.model, agreement::model_seed(config, job.rank));
         let replica = Replica::new(model, job.communicator.clone(), config)?;
         Ok(Training {
             optimizer: Optimizer::new(&replica.state.tensors, &config.optim),
@@ -63,6 +68,8 @@ impl<'a> Training<'a> {
             must_be_finite: true,
             schedule: Schedule::new(config, total, per_epoch, global_batch),
             record: Record::new(config, job.world_size),
+            agreement: Agreement::new(config.metrics.spread_steps),
+            sampling: Sampling::new(samples),
             config,
             job,
             datasets,
@@ -98,10 +105,15 @@ impl<'a> Training<'a> {
         let steps = plan.sizes.len().div_ceil(config.train.accumulate);
         let progress = progress_bar(job, epoch, config.train.epochs, steps);
         let trained = self.train(plan, &progress)?;
+        self.sampling.draw(config, job.world_size, epoch, steps);
         let checksum = self.replica.agreed_checksum(epoch)?;
         let test_started = Instant::now();
         self.exchange_average(true);
         let test = self.test()?;
+        if self.agreement.is_measured() {
+            let own = self.test_share(0..self.datasets.test.len())?;
+            self.agreement.after_epoch(&job.communicator, &self.replica.state, epoch, &own)?;
+        }
         progress.finish_and_clear();
 
         self.record.add_steps(&job.communicator, epoch, self.steps_done, &trained.times)?;
@@ -121,6 +133,11 @@ impl<'a> Training<'a> {
         Ok(true)
     }
 
+    /// What was measured beside the record: `/sampling`, and `/spread` and `/ranks` where asked for.
+    pub fn more_tables(&self) -> Vec<Table> {
+        std::iter::once(self.sampling.table()).chain(self.agreement.tables()).collect()
+    }
+
     /// The weights that were tested last, with PyTorch's names.
     pub fn checkpoint(&self) -> Checkpoint {
         record::checkpoint(&self.replica.model, self.epochs_done, self.steps_done)
@@ -134,10 +151,13 @@ impl<'a> Training<'a> {
         let mut loader = Loader::start(self.datasets.train.clone(), plan, options);
         let mut times = Vec::with_capacity(batches_of_steps.len());
         let mut result = StepResult::default();
+        if self.steps_done == 0 {
+            self.agreement.after_step(&job.communicator, &self.replica.state, epoch, 0)?;
+        }
         let epoch_started = Instant::now();
         for batches in batches_of_steps {
             let step = self.steps_done + times.len();
-            let lr = self.schedule.lr(step);
+            let lr = self.schedule.lr(step) * (1.0 + config.parallel.lr_spread * job.rank as f64);
             let (one, time) =
                 timed_step(&mut loader, &batches, &mut self.replica, &mut self.optimizer, job.world_size, lr)?;
             if self.must_be_finite && !one.loss_sum.is_finite() {
@@ -148,6 +168,7 @@ impl<'a> Training<'a> {
             }
             result.add(one);
             times.push(time);
+            self.agreement.after_step(&job.communicator, &self.replica.state, epoch, step + 1)?;
             progress.inc(1);
         }
         let seconds = epoch_started.elapsed().as_secs_f64();
@@ -157,15 +178,21 @@ impl<'a> Training<'a> {
 
     /// Loss and accuracy over the whole test set, each rank testing its own share of it, no sample twice.
     fn test(&mut self) -> Result<StepResult> {
+        let (rank, ranks, samples) = (self.job.rank, self.job.world_size, self.datasets.test.len());
+        let own = self.test_share(rank * samples / ranks..(rank + 1) * samples / ranks)?;
+        Replica::sum_over_ranks(&self.job.communicator, own)
+    }
+
+    /// This rank's network on these test samples.
+    fn test_share(&mut self, samples: Range<usize>) -> Result<StepResult> {
         let dataset: &Arc<Dataset> = &self.datasets.test;
-        let (rank, ranks, samples) = (self.job.rank, self.job.world_size, dataset.len());
-        let own = (rank * samples / ranks) as u32..((rank + 1) * samples / ranks) as u32;
-        let plan = BatchPlan::even(own.collect(), self.config.train.test_batch);
+        let indices = (samples.start as u32..samples.end as u32).collect();
+        let plan = BatchPlan::even(indices, self.config.train.test_batch);
         let mut result = StepResult::default();
         for batch in Loader::start(dataset.clone(), plan, loader_options(self.config, &self.replica, None)) {
             result.add(self.replica.evaluate(&batch)?);
         }
-        Replica::sum_over_ranks(&self.job.communicator, result)
+        Ok(result)
     }
 
     /// Puts the averaged weights into the model, or the trained ones back.
