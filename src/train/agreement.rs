@@ -54,7 +54,7 @@ impl Agreement {
 
     /// Measures if it is time to, after so many `steps` of the training; a collective.
     pub fn after_step(&mut self, ranks: &Communicator, state: &FlatState, epoch: usize, steps: usize) -> Result<()> {
-        if self.every == 0 || steps % self.every != 0 {
+        if self.every == 0 || !steps.is_multiple_of(self.every) {
             return Ok(());
         }
         let mut greatest = [distance(ranks, state.parameters.as_slice())?, distance(ranks, state.buffers.as_slice())?];

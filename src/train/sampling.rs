@@ -168,6 +168,31 @@ mod tests {
         assert_eq!(sampling.epochs[1].met_before, 1.0);
     }
 
+    /// What `configs/set-epoch.toml` gives on CIFAR-10 with 2 ranks: the table in results/README.md.
+    #[test]
+    fn the_published_figures_of_cifar10_are_these() {
+        // Per cent: seen in the fifth epoch, seen in all five, repeated in the fifth, met in the epoch before.
+        for (set, expected) in [
+            ("data.set_epoch=true", [100.0, 100.0, 0.0, 0.254]),
+            ("data.set_epoch=false", [100.0, 100.0, 0.0, 100.0]),
+            ("data.shuffle=false", [100.0, 100.0, 0.0, 100.0]),
+            ("data.shares=own_order", [75.0, 99.9, 25.0, 0.255]),
+            ("data.shares=same", [50.0, 96.9, 50.0, 0.063]),
+        ] {
+            let set = [set, "train.batch_per_rank=64"].map(str::to_owned);
+            let config = Config::load(None, &set).unwrap();
+            let mut sampling = Sampling::new(50_000);
+            (0..5).for_each(|epoch| sampling.draw(&config, 2, epoch, 391));
+            let last = sampling.epochs[4];
+            let found = [last.seen, last.seen_so_far, last.repeated, last.met_before].map(|share| 100.0 * share);
+            println!("{set:?} {found:.3?}");
+            // Chance decides over less than that, five standard deviations of each.
+            for ((found, expected), bound) in found.into_iter().zip(expected).zip([0.6, 0.4, 0.6, 0.02]) {
+                assert!((found - expected).abs() < bound, "{set:?}: {found} {expected}");
+            }
+        }
+    }
+
     /// Two samples of a batch of b meet again with probability (b-1)/(n-1) where every order is as likely.
     #[test]
     fn shares_of_the_ranks_and_the_epoch_show_in_the_figures() {
