@@ -65,11 +65,13 @@ fn assert_refused(run: &Finished, named: &[&str]) {
 
 #[test]
 fn a_resumed_training_ends_bit_for_bit_where_an_uncut_one_does() {
-    let cases: [(usize, &[&str]); 4] = [
+    let cases: [(usize, &[&str]); 5] = [
         (1, &[]),
         (2, &["optim.ema=0.9", "data.augment=true", "schedule.anneal=cosine", "train.accumulate=2"]),
         (2, &["optim.name=lamb", "optim.clip_norm=1.0", "parallel.all_reduce=ring"]),
         (3, &["optim.nesterov=true", "parallel.all_reduce=mpi", "train.label_smoothing=0.1"]),
+        // Each rank has a network of its own.
+        (2, &["parallel.broadcast_parameters=false", "parallel.same_seed=false", "metrics.spread_steps=50"]),
     ];
     for (ranks, settings) in cases {
         let args: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
@@ -86,6 +88,13 @@ fn a_resumed_training_ends_bit_for_bit_where_an_uncut_one_does() {
         for column in ["epochs/epoch", "epochs/test_accuracy", "epochs/train_samples", "epochs/lr", "steps/global_step"]
         {
             assert_eq!(common::column(&whole, column), common::column(&pieces, column), "{column}");
+        }
+        let drawn = |file: &Path| common::column(file, "sampling/met_before")[1..].to_vec();
+        assert_eq!(drawn(&whole), drawn(&pieces));
+        if settings.contains(&"metrics.spread_steps=50") {
+            for column in ["ranks/test_accuracy", "ranks/parameter_distance", "spread/parameter_spread"] {
+                assert_eq!(common::column(&whole, column), common::column(&pieces, column), "{column}");
+            }
         }
         let checksums = |file: &Path| common::texts(file, "epochs/parameter_checksum");
         assert_eq!(checksums(&whole), checksums(&pieces));

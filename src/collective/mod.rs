@@ -15,6 +15,7 @@ mod patience;
 pub mod progress;
 mod ring;
 mod sum;
+mod traffic;
 mod window;
 mod worker;
 

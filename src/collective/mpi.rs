@@ -12,9 +12,10 @@ use mpi::traits::AsRaw;
 use super::element::{Element, Wire, add_bf16};
 use super::patience::{Patience, Pauses};
 use super::progress;
+use super::traffic::Collective;
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Ledger};
-use crate::units::Second;
+use crate::units::{Bytes, Second};
 
 unsafe extern "C" {
     fn hpml_mpi_in_place() -> *mut c_void;
@@ -141,7 +142,7 @@ impl Communicator {
 
     /// Returns when every rank has come here. Spins: for waits that are short or have nothing else to do.
     pub fn barrier(&self) -> Result<Second> {
-        self.counted(Kind::Control, 0, || {
+        self.counted(Kind::Control, Collective::Barrier, 0, || {
             // SAFETY: a collective without buffers.
             self.check("MPI_Barrier", unsafe { ffi::MPI_Barrier(self.raw) })
         })
@@ -149,7 +150,7 @@ impl Communicator {
 
     /// As [`barrier`](Self::barrier), but as patient as asked, so that the core is left to whoever computes.
     pub fn patient_barrier(&self, patience: Patience) -> Result<Second> {
-        self.counted(Kind::Control, 0, || {
+        self.counted(Kind::Control, Collective::Barrier, 0, || {
             let mut request = MaybeUninit::<ffi::MPI_Request>::uninit();
             let mut pauses = Pauses::between_hosts(patience);
             // SAFETY: MPI writes `request`, which stays in place until MPI_Test has reported its completion.
@@ -166,7 +167,7 @@ impl Communicator {
     /// Every rank's `values` become their sum over the ranks, bit-identical on all of them, by MPI_Allreduce. Returns the
     /// seconds it took.
     pub fn all_reduce_sum<T: Element>(&self, kind: Kind, values: &mut [T]) -> Result<Second> {
-        self.in_place(kind, values, |buffer, count| {
+        self.in_place(kind, Collective::AllReduce, values, |buffer, count| {
             // SAFETY: `buffer` holds `count` elements (see `in_place`), every rank passes the same count.
             unsafe {
                 ffi::MPI_Allreduce(hpml_mpi_in_place(), buffer, count, T::mpi_type(), self.sum_of::<T>(), self.raw)
@@ -177,7 +178,7 @@ impl Communicator {
     /// As [`all_reduce_sum`](Self::all_reduce_sum), from `source` into `target`, equally long.
     pub fn all_reduce_sum_into<T: Element>(&self, kind: Kind, source: &[T], target: &mut [T]) -> Result<Second> {
         assert_eq!(source.len(), target.len(), "source and target are equally long");
-        self.counted(kind, size_of_val(source), || {
+        self.counted(kind, Collective::AllReduce, size_of_val(source), || {
             for (source, target) in source.chunks(MOST).zip(target.chunks_mut(MOST)) {
                 let count = source.len() as c_int;
                 // SAFETY: both hold `count` elements and do not overlap; every rank passes the same count.
@@ -193,7 +194,7 @@ impl Communicator {
 
     /// Combines `values` element by element over the ranks; every rank gets the result.
     pub fn all_reduce(&self, kind: Kind, combine: Combine, values: &mut [f64]) -> Result<Second> {
-        self.in_place(kind, values, |buffer, count| {
+        self.in_place(kind, Collective::AllReduce, values, |buffer, count| {
             // SAFETY: `buffer` holds `count` f64 (see `in_place`), every rank passes the same count and operation.
             unsafe {
                 let operation = match combine {
@@ -208,7 +209,7 @@ impl Communicator {
 
     /// Rank 0's `values` go to every rank.
     pub fn broadcast(&self, kind: Kind, values: &mut [f32]) -> Result<Second> {
-        self.in_place(kind, values, |buffer, count| {
+        self.in_place(kind, Collective::Broadcast, values, |buffer, count| {
             // SAFETY: `buffer` holds `count` f32 (see `in_place`), every rank passes the same count.
             unsafe { ffi::MPI_Bcast(buffer, count, ffi::RSMPI_FLOAT, 0, self.raw) }
         })
@@ -217,7 +218,7 @@ impl Communicator {
     /// Every rank's `values`, one after the other by rank, on every rank. Equal lengths everywhere.
     pub fn all_gather<T: Wire>(&self, kind: Kind, values: &[T]) -> Result<Vec<T>> {
         let mut all = vec![T::default(); values.len() * self.size];
-        self.counted(kind, size_of_val(values), || {
+        self.counted(kind, Collective::AllGather, size_of_val(values), || {
             let count = c_int::try_from(values.len()).expect("gathered tables are small");
             // SAFETY: `values` has `count` elements of T's MPI type and `all` room for `count` from each rank.
             self.check("MPI_Allgather", unsafe {
@@ -231,7 +232,7 @@ impl Communicator {
     /// Every rank's `values`, one after the other by rank, on rank 0; nothing on the others. Equal lengths everywhere.
     pub fn gather(&self, kind: Kind, values: &[f32]) -> Result<Vec<f32>> {
         let mut all = vec![0.0; if self.rank == 0 { values.len() * self.size } else { 0 }];
-        self.counted(kind, size_of_val(values), || {
+        self.counted(kind, Collective::Gather, size_of_val(values), || {
             let count = c_int::try_from(values.len()).expect("gathered tables are small");
             // SAFETY: `values` has `count` f32; on the root `all` has room for `count` from each rank, elsewhere MPI ignores it.
             self.check("MPI_Gather", unsafe {
@@ -259,25 +260,43 @@ impl Communicator {
         std::process::exit(status)
     }
 
-    /// Calls `collective` with pieces that MPI's 32-bit counts can hold.
+    /// Makes the `call` with pieces that MPI's 32-bit counts can hold.
     fn in_place<T>(
         &self,
         kind: Kind,
+        collective: Collective,
         values: &mut [T],
-        collective: impl Fn(*mut c_void, c_int) -> c_int,
+        call: impl Fn(*mut c_void, c_int) -> c_int,
     ) -> Result<Second> {
-        self.counted(kind, size_of_val(values), || {
+        self.counted(kind, collective, size_of_val(values), || {
             if self.size > 1 {
                 for piece in values.chunks_mut(MOST) {
-                    self.check("an MPI collective", collective(piece.as_mut_ptr().cast(), piece.len() as c_int))?;
+                    self.check("an MPI collective", call(piece.as_mut_ptr().cast(), piece.len() as c_int))?;
                 }
             }
             Ok(())
         })
     }
 
-    /// Runs a collective and counts it as one message of `bytes`.
-    pub(super) fn counted(&self, kind: Kind, bytes: usize, call: impl FnOnce() -> Result<()>) -> Result<Second> {
+    /// Runs a collective of messages over all ranks and counts it as one of `bytes`.
+    pub(super) fn counted(
+        &self,
+        kind: Kind,
+        collective: Collective,
+        bytes: usize,
+        call: impl FnOnce() -> Result<()>,
+    ) -> Result<Second> {
+        self.counted_as(kind, bytes, collective.sent(self.size, bytes), call)
+    }
+
+    /// The same for one whose ranks send `sent` bytes in all: less than all ranks have messages for each other.
+    pub(super) fn counted_as(
+        &self,
+        kind: Kind,
+        bytes: usize,
+        sent: Bytes,
+        call: impl FnOnce() -> Result<()>,
+    ) -> Result<Second> {
         if self.size == 1 {
             call()?; // nothing leaves the process: not a message
             return Ok(0.0);
@@ -287,7 +306,7 @@ impl Communicator {
         call()?;
         drop(inside);
         let seconds = start.elapsed().as_secs_f64();
-        self.ledger.lock().expect("no thread panics while it counts").record(kind, bytes as u64, seconds);
+        self.ledger.lock().expect("no thread panics while it counts").record(kind, bytes as Bytes, sent, seconds);
         Ok(seconds)
     }
 

@@ -16,6 +16,7 @@ impl Default for Data {
             test_samples: 0,
             shuffle: true,
             set_epoch: true,
+            shares: Shares::Disjoint,
             drop_last: false,
             augment: false,
             mean: [0.5; 3],
@@ -79,7 +80,14 @@ impl Default for Schedule {
 
 impl Default for Parallel {
     fn default() -> Self {
-        Parallel { bucket_mb: 8.0, all_reduce: Algorithm::Auto, buffers: BufferSync::Broadcast }
+        Parallel {
+            bucket_mb: 8.0,
+            all_reduce: Algorithm::Auto,
+            buffers: BufferSync::Broadcast,
+            broadcast_parameters: true,
+            same_seed: true,
+            lr_spread: 0.0,
+        }
     }
 }
 
@@ -91,7 +99,7 @@ impl Default for Checkpoint {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Metrics { timing: Timing::Overlap, warmup_steps: 3 }
+        Metrics { timing: Timing::Overlap, warmup_steps: 3, spread_steps: 0 }
     }
 }
 

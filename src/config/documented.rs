@@ -20,6 +20,11 @@ const COMMENTS: &[(&str, &str)] = &[
         "data.set_epoch",
         "false: draw the same order in every epoch, as a DistributedSampler whose set_epoch is forgotten",
     ),
+    (
+        "data.shares",
+        "disjoint: each rank draws its part of one order (DistributedSampler); mistakes to look at: own_order (its part of an order \
+         of its own), same (rank 0's part)",
+    ),
     ("data.drop_last", "drop the samples that do not divide by the ranks instead of repeating the first ones"),
     ("data.augment", "random crop (4 pixels of padding) and horizontal flip of training images"),
     ("data.mean", "per channel (R, G, B); input = (pixel / 255 - mean) / std"),
@@ -69,8 +74,15 @@ const COMMENTS: &[(&str, &str)] = &[
     ),
     (
         "parallel.buffers",
-        "batch-norm statistics: broadcast (from rank 0 each step, as DDP), average (each epoch), local",
+        "batch-norm statistics: broadcast (from rank 0 each step, as DDP), average (each epoch), local, sync (batch norm over the \
+         global batch, as SyncBatchNorm; gradients are then reduced stage by stage after the backward pass, without overlap)",
     ),
+    (
+        "parallel.broadcast_parameters",
+        "rank 0's first parameters go to all ranks; false: nothing makes them equal, and no rank is held to it",
+    ),
+    ("parallel.same_seed", "all ranks draw their first parameters from run.seed; false: each from a seed of its own"),
+    ("parallel.lr_spread", "a mistake to look at: rank r steps with lr * (1 + lr_spread * r); 0: all with the same"),
     (
         "checkpoint.every_epochs",
         "save all that --resume needs, beside the run file, every so many epochs; 0: every_minutes decides alone",
@@ -82,6 +94,11 @@ const COMMENTS: &[(&str, &str)] = &[
     ("checkpoint.keep", "the last so many checkpoints are kept, older ones removed"),
     ("metrics.timing", "overlap (fast), or profile: no overlap, a barrier before each collective, parts add up"),
     ("metrics.warmup_steps", "first steps that are trained but not counted in the step times"),
+    (
+        "metrics.spread_steps",
+        "every so many steps measure how far the ranks' parameters lie apart, and test each rank's own network at an epoch's end; 0: \
+         never",
+    ),
     ("quantize.enabled", "quantize to int8 after the training"),
     ("quantize.calibration_images", "first so many training images, from which activation ranges are measured"),
     ("quantize.weight_range", "max, sigma3 (mean and 3 standard deviations), percentile or mse (least squared error)"),

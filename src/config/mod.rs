@@ -3,6 +3,7 @@
 //! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, and the text
 //! that goes into the run file. Knows nothing of ranks and devices; `launch` compares the hash over the ranks.
 
+mod data;
 mod defaults;
 mod documented;
 mod experiments;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AtPath, Error, Result};
+pub use data::{Data, Shares};
 pub use documented::documented_defaults;
 pub use experiments::{Study, Sweep, Variant};
 
@@ -63,22 +65,6 @@ pub enum Device {
     Cpu,
     /// GPU number `local_rank`.
     Cuda,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[allow(missing_docs)]
-pub struct Data {
-    pub dir: String,
-    pub train_samples: usize,
-    pub test_samples: usize,
-    pub shuffle: bool,
-    pub set_epoch: bool,
-    pub drop_last: bool,
-    pub augment: bool,
-    pub mean: [f32; 3],
-    pub std: [f32; 3],
-    pub prefetch: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -210,6 +196,16 @@ pub struct Parallel {
     pub bucket_mb: f64,
     pub all_reduce: Algorithm,
     pub buffers: BufferSync,
+    pub broadcast_parameters: bool,
+    pub same_seed: bool,
+    pub lr_spread: f64,
+}
+
+impl Parallel {
+    /// Whether all ranks must end every epoch with the same parameters.
+    pub fn keeps_ranks_equal(&self) -> bool {
+        self.broadcast_parameters && self.lr_spread == 0.0
+    }
 }
 
 /// Which way an all-reduce of gradients goes.
@@ -248,6 +244,8 @@ pub enum BufferSync {
     Average,
     /// Every rank keeps its own; the checkpoint and the test use rank 0's and each rank's own.
     Local,
+    /// Batch norm over the batches of all ranks, in the forward and in the backward pass: nothing is left to differ.
+    Sync,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -265,6 +263,7 @@ pub struct Checkpoint {
 pub struct Metrics {
     pub timing: Timing,
     pub warmup_steps: usize,
+    pub spread_steps: usize,
 }
 
 /// How a step is timed.

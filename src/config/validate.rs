@@ -81,6 +81,9 @@ impl Config {
         if !(self.parallel.bucket_mb > 0.0 && self.parallel.bucket_mb <= 65_536.0) {
             return refuse("parallel.bucket_mb", self.parallel.bucket_mb.to_string(), "must be above 0, at most 65536");
         }
+        if !(self.parallel.lr_spread.is_finite() && self.parallel.lr_spread >= 0.0) {
+            return refuse("parallel.lr_spread", self.parallel.lr_spread.to_string(), "must be a number, at least 0");
+        }
         if self.data.mean.iter().any(|mean| !mean.is_finite()) {
             return refuse("data.mean", format!("{:?}", self.data.mean), "must be three finite numbers");
         }

@@ -1,4 +1,4 @@
-//! Every message by kind: how many, how many bytes, how long.
+//! Every message by kind: how many, how many bytes, how many of them sent, how long.
 
 use crate::units::{Bytes, Second};
 
@@ -38,8 +38,11 @@ impl Kind {
 pub struct Entry {
     /// Collective calls.
     pub messages: u64,
-    /// Bytes of the buffers handed to the collectives on this rank (not what an algorithm makes of them on the wire).
+    /// Bytes of the buffers handed to the collectives on this rank, whatever way they went.
     pub bytes: Bytes,
+    /// Bytes that all ranks together sent each other for that as messages: of an all-reduce `2 (n-1)` buffers, of a
+    /// broadcast `n-1`. What ranks of one host exchange through shared memory is no message.
+    pub sent: Bytes,
     /// Time inside the calls on this rank.
     pub seconds: Second,
 }
@@ -52,10 +55,11 @@ pub struct Ledger {
 
 impl Ledger {
     /// Counts one message.
-    pub fn record(&mut self, kind: Kind, bytes: Bytes, seconds: Second) {
+    pub fn record(&mut self, kind: Kind, bytes: Bytes, sent: Bytes, seconds: Second) {
         let entry = &mut self.entries[kind as usize];
         entry.messages += 1;
         entry.bytes += bytes;
+        entry.sent += sent;
         entry.seconds += seconds;
     }
 
@@ -71,6 +75,7 @@ impl Ledger {
             Entry {
                 messages: one.messages + two.messages,
                 bytes: one.bytes + two.bytes,
+                sent: one.sent + two.sent,
                 seconds: one.seconds + two.seconds,
             }
         })
@@ -87,6 +92,7 @@ impl Ledger {
         Entry {
             messages: now.messages - then.messages,
             bytes: now.bytes - then.bytes,
+            sent: now.sent - then.sent,
             seconds: now.seconds - then.seconds,
         }
     }
@@ -99,12 +105,12 @@ mod tests {
     #[test]
     fn kinds_are_counted_apart() {
         let mut ledger = Ledger::default();
-        ledger.record(Kind::Gradients, 100, 0.5);
+        ledger.record(Kind::Gradients, 100, 200, 0.5);
         let before = ledger.clone();
-        ledger.record(Kind::Gradients, 20, 0.25);
-        ledger.record(Kind::Control, 8, 0.0);
-        assert_eq!(ledger.entry(Kind::Gradients), Entry { messages: 2, bytes: 120, seconds: 0.75 });
-        assert_eq!(ledger.since(&before, Kind::Gradients), Entry { messages: 1, bytes: 20, seconds: 0.25 });
+        ledger.record(Kind::Gradients, 20, 40, 0.25);
+        ledger.record(Kind::Control, 8, 0, 0.0);
+        assert_eq!(ledger.entry(Kind::Gradients), Entry { messages: 2, bytes: 120, sent: 240, seconds: 0.75 });
+        assert_eq!(ledger.since(&before, Kind::Gradients), Entry { messages: 1, bytes: 20, sent: 40, seconds: 0.25 });
         assert_eq!(ledger.entry(Kind::Buffers), Entry::default());
     }
 }

@@ -2,10 +2,12 @@
 //! all ranks: forward and backward pass by segments, each segment's gradients on their way to the other ranks while
 //! the segments before it still compute. Never calls MPI itself, never updates a parameter.
 
+mod batch_norm;
 mod bucket;
 mod flat;
 mod replica;
 
+pub use batch_norm::SyncBatchNorm;
 pub use bucket::Bucket;
 pub use flat::{FlatState, FlatTensor};
 pub use replica::{Replica, StepResult};

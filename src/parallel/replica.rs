@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use tch::{Reduction, Tensor};
 
-use super::{Bucket, FlatState};
+use super::batch_norm::Cut;
+use super::{Bucket, FlatState, SyncBatchNorm};
 use crate::collective::{AllReduce, Combine, Communicator, Finished, Patience, Worker};
 use crate::config::{self, BufferSync, Timing};
 use crate::data::Batch;
@@ -24,8 +25,12 @@ pub struct Replica {
     worker: Option<Worker>,
     buckets: Vec<Bucket>,
     buffer_sync: BufferSync,
+    /// With `parallel.buffers = "sync"`; then every segment is a stage and there is no worker.
+    sync_batch_norm: Option<SyncBatchNorm>,
     timing: Timing,
     label_smoothing: f64,
+    /// Whether all ranks must have the same parameters.
+    keeps_ranks_equal: bool,
     /// Whether the gradients hold those of earlier batches of this step.
     accumulated: bool,
     logits: Vec<f32>,
@@ -53,21 +58,30 @@ impl StepResult {
 }
 
 impl Replica {
-    /// Takes the model over and gives every rank rank 0's parameters and buffers.
+    /// Takes the model over and gives every rank rank 0's parameters and buffers, unless that is to be left out.
     pub fn new(mut model: Model, communicator: Arc<Communicator>, config: &config::Config) -> Result<Replica> {
         let all_reduce = Arc::new(AllReduce::new(communicator.clone(), config.parallel.all_reduce)?);
         let gradients = all_reduce.buffer(model.parameter_count())?;
         let mut state = FlatState::adopt(&mut model, gradients);
-        communicator.broadcast(Kind::Parameters, state.parameters.as_mut_slice())?;
-        if !state.buffers.as_slice().is_empty() {
-            communicator.broadcast(Kind::Parameters, state.buffers.as_mut_slice())?;
+        if config.parallel.broadcast_parameters {
+            communicator.broadcast(Kind::Parameters, state.parameters.as_mut_slice())?;
+            if !state.buffers.as_slice().is_empty() {
+                communicator.broadcast(Kind::Parameters, state.buffers.as_mut_slice())?;
+            }
         }
-        // One rank has nothing to reduce: one bucket, so that the backward pass is not cut.
-        let bytes = if communicator.size() > 1 { config.parallel.bucket_mb * 1e6 } else { f64::INFINITY };
+        // The worker would call MPI beside the collectives of a backward pass that has its own.
+        let sync = config.parallel.buffers == BufferSync::Sync && communicator.size() > 1;
+        let sync_batch_norm = sync.then(|| SyncBatchNorm::new(communicator.clone(), config.metrics.timing));
+        let bytes = match communicator.size() {
+            1 => f64::INFINITY, // nothing to reduce: one bucket, so that the backward pass is not cut
+            // Within a segment no value may lie on both sides of a cut, as a block's input with its skip connection would.
+            _ if sync => 0.0,
+            _ => config.parallel.bucket_mb * 1e6,
+        };
         let buckets = Bucket::plan(&state.stage_elements, bytes);
         // The last bucket is reduced by the caller: nothing is left to compute that could hide it. So a model of one
         // bucket needs no thread, and its all-reduce no hand-over.
-        let overlap = config.metrics.timing == Timing::Overlap && buckets.len() > 1;
+        let overlap = config.metrics.timing == Timing::Overlap && buckets.len() > 1 && !sync;
         let worker = overlap.then(|| Worker::start(all_reduce.clone()));
         Ok(Replica {
             model,
@@ -77,8 +91,10 @@ impl Replica {
             worker,
             buckets,
             buffer_sync: config.parallel.buffers,
+            sync_batch_norm,
             timing: config.metrics.timing,
             label_smoothing: config.train.label_smoothing,
+            keeps_ranks_equal: config.parallel.keeps_ranks_equal(),
             accumulated: false,
             logits: Vec::new(),
             labels: Vec::new(),
@@ -100,12 +116,12 @@ impl Replica {
     pub fn accumulate(&mut self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<StepResult> {
         self.begin(times)?;
         self.accumulated = true;
-        if batch.len == 0 {
+        if self.has_nothing(batch)? {
             return Ok(StepResult::default());
         }
-        let mut pass = self.forward_pass(batch, global_batch, times);
+        let mut pass = self.forward_pass(batch, global_batch, times)?;
         while !pass.segments.is_empty() {
-            pass.backward(times);
+            pass.backward(self.sync_batch_norm.as_ref(), times)?;
         }
         self.count(&pass, batch, times)
     }
@@ -117,7 +133,7 @@ impl Replica {
     pub fn step(&mut self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<StepResult> {
         self.begin(times)?;
         self.accumulated = false;
-        if batch.len == 0 {
+        if self.has_nothing(batch)? {
             // More ranks than samples: nothing to compute, but the others count on this rank's part of the collectives.
             for bucket in 0..self.buckets.len() {
                 self.bucket_is_ready(bucket, times)?;
@@ -125,14 +141,24 @@ impl Replica {
             self.finish(times)?;
             return Ok(StepResult::default());
         }
-        let mut pass = self.forward_pass(batch, global_batch, times);
+        let mut pass = self.forward_pass(batch, global_batch, times)?;
         // From the last segment to the first, a segment for every bucket.
         for bucket in 0..self.buckets.len() {
-            pass.backward(times);
+            pass.backward(self.sync_batch_norm.as_ref(), times)?;
             self.bucket_is_ready(bucket, times)?;
         }
         self.finish(times)?;
         self.count(&pass, batch, times)
+    }
+
+    /// Whether this rank has no sample in `batch`. Error: a batch norm over all ranks needs one from each.
+    fn has_nothing(&self, batch: &Batch) -> Result<bool> {
+        if batch.len == 0 && self.sync_batch_norm.is_some() {
+            let (place, key, value) = ("parallel".into(), "parallel.buffers".into(), "sync".into());
+            let expected = "needs a sample of every batch on every rank: use fewer ranks".into();
+            return Err(Error::ConfigValue { place, key, value, expected });
+        }
+        Ok(batch.len == 0)
     }
 
     /// What comes before a step's first forward pass.
@@ -152,7 +178,7 @@ impl Replica {
         Ok(())
     }
 
-    fn forward_pass(&self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Pass {
+    fn forward_pass(&self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<Pass> {
         let start = Instant::now();
         let segments = self.forward(&batch.images);
         let logits = segments.last().expect("a model has stages").output.shallow_clone();
@@ -160,8 +186,8 @@ impl Replica {
         let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, smoothing);
         let share = batch.len as f64 / global_batch as f64;
         let loss = if share == 1.0 { mean_loss.shallow_clone() } else { &mean_loss * share };
-        times.add(Part::Forward, start.elapsed().as_secs_f64());
-        Pass { segments, logits, mean_loss, loss }
+        add_pass(times, Part::Forward, start, self.sync_batch_norm.as_ref())?;
+        Ok(Pass { segments, logits, mean_loss, loss })
     }
 
     /// One forward and backward pass that no other rank learns of: to see whether the memory is there. Leaves gradients
@@ -193,15 +219,17 @@ impl Replica {
         Ok(())
     }
 
-    /// A hash of this rank's parameters, after making sure that all ranks have the same one.
+    /// A hash of this rank's parameters, after making sure that all ranks have the same one, if they are meant to.
     pub fn agreed_checksum(&self, epoch: usize) -> Result<u64> {
         let bytes: Vec<u8> = self.state.parameters.as_slice().iter().flat_map(|value| value.to_le_bytes()).collect();
         let digest = blake3::hash(&bytes);
         let own = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a blake3 hash has 32 bytes"));
         let all = self.communicator.all_gather(Kind::Control, &[own])?;
         match all.iter().position(|&other| other != all[0]) {
-            Some(rank) => Err(Error::ParametersDiffer { epoch, rank, found: all[rank], expected: all[0] }),
-            None => Ok(own),
+            Some(rank) if self.keeps_ranks_equal => {
+                Err(Error::ParametersDiffer { epoch, rank, found: all[rank], expected: all[0] })
+            }
+            _ => Ok(own),
         }
     }
 
@@ -214,15 +242,20 @@ impl Replica {
 
     /// The forward pass, cut where the backward pass will be: before each bucket's first stage.
     fn forward(&self, images: &Tensor) -> Vec<Segment> {
+        let standardize = |input: &Tensor, epsilon: f64| {
+            self.sync_batch_norm.as_ref().expect("used with it alone").standardize(input, epsilon)
+        };
+        let mode = if self.sync_batch_norm.is_some() { Mode::TrainWith(&standardize) } else { Mode::Train };
         let mut segments: Vec<Segment> = Vec::with_capacity(self.buckets.len());
         for bucket in self.buckets.iter().rev() {
             let input = segments.last().map(|before| before.output.detach().set_requires_grad(true));
             let stages = &self.model.stages[bucket.stages.clone()];
-            let mut output = stages[0].forward(input.as_ref().unwrap_or(images), Mode::Train);
+            let mut output = stages[0].forward(input.as_ref().unwrap_or(images), mode);
             for stage in &stages[1..] {
-                output = stage.forward(&output, Mode::Train);
+                output = stage.forward(&output, mode);
             }
-            segments.push(Segment { input, output, gradient: None });
+            let cuts = self.sync_batch_norm.as_ref().map_or(Vec::new(), SyncBatchNorm::take_cuts);
+            segments.push(Segment { input, output, gradient: None, cuts });
         }
         segments
     }
@@ -298,19 +331,22 @@ struct Pass {
 
 impl Pass {
     /// The backward pass of the last segment that is left.
-    fn backward(&mut self, times: &mut StepTimes) {
+    fn backward(&mut self, sync_batch_norm: Option<&SyncBatchNorm>, times: &mut StepTimes) -> Result<()> {
         let start = Instant::now();
-        let segment = self.segments.pop().expect("a segment that has not been through");
+        let mut segment = self.segments.pop().expect("a segment that has not been through");
         match &segment.gradient {
             None => self.loss.backward(),
             // tch has no backward(gradient); this product has it as its gradient, bit for bit.
             Some(gradient) => (&segment.output * gradient).sum(tch::Kind::Float).backward(),
         }
+        if let Some(batch_norm) = sync_batch_norm {
+            batch_norm.backward(std::mem::take(&mut segment.cuts));
+        }
         if let (Some(before), Some(input)) = (self.segments.last_mut(), &segment.input) {
             before.gradient = Some(input.grad());
         }
         drop(segment); // its activations are freed within the time of the backward pass
-        times.add(Part::Backward, start.elapsed().as_secs_f64());
+        add_pass(times, Part::Backward, start, sync_batch_norm)
     }
 }
 
@@ -321,6 +357,16 @@ struct Segment {
     output: Tensor,
     /// Of the loss by `output`; `None` for the last segment, whose output goes into the loss itself.
     gradient: Option<Tensor>,
+    /// Of its batch norms, if they are synchronised.
+    cuts: Vec<Cut>,
+}
+
+/// Adds the time since `start` to `part`, but for that of batch norm's collectives, which nothing hides.
+fn add_pass(times: &mut StepTimes, part: Part, start: Instant, batch_norm: Option<&SyncBatchNorm>) -> Result<()> {
+    let spent = batch_norm.map_or(Ok(Finished::default()), SyncBatchNorm::take_spent)?;
+    times.add(part, start.elapsed().as_secs_f64() - spent.wait - spent.transfer);
+    add_collective(times, spent, true);
+    Ok(())
 }
 
 fn add_collective(times: &mut StepTimes, finished: Finished, exposed: bool) {

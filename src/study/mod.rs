@@ -3,6 +3,8 @@
 //! the question. The variants take turns seed by seed, so that a job that is cut has whole seeds; after each training the
 //! file is whole.
 
+mod tables;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -40,17 +42,19 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
         print_header(config, job, &datasets.name, &variants);
     }
     let names: Vec<&str> = variants.iter().map(|(name, _)| name.as_str()).collect();
-    let mut rows = Vec::new();
+    let (mut rows, mut more_tables) = (Vec::new(), Vec::new());
     for &seed in &config.study.seeds {
         for (variant, (name, config)) in variants.iter().enumerate() {
             let started = Instant::now();
             let mut config = config.clone();
             config.run.seed = seed;
             let first = rows.len();
-            train_one(&config, job, &datasets, variant, &mut rows)?;
+            let measured = train_one(&config, job, &datasets, variant, &mut rows)?;
+            tables::append(&mut more_tables, name, seed, measured);
             if let Some(file) = &mut file {
                 print_training(name, seed, &rows[first..], started.elapsed().as_secs_f64());
-                file.flush(&[table(&names, &rows)], None)?;
+                let tables: Vec<Table> = std::iter::once(table(&names, &rows)).chain(more_tables.clone()).collect();
+                file.flush(&tables, None)?;
             }
         }
     }
@@ -76,7 +80,8 @@ fn variants(config: &Config, ranks: usize) -> Result<Vec<(String, Config)>> {
     let one = |variant: &crate::config::Variant| {
         let place = format!("study variant {:?}", variant.name);
         if let Some(given) = variant.set.iter().find(|given| given.trim().starts_with("data.")) {
-            let allowed = ["data.set_epoch", "data.shuffle", "data.augment", "data.drop_last", "data.prefetch"];
+            let allowed =
+                ["data.set_epoch", "data.shuffle", "data.shares", "data.augment", "data.drop_last", "data.prefetch"];
             if !allowed.iter().any(|key| given.trim().starts_with(key)) {
                 let message = format!("{given}: all variants train on the same data");
                 return Err(Error::ConfigSyntax { place, message });
@@ -87,19 +92,26 @@ fn variants(config: &Config, ranks: usize) -> Result<Vec<(String, Config)>> {
     config.study.variants.iter().map(one).collect()
 }
 
-fn train_one(config: &Config, job: &Job, datasets: &data::Datasets, variant: usize, rows: &mut Vec<Row>) -> Result<()> {
+/// One training into `rows`. Returns what it measured beside.
+fn train_one(
+    config: &Config,
+    job: &Job,
+    datasets: &data::Datasets,
+    variant: usize,
+    rows: &mut Vec<Row>,
+) -> Result<Vec<Table>> {
     let mut checkpoints = Checkpoints::none();
     let mut training = Training::new(config, job, datasets)?.that_may_diverge();
     loop {
         let before = job.communicator.ledger();
         let more = training.epoch(&mut checkpoints)? == Progress::Epoch;
-        let Some(row) = training.record.take_last() else { return Ok(()) };
+        let Some(row) = training.record.take_last() else { return Ok(training.more_tables()) };
         let gradients = job.communicator.ledger().since(&before, Kind::Gradients);
         let (seed, epoch) = (config.run.seed, row.epoch);
         let diverged = !row.train.loss_sum.is_finite();
         rows.push(Row { variant, seed, epoch, measured: (!diverged).then_some(row), gradients });
         if diverged || !more {
-            return Ok(());
+            return Ok(training.more_tables());
         }
     }
 }
