@@ -79,7 +79,15 @@ impl Default for Schedule {
 
 impl Default for Parallel {
     fn default() -> Self {
-        Parallel { bucket_mb: 8.0, all_reduce: Algorithm::Auto, buffers: BufferSync::Broadcast }
+        Parallel {
+            bucket_mb: 8.0,
+            all_reduce: Algorithm::Auto,
+            buffers: BufferSync::Broadcast,
+            compression: Compression::None,
+            compression_block: 256,
+            compression_rank: 4,
+            local_steps: 1,
+        }
     }
 }
 

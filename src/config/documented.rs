@@ -67,6 +67,21 @@ const COMMENTS: &[(&str, &str)] = &[
         "parallel.buffers",
         "batch-norm statistics: broadcast (from rank 0 each step, as DDP), average (each epoch), local",
     ),
+    (
+        "parallel.compression",
+        "what stands for the gradients on the wire: none, bf16, fp16, int8 (a scale a block), powersgd (low-rank products); int8 \
+         and powersgd send later what they lose now",
+    ),
+    (
+        "parallel.compression_block",
+        "int8: gradients that share a scale, 64 to 65536; they take 1/4 + 1/block of float32's bytes",
+    ),
+    ("parallel.compression_rank", "powersgd: columns of the two matrices that stand for a gradient, 1 to 64"),
+    (
+        "parallel.local_steps",
+        "above 1: every rank updates with its own gradients, and parameters and momentum are averaged after so many steps and at \
+         the end of each epoch",
+    ),
     ("metrics.timing", "overlap (fast), or profile: no overlap, a barrier before each collective, parts add up"),
     ("metrics.warmup_steps", "first steps that are trained but not counted in the step times"),
     ("quantize.enabled", "quantize to int8 after the training"),

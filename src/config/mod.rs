@@ -3,6 +3,7 @@
 //! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, and the text
 //! that goes into the run file. Knows nothing of ranks and devices; `launch` compares the hash over the ranks.
 
+mod compression;
 mod defaults;
 mod documented;
 mod experiments;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AtPath, Error, Result};
+pub use compression::Compression;
 pub use documented::documented_defaults;
 pub use experiments::{Study, Sweep, Variant};
 
@@ -208,6 +210,10 @@ pub struct Parallel {
     pub bucket_mb: f64,
     pub all_reduce: Algorithm,
     pub buffers: BufferSync,
+    pub compression: Compression,
+    pub compression_block: usize,
+    pub compression_rank: usize,
+    pub local_steps: usize,
 }
 
 /// Which way an all-reduce of gradients goes.

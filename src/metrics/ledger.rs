@@ -5,7 +5,7 @@ use crate::units::{Bytes, Second};
 /// What a message is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The first broadcast of parameters.
+    /// The first broadcast of parameters, and with local steps their means and those of the optimiser's moments.
     Parameters,
     /// All-reduce of gradient buckets.
     Gradients,
@@ -38,10 +38,22 @@ impl Kind {
 pub struct Entry {
     /// Collective calls.
     pub messages: u64,
-    /// Bytes of the buffers handed to the collectives on this rank (not what an algorithm makes of them on the wire).
+    /// Bytes of the buffers handed to the collectives on this rank (not what an algorithm makes of them on the wire). Half of
+    /// it for the two halves of an all-reduce that is made of them.
     pub bytes: Bytes,
     /// Time inside the calls on this rank.
     pub seconds: Second,
+}
+
+impl Entry {
+    /// These messages and those.
+    pub fn and(self, other: Entry) -> Entry {
+        Entry {
+            messages: self.messages + other.messages,
+            bytes: self.bytes + other.bytes,
+            seconds: self.seconds + other.seconds,
+        }
+    }
 }
 
 /// All messages of a communicator, as one rank sees them.

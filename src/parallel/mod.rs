@@ -3,9 +3,13 @@
 //! the segments before it still compute. Never calls MPI itself, never updates a parameter.
 
 mod bucket;
+mod compress;
 mod flat;
+mod local;
 mod replica;
 
 pub use bucket::Bucket;
+pub use compress::Reducer;
 pub use flat::{FlatState, FlatTensor};
+pub use local::LocalSteps;
 pub use replica::{Replica, StepResult};

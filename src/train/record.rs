@@ -9,7 +9,7 @@ use crate::metrics::{Kind, Ledger, Part, StepTimes, algbw, all_reduce_busbw};
 use crate::model::{Model, Role};
 use crate::parallel::StepResult;
 use crate::store::{Attribute, Checkpoint, Column, NamedTensor, Table, TensorValues, Values};
-use crate::units::gigabytes_per_second;
+use crate::units::{Second, gigabytes_per_second};
 
 /// One epoch over all ranks.
 pub struct EpochRow {
@@ -85,6 +85,13 @@ impl Record {
     /// The epochs so far.
     pub fn epochs(&self) -> &[EpochRow] {
         &self.epochs
+    }
+
+    /// Seconds of one part in the last epoch's steps on rank 0; 0 on the others.
+    pub fn last_epoch(&self, part: Part) -> Second {
+        let steps = self.step_epochs.iter().rev().take_while(|epoch| Some(*epoch) == self.step_epochs.last()).count();
+        let times = &self.times[0];
+        times[times.len().saturating_sub(steps)..].iter().map(|time| f64::from(time.get(part))).sum()
     }
 
     /// The counted step times (warm-up left out) of each rank.

@@ -150,6 +150,9 @@ impl<'a> Training<'a> {
             times.push(time);
             progress.inc(1);
         }
+        if let Some(last) = times.last_mut() {
+            self.replica.end_local_steps(self.optimizer.moments(), last)?;
+        }
         let seconds = epoch_started.elapsed().as_secs_f64();
         self.replica.end_epoch()?;
         Ok(Trained { result, times, seconds })
@@ -215,6 +218,7 @@ pub fn timed_step(
     let state = &mut replica.state;
     optimizer.step(state.parameters.as_mut_slice(), state.gradients.as_slice(), lr);
     time.add(Part::Optimizer, update.elapsed().as_secs_f64());
+    replica.updated(optimizer.moments(), &mut time)?;
     time.add(Part::Step, started.elapsed().as_secs_f64());
     Ok((result, time))
 }
