@@ -100,8 +100,13 @@ impl AllReduce {
         }
     }
 
-    /// Returns when every rank has come here, and sees what each wrote before.
-    fn wait_for_all(&self, bytes: usize, patience: Patience) -> Result<Second> {
+    /// The ranks that it sums over.
+    pub fn communicator(&self) -> &Communicator {
+        &self.communicator
+    }
+
+    /// Returns when every rank has come here with a buffer of so many bytes, and sees what each wrote before.
+    pub fn wait_for_all(&self, bytes: usize, patience: Patience) -> Result<Second> {
         match (&self.gate, patience) {
             (Some(gate), _) if self.hosts == 1 => {
                 self.communicator.counted(Kind::Control, Collective::Barrier, 0, || {

@@ -9,6 +9,7 @@
 
 mod all_reduce;
 mod element;
+mod exchange;
 mod memory;
 mod mpi;
 mod patience;
@@ -20,7 +21,7 @@ mod window;
 mod worker;
 
 pub use all_reduce::{AllReduce, Finished};
-pub use element::{Bf16, Element, Wire};
+pub use element::{Bf16, Element, Fp16, Wire};
 pub use memory::{HostBuffer, Region};
 pub use mpi::{Combine, Communicator, Universe};
 pub use patience::Patience;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use mpi::ffi;
 use mpi::traits::AsRaw;
 
-use super::element::{Element, Wire, add_bf16};
+use super::element::{Bf16, Element, Fp16, Wire, add};
 use super::patience::{Patience, Pauses};
 use super::progress;
 use super::traffic::Collective;
@@ -52,6 +52,7 @@ pub struct Communicator {
     rank: usize,
     size: usize,
     bf16_sum: ffi::MPI_Op,
+    fp16_sum: ffi::MPI_Op,
     owned: Owned,
     ledger: Mutex<Ledger>,
 }
@@ -86,17 +87,19 @@ const MOST: usize = 1 << 30;
 impl Communicator {
     fn new(raw: ffi::MPI_Comm, owned: Owned) -> Communicator {
         let (mut rank, mut size) = (0, 1);
-        let mut bf16_sum = MaybeUninit::uninit();
+        let (mut bf16_sum, mut fp16_sum) = (MaybeUninit::uninit(), MaybeUninit::uninit());
         // SAFETY: `raw` is a valid communicator; the calls only write what they are given. Errors are returned instead of
         // ending the process, so that the message can name what failed.
-        let bf16_sum = unsafe {
+        let (bf16_sum, fp16_sum) = unsafe {
             ffi::MPI_Comm_rank(raw, &mut rank);
             ffi::MPI_Comm_size(raw, &mut size);
             ffi::MPI_Comm_set_errhandler(raw, ffi::RSMPI_ERRORS_RETURN);
-            ffi::MPI_Op_create(Some(add_bf16), 1, bf16_sum.as_mut_ptr());
-            bf16_sum.assume_init()
+            ffi::MPI_Op_create(Some(add::<Bf16>), 1, bf16_sum.as_mut_ptr());
+            ffi::MPI_Op_create(Some(add::<Fp16>), 1, fp16_sum.as_mut_ptr());
+            (bf16_sum.assume_init(), fp16_sum.assume_init())
         };
-        Communicator { raw, rank: rank as usize, size: size as usize, bf16_sum, owned, ledger: Mutex::default() }
+        let ledger = Mutex::default();
+        Communicator { raw, rank: rank as usize, size: size as usize, bf16_sum, fp16_sum, owned, ledger }
     }
 
     /// This process's number, from 0.
@@ -332,6 +335,7 @@ impl Communicator {
     fn sum_of<T: Element>(&self) -> ffi::MPI_Op {
         match T::KIND {
             tch::Kind::BFloat16 => self.bf16_sum,
+            tch::Kind::Half => self.fp16_sum,
             // SAFETY: reads a constant that rsmpi's C part initialises at load time.
             _ => unsafe { ffi::RSMPI_SUM },
         }
@@ -346,6 +350,7 @@ impl Drop for Communicator {
             ffi::MPI_Finalized(&mut finalized);
             if finalized == 0 {
                 ffi::MPI_Op_free(&mut self.bf16_sum);
+                ffi::MPI_Op_free(&mut self.fp16_sum);
                 if self.owned == Owned::Yes {
                     ffi::MPI_Comm_free(&mut self.raw);
                 }

@@ -87,6 +87,10 @@ impl Default for Parallel {
             broadcast_parameters: true,
             same_seed: true,
             lr_spread: 0.0,
+            compression: Compression::None,
+            compression_block: 256,
+            compression_rank: 4,
+            local_steps: 1,
         }
     }
 }

@@ -84,6 +84,21 @@ const COMMENTS: &[(&str, &str)] = &[
     ("parallel.same_seed", "all ranks draw their first parameters from run.seed; false: each from a seed of its own"),
     ("parallel.lr_spread", "a mistake to look at: rank r steps with lr * (1 + lr_spread * r); 0: all with the same"),
     (
+        "parallel.compression",
+        "what stands for the gradients on the wire: none, bf16, fp16, int8 (a scale a block), powersgd (low-rank products); int8 \
+         and powersgd send later what they lose now",
+    ),
+    (
+        "parallel.compression_block",
+        "int8: gradients that share a scale, 64 to 65536; they take 1/4 + 1/block of float32's bytes",
+    ),
+    ("parallel.compression_rank", "powersgd: columns of the two matrices that stand for a gradient, 1 to 64"),
+    (
+        "parallel.local_steps",
+        "above 1: every rank updates with its own gradients, and parameters and momentum are averaged after so many steps and at \
+         the end of each epoch",
+    ),
+    (
         "checkpoint.every_epochs",
         "save all that --resume needs, beside the run file, every so many epochs; 0: every_minutes decides alone",
     ),

@@ -3,6 +3,7 @@
 //! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, and the text
 //! that goes into the run file. Knows nothing of ranks and devices; `launch` compares the hash over the ranks.
 
+mod compression;
 mod data;
 mod defaults;
 mod documented;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AtPath, Error, Result};
+pub use compression::Compression;
 pub use data::{Data, Shares};
 pub use documented::documented_defaults;
 pub use experiments::{Study, Sweep, Variant};
@@ -199,6 +201,10 @@ pub struct Parallel {
     pub broadcast_parameters: bool,
     pub same_seed: bool,
     pub lr_spread: f64,
+    pub compression: Compression,
+    pub compression_block: usize,
+    pub compression_rank: usize,
+    pub local_steps: usize,
 }
 
 impl Parallel {

@@ -5,7 +5,7 @@ use crate::units::{Bytes, Second};
 /// What a message is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The first broadcast of parameters.
+    /// The first broadcast of parameters, and with local steps their means and those of the optimiser's moments.
     Parameters,
     /// All-reduce of gradient buckets.
     Gradients,
@@ -38,13 +38,26 @@ impl Kind {
 pub struct Entry {
     /// Collective calls.
     pub messages: u64,
-    /// Bytes of the buffers handed to the collectives on this rank, whatever way they went.
+    /// Bytes of the buffers handed to the collectives on this rank, whatever way they went. Half of it for the two halves of an
+    /// all-reduce that is made of them.
     pub bytes: Bytes,
     /// Bytes that all ranks together sent each other for that as messages: of an all-reduce `2 (n-1)` buffers, of a
     /// broadcast `n-1`. What ranks of one host exchange through shared memory is no message.
     pub sent: Bytes,
     /// Time inside the calls on this rank.
     pub seconds: Second,
+}
+
+impl Entry {
+    /// These messages and those.
+    pub fn and(self, other: Entry) -> Entry {
+        Entry {
+            messages: self.messages + other.messages,
+            bytes: self.bytes + other.bytes,
+            sent: self.sent + other.sent,
+            seconds: self.seconds + other.seconds,
+        }
+    }
 }
 
 /// All messages of a communicator, as one rank sees them.
@@ -70,15 +83,7 @@ impl Ledger {
 
     /// Both together.
     pub fn plus(&self, other: &Ledger) -> Ledger {
-        Ledger::of(|kind| {
-            let (one, two) = (self.entry(kind), other.entry(kind));
-            Entry {
-                messages: one.messages + two.messages,
-                bytes: one.bytes + two.bytes,
-                sent: one.sent + two.sent,
-                seconds: one.seconds + two.seconds,
-            }
-        })
+        Ledger::of(|kind| self.entry(kind).and(other.entry(kind)))
     }
 
     /// The messages of one kind.

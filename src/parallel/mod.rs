@@ -4,10 +4,14 @@
 
 mod batch_norm;
 mod bucket;
+mod compress;
 mod flat;
+mod local;
 mod replica;
 
 pub use batch_norm::SyncBatchNorm;
 pub use bucket::Bucket;
+pub use compress::Reducer;
 pub use flat::{FlatState, FlatTensor};
+pub use local::LocalSteps;
 pub use replica::{Replica, StepResult};

@@ -6,8 +6,8 @@ use std::time::Instant;
 use tch::{Reduction, Tensor};
 
 use super::batch_norm::Cut;
-use super::{Bucket, FlatState, SyncBatchNorm};
-use crate::collective::{AllReduce, Combine, Communicator, Finished, Patience, Worker};
+use super::{Bucket, FlatState, LocalSteps, Reducer, SyncBatchNorm};
+use crate::collective::{AllReduce, Combine, Communicator, Finished, Patience, Region, Worker};
 use crate::config::{self, BufferSync, Timing};
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -21,7 +21,9 @@ pub struct Replica {
     /// Its flat memory.
     pub state: FlatState,
     communicator: Arc<Communicator>,
-    all_reduce: Arc<AllReduce>,
+    reducer: Arc<Reducer>,
+    /// With `parallel.local_steps`; then gradients stay on their rank.
+    local: Option<LocalSteps>,
     worker: Option<Worker>,
     buckets: Vec<Bucket>,
     buffer_sync: BufferSync,
@@ -72,22 +74,28 @@ impl Replica {
         // The worker would call MPI beside the collectives of a backward pass that has its own.
         let sync = config.parallel.buffers == BufferSync::Sync && communicator.size() > 1;
         let sync_batch_norm = sync.then(|| SyncBatchNorm::new(communicator.clone(), config.metrics.timing));
+        let reducer = Arc::new(Reducer::new(all_reduce.clone(), &model, config)?);
+        let local = LocalSteps::new(all_reduce, config.parallel.local_steps);
         let bytes = match communicator.size() {
-            1 => f64::INFINITY, // nothing to reduce: one bucket, so that the backward pass is not cut
             // Within a segment no value may lie on both sides of a cut, as a block's input with its skip connection would.
             _ if sync => 0.0,
-            _ => config.parallel.bucket_mb * 1e6,
+            ranks if ranks > 1 && local.is_none() => config.parallel.bucket_mb * 1e6,
+            _ => f64::INFINITY, // nothing to reduce: one bucket, so that the backward pass is not cut
         };
         let buckets = Bucket::plan(&state.stage_elements, bytes);
         // The last bucket is reduced by the caller: nothing is left to compute that could hide it. So a model of one
         // bucket needs no thread, and its all-reduce no hand-over.
         let overlap = config.metrics.timing == Timing::Overlap && buckets.len() > 1 && !sync;
-        let worker = overlap.then(|| Worker::start(all_reduce.clone()));
+        // Patient: a collective that spins for a slower rank would take half of the core from the backward pass that this
+        // rank still computes.
+        let patient = |reducer: Arc<Reducer>| move |region: &mut Region| reducer.reduce(region, Patience::Patient);
+        let worker = overlap.then(|| Worker::start(patient(reducer.clone())));
         Ok(Replica {
             model,
             state,
             communicator,
-            all_reduce,
+            reducer,
+            local,
             worker,
             buckets,
             buffer_sync: config.parallel.buffers,
@@ -101,9 +109,36 @@ impl Replica {
         })
     }
 
-    /// Gradients of all buckets in bytes: what one step all-reduces.
+    /// Bytes of what one step all-reduces, as sent: compressed, or nothing where gradients stay on their rank.
     pub fn gradient_bytes(&self) -> u64 {
-        size_of_val(self.state.gradients.as_slice()) as u64
+        match self.local {
+            Some(_) => 0,
+            None => self.buckets.iter().map(|bucket| self.reducer.bytes(&bucket.elements)).sum(),
+        }
+    }
+
+    /// What sums the gradients, and what it carries from step to step.
+    pub fn reducer(&self) -> &Reducer {
+        &self.reducer
+    }
+
+    /// To be called after every update, with the optimiser's moments: with `parallel.local_steps` it is here that the ranks
+    /// become equal.
+    pub fn updated(&mut self, moments: [&mut [f32]; 2], times: &mut StepTimes) -> Result<()> {
+        let due = self.local.as_mut().is_some_and(LocalSteps::updated);
+        if due { self.average(moments, times) } else { Ok(()) }
+    }
+
+    /// Updates of this rank since the ranks were equal; 0 where they always are.
+    pub fn local_steps(&self) -> usize {
+        self.local.as_ref().map_or(0, LocalSteps::since)
+    }
+
+    /// Goes on where [`local_steps`](Self::local_steps) was so many.
+    pub fn set_local_steps(&mut self, steps: usize) {
+        if let Some(local) = &mut self.local {
+            local.set_since(steps);
+        }
     }
 
     /// The buckets, in the order in which they are reduced.
@@ -166,7 +201,8 @@ impl Replica {
         if self.accumulated {
             return Ok(());
         }
-        if self.buffer_sync == BufferSync::Broadcast && !self.state.buffers.as_slice().is_empty() {
+        let every_step = self.buffer_sync == BufferSync::Broadcast && self.local.is_none();
+        if every_step && !self.state.buffers.as_slice().is_empty() {
             // Who arrives late is told apart from the transfer only where that may cost a barrier.
             let wait = if self.timing == Timing::Profile { self.communicator.barrier()? } else { 0.0 };
             let transfer = self.communicator.broadcast(Kind::Buffers, self.state.buffers.as_mut_slice())?;
@@ -184,7 +220,9 @@ impl Replica {
         let logits = segments.last().expect("a model has stages").output.shallow_clone();
         let smoothing = self.label_smoothing;
         let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, smoothing);
-        let share = batch.len as f64 / global_batch as f64;
+        // The step's samples that share a gradient: all, or those of this rank where every rank updates with its own.
+        let sharing = if self.local.is_some() { global_batch / self.communicator.size() } else { global_batch };
+        let share = batch.len as f64 / sharing as f64;
         let loss = if share == 1.0 { mean_loss.shallow_clone() } else { &mean_loss * share };
         add_pass(times, Part::Forward, start, self.sync_batch_norm.as_ref())?;
         Ok(Pass { segments, logits, mean_loss, loss })
@@ -207,6 +245,27 @@ impl Replica {
             let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
             self.read(&logits, &batch.labels, &mean_loss)
         })
+    }
+
+    /// To be called after an epoch's last step, whose `times` these are: makes the ranks equal where local steps have left
+    /// them apart.
+    pub fn end_local_steps(&mut self, moments: [&mut [f32]; 2], times: &mut StepTimes) -> Result<()> {
+        let started = Instant::now();
+        if self.local.as_ref().is_some_and(LocalSteps::apart) {
+            self.average(moments, times)?;
+            times.add(Part::Step, started.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+
+    fn average(&mut self, moments: [&mut [f32]; 2], times: &mut StepTimes) -> Result<()> {
+        let Some(local) = &mut self.local else { return Ok(()) };
+        add_collective(times, local.average(&mut self.state, moments)?, true);
+        if self.buffer_sync == BufferSync::Broadcast && !self.state.buffers.as_slice().is_empty() {
+            let transfer = self.communicator.broadcast(Kind::Buffers, self.state.buffers.as_mut_slice())?;
+            add_collective(times, Finished { wait: 0.0, transfer }, true);
+        }
+        Ok(())
     }
 
     /// Makes batch norm's statistics the mean over the ranks, where the configuration asks for that at an epoch's end.
@@ -260,9 +319,14 @@ impl Replica {
         segments
     }
 
+    /// Whether gradients are summed over the ranks.
+    fn reduces(&self) -> bool {
+        self.communicator.size() > 1 && self.local.is_none()
+    }
+
     /// Called when a bucket's gradients are complete, in the order of the buckets.
     fn bucket_is_ready(&mut self, index: usize, times: &mut StepTimes) -> Result<()> {
-        if self.communicator.size() == 1 {
+        if !self.reduces() {
             return Ok(());
         }
         let region = |state: &FlatState, bucket: &Bucket| state.gradients.region(bucket.elements.clone());
@@ -276,7 +340,7 @@ impl Replica {
                     add_collective(times, one, false);
                 }
                 let mut region = region(&self.state, &self.buckets[index]);
-                add_collective(times, self.all_reduce.reduce(Kind::Gradients, &mut region, Patience::Eager)?, true);
+                add_collective(times, self.reducer.reduce(&mut region, Patience::Eager)?, true);
             }
             None => {} // profile mode, or one bucket: `finish` reduces when the backward pass is over
         }
@@ -285,10 +349,10 @@ impl Replica {
 
     /// Reduces what was left for the end of the backward pass.
     fn finish(&mut self, times: &mut StepTimes) -> Result<()> {
-        if self.worker.is_none() && self.communicator.size() > 1 {
+        if self.worker.is_none() && self.reduces() {
             for bucket in &self.buckets {
                 let mut region = self.state.gradients.region(bucket.elements.clone());
-                add_collective(times, self.all_reduce.reduce(Kind::Gradients, &mut region, Patience::Eager)?, true);
+                add_collective(times, self.reducer.reduce(&mut region, Patience::Eager)?, true);
             }
         }
         Ok(())

@@ -13,10 +13,10 @@ use crate::config::Config;
 use crate::data;
 use crate::error::{Error, Result};
 use crate::launch::Job;
-use crate::metrics::{Entry, Kind};
+use crate::metrics::{Entry, Kind, Part};
 use crate::store::{Column, RunFile, Table, Values};
 use crate::train::{self, Checkpoints, EpochRow, Progress, Training, loss_and_accuracy};
-use crate::units::format_seconds;
+use crate::units::{Second, format_seconds};
 
 /// One epoch of one training.
 struct Row {
@@ -25,8 +25,10 @@ struct Row {
     epoch: usize,
     /// Nothing after the loss was no number any more.
     measured: Option<EpochRow>,
-    /// All-reduce of gradients in this epoch, on rank 0.
+    /// All-reduces of gradients, or of parameters between local steps, in this epoch, on rank 0.
     gradients: Entry,
+    /// Seconds of the steps' `comm` in this epoch, on rank 0.
+    comm: Second,
 }
 
 /// Trains every variant with every seed.
@@ -106,10 +108,13 @@ fn train_one(
         let before = job.communicator.ledger();
         let more = training.epoch(&mut checkpoints)? == Progress::Epoch;
         let Some(row) = training.record.take_last() else { return Ok(training.more_tables()) };
-        let gradients = job.communicator.ledger().since(&before, Kind::Gradients);
+        let since = job.communicator.ledger();
+        let [gradients, parameters] = [Kind::Gradients, Kind::Parameters].map(|kind| since.since(&before, kind));
+        let gradients = gradients.and(parameters);
+        let comm = training.record.last_epoch(Part::Comm);
         let (seed, epoch) = (config.run.seed, row.epoch);
         let diverged = !row.train.loss_sum.is_finite();
-        rows.push(Row { variant, seed, epoch, measured: (!diverged).then_some(row), gradients });
+        rows.push(Row { variant, seed, epoch, measured: (!diverged).then_some(row), gradients, comm });
         if diverged || !more {
             return Ok(training.more_tables());
         }
@@ -144,13 +149,29 @@ fn table(names: &[&str], rows: &[Row]) -> Table {
             "training throughput of all ranks",
             floats(&|row| row.images_per_second),
         ),
-        Column::new("gradient_messages", "1", "all-reduces in the epoch", integers(&|row| row.gradients.messages)),
-        Column::new("gradient_bytes", "B", "bytes of their buffers on rank 0", integers(&|row| row.gradients.bytes)),
+        Column::new(
+            "gradient_messages",
+            "1",
+            "all-reduces of gradients (with local steps: of parameters and momentum)",
+            integers(&|row| row.gradients.messages),
+        ),
+        Column::new(
+            "gradient_bytes",
+            "B",
+            "bytes of their buffers on rank 0, as sent",
+            integers(&|row| row.gradients.bytes),
+        ),
         Column::new(
             "gradient_seconds",
             "s",
             "time in them on rank 0",
             Values::F64(rows.iter().map(|row| row.gradients.seconds).collect()),
+        ),
+        Column::new(
+            "comm",
+            "s",
+            "the steps' comm on rank 0: the same, and compressing and restoring",
+            Values::F64(rows.iter().map(|row| row.comm).collect()),
         ),
     ];
     Table::new("study", "row", columns)

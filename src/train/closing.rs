@@ -110,6 +110,9 @@ fn print_messages(ledger: &Ledger, replica: &Replica, ranks: usize) {
         println!("{:>12} {messages:>10} {bytes:>12} {sent:>13} {:>10}", kind.as_str(), format_seconds(entry.seconds));
     }
     let gradients = ledger.entry(Kind::Gradients);
+    if gradients.messages == 0 {
+        return; // local steps: what was averaged stands under parameters
+    }
     let gbs = gigabytes_per_second;
     println!(
         "\ngradient all_reduce: {} per step and rank, algbw {:.3} GB/s, busbw {:.3} GB/s ({:.2} x {} cross the bus)",

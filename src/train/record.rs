@@ -8,7 +8,7 @@ use crate::launch::Job;
 use crate::metrics::{Entry, Kind, Ledger, Part, StepTimes, algbw, all_reduce_busbw};
 use crate::parallel::StepResult;
 use crate::store::{Attribute, Column, Table, Values};
-use crate::units::gigabytes_per_second;
+use crate::units::{Second, gigabytes_per_second};
 
 /// One epoch over all ranks.
 pub struct EpochRow {
@@ -118,6 +118,13 @@ impl Record {
     /// The epochs so far.
     pub fn epochs(&self) -> &[EpochRow] {
         &self.epochs
+    }
+
+    /// Seconds of one part in the last epoch's steps on rank 0; 0 on the others.
+    pub fn last_epoch(&self, part: Part) -> Second {
+        let last = self.steps.last().map(|row| row.epoch);
+        let rows = self.steps.iter().rev().take_while(|row| Some(row.epoch) == last);
+        rows.filter(|row| row.rank == 0).map(|row| f64::from(row.times.get(part))).sum()
     }
 
     /// The step times of each rank, those of the warm-up only if there are no others.

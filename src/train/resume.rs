@@ -212,6 +212,11 @@ fn receive(job: &Job, resume: Option<&Resume>, name: &str, target: &mut [f32], o
 }
 
 impl Training<'_> {
+    /// Whether each rank has parameters of its own, between two steps.
+    fn ranks_are_apart(&self) -> bool {
+        !self.config.parallel.keeps_ranks_equal() || self.config.parallel.local_steps > 1
+    }
+
     /// Everything that [`restore`](Self::restore) needs, on rank 0; and how long the copy took. A collective between two
     /// steps.
     pub(super) fn capture(&mut self) -> Result<(Option<Resumable>, Duration)> {
@@ -220,7 +225,7 @@ impl Training<'_> {
         self.exchange_average(false);
         self.gather_times()?;
         let result = Replica::sum_over_ranks(&self.job.communicator, self.so_far.result)?;
-        let own = !self.config.parallel.keeps_ranks_equal();
+        let own = self.ranks_are_apart();
         let mut saved = Vec::new();
         let (optimizer_steps, moments) = self.optimizer.state();
         for (name, values) in moments {
@@ -231,6 +236,9 @@ impl Training<'_> {
         }
         if own {
             saved.extend(save(self.job, "parameters", self.replica.state.parameters.as_slice(), own)?);
+        }
+        for (name, values) in self.replica.reducer().state() {
+            saved.extend(save(self.job, &name, &values, true)?);
         }
         saved.extend(save(self.job, "buffers", self.replica.state.buffers.as_slice(), true)?);
         let content = self.job.is_root().then(|| {
@@ -245,6 +253,7 @@ impl Training<'_> {
                 ("seconds", Attribute::Float(self.so_far.seconds)),
                 ("optimizer_steps", Attribute::Int(optimizer_steps)),
                 ("world_size", int(self.job.world_size)),
+                ("local_steps", int(self.replica.local_steps())),
                 ("global_batch", int(self.global_batch)),
                 ("resumed_at_steps", Attribute::Ints(self.resumed_at.clone())),
             ];
@@ -266,12 +275,14 @@ impl Training<'_> {
         let has_average = resume.is_some_and(|resume| {
             resume.content.state.tensor("average").is_some_and(|average| !average.values.is_empty())
         });
-        let names = ["steps", "epochs", "steps_in_epoch", "seconds", "optimizer_steps", "world_size"];
-        let [steps, epochs, steps_in_epoch, seconds, optimizer_steps, ranks] = share(job, names.map(number))?;
+        let names = ["steps", "epochs", "steps_in_epoch", "seconds", "optimizer_steps", "world_size", "local_steps"];
+        let [steps, epochs, steps_in_epoch, seconds, optimizer_steps, ranks, local_steps] =
+            share(job, names.map(number))?;
         let [has_average] = share(job, [f64::from(has_average)])?;
-        let (own, ranks) = (!self.config.parallel.keeps_ranks_equal(), ranks as usize);
-        if own && ranks != job.world_size {
-            let expected = format!("each of the {ranks} ranks had parameters of its own: use {ranks} ranks");
+        let (own, ranks) = (self.ranks_are_apart(), ranks as usize);
+        let mut carried = self.replica.reducer().state();
+        if (own || !carried.is_empty()) && ranks != job.world_size {
+            let expected = format!("each of the {ranks} ranks had parameters or errors of its own: use {ranks} ranks");
             let (key, value) = ("world_size".into(), job.world_size.to_string());
             return job.agree(Err(Error::ConfigValue { place: "--resume".into(), key, value, expected }));
         }
@@ -294,6 +305,11 @@ impl Training<'_> {
         if own {
             receive(job, resume, "parameters", self.replica.state.parameters.as_mut_slice(), own, ranks)?;
         }
+        for (name, values) in &mut carried {
+            receive(job, resume, name, values, true, ranks)?;
+        }
+        self.replica.reducer().restore(&carried).expect("as many numbers as it gave");
+        self.replica.set_local_steps(local_steps as usize);
         receive(job, resume, "buffers", self.replica.state.buffers.as_mut_slice(), true, ranks)?;
         if let Some(resume) = resume {
             self.resumed_at = resume.resumed_at();

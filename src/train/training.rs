@@ -296,6 +296,11 @@ impl<'a> Training<'a> {
             self.so_far.seconds = before + started.elapsed().as_secs_f64();
             progress.inc(1);
         }
+        // Of the last step, unless its times have gone to rank 0 already.
+        let mut unseen = StepTimes::default();
+        let last = self.so_far.times.last_mut().unwrap_or(&mut unseen);
+        self.replica.end_local_steps(self.optimizer.moments(), last)?;
+        self.so_far.seconds = before + started.elapsed().as_secs_f64();
         self.replica.end_epoch()?;
         Ok(None)
     }
@@ -358,6 +363,7 @@ pub fn timed_step(
     let state = &mut replica.state;
     optimizer.step(state.parameters.as_mut_slice(), state.gradients.as_slice(), lr);
     time.add(Part::Optimizer, update.elapsed().as_secs_f64());
+    replica.updated(optimizer.moments(), &mut time)?;
     time.add(Part::Step, started.elapsed().as_secs_f64());
     Ok((result, time))
 }

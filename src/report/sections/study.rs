@@ -41,8 +41,9 @@ fn summary(frame: &Frame, variants: &[String]) -> Sheet {
         ("against_first", "percent", "test_accuracy less that of the first variant"),
         ("seconds", "s", "training of an epoch, mean"),
         ("gradient_messages", "1", "all-reduces of an epoch, mean"),
-        ("gradient_bytes", "B", "bytes of their buffers, mean"),
+        ("gradient_bytes", "B", "bytes of their buffers as sent, mean"),
         ("gradient_seconds", "s", "time in them, mean"),
+        ("comm", "s", "the same, and compressing and restoring, of an epoch, mean"),
     ];
     sheet.columns = headings.map(|(name, units, meaning)| Heading::new(name, units, meaning)).to_vec();
     let mut first = f64::NAN;
@@ -71,6 +72,7 @@ fn summary(frame: &Frame, variants: &[String]) -> Sheet {
             of("gradient_messages"),
             of("gradient_bytes"),
             of("gradient_seconds"),
+            of("comm"),
         ]);
     }
     sheet
