@@ -239,3 +239,26 @@ fn with_force_the_checkpoints_of_the_earlier_training_give_way() {
     train(1, &out, &[&args[..], &["--force", "--set", "train.epochs=1"]].concat()).run().succeeded();
     assert_eq!(checkpoints(&out).len(), 1);
 }
+
+#[test]
+fn a_checkpoint_with_impossible_counts_is_refused() {
+    let folder = folder();
+    let (out, copy) = (folder.path().join("run.h5"), folder.path().join("copy.h5"));
+    // With batch norm, whose statistics are saved for as many ranks as there were.
+    let model = ["--set", "model.name=resnet18", "--set", "model.width=4", "--set", "data.train_samples=50"];
+    train(1, &out, &[&model[..], &["--set", "checkpoint.every_epochs=8"]].concat()).run().succeeded();
+    for (count, value, named) in [
+        ("world_size", 0, "world_size"),
+        ("world_size", 1 << 39, "buffers"),
+        ("global_batch", 0, "global_batch"),
+        ("steps", -1, "steps"),
+    ] {
+        std::fs::copy(&checkpoints(&out)[0], &copy).unwrap();
+        let file = hdf5::File::open_rw(&copy).unwrap();
+        file.group("resume").unwrap().attr(count).unwrap().write_scalar::<i64>(&value).unwrap();
+        file.close().unwrap();
+        let other = folder.path().join("other.h5");
+        let run = train(1, &other, &[&model[..], &["--resume", text(&copy)]].concat()).run();
+        assert_refused(&run, &["copy.h5", named]);
+    }
+}

@@ -65,10 +65,17 @@ pub(super) fn read_test(dir: &Path, samples: usize) -> Result<Dataset> {
 /// Reads the whole file, checks all of it, and appends its first `take` records.
 fn append(path: &Path, take: usize, dataset: &mut Dataset) -> Result<()> {
     let mut file = File::open(path).at(path)?;
-    check_size(path, file.metadata().at(path)?.len())?;
-    let mut bytes = Vec::with_capacity(FILE_RECORDS * RECORD_BYTES);
-    file.read_to_end(&mut bytes).at(path)?;
-    check_size(path, bytes.len() as u64)?; // again: it may be written to at this moment
+    check_size(path, file.metadata().at(path)?.len(), FILE_RECORDS)?;
+    let expected = FILE_RECORDS * RECORD_BYTES;
+    let mut bytes = Vec::with_capacity(expected + 1);
+    // It may be written to at this moment: no more than shows that it is too long.
+    file.by_ref().take(expected as u64 + 1).read_to_end(&mut bytes).at(path)?;
+    append_records(path, &bytes, FILE_RECORDS, take, dataset)
+}
+
+/// Checks all of `bytes`, what the file `path` holds and should be `records` records, and appends the first `take`.
+pub fn append_records(path: &Path, bytes: &[u8], records: usize, take: usize, dataset: &mut Dataset) -> Result<()> {
+    check_size(path, bytes.len() as u64, records)?;
     for (record, bytes) in bytes.chunks_exact(RECORD_BYTES).enumerate() {
         let (label, image) = (bytes[0], &bytes[1..]);
         if usize::from(label) >= CLASSES {
@@ -83,8 +90,8 @@ fn append(path: &Path, take: usize, dataset: &mut Dataset) -> Result<()> {
     Ok(())
 }
 
-fn check_size(path: &Path, found: u64) -> Result<()> {
-    let (records, record_bytes) = (FILE_RECORDS as u64, RECORD_BYTES as u64);
+fn check_size(path: &Path, found: u64, records: usize) -> Result<()> {
+    let (records, record_bytes) = (records as u64, RECORD_BYTES as u64);
     let expected = records * record_bytes;
     let mend = match found.cmp(&expected) {
         std::cmp::Ordering::Equal => return Ok(()),

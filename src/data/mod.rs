@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::error::{Error, Result};
 pub use augment::AugmentSeed;
+pub use cifar10::append_records;
 pub use loader::{Batch, BatchPlan, Loader, LoaderOptions};
 pub use sampler::Sampler;
 

@@ -42,6 +42,14 @@ impl Signals {
     }
 }
 
+impl Signals {
+    /// Never lets them end the process again: for one that is about to end by itself. The first rank that ends makes the
+    /// launcher send SIGTERM to the others, whose status would then be that of the signal.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for Signals {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);

@@ -1,4 +1,5 @@
-//! Reading a file that may be anything. No size that the file claims is believed beyond the file's own.
+//! Reading a file that may be anything. No size that the file claims is believed beyond the file's own, and nothing outside
+//! of it is read: HDF5 could be sent to other files by links, by external storage and by virtual datasets.
 //!
 //! What this cannot mend: HDF5 keeps text of variable length in a heap without a checksum, and the C library (1.10 at
 //! least) can crash on a damaged one. Numbers, and so checkpoints, are not read through that heap.
@@ -7,6 +8,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use hdf5::dataset::Layout;
 use hdf5::types::{FixedAscii, FixedUnicode, FloatSize, TypeDescriptor, VarLenAscii, VarLenUnicode};
 use hdf5::{Container, Dataset, Group, H5Type, IndexType, IterationOrder, Location, MinorErrorCode};
 
@@ -40,6 +42,7 @@ impl Input {
         }
         // A file we may not read would be "unable to open" in HDF5's words.
         fs::File::open(path).at(path)?;
+        crate::sys::refuse_external_links();
         let file = hdf5::File::open(path).map_err(|error| match () {
             () if error.contains_minor(MinorErrorCode::NotHdf5) => refuse("not an HDF5 file"),
             () if error.contains_minor(MinorErrorCode::Truncated) => refuse("cut short: copy it again"),
@@ -196,13 +199,20 @@ impl Input {
 
     /// How many elements a dataset has, after subtracting their bytes from what may be read.
     fn spend(&self, dataset: &Dataset, path: &str) -> Result<usize> {
+        let layout = dataset.dcpl().map_err(|error| self.unreadable(path, &error))?;
+        if layout.layout() == Layout::Virtual || !layout.external().is_empty() {
+            return Err(self.error(path, "its values lie in another file, which is not read"));
+        }
         let space = dataset.space().map_err(|error| self.unreadable(path, &error))?;
         let count = if space.is_null() { Some(0) } else { element_count(&space.shape()) };
         let size = dataset.dtype().map_err(|error| self.unreadable(path, &error))?.size();
         let bytes = count.and_then(|count| count.checked_mul(size.max(1)));
+        // HDF5 takes memory for a whole chunk, even for one that was never written.
+        let chunk = layout.chunk().map_or(Some(0), |chunk| element_count(&chunk)?.checked_mul(size));
+        let chunk_fits = chunk.is_some_and(|chunk| chunk as u64 <= self.bytes);
         match bytes.and_then(|bytes| self.left.get().checked_sub(bytes as u64)) {
-            Some(left) => self.left.set(left),
-            None => return Err(self.error(path, "claims more data than the file can hold: damaged, or compressed")),
+            Some(left) if chunk_fits => self.left.set(left),
+            _ => return Err(self.error(path, "claims more data than the file can hold: damaged, or compressed")),
         }
         Ok(count.unwrap_or(0))
     }
@@ -237,5 +247,53 @@ fn attribute_texts(attribute: &hdf5::Attribute, kind: &TypeDescriptor) -> Option
         TypeDescriptor::FixedAscii(length) if *length <= FIXED => read(attribute, FixedAscii::<FIXED>::as_bytes),
         TypeDescriptor::FixedUnicode(length) if *length <= FIXED => read(attribute, FixedUnicode::<FIXED>::as_bytes),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_outside_the_file_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        fs::write(&secret, b"12345678").unwrap();
+        let other = folder.path().join("other.h5");
+        let file = hdf5::File::create(&other).unwrap();
+        file.new_dataset::<f64>().shape([1]).create("x").unwrap().write_raw(&[1.0]).unwrap();
+        file.close().unwrap();
+
+        let path = folder.path().join("run.h5");
+        let file = hdf5::File::create(&path).unwrap();
+        file.new_dataset::<i64>().external(secret.to_str().unwrap(), 0, 8).shape([1]).create("external").unwrap();
+        let other = other.to_str().unwrap();
+        let builder = file.new_dataset::<f64>().virtual_map(other, "x", [1], .., [1], ..);
+        builder.shape([1]).create("virtual").unwrap();
+        file.link_external(other, "/x", "link").unwrap();
+        file.close().unwrap();
+
+        let input = Input::open(&path).unwrap();
+        for name in ["external", "virtual"] {
+            let dataset = input.dataset(name).unwrap();
+            let message = input.values(&dataset, name).unwrap_err().to_string();
+            assert!(message.contains("another file"), "{message}");
+        }
+        assert!(input.dataset("link").is_err());
+        let shown = crate::store::inspect(&path).unwrap();
+        assert!(shown.contains("link: a link to elsewhere"), "{shown}");
+        assert_eq!(shown.matches("not read").count(), 2, "{shown}");
+    }
+
+    #[test]
+    fn a_huge_chunk_takes_no_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.h5");
+        let file = hdf5::File::create(&path).unwrap();
+        file.new_dataset::<f64>().chunk([1 << 28]).shape([1..]).create("x").unwrap();
+        file.close().unwrap();
+        let input = Input::open(&path).unwrap();
+        let message = input.values(&input.dataset("x").unwrap(), "x").unwrap_err().to_string();
+        assert!(message.contains("claims more data"), "{message}");
     }
 }

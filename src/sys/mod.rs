@@ -100,6 +100,16 @@ pub fn default_environment(name: &str, value: &str) {
 unsafe extern "C" {
     fn H5DSset_scale(dataset: i64, name: *const libc::c_char) -> libc::c_int;
     fn H5DSattach_scale(dataset: i64, scale: i64, axis: libc::c_uint) -> libc::c_int;
+    fn H5Lunregister(class: libc::c_int) -> libc::c_int;
+}
+
+/// From now on a link of HDF5 that points to another file cannot be opened, in this process.
+pub fn refuse_external_links() {
+    /// `H5L_TYPE_EXTERNAL`.
+    const EXTERNAL: libc::c_int = 64;
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    // SAFETY: takes a number, and `sync` keeps other threads out of the library. It fails only if there is no such class.
+    ONCE.call_once(|| hdf5::sync::sync(|| _ = unsafe { H5Lunregister(EXTERNAL) }));
 }
 
 /// Makes a dataset an HDF5 dimension scale, the coordinate of the dimension `name`.

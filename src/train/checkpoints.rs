@@ -132,6 +132,13 @@ impl Checkpoints {
         }
     }
 
+    /// The training stops: until the process has ended, its status is its own whatever signals come.
+    pub fn stopping(&mut self) {
+        if let Some(signals) = self.signals.take() {
+            signals.keep();
+        }
+    }
+
     fn is_writing(&self) -> bool {
         matches!(self.writer, Some(Writer::Busy(_)))
     }

@@ -107,6 +107,9 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
             break Some(signal);
         }
     };
+    if signal.is_some() {
+        checkpoints.stopping();
+    }
     let saved = checkpoints.finish();
     if let Some(signal) = signal {
         if let Some(run_file) = &mut run_file {

@@ -84,7 +84,9 @@ fn look(given: &str, out: &Path, config: &Config) -> Result<Start> {
     };
     if let Some((path, content)) = newest {
         same_training(&store::read_config(&path)?, config, &path)?;
-        return Ok(Start::From(Some(Resume { path, content })));
+        let resume = Resume { path, content };
+        resume.check()?;
+        return Ok(Start::From(Some(resume)));
     }
     if !out.exists() {
         log::info!("nothing to resume beside {}: starting anew", out.display());
@@ -151,6 +153,21 @@ pub fn with_its_batch(config: &Config, job: &Job, resume: Option<&Resume>) -> Re
 }
 
 impl Resume {
+    /// The counts that the training goes on with, which a damaged or foreign file may have of any size.
+    fn check(&self) -> Result<()> {
+        let counts =
+            ["steps", "epochs", "steps_in_epoch", "correct", "samples", "optimizer_steps"].map(|name| (name, 0));
+        for (name, least) in counts.into_iter().chain([("world_size", 1), ("global_batch", 1)]) {
+            let found = self.content.state.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+            if !matches!(found, Some(Attribute::Int(count)) if (least..1 << 40).contains(count)) {
+                let found = found.map_or("missing".into(), |value| format!("{value:?}"));
+                let message = format!("{found}, expected a count, at least {least}");
+                return Err(Error::Dataset { path: self.path.clone(), name: format!("resume: {name}"), message });
+            }
+        }
+        Ok(())
+    }
+
     fn number(&self, name: &str) -> f64 {
         let value = self.content.state.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value);
         match value {
@@ -203,7 +220,7 @@ fn save(job: &Job, name: &str, values: &[f32], own: bool) -> Result<Option<Named
 /// What [`save`] saved on `ranks` ranks, into `target`. Where each had its own and there are not as many now: rank 0's.
 fn receive(job: &Job, resume: Option<&Resume>, name: &str, target: &mut [f32], own: bool, ranks: usize) -> Result<()> {
     let rows = if own { ranks } else { 1 };
-    let saved = resume.map(|resume| resume.floats(name, rows * target.len())).transpose();
+    let saved = resume.map(|resume| resume.floats(name, rows.saturating_mul(target.len()))).transpose();
     let mut values = job.agree(saved)?.map_or_else(|| vec![0.0; rows * target.len()], <[f32]>::to_vec);
     job.communicator.broadcast(Kind::Parameters, &mut values)?;
     let row = if rows == job.world_size { job.rank } else { 0 };

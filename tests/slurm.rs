@@ -1,0 +1,264 @@
+//! The scripts in slurm/ under a real Slurm: emulated nodes of a slurm-lab folder beside the checkout. For root; left out
+//! elsewhere.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::texts;
+use wait_timeout::ChildExt;
+
+/// For Slurm to start or to end, with the installation of its packages.
+const LAB: Duration = Duration::from_secs(180);
+/// For all jobs together; on two cores they take a minute and a half.
+const JOBS: Duration = Duration::from_secs(300);
+
+/// A cluster of four nodes that stands until this is dropped.
+struct Lab {
+    scripts: PathBuf,
+    /// State of its daemons, in a short path: it holds sockets.
+    state: tempfile::TempDir,
+    /// Where jobs are submitted, as if it were the checkout.
+    home: tempfile::TempDir,
+    deadline: Instant,
+}
+
+/// Runs a command to its end or for `timeout`. What it said, or what went wrong.
+fn run(command: &mut Command, timeout: Duration) -> Result<String, String> {
+    // Into a file: a daemon that keeps a pipe open would not let us read to its end.
+    let said = tempfile::NamedTempFile::new().unwrap();
+    let stream = || fs::File::options().append(true).open(said.path()).unwrap();
+    let child = command.stdin(Stdio::null()).stdout(stream()).stderr(stream()).spawn();
+    let mut child = child.map_err(|error| format!("{command:?}: {error}"))?;
+    let status = child.wait_timeout(timeout).unwrap();
+    if status.is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let said = fs::read_to_string(said.path()).unwrap();
+    match status {
+        Some(status) if status.success() => Ok(said),
+        Some(status) => Err(format!("{status}: {}", said.trim().replace('\n', "; "))),
+        None => Err(format!("no end within {timeout:?}: {}", said.trim().replace('\n', "; "))),
+    }
+}
+
+impl Lab {
+    /// `None`, with the reason on stderr, where there is no such folder or Slurm does not start.
+    fn up(test: &str) -> Option<Lab> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let scripts = root.join("../shared/slurm-lab");
+        if !scripts.join("up").exists() {
+            eprintln!("{test}: left out: no Slurm to try it with (a slurm-lab folder beside the checkout)");
+            return None;
+        }
+        let state = tempfile::Builder::new().prefix("hpml-slurm").tempdir_in("/tmp").unwrap();
+        let mut lab = Lab { scripts, state, home: common::folder(), deadline: Instant::now() };
+        if let Err(reason) = run(&mut lab.script("up"), LAB) {
+            eprintln!("{test}: left out: no emulated Slurm (it needs root and Debian's packages): {reason}");
+            return None;
+        }
+        std::os::unix::fs::symlink(root.join("slurm"), lab.home.path().join("slurm")).unwrap();
+        fs::create_dir(lab.home.path().join("results")).unwrap();
+        lab.deadline = Instant::now() + JOBS;
+        Some(lab)
+    }
+
+    fn script(&self, name: &str) -> Command {
+        let mut command = Command::new(self.scripts.join(name));
+        // A port range of our own: another cluster may be up. Below those that the system hands out.
+        let port = 20_000 + std::process::id() % 1000 * 8;
+        let settings = [("PORT", port), ("NODES", 4), ("CPUS", 8), ("GPUS", 0)];
+        command.envs(settings.map(|(name, value)| (format!("SLURM_LAB_{name}"), value.to_string())));
+        command.env("SLURM_LAB_DIR", self.state.path());
+        command
+    }
+
+    /// One of Slurm's commands, in the folder of the jobs.
+    fn slurm(&self, command: &str, args: &[&str]) -> Result<String, String> {
+        let environment = format!("source {}/env.sh && exec \"$0\" \"$@\"", self.state.path().display());
+        let mut shell = Command::new("bash");
+        shell.args(["-c", &environment, command]).args(args).current_dir(self.home.path());
+        // Four jobs at a time on a few cores.
+        shell.env("HPML", env!("CARGO_BIN_EXE_hpml")).env("OMPI_MCA_mpi_yield_when_idle", "1");
+        run(&mut shell, Duration::from_secs(30))
+    }
+
+    /// Submits a job of this name on two nodes; its id.
+    fn submit(&self, launch: &str, name: &str, args: &[&str]) -> String {
+        let export = format!("--export=ALL,HPML_LAUNCH={launch}");
+        let options = ["--parsable", "--job-name", name, "--nodes=2", "--ntasks-per-node=1", &export];
+        let id = self.slurm("sbatch", &[&options[..], args].concat()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        id.trim().to_owned()
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.home.path().join("results").join(name)
+    }
+
+    /// Until `done`; what is `awaited` is for the message.
+    fn wait<T>(&self, awaited: &str, mut done: impl FnMut() -> Option<T>) -> T {
+        loop {
+            if let Some(value) = done() {
+                return value;
+            }
+            if Instant::now() > self.deadline {
+                let queue = self.slurm("scontrol", &["show", "job"]).unwrap_or_default();
+                panic!("{awaited}: not within {JOBS:?}\n{queue}\n{}", self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until a job (all tasks of an array) has ended; the values of `field`.
+    fn ended(&self, id: &str, field: &str) -> Vec<String> {
+        self.wait(&format!("the end of job {id}"), || {
+            let jobs = self.slurm("scontrol", &["show", "job", "--oneliner", id]).ok()?;
+            let values = |name: &str| -> Vec<String> {
+                let prefix = format!("{name}=");
+                jobs.split_whitespace().filter_map(|word| word.strip_prefix(&prefix)).map(str::to_owned).collect()
+            };
+            // A job that queues itself again is, for a moment, one that has ended.
+            let over = ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"];
+            let states = values("JobState");
+            (!states.is_empty() && states.iter().all(|state| over.contains(&state.as_str()))).then(|| values(field))
+        })
+    }
+
+    fn completed(&self, id: &str) {
+        let states = self.ended(id, "JobState");
+        assert!(states.iter().all(|state| state == "COMPLETED"), "job {id}: {states:?}\n{}", self.logs());
+    }
+
+    fn logs(&self) -> String {
+        let files = fs::read_dir(self.home.path().join("results")).unwrap().map(|entry| entry.unwrap().path());
+        let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+        logs.map(|path| format!("{}:\n{}\n", path.display(), fs::read_to_string(&path).unwrap_or_default())).collect()
+    }
+
+    /// The processes of a job's ranks.
+    fn ranks(&self, id: &str) -> Vec<u32> {
+        let pids =
+            fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let wanted = [format!("SLURM_JOB_ID={id}"), format!("SLURM_CONF={}/slurm.conf", self.state.path().display())];
+        let is_rank = |pid: &u32| {
+            let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let has = |text: &String| environment.split(|byte| *byte == 0).any(|variable| variable == text.as_bytes());
+            program == fs::canonicalize(env!("CARGO_BIN_EXE_hpml")).unwrap() && wanted.iter().all(has)
+        };
+        pids.filter(is_rank).collect()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = run(&mut self.script("down"), LAB);
+    }
+}
+
+fn kill(signal: &str, pids: &[u32]) {
+    let pids = pids.iter().map(u32::to_string);
+    Command::new("kill").arg(format!("-{signal}")).args(pids).status().unwrap();
+}
+
+/// Whether SIGUSR1 waits for this process.
+fn has_usr1(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap_or_default();
+    u64::from_str_radix(pending.trim(), 16).unwrap_or(0) & 1 << (libc::SIGUSR1 - 1) != 0
+}
+
+/// Every tensor, bit for bit.
+fn parameters(file: &Path) -> Vec<(String, Vec<u32>)> {
+    let file = hdf5::File::open(file).unwrap();
+    let group = file.group("checkpoint").unwrap();
+    let bits = |name: &String| group.dataset(name).unwrap().read_raw::<f32>().unwrap();
+    let names = group.member_names().unwrap();
+    names.iter().map(|name| (name.clone(), bits(name).iter().map(|value| value.to_bits()).collect())).collect()
+}
+
+#[test]
+fn every_script_runs_and_what_is_cut_short_goes_on() {
+    let Some(lab) = Lab::up("every_script_runs_and_what_is_cut_short_goes_on") else { return };
+    let config = "[train]\nepochs = 8\n[data]\ntrain_samples = 2000\ntest_samples = 200\n[launch]\nthreads = 1\n";
+    fs::write(lab.home.path().join("small.toml"), config).unwrap();
+    let runs = "small.toml --set train.lr=0.01\nsmall.toml --set train.lr=0.02 --set train.epochs=1\n";
+    fs::write(lab.home.path().join("runs.txt"), runs).unwrap();
+
+    // The same training four times: by srun and by mpirun, uncut and cut.
+    let srun = lab.submit("srun", "srun", &["slurm/train.sbatch", "small.toml"]);
+    let limit = ["--time=1", "--signal=B:USR1@20", "slurm/chain.sbatch", "small.toml"];
+    let chain = lab.submit("srun", "chain", &limit);
+    let chain2 = lab.submit("mpirun", "chain2", &["--time=10", "slurm/chain.sbatch", "small.toml"]);
+    let after = format!("--dependency=afterok:{srun}:{chain}:{chain2}");
+    let files = format!("results/srun-{srun}.h5 results/chain*-[0-9]*.h5");
+    let report = ["--parsable", "--kill-on-invalid-dep=yes", &after, "slurm/report.sbatch", &files];
+    let report = lab.slurm("sbatch", &report).unwrap().trim().to_owned();
+
+    // Time stands still for the ranks of the first chain, so that its limit comes in the midst of the training, however
+    // fast the machine is. Slurm looks at limits every 30 s.
+    let first = lab.file(&format!("chain-{chain}.h5"));
+    lab.wait("the first epoch", || first.exists().then_some(()));
+    let ranks = lab.ranks(&chain);
+    assert_eq!(ranks.len(), 2, "{}", lab.logs());
+    kill("STOP", &ranks);
+    // The shell of the second one is told at once what `--signal=B:USR1` tells it before the limit.
+    let second = lab.file(&format!("chain2-{chain2}.h5"));
+    lab.wait("the first epoch", || second.exists().then_some(()));
+    lab.slurm("scancel", &["--batch", "--signal=USR1", &chain2]).unwrap();
+
+    let mpirun = lab.submit("mpirun", "mpirun", &["slurm/train.sbatch", "small.toml"]);
+    let array = ["--nodes=1", "--array=0-1", "slurm/array.sbatch", "runs.txt", "--", "--set", "data.train_samples=200"];
+    let array = lab.submit("srun", "array", &array);
+    let sweep = [
+        "slurm/sweep.sbatch",
+        "--set",
+        "sweep.batch_per_rank=[8]",
+        "--set",
+        "sweep.seconds=0.2",
+        "--set",
+        "sweep.rounds=1",
+        "--set",
+        "data.train_samples=400",
+    ];
+    let sweep = lab.submit("srun", "sweep", &sweep);
+    // What a restart would meet again is not queued again.
+    let wrong = lab.submit("srun", "wrong", &["slurm/chain.sbatch", "none.toml"]);
+    assert_eq!(lab.ended(&wrong, "JobState"), ["FAILED"]);
+    assert_eq!(lab.ended(&wrong, "Restarts"), ["0"]);
+
+    lab.wait("USR1 before the time limit", || ranks.iter().any(|&pid| has_usr1(pid)).then_some(()));
+    kill("CONT", &ranks);
+
+    for id in [&srun, &mpirun, &array, &sweep, &chain2, &chain, &report] {
+        lab.completed(id);
+    }
+    for id in [&chain, &chain2] {
+        assert_ne!(lab.ended(id, "Restarts"), ["0"], "{}", lab.logs());
+    }
+    let uncut = lab.file(&format!("srun-{srun}.h5"));
+    let hosts = texts(&uncut, "environment/host");
+    assert!(hosts.len() == 2 && hosts[0] != hosts[1], "{hosts:?}");
+    for name in [format!("mpirun-{mpirun}"), format!("chain-{chain}"), format!("chain2-{chain2}")] {
+        let other = lab.file(&format!("{name}.h5"));
+        let checksums = |file: &Path| texts(file, "epochs/parameter_checksum");
+        assert_eq!(checksums(&uncut), checksums(&other), "{name}");
+        assert_eq!(parameters(&uncut), parameters(&other), "{name}");
+    }
+    for (task, epochs) in [(0, 8), (1, 1)] {
+        let file = lab.file(&format!("array-{array}-{task}.h5"));
+        assert_eq!(texts(&file, "epochs/parameter_checksum").len(), epochs);
+    }
+    let written = |name: String| fs::read_to_string(lab.file(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert!(written(format!("sweep-{sweep}.html")).contains("<svg"));
+    let page = written(format!("report-{report}/report.html"));
+    for name in [&srun, &chain, &chain2] {
+        assert!(page.contains(&format!("-{name}")), "{name} is not in the report");
+        assert!(!written(format!("report-{report}/report.md")).is_empty());
+    }
+    assert_eq!(written(format!("report-{report}/chain-{chain}.csv")).lines().count(), 1 + 8);
+}
