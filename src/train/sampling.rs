@@ -204,7 +204,8 @@ mod tests {
             sampling.epochs
         };
         let by_chance = 31.0 / 3999.0;
-        let close = |value: f64, expected: f64| assert!((value / expected - 1.0).abs() < 0.05, "{value} {expected}");
+        // Of 62,000 pairs some 480 meet, give or take 22.
+        let close = |value: f64, expected: f64| assert!((value / expected - 1.0).abs() < 0.2, "{value} {expected}");
         let on = epochs(&[]);
         assert_eq!((on[1].seen, on[1].repeated), (1.0, 0.0));
         close(on[1].met_before, by_chance);
