@@ -93,22 +93,52 @@ impl Reducer {
     pub fn restore(&self, saved: &[(String, Vec<f32>)]) -> Result<(), String> {
         let mut compressor = self.compressor();
         let state = compressor.as_mut().map_or_else(Vec::new, |compressor| compressor.state());
-        if state.len() != saved.len() {
-            return Err(format!("{} arrays of compression state, expected {}", saved.len(), state.len()));
-        }
-        for ((name, own), (saved_name, values)) in state.iter().zip(saved) {
-            if name != saved_name || own.len() != values.len() {
-                let (found, expected) = (values.len(), own.len());
-                return Err(format!("{saved_name} of {found} numbers, expected {name} of {expected}"));
-            }
-        }
-        for ((_, own), (_, values)) in state.into_iter().zip(saved) {
-            own.copy_from_slice(values);
-        }
-        Ok(())
+        put_back(state, saved)
     }
 
     fn compressor(&self) -> MutexGuard<'_, Option<Box<dyn Compressor>>> {
         self.compressor.lock().expect("a panic while reducing ends the job")
+    }
+}
+
+/// All of `saved` into the arrays of these names and lengths, or an error and nothing.
+fn put_back(state: Vec<(&'static str, &mut [f32])>, saved: &[(String, Vec<f32>)]) -> Result<(), String> {
+    if state.len() != saved.len() {
+        return Err(format!("{} arrays of compression state, expected {}", saved.len(), state.len()));
+    }
+    for ((name, own), (saved_name, values)) in state.iter().zip(saved) {
+        if name != saved_name || own.len() != values.len() {
+            let (found, expected) = (values.len(), own.len());
+            return Err(format!("{saved_name} of {found} numbers, expected {name} of {expected}"));
+        }
+    }
+    for ((_, own), (_, values)) in state.into_iter().zip(saved) {
+        own.copy_from_slice(values);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_is_taken_back_whole_or_not_at_all() {
+        let (mut one, mut two) = ([0.0; 3], [0.0; 2]);
+        let saved = |name: &str, length| (name.to_owned(), vec![1.0; length]);
+        let mut restore = |saved: &[(String, Vec<f32>)]| {
+            let done = put_back(vec![("one", &mut one[..]), ("two", &mut two[..])], saved);
+            (done, [one[0], two[1]])
+        };
+        for (wrong, told) in [
+            (vec![saved("one", 3)], "1 arrays"),
+            (vec![saved("one", 3), saved("two", 3)], "two of 3 numbers, expected two of 2"),
+            (vec![saved("one", 3), saved("other", 2)], "expected two"),
+        ] {
+            let (done, values) = restore(&wrong);
+            assert!(done.unwrap_err().contains(told));
+            assert_eq!(values, [0.0, 0.0]);
+        }
+        assert_eq!(restore(&[saved("one", 3), saved("two", 2)]), (Ok(()), [1.0, 1.0]));
     }
 }

@@ -369,7 +369,7 @@ mod tests {
         assert_eq!(Shape::of(&[2, 300], 4), None); // rank 2 at most: both matrices are larger
         let mut one = [powersgd(&[vec![5]], 4)];
         let values: Vec<f32> = (0..5).map(|index| gradient(0, 0, index)).collect();
-        assert_eq!(step(&mut one, &[values.clone()]), values);
+        assert_eq!(step(&mut one, std::slice::from_ref(&values)), values);
     }
 
     #[test]
