@@ -313,10 +313,11 @@ impl Row {
         let statuses: Vec<String> = statuses.iter().map(|(status, times)| format!("{status}: {times}")).collect();
         let middle = self.seconds.get(self.seconds.len() / 2).copied().unwrap_or(f64::NAN);
         let most = self.seconds.last().copied().unwrap_or(f64::NAN);
+        let [middle, most] = [middle, most].map(|s| if s.is_nan() { "-".into() } else { format!("{s:.1}") });
         let late = if self.too_late > 0 { format!(" ({} hit after the end)", self.too_late) } else { String::new() };
         let tries = self.statuses.len();
         println!(
-            "| {name} | {tries}{late} | {middle:.1} ({most:.1}) | {} | {} of {tries} | {} |",
+            "| {name} | {tries}{late} | {middle} ({most}) | {} | {} of {tries} | {} |",
             statuses.join(", "),
             tries - self.faults.len().min(tries),
             self.faults.len()

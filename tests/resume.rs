@@ -183,7 +183,7 @@ fn a_second_interrupt_ends_at_once() {
 fn the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over() {
     let folder = folder();
     let (whole, pieces) = (folder.path().join("whole.h5"), folder.path().join("pieces.h5"));
-    let args = ["--set", "checkpoint.every_epochs=2", "--set", "checkpoint.keep=3"];
+    let args = ["--set", "checkpoint.every_epochs=2", "--set", "checkpoint.keep=3", "--set", "optim.ema=0.9"];
     let run = train(2, &whole, &args).run().succeeded();
     assert_eq!(run.stderr.lines().filter(|line| line.contains("checkpoint of step")).count(), 4, "{}", run.stderr);
     assert_eq!(checkpoints(&whole).len(), 3);

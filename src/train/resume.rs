@@ -336,6 +336,8 @@ impl Training<'_> {
         } else {
             self.record.resume(self.steps_done, &[]);
         }
+        // Between two epochs the model holds what was tested, and what a run file without another epoch would hold.
+        self.exchange_average(self.so_far.steps == 0);
         Ok(())
     }
 }
