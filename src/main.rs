@@ -41,6 +41,7 @@ fn train(job: &mut Job, args: &cli::Train) -> Result<()> {
     });
     let config = job.agree(loaded)?; // typed and checked before any work
     job.configure(&config)?; // the same on all ranks; threads
+    job.watch(&config)?;
     train::run(&config, job, args)
 }
 
@@ -53,6 +54,7 @@ fn sweep(job: &mut Job, args: &cli::Sweep) -> Result<()> {
 fn study(job: &mut Job, args: &cli::Study) -> Result<()> {
     let config = job.agree(load_config(Some(&args.config), &args.common))?;
     job.configure(&config)?;
+    job.watch(&config)?;
     study::run(&config, job, args)
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::collective::Combine;
-use crate::config::{Config, ModelName};
+use crate::config::{Compression, Config, ModelName};
 use crate::data::{self, BatchPlan, Dataset, Loader};
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -53,6 +53,8 @@ fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, pa
     (config.data.mean, config.data.std) = (parity.mean, parity.std);
     config.optim.momentum = parity.momentum;
     config.optim.weight_decay = 0.0;
+    // PyTorch's gradients are summed as they are, at every step.
+    (config.parallel.compression, config.parallel.local_steps) = (Compression::None, 1);
     let mut model = Model::new(&config.model, parity.seed);
     if !parity.init.is_empty() {
         job.agree(load(&mut model, &parity.init, path, "init"))?;

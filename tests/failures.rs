@@ -161,3 +161,50 @@ fn a_killed_rank_ends_the_job_and_leaves_the_last_epoch_readable() {
         assert!(left.len() <= 2, "{left:?}"); // at most one temporary beside it
     }
 }
+
+#[test]
+fn a_stopped_rank_ends_the_job_with_a_message_that_names_it() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let run = Mpirun::ranks(3)
+        .args(["train", "--out", text(&out), "--set", "train.epochs=1000", "--set", "data.train_samples=400"])
+        .args(["--set", "data.test_samples=100", "--set", "launch.comm_timeout_s=3"])
+        .timeout(Duration::from_secs(90))
+        .spawn();
+    let pids = run.rank_pids(3);
+    while !out.exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::process::Command::new("kill").args(["-STOP", &pids[1].to_string()]).status().unwrap();
+    let run = run.wait();
+    assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
+    let messages = run.messages();
+    assert_eq!(messages.len(), 1, "{}", run.stderr);
+    for words in ["rank 1 of this host is stopped", "after step", "launch.comm_timeout_s"] {
+        assert!(messages[0].contains(words), "{}", messages[0]);
+    }
+    assert!(!common::column(&out, "epochs/epoch").is_empty());
+}
+
+/// The images are read once, at the start.
+#[test]
+fn a_data_file_that_changes_meanwhile_changes_nothing() {
+    let (data, out) = (folder(), folder());
+    common::write_fake_cifar10(data.path());
+    let (plain, changed) = (out.path().join("plain.h5"), out.path().join("changed.h5"));
+    let start = |out: &Path| {
+        let small = ["data.train_samples=1000", "data.test_samples=100", "train.epochs=5"];
+        let small = small.iter().flat_map(|setting| ["--set", setting]);
+        let args = ["train", "--data", text(data.path()), "--out", text(out)];
+        Mpirun::ranks(2).args(args).args(small).timeout(Duration::from_secs(90)).spawn()
+    };
+    start(&plain).wait().succeeded();
+    let run = start(&changed);
+    while !changed.exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::fs::write(data.path().join("data_batch_1.bin"), b"other bytes").unwrap();
+    run.wait().succeeded();
+    let checksums = |file: &Path| common::texts(file, "epochs/parameter_checksum");
+    assert_eq!(checksums(&plain), checksums(&changed));
+}

@@ -65,11 +65,17 @@ fn assert_refused(run: &Finished, named: &[&str]) {
 
 #[test]
 fn a_resumed_training_ends_bit_for_bit_where_an_uncut_one_does() {
-    let cases: [(usize, &[&str]); 4] = [
+    let cases: [(usize, &[&str]); 8] = [
         (1, &[]),
         (2, &["optim.ema=0.9", "data.augment=true", "schedule.anneal=cosine", "train.accumulate=2"]),
         (2, &["optim.name=lamb", "optim.clip_norm=1.0", "parallel.all_reduce=ring"]),
         (3, &["optim.nesterov=true", "parallel.all_reduce=mpi", "train.label_smoothing=0.1"]),
+        // What each rank's compression owes to later steps.
+        (2, &["parallel.compression=int8", "parallel.bucket_mb=0.1"]),
+        (2, &["parallel.compression=powersgd"]),
+        (2, &["parallel.local_steps=7"]),
+        // Each rank has a network of its own.
+        (2, &["parallel.broadcast_parameters=false", "parallel.same_seed=false", "metrics.spread_steps=50"]),
     ];
     for (ranks, settings) in cases {
         let args: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
@@ -86,6 +92,13 @@ fn a_resumed_training_ends_bit_for_bit_where_an_uncut_one_does() {
         for column in ["epochs/epoch", "epochs/test_accuracy", "epochs/train_samples", "epochs/lr", "steps/global_step"]
         {
             assert_eq!(common::column(&whole, column), common::column(&pieces, column), "{column}");
+        }
+        let drawn = |file: &Path| common::column(file, "sampling/met_before")[1..].to_vec();
+        assert_eq!(drawn(&whole), drawn(&pieces));
+        if settings.contains(&"metrics.spread_steps=50") {
+            for column in ["ranks/test_accuracy", "ranks/parameter_distance", "spread/parameter_spread"] {
+                assert_eq!(common::column(&whole, column), common::column(&pieces, column), "{column}");
+            }
         }
         let checksums = |file: &Path| common::texts(file, "epochs/parameter_checksum");
         assert_eq!(checksums(&whole), checksums(&pieces));
@@ -125,7 +138,7 @@ fn another_number_of_ranks_goes_on_with_the_same_samples() {
         assert!((one / two - 1.0).abs() < 1e-3, "{one} {two}");
     }
     assert_eq!(common::column(&whole, "epochs/epoch"), common::column(&pieces, "epochs/epoch"));
-    let refused = train(3, &folder.path().join("pieces.h5"), &["--set", "train.epochs=9", "--resume", "auto"]).run();
+    let refused = train(3, &pieces, &[&args[..], &["--set", "train.epochs=9", "--resume", "auto"]].concat()).run();
     assert_refused(&refused, &["global batch is 16", "3 ranks"]);
 }
 
@@ -170,7 +183,7 @@ fn a_second_interrupt_ends_at_once() {
 fn the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over() {
     let folder = folder();
     let (whole, pieces) = (folder.path().join("whole.h5"), folder.path().join("pieces.h5"));
-    let args = ["--set", "checkpoint.every_epochs=2", "--set", "checkpoint.keep=3"];
+    let args = ["--set", "checkpoint.every_epochs=2", "--set", "checkpoint.keep=3", "--set", "optim.ema=0.9"];
     let run = train(2, &whole, &args).run().succeeded();
     assert_eq!(run.stderr.lines().filter(|line| line.contains("checkpoint of step")).count(), 4, "{}", run.stderr);
     assert_eq!(checkpoints(&whole).len(), 3);

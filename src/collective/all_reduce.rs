@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::patience::Patience;
 use super::sum::sum_into;
+use super::traffic::Collective;
 use super::window::{Gate, Window};
 use super::{Combine, Communicator, Element, HostBuffer, Region, ring};
 use crate::config::Algorithm;
@@ -99,13 +100,20 @@ impl AllReduce {
         }
     }
 
-    /// Returns when every rank has come here, and sees what each wrote before.
-    fn wait_for_all(&self, bytes: usize, patience: Patience) -> Result<Second> {
+    /// The ranks that it sums over.
+    pub fn communicator(&self) -> &Communicator {
+        &self.communicator
+    }
+
+    /// Returns when every rank has come here with a buffer of so many bytes, and sees what each wrote before.
+    pub fn wait_for_all(&self, bytes: usize, patience: Patience) -> Result<Second> {
         match (&self.gate, patience) {
-            (Some(gate), _) if self.hosts == 1 => self.communicator.counted(Kind::Control, 0, || {
-                gate.pass(patience);
-                Ok(())
-            }),
+            (Some(gate), _) if self.hosts == 1 => {
+                self.communicator.counted(Kind::Control, Collective::Barrier, 0, || {
+                    gate.pass(patience);
+                    Ok(())
+                })
+            }
             (_, Patience::Eager) if self.algorithm_for(bytes) == Algorithm::Mpi => self.communicator.barrier(),
             _ => self.communicator.patient_barrier(patience),
         }
@@ -124,14 +132,16 @@ impl AllReduce {
                 self.communicator.all_reduce_sum_into(kind, source.as_slice(), target.as_mut_slice())
             }
             (Algorithm::Mpi, None) => self.communicator.all_reduce_sum(kind, target.as_mut_slice()),
-            (Algorithm::Ring, _) => self.communicator.counted(kind, bytes, || {
+            (Algorithm::Ring, _) => self.communicator.counted(kind, Collective::AllReduce, bytes, || {
                 if let Some(source) = source {
                     target.as_mut_slice().copy_from_slice(source.as_slice());
                 }
                 ring::all_reduce(&self.communicator, target.as_mut_slice(), patience)
             }),
             (Algorithm::Auto | Algorithm::Shared, _) => {
-                self.communicator.counted(kind, bytes, || self.shared(source, target, patience))
+                // What goes through shared memory is no message: one rank of each host sends.
+                let sent = Collective::AllReduce.sent(self.hosts, bytes);
+                self.communicator.counted_as(kind, bytes, sent, || self.shared(source, target, patience))
             }
         }
     }

@@ -92,6 +92,11 @@ impl<T: Element> Region<T> {
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.range.len()) }
     }
 
+    /// Which elements of the buffer it was made from.
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.range.len() * size_of::<T>()

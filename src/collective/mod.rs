@@ -9,16 +9,19 @@
 
 mod all_reduce;
 mod element;
+mod exchange;
 mod memory;
 mod mpi;
 mod patience;
+pub mod progress;
 mod ring;
 mod sum;
+mod traffic;
 mod window;
 mod worker;
 
 pub use all_reduce::{AllReduce, Finished};
-pub use element::{Bf16, Element, Wire};
+pub use element::{Bf16, Element, Fp16, Wire};
 pub use memory::{HostBuffer, Region};
 pub use mpi::{Combine, Communicator, Universe};
 pub use patience::Patience;

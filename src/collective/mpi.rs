@@ -9,11 +9,13 @@ use std::time::Instant;
 use mpi::ffi;
 use mpi::traits::AsRaw;
 
-use super::element::{Element, Wire, add_bf16};
+use super::element::{Bf16, Element, Fp16, Wire, add};
 use super::patience::{Patience, Pauses};
+use super::progress;
+use super::traffic::Collective;
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Ledger};
-use crate::units::Second;
+use crate::units::{Bytes, Second};
 
 unsafe extern "C" {
     fn hpml_mpi_in_place() -> *mut c_void;
@@ -50,6 +52,7 @@ pub struct Communicator {
     rank: usize,
     size: usize,
     bf16_sum: ffi::MPI_Op,
+    fp16_sum: ffi::MPI_Op,
     owned: Owned,
     ledger: Mutex<Ledger>,
 }
@@ -84,17 +87,19 @@ const MOST: usize = 1 << 30;
 impl Communicator {
     fn new(raw: ffi::MPI_Comm, owned: Owned) -> Communicator {
         let (mut rank, mut size) = (0, 1);
-        let mut bf16_sum = MaybeUninit::uninit();
+        let (mut bf16_sum, mut fp16_sum) = (MaybeUninit::uninit(), MaybeUninit::uninit());
         // SAFETY: `raw` is a valid communicator; the calls only write what they are given. Errors are returned instead of
         // ending the process, so that the message can name what failed.
-        let bf16_sum = unsafe {
+        let (bf16_sum, fp16_sum) = unsafe {
             ffi::MPI_Comm_rank(raw, &mut rank);
             ffi::MPI_Comm_size(raw, &mut size);
             ffi::MPI_Comm_set_errhandler(raw, ffi::RSMPI_ERRORS_RETURN);
-            ffi::MPI_Op_create(Some(add_bf16), 1, bf16_sum.as_mut_ptr());
-            bf16_sum.assume_init()
+            ffi::MPI_Op_create(Some(add::<Bf16>), 1, bf16_sum.as_mut_ptr());
+            ffi::MPI_Op_create(Some(add::<Fp16>), 1, fp16_sum.as_mut_ptr());
+            (bf16_sum.assume_init(), fp16_sum.assume_init())
         };
-        Communicator { raw, rank: rank as usize, size: size as usize, bf16_sum, owned, ledger: Mutex::default() }
+        let ledger = Mutex::default();
+        Communicator { raw, rank: rank as usize, size: size as usize, bf16_sum, fp16_sum, owned, ledger }
     }
 
     /// This process's number, from 0.
@@ -140,7 +145,7 @@ impl Communicator {
 
     /// Returns when every rank has come here. Spins: for waits that are short or have nothing else to do.
     pub fn barrier(&self) -> Result<Second> {
-        self.counted(Kind::Control, 0, || {
+        self.counted(Kind::Control, Collective::Barrier, 0, || {
             // SAFETY: a collective without buffers.
             self.check("MPI_Barrier", unsafe { ffi::MPI_Barrier(self.raw) })
         })
@@ -148,7 +153,7 @@ impl Communicator {
 
     /// As [`barrier`](Self::barrier), but as patient as asked, so that the core is left to whoever computes.
     pub fn patient_barrier(&self, patience: Patience) -> Result<Second> {
-        self.counted(Kind::Control, 0, || {
+        self.counted(Kind::Control, Collective::Barrier, 0, || {
             let mut request = MaybeUninit::<ffi::MPI_Request>::uninit();
             let mut pauses = Pauses::between_hosts(patience);
             // SAFETY: MPI writes `request`, which stays in place until MPI_Test has reported its completion.
@@ -165,7 +170,7 @@ impl Communicator {
     /// Every rank's `values` become their sum over the ranks, bit-identical on all of them, by MPI_Allreduce. Returns the
     /// seconds it took.
     pub fn all_reduce_sum<T: Element>(&self, kind: Kind, values: &mut [T]) -> Result<Second> {
-        self.in_place(kind, values, |buffer, count| {
+        self.in_place(kind, Collective::AllReduce, values, |buffer, count| {
             // SAFETY: `buffer` holds `count` elements (see `in_place`), every rank passes the same count.
             unsafe {
                 ffi::MPI_Allreduce(hpml_mpi_in_place(), buffer, count, T::mpi_type(), self.sum_of::<T>(), self.raw)
@@ -176,7 +181,7 @@ impl Communicator {
     /// As [`all_reduce_sum`](Self::all_reduce_sum), from `source` into `target`, equally long.
     pub fn all_reduce_sum_into<T: Element>(&self, kind: Kind, source: &[T], target: &mut [T]) -> Result<Second> {
         assert_eq!(source.len(), target.len(), "source and target are equally long");
-        self.counted(kind, size_of_val(source), || {
+        self.counted(kind, Collective::AllReduce, size_of_val(source), || {
             for (source, target) in source.chunks(MOST).zip(target.chunks_mut(MOST)) {
                 let count = source.len() as c_int;
                 // SAFETY: both hold `count` elements and do not overlap; every rank passes the same count.
@@ -192,7 +197,7 @@ impl Communicator {
 
     /// Combines `values` element by element over the ranks; every rank gets the result.
     pub fn all_reduce(&self, kind: Kind, combine: Combine, values: &mut [f64]) -> Result<Second> {
-        self.in_place(kind, values, |buffer, count| {
+        self.in_place(kind, Collective::AllReduce, values, |buffer, count| {
             // SAFETY: `buffer` holds `count` f64 (see `in_place`), every rank passes the same count and operation.
             unsafe {
                 let operation = match combine {
@@ -207,7 +212,7 @@ impl Communicator {
 
     /// Rank 0's `values` go to every rank.
     pub fn broadcast(&self, kind: Kind, values: &mut [f32]) -> Result<Second> {
-        self.in_place(kind, values, |buffer, count| {
+        self.in_place(kind, Collective::Broadcast, values, |buffer, count| {
             // SAFETY: `buffer` holds `count` f32 (see `in_place`), every rank passes the same count.
             unsafe { ffi::MPI_Bcast(buffer, count, ffi::RSMPI_FLOAT, 0, self.raw) }
         })
@@ -216,7 +221,7 @@ impl Communicator {
     /// Every rank's `values`, one after the other by rank, on every rank. Equal lengths everywhere.
     pub fn all_gather<T: Wire>(&self, kind: Kind, values: &[T]) -> Result<Vec<T>> {
         let mut all = vec![T::default(); values.len() * self.size];
-        self.counted(kind, size_of_val(values), || {
+        self.counted(kind, Collective::AllGather, size_of_val(values), || {
             let count = c_int::try_from(values.len()).expect("gathered tables are small");
             // SAFETY: `values` has `count` elements of T's MPI type and `all` room for `count` from each rank.
             self.check("MPI_Allgather", unsafe {
@@ -230,7 +235,7 @@ impl Communicator {
     /// Every rank's `values`, one after the other by rank, on rank 0; nothing on the others. Equal lengths everywhere.
     pub fn gather(&self, kind: Kind, values: &[f32]) -> Result<Vec<f32>> {
         let mut all = vec![0.0; if self.rank == 0 { values.len() * self.size } else { 0 }];
-        self.counted(kind, size_of_val(values), || {
+        self.counted(kind, Collective::Gather, size_of_val(values), || {
             let count = c_int::try_from(values.len()).expect("gathered tables are small");
             // SAFETY: `values` has `count` f32; on the root `all` has room for `count` from each rank, elsewhere MPI ignores it.
             self.check("MPI_Gather", unsafe {
@@ -258,33 +263,53 @@ impl Communicator {
         std::process::exit(status)
     }
 
-    /// Calls `collective` with pieces that MPI's 32-bit counts can hold.
+    /// Makes the `call` with pieces that MPI's 32-bit counts can hold.
     fn in_place<T>(
         &self,
         kind: Kind,
+        collective: Collective,
         values: &mut [T],
-        collective: impl Fn(*mut c_void, c_int) -> c_int,
+        call: impl Fn(*mut c_void, c_int) -> c_int,
     ) -> Result<Second> {
-        self.counted(kind, size_of_val(values), || {
+        self.counted(kind, collective, size_of_val(values), || {
             if self.size > 1 {
                 for piece in values.chunks_mut(MOST) {
-                    self.check("an MPI collective", collective(piece.as_mut_ptr().cast(), piece.len() as c_int))?;
+                    self.check("an MPI collective", call(piece.as_mut_ptr().cast(), piece.len() as c_int))?;
                 }
             }
             Ok(())
         })
     }
 
-    /// Runs a collective and counts it as one message of `bytes`.
-    pub(super) fn counted(&self, kind: Kind, bytes: usize, call: impl FnOnce() -> Result<()>) -> Result<Second> {
+    /// Runs a collective of messages over all ranks and counts it as one of `bytes`.
+    pub(super) fn counted(
+        &self,
+        kind: Kind,
+        collective: Collective,
+        bytes: usize,
+        call: impl FnOnce() -> Result<()>,
+    ) -> Result<Second> {
+        self.counted_as(kind, bytes, collective.sent(self.size, bytes), call)
+    }
+
+    /// The same for one whose ranks send `sent` bytes in all: less than all ranks have messages for each other.
+    pub(super) fn counted_as(
+        &self,
+        kind: Kind,
+        bytes: usize,
+        sent: Bytes,
+        call: impl FnOnce() -> Result<()>,
+    ) -> Result<Second> {
         if self.size == 1 {
             call()?; // nothing leaves the process: not a message
             return Ok(0.0);
         }
         let start = Instant::now();
+        let inside = progress::enter(kind, bytes);
         call()?;
+        drop(inside);
         let seconds = start.elapsed().as_secs_f64();
-        self.ledger.lock().expect("no thread panics while it counts").record(kind, bytes as u64, seconds);
+        self.ledger.lock().expect("no thread panics while it counts").record(kind, bytes as Bytes, sent, seconds);
         Ok(seconds)
     }
 
@@ -310,6 +335,7 @@ impl Communicator {
     fn sum_of<T: Element>(&self) -> ffi::MPI_Op {
         match T::KIND {
             tch::Kind::BFloat16 => self.bf16_sum,
+            tch::Kind::Half => self.fp16_sum,
             // SAFETY: reads a constant that rsmpi's C part initialises at load time.
             _ => unsafe { ffi::RSMPI_SUM },
         }
@@ -324,6 +350,7 @@ impl Drop for Communicator {
             ffi::MPI_Finalized(&mut finalized);
             if finalized == 0 {
                 ffi::MPI_Op_free(&mut self.bf16_sum);
+                ffi::MPI_Op_free(&mut self.fp16_sum);
                 if self.owned == Owned::Yes {
                     ffi::MPI_Comm_free(&mut self.raw);
                 }

@@ -15,15 +15,15 @@ use mpi::ffi;
 
 use super::patience::{Patience, Pauses};
 use super::sum::sum_into;
-use super::{Communicator, Element};
+use super::{Communicator, Element, Wire};
 use crate::error::Result;
 
 /// Bytes of a message. Below 64 KiB, so that Open MPI sends it over TCP at once. Larger ones wait for the receiver's answer
 /// first, which queues behind the data that the receiver sends itself: the two directions of a link then take turns instead
 /// of running together (44.7 MB, two hosts, 1 Gbit/s: 256 KiB 600 to 710 ms, 60 KiB 374 ms, the link's speed).
-const SEGMENT_BYTES: usize = 60 << 10;
+pub(super) const SEGMENT_BYTES: usize = 60 << 10;
 /// Messages on their way in each direction; 8 to 64 make no difference.
-const DEPTH: usize = 16;
+pub(super) const DEPTH: usize = 16;
 const TAG: c_int = 0x68706d;
 
 /// Every rank's `values` become their sum, bit-identical on all ranks: one rank adds each chunk's last summand.
@@ -99,7 +99,8 @@ pub(super) fn all_reduce<T: Element>(ranks: &Communicator, values: &mut [T], pat
     Ok(())
 }
 
-enum Direction {
+/// To or from which rank.
+pub(super) enum Direction {
     To(c_int),
     From(c_int),
 }
@@ -108,7 +109,7 @@ enum Direction {
 ///
 /// # Safety
 /// `elements` from `data` on stay valid, and untouched as MPI demands, until the request has ended.
-unsafe fn start<T: Element>(
+pub(super) unsafe fn start<T: Wire>(
     ranks: &Communicator,
     direction: Direction,
     data: *mut T,

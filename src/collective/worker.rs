@@ -1,14 +1,12 @@
 //! A thread that reduces while the caller computes. One a rank; between `start` and the matching `wait` it is the only
 //! one that calls MPI.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::{AllReduce, Finished, Patience, Region};
+use super::{Finished, Region};
 use crate::error::Result;
-use crate::metrics::Kind;
 use crate::units::Second;
 
 /// The communication thread.
@@ -20,17 +18,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread.
-    pub fn start(all_reduce: Arc<AllReduce>) -> Worker {
+    /// Starts the thread, which calls `reduce` with each region that it is given.
+    pub fn start(mut reduce: impl FnMut(&mut Region) -> Result<Finished> + Send + 'static) -> Worker {
         let (requests, incoming) = channel::<Region>();
         let (outgoing, results) = channel();
         let thread = std::thread::Builder::new()
             .name("hpml-comm".into())
             .spawn(move || {
                 while let Ok(mut region) = incoming.recv() {
-                    // Patient: a collective that spins for a slower rank would take half of the core from the backward
-                    // pass that this rank still computes.
-                    let result = all_reduce.reduce(Kind::Gradients, &mut region, Patience::Patient);
+                    let result = reduce(&mut region);
                     drop(region);
                     if outgoing.send(result).is_err() {
                         break;

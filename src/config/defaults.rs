@@ -4,7 +4,7 @@ use super::*;
 
 impl Default for Launch {
     fn default() -> Self {
-        Launch { device: Device::Auto, threads: 0 }
+        Launch { device: Device::Auto, threads: 0, comm_timeout_s: 600.0 }
     }
 }
 
@@ -16,6 +16,7 @@ impl Default for Data {
             test_samples: 0,
             shuffle: true,
             set_epoch: true,
+            shares: Shares::Disjoint,
             drop_last: false,
             augment: false,
             mean: [0.5; 3],
@@ -79,7 +80,18 @@ impl Default for Schedule {
 
 impl Default for Parallel {
     fn default() -> Self {
-        Parallel { bucket_mb: 8.0, all_reduce: Algorithm::Auto, buffers: BufferSync::Broadcast }
+        Parallel {
+            bucket_mb: 8.0,
+            all_reduce: Algorithm::Auto,
+            buffers: BufferSync::Broadcast,
+            broadcast_parameters: true,
+            same_seed: true,
+            lr_spread: 0.0,
+            compression: Compression::None,
+            compression_block: 256,
+            compression_rank: 4,
+            local_steps: 1,
+        }
     }
 }
 
@@ -91,7 +103,7 @@ impl Default for Checkpoint {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Metrics { timing: Timing::Overlap, warmup_steps: 3 }
+        Metrics { timing: Timing::Overlap, warmup_steps: 3, spread_steps: 0 }
     }
 }
 

@@ -8,6 +8,10 @@ const COMMENTS: &[(&str, &str)] = &[
     ("run.out", "the run file (HDF5); empty: results/MODEL-RANKSranks-TIME.h5"),
     ("launch.device", "auto, cpu or cuda; auto takes a GPU where every rank of a host has one of its own"),
     ("launch.threads", "compute threads per rank; 0: cores of the host / ranks on it"),
+    (
+        "launch.comm_timeout_s",
+        "a collective of hpml train or study that takes longer (seconds) ends the job and names the rank that is missing; 0: never",
+    ),
     ("data.dir", "folder of CIFAR-10's binary files (or the one above it); empty: the embedded synthetic set"),
     ("data.train_samples", "train on the first so many samples; 0: all"),
     ("data.test_samples", "test on the first so many samples; 0: all"),
@@ -15,6 +19,11 @@ const COMMENTS: &[(&str, &str)] = &[
     (
         "data.set_epoch",
         "false: draw the same order in every epoch, as a DistributedSampler whose set_epoch is forgotten",
+    ),
+    (
+        "data.shares",
+        "disjoint: each rank draws its part of one order (DistributedSampler); mistakes to look at: own_order (its part of an order \
+         of its own), same (rank 0's part)",
     ),
     ("data.drop_last", "drop the samples that do not divide by the ranks instead of repeating the first ones"),
     ("data.augment", "random crop (4 pixels of padding) and horizontal flip of training images"),
@@ -65,7 +74,29 @@ const COMMENTS: &[(&str, &str)] = &[
     ),
     (
         "parallel.buffers",
-        "batch-norm statistics: broadcast (from rank 0 each step, as DDP), average (each epoch), local",
+        "batch-norm statistics: broadcast (from rank 0 each step, as DDP), average (each epoch), local, sync (batch norm over the \
+         global batch, as SyncBatchNorm; gradients are then reduced stage by stage after the backward pass, without overlap)",
+    ),
+    (
+        "parallel.broadcast_parameters",
+        "rank 0's first parameters go to all ranks; false: nothing makes them equal, and no rank is held to it",
+    ),
+    ("parallel.same_seed", "all ranks draw their first parameters from run.seed; false: each from a seed of its own"),
+    ("parallel.lr_spread", "a mistake to look at: rank r steps with lr * (1 + lr_spread * r); 0: all with the same"),
+    (
+        "parallel.compression",
+        "what stands for the gradients on the wire: none, bf16, fp16, int8 (a scale a block), powersgd (low-rank products); int8 \
+         and powersgd send later what they lose now",
+    ),
+    (
+        "parallel.compression_block",
+        "int8: gradients that share a scale, 64 to 65536; they take 1/4 + 1/block of float32's bytes",
+    ),
+    ("parallel.compression_rank", "powersgd: columns of the two matrices that stand for a gradient, 1 to 64"),
+    (
+        "parallel.local_steps",
+        "above 1: every rank updates with its own gradients, and parameters and momentum are averaged after so many steps and at \
+         the end of each epoch",
     ),
     (
         "checkpoint.every_epochs",
@@ -78,6 +109,11 @@ const COMMENTS: &[(&str, &str)] = &[
     ("checkpoint.keep", "the last so many checkpoints are kept, older ones removed"),
     ("metrics.timing", "overlap (fast), or profile: no overlap, a barrier before each collective, parts add up"),
     ("metrics.warmup_steps", "first steps that are trained but not counted in the step times"),
+    (
+        "metrics.spread_steps",
+        "every so many steps measure how far the ranks' parameters lie apart, and test each rank's own network at an epoch's end; 0: \
+         never",
+    ),
     ("quantize.enabled", "quantize to int8 after the training"),
     ("quantize.calibration_images", "first so many training images, from which activation ranges are measured"),
     ("quantize.weight_range", "max, sigma3 (mean and 3 standard deviations), percentile or mse (least squared error)"),

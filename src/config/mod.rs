@@ -3,6 +3,8 @@
 //! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, and the text
 //! that goes into the run file. Knows nothing of ranks and devices; `launch` compares the hash over the ranks.
 
+mod compression;
+mod data;
 mod defaults;
 mod documented;
 mod experiments;
@@ -13,6 +15,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AtPath, Error, Result};
+pub use compression::Compression;
+pub use data::{Data, Shares};
 pub use documented::documented_defaults;
 pub use experiments::{Study, Sweep, Variant};
 
@@ -50,6 +54,7 @@ pub struct Run {
 pub struct Launch {
     pub device: Device,
     pub threads: usize,
+    pub comm_timeout_s: f64,
 }
 
 /// Where a rank computes.
@@ -62,22 +67,6 @@ pub enum Device {
     Cpu,
     /// GPU number `local_rank`.
     Cuda,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[allow(missing_docs)]
-pub struct Data {
-    pub dir: String,
-    pub train_samples: usize,
-    pub test_samples: usize,
-    pub shuffle: bool,
-    pub set_epoch: bool,
-    pub drop_last: bool,
-    pub augment: bool,
-    pub mean: [f32; 3],
-    pub std: [f32; 3],
-    pub prefetch: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -209,6 +198,20 @@ pub struct Parallel {
     pub bucket_mb: f64,
     pub all_reduce: Algorithm,
     pub buffers: BufferSync,
+    pub broadcast_parameters: bool,
+    pub same_seed: bool,
+    pub lr_spread: f64,
+    pub compression: Compression,
+    pub compression_block: usize,
+    pub compression_rank: usize,
+    pub local_steps: usize,
+}
+
+impl Parallel {
+    /// Whether all ranks must end every epoch with the same parameters.
+    pub fn keeps_ranks_equal(&self) -> bool {
+        self.broadcast_parameters && self.lr_spread == 0.0
+    }
 }
 
 /// Which way an all-reduce of gradients goes.
@@ -247,6 +250,8 @@ pub enum BufferSync {
     Average,
     /// Every rank keeps its own; the checkpoint and the test use rank 0's and each rank's own.
     Local,
+    /// Batch norm over the batches of all ranks, in the forward and in the backward pass: nothing is left to differ.
+    Sync,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -264,6 +269,7 @@ pub struct Checkpoint {
 pub struct Metrics {
     pub timing: Timing,
     pub warmup_steps: usize,
+    pub spread_steps: usize,
 }
 
 /// How a step is timed.

@@ -1,6 +1,6 @@
 //! The one check of every value, before any rank works. A message names the key, the value and what is allowed.
 
-use super::{Config, ModelName};
+use super::{Algorithm, BufferSync, Compression, Config, ModelName};
 use crate::error::{Error, Result};
 
 impl Config {
@@ -16,6 +16,7 @@ impl Config {
             ("model.width", self.model.width),
             ("data.prefetch", self.data.prefetch),
             ("train.accumulate", self.train.accumulate),
+            ("parallel.local_steps", self.parallel.local_steps),
             ("schedule.base_batch", self.schedule.base_batch),
             ("checkpoint.keep", self.checkpoint.keep),
         ];
@@ -67,6 +68,7 @@ impl Config {
             ("schedule.warmup_start", schedule.warmup_start),
             ("schedule.least", schedule.least),
             ("schedule.gamma", schedule.gamma),
+            ("launch.comm_timeout_s", self.launch.comm_timeout_s),
             ("checkpoint.every_minutes", self.checkpoint.every_minutes),
         ];
         for (key, value) in not_negative {
@@ -79,6 +81,36 @@ impl Config {
         }
         if !(self.parallel.bucket_mb > 0.0 && self.parallel.bucket_mb <= 65_536.0) {
             return refuse("parallel.bucket_mb", self.parallel.bucket_mb.to_string(), "must be above 0, at most 65536");
+        }
+        if !(self.parallel.lr_spread.is_finite() && self.parallel.lr_spread >= 0.0) {
+            return refuse("parallel.lr_spread", self.parallel.lr_spread.to_string(), "must be a number, at least 0");
+        }
+        let parallel = &self.parallel;
+        if !(64..=65_536).contains(&parallel.compression_block) {
+            return refuse("parallel.compression_block", parallel.compression_block.to_string(), "must be 64 to 65536");
+        }
+        if !(1..=64).contains(&parallel.compression_rank) {
+            return refuse("parallel.compression_rank", parallel.compression_rank.to_string(), "must be 1 to 64");
+        }
+        if parallel.compression == Compression::Int8 && parallel.all_reduce != Algorithm::Auto {
+            let expected = "int8 has an exchange of its own: leave it at auto, or choose another parallel.compression";
+            return refuse("parallel.all_reduce", parallel.all_reduce.as_str().into(), expected);
+        }
+        if parallel.local_steps > 1 {
+            let steps = parallel.local_steps.to_string();
+            if parallel.compression != Compression::None {
+                let expected =
+                    "no gradients are sent that could be compressed: set parallel.compression = \"none\" or this to 1";
+                return refuse("parallel.local_steps", steps, expected);
+            }
+            if parallel.buffers == BufferSync::Sync {
+                let expected = "batch norm over all ranks makes every step one of all ranks: set parallel.buffers = \"average\" or this to 1";
+                return refuse("parallel.local_steps", steps, expected);
+            }
+            if self.optim.ema > 0.0 {
+                let expected = "each rank would average other weights: set optim.ema = 0 or this to 1";
+                return refuse("parallel.local_steps", steps, expected);
+            }
         }
         if self.data.mean.iter().any(|mean| !mean.is_finite()) {
             return refuse("data.mean", format!("{:?}", self.data.mean), "must be three finite numbers");

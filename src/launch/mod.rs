@@ -3,12 +3,14 @@
 
 mod affinity;
 mod signals;
+mod watchdog;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use crate::collective::{Combine, Communicator, Universe};
+use crate::collective::{Combine, Communicator, Universe, progress};
 use crate::config::{Config, Device};
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
@@ -28,6 +30,7 @@ pub struct Job {
     pub places: Vec<Place>,
     /// CPUs of this host that any of its ranks may use.
     pub cores: usize,
+    watchdog: Option<watchdog::Watchdog>,
 }
 
 /// Where a rank runs.
@@ -79,7 +82,7 @@ impl Job {
     fn new(communicator: Arc<Communicator>) -> Result<Job> {
         let (rank, world_size) = (communicator.rank(), communicator.size());
         let local_rank = communicator.split_by_host()?.rank();
-        Ok(Job { communicator, rank, world_size, local_rank, places: Vec::new(), cores: 0 })
+        Ok(Job { communicator, rank, world_size, local_rank, places: Vec::new(), cores: 0, watchdog: None })
     }
 
     /// Turns an error of any rank into an error of all: every rank calls this at the same point with its own result.
@@ -126,6 +129,15 @@ impl Job {
                 device: "cpu".into(),
             })
             .collect();
+        Ok(())
+    }
+
+    /// From now on a collective that takes longer than `launch.comm_timeout_s` ends the job, naming the rank that is missing.
+    /// For commands in which all ranks always work together. A collective, once.
+    pub fn watch(&mut self, config: &Config) -> Result<()> {
+        progress::share(&self.communicator.split_by_host()?)?;
+        self.watchdog =
+            watchdog::start(self, Duration::try_from_secs_f64(config.launch.comm_timeout_s).unwrap_or(Duration::ZERO));
         Ok(())
     }
 

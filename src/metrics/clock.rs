@@ -11,7 +11,8 @@ pub enum Part {
     Forward,
     /// The backward pass, without waiting for collectives.
     Backward,
-    /// Collectives from the moment every rank had come to their end, hidden or not.
+    /// Collectives from the moment every rank had come to their end, hidden or not; with compressed gradients also compressing
+    /// and restoring them.
     Comm,
     /// Waiting for slower ranks before a collective could start.
     CommWait,

@@ -1,11 +1,11 @@
-//! Every message by kind: how many, how many bytes, how long.
+//! Every message by kind: how many, how many bytes, how many of them sent, how long.
 
 use crate::units::{Bytes, Second};
 
 /// What a message is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The first broadcast of parameters.
+    /// The first broadcast of parameters, and with local steps their means and those of the optimiser's moments.
     Parameters,
     /// All-reduce of gradient buckets.
     Gradients,
@@ -38,10 +38,26 @@ impl Kind {
 pub struct Entry {
     /// Collective calls.
     pub messages: u64,
-    /// Bytes of the buffers handed to the collectives on this rank (not what an algorithm makes of them on the wire).
+    /// Bytes of the buffers handed to the collectives on this rank, whatever way they went. Half of it for the two halves of an
+    /// all-reduce that is made of them.
     pub bytes: Bytes,
+    /// Bytes that all ranks together sent each other for that as messages: of an all-reduce `2 (n-1)` buffers, of a
+    /// broadcast `n-1`. What ranks of one host exchange through shared memory is no message.
+    pub sent: Bytes,
     /// Time inside the calls on this rank.
     pub seconds: Second,
+}
+
+impl Entry {
+    /// These messages and those.
+    pub fn and(self, other: Entry) -> Entry {
+        Entry {
+            messages: self.messages + other.messages,
+            bytes: self.bytes + other.bytes,
+            sent: self.sent + other.sent,
+            seconds: self.seconds + other.seconds,
+        }
+    }
 }
 
 /// All messages of a communicator, as one rank sees them.
@@ -52,10 +68,11 @@ pub struct Ledger {
 
 impl Ledger {
     /// Counts one message.
-    pub fn record(&mut self, kind: Kind, bytes: Bytes, seconds: Second) {
+    pub fn record(&mut self, kind: Kind, bytes: Bytes, sent: Bytes, seconds: Second) {
         let entry = &mut self.entries[kind as usize];
         entry.messages += 1;
         entry.bytes += bytes;
+        entry.sent += sent;
         entry.seconds += seconds;
     }
 
@@ -66,14 +83,7 @@ impl Ledger {
 
     /// Both together.
     pub fn plus(&self, other: &Ledger) -> Ledger {
-        Ledger::of(|kind| {
-            let (one, two) = (self.entry(kind), other.entry(kind));
-            Entry {
-                messages: one.messages + two.messages,
-                bytes: one.bytes + two.bytes,
-                seconds: one.seconds + two.seconds,
-            }
-        })
+        Ledger::of(|kind| self.entry(kind).and(other.entry(kind)))
     }
 
     /// The messages of one kind.
@@ -87,6 +97,7 @@ impl Ledger {
         Entry {
             messages: now.messages - then.messages,
             bytes: now.bytes - then.bytes,
+            sent: now.sent - then.sent,
             seconds: now.seconds - then.seconds,
         }
     }
@@ -99,12 +110,12 @@ mod tests {
     #[test]
     fn kinds_are_counted_apart() {
         let mut ledger = Ledger::default();
-        ledger.record(Kind::Gradients, 100, 0.5);
+        ledger.record(Kind::Gradients, 100, 200, 0.5);
         let before = ledger.clone();
-        ledger.record(Kind::Gradients, 20, 0.25);
-        ledger.record(Kind::Control, 8, 0.0);
-        assert_eq!(ledger.entry(Kind::Gradients), Entry { messages: 2, bytes: 120, seconds: 0.75 });
-        assert_eq!(ledger.since(&before, Kind::Gradients), Entry { messages: 1, bytes: 20, seconds: 0.25 });
+        ledger.record(Kind::Gradients, 20, 40, 0.25);
+        ledger.record(Kind::Control, 8, 0, 0.0);
+        assert_eq!(ledger.entry(Kind::Gradients), Entry { messages: 2, bytes: 120, sent: 240, seconds: 0.75 });
+        assert_eq!(ledger.since(&before, Kind::Gradients), Entry { messages: 1, bytes: 20, sent: 40, seconds: 0.25 });
         assert_eq!(ledger.entry(Kind::Buffers), Entry::default());
     }
 }

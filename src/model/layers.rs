@@ -143,8 +143,24 @@ impl BatchNorm {
     pub(super) fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
         const MOMENTUM: f64 = 0.1; // PyTorch's defaults
         const EPSILON: f64 = 1e-5;
+        let train = match mode {
+            Mode::TrainWith(standardize) => {
+                let standardized = standardize(input, EPSILON);
+                tch::no_grad(|| {
+                    let update = |mut running: Tensor, new: &Tensor| {
+                        running.copy_(&(&running * (1.0 - MOMENTUM) + new * MOMENTUM));
+                    };
+                    update(self.mean.shallow_clone(), &standardized.mean);
+                    update(self.variance.shallow_clone(), &standardized.unbiased_variance);
+                });
+                let across = |channels: &Tensor| channels.view([1, -1, 1, 1]);
+                let output = across(&self.bias).addcmul(&standardized.values, &across(&self.weight));
+                return output.to_kind(input.kind());
+            }
+            Mode::Train => true,
+            Mode::Eval => false,
+        };
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
-        let train = mode == Mode::Train;
         input.batch_norm(weight, bias, Some(&self.mean), Some(&self.variance), train, MOMENTUM, EPSILON, true)
     }
 }

@@ -13,12 +13,24 @@ use tch::Tensor;
 use crate::config::{self, ModelName};
 
 /// Whether batch norm takes its statistics from the batch (and updates the running ones) or uses the running ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+#[derive(Clone, Copy)]
+pub enum Mode<'a> {
     /// Training.
     Train,
+    /// Training with statistics that are not of this batch alone: what standardizes an input, given epsilon.
+    TrainWith(&'a dyn Fn(&Tensor, f64) -> Standardized),
     /// Test.
     Eval,
+}
+
+/// A batch norm's input `[n, c, h, w]` with mean 0 and variance 1 a channel, before scale and shift.
+pub struct Standardized {
+    /// `[n, c, h, w]` float32.
+    pub values: Tensor,
+    /// `[c]`, for the running statistics.
+    pub mean: Tensor,
+    /// `[c]`, the same.
+    pub unbiased_variance: Tensor,
 }
 
 /// What an entry of the state is.

@@ -28,7 +28,7 @@ pub(super) fn resnet18(config: &config::Model) -> Model {
             } else {
                 // The last block and the head are one stage: the head alone is too small to be worth a cut.
                 let linear = build.linear("linear", outputs, 10, true);
-                let head = move |hidden: &Tensor, mode| {
+                let head = move |hidden: &Tensor, mode: Mode| {
                     let hidden = block.forward(hidden, mode); // [n, 8 width, 4, 4]
                     let pooled = hidden.avg_pool2d([4, 4], [4, 4], [0, 0], false, true, None::<i64>).flatten(1, -1);
                     linear.forward(&pooled).to_kind(Kind::Float) // [n, 10]

@@ -2,10 +2,16 @@
 //! all ranks: forward and backward pass by segments, each segment's gradients on their way to the other ranks while
 //! the segments before it still compute. Never calls MPI itself, never updates a parameter.
 
+mod batch_norm;
 mod bucket;
+mod compress;
 mod flat;
+mod local;
 mod replica;
 
+pub use batch_norm::SyncBatchNorm;
 pub use bucket::Bucket;
+pub use compress::Reducer;
 pub use flat::{FlatState, FlatTensor};
+pub use local::LocalSteps;
 pub use replica::{Replica, StepResult};

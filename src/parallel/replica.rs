@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use tch::{Reduction, Tensor};
 
-use super::{Bucket, FlatState};
-use crate::collective::{AllReduce, Combine, Communicator, Finished, Patience, Worker};
+use super::batch_norm::Cut;
+use super::{Bucket, FlatState, LocalSteps, Reducer, SyncBatchNorm};
+use crate::collective::{AllReduce, Combine, Communicator, Finished, Patience, Region, Worker};
 use crate::config::{self, BufferSync, Timing};
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -20,12 +21,18 @@ pub struct Replica {
     /// Its flat memory.
     pub state: FlatState,
     communicator: Arc<Communicator>,
-    all_reduce: Arc<AllReduce>,
+    reducer: Arc<Reducer>,
+    /// With `parallel.local_steps`; then gradients stay on their rank.
+    local: Option<LocalSteps>,
     worker: Option<Worker>,
     buckets: Vec<Bucket>,
     buffer_sync: BufferSync,
+    /// With `parallel.buffers = "sync"`; then every segment is a stage and there is no worker.
+    sync_batch_norm: Option<SyncBatchNorm>,
     timing: Timing,
     label_smoothing: f64,
+    /// Whether all ranks must have the same parameters.
+    keeps_ranks_equal: bool,
     /// Whether the gradients hold those of earlier batches of this step.
     accumulated: bool,
     logits: Vec<f32>,
@@ -53,41 +60,85 @@ impl StepResult {
 }
 
 impl Replica {
-    /// Takes the model over and gives every rank rank 0's parameters and buffers.
+    /// Takes the model over and gives every rank rank 0's parameters and buffers, unless that is to be left out.
     pub fn new(mut model: Model, communicator: Arc<Communicator>, config: &config::Config) -> Result<Replica> {
         let all_reduce = Arc::new(AllReduce::new(communicator.clone(), config.parallel.all_reduce)?);
         let gradients = all_reduce.buffer(model.parameter_count())?;
         let mut state = FlatState::adopt(&mut model, gradients);
-        communicator.broadcast(Kind::Parameters, state.parameters.as_mut_slice())?;
-        if !state.buffers.as_slice().is_empty() {
-            communicator.broadcast(Kind::Parameters, state.buffers.as_mut_slice())?;
+        if config.parallel.broadcast_parameters {
+            communicator.broadcast(Kind::Parameters, state.parameters.as_mut_slice())?;
+            if !state.buffers.as_slice().is_empty() {
+                communicator.broadcast(Kind::Parameters, state.buffers.as_mut_slice())?;
+            }
         }
-        // One rank has nothing to reduce: one bucket, so that the backward pass is not cut.
-        let bytes = if communicator.size() > 1 { config.parallel.bucket_mb * 1e6 } else { f64::INFINITY };
+        // The worker would call MPI beside the collectives of a backward pass that has its own.
+        let sync = config.parallel.buffers == BufferSync::Sync && communicator.size() > 1;
+        let sync_batch_norm = sync.then(|| SyncBatchNorm::new(communicator.clone(), config.metrics.timing));
+        let reducer = Arc::new(Reducer::new(all_reduce.clone(), &model, config)?);
+        let local = LocalSteps::new(all_reduce, config.parallel.local_steps);
+        let bytes = match communicator.size() {
+            // Within a segment no value may lie on both sides of a cut, as a block's input with its skip connection would.
+            _ if sync => 0.0,
+            ranks if ranks > 1 && local.is_none() => config.parallel.bucket_mb * 1e6,
+            _ => f64::INFINITY, // nothing to reduce: one bucket, so that the backward pass is not cut
+        };
         let buckets = Bucket::plan(&state.stage_elements, bytes);
         // The last bucket is reduced by the caller: nothing is left to compute that could hide it. So a model of one
         // bucket needs no thread, and its all-reduce no hand-over.
-        let overlap = config.metrics.timing == Timing::Overlap && buckets.len() > 1;
-        let worker = overlap.then(|| Worker::start(all_reduce.clone()));
+        let overlap = config.metrics.timing == Timing::Overlap && buckets.len() > 1 && !sync;
+        // Patient: a collective that spins for a slower rank would take half of the core from the backward pass that this
+        // rank still computes.
+        let patient = |reducer: Arc<Reducer>| move |region: &mut Region| reducer.reduce(region, Patience::Patient);
+        let worker = overlap.then(|| Worker::start(patient(reducer.clone())));
         Ok(Replica {
             model,
             state,
             communicator,
-            all_reduce,
+            reducer,
+            local,
             worker,
             buckets,
             buffer_sync: config.parallel.buffers,
+            sync_batch_norm,
             timing: config.metrics.timing,
             label_smoothing: config.train.label_smoothing,
+            keeps_ranks_equal: config.parallel.keeps_ranks_equal(),
             accumulated: false,
             logits: Vec::new(),
             labels: Vec::new(),
         })
     }
 
-    /// Gradients of all buckets in bytes: what one step all-reduces.
+    /// Bytes of what one step all-reduces, as sent: compressed, or nothing where gradients stay on their rank.
     pub fn gradient_bytes(&self) -> u64 {
-        size_of_val(self.state.gradients.as_slice()) as u64
+        match self.local {
+            Some(_) => 0,
+            None => self.buckets.iter().map(|bucket| self.reducer.bytes(&bucket.elements)).sum(),
+        }
+    }
+
+    /// What sums the gradients, and what it carries from step to step.
+    pub fn reducer(&self) -> &Reducer {
+        &self.reducer
+    }
+
+    /// To be called after every update, with the optimiser's moments: with `parallel.local_steps` it is here that the ranks
+    /// become equal.
+    pub fn updated(&mut self, moments: [&mut [f32]; 2], times: &mut StepTimes) -> Result<()> {
+        let due = self.local.as_mut().is_some_and(LocalSteps::updated);
+        if due { self.average(moments, times) } else { Ok(()) }
+    }
+
+    /// Updates of this rank since the ranks were equal; 0 where they always are.
+    pub fn local_steps(&self) -> usize {
+        self.local.as_ref().map_or(0, LocalSteps::since)
+    }
+
+    /// Goes on where [`local_steps`](Self::local_steps) was so many.
+    pub fn set_local_steps(&mut self, steps: usize) {
+        if let Some(local) = &mut self.local {
+            local.set_since(steps);
+        }
     }
 
     /// The buckets, in the order in which they are reduced.
@@ -100,12 +151,12 @@ impl Replica {
     pub fn accumulate(&mut self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<StepResult> {
         self.begin(times)?;
         self.accumulated = true;
-        if batch.len == 0 {
+        if self.has_nothing(batch)? {
             return Ok(StepResult::default());
         }
-        let mut pass = self.forward_pass(batch, global_batch, times);
+        let mut pass = self.forward_pass(batch, global_batch, times)?;
         while !pass.segments.is_empty() {
-            pass.backward(times);
+            pass.backward(self.sync_batch_norm.as_ref(), times)?;
         }
         self.count(&pass, batch, times)
     }
@@ -117,7 +168,7 @@ impl Replica {
     pub fn step(&mut self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<StepResult> {
         self.begin(times)?;
         self.accumulated = false;
-        if batch.len == 0 {
+        if self.has_nothing(batch)? {
             // More ranks than samples: nothing to compute, but the others count on this rank's part of the collectives.
             for bucket in 0..self.buckets.len() {
                 self.bucket_is_ready(bucket, times)?;
@@ -125,14 +176,24 @@ impl Replica {
             self.finish(times)?;
             return Ok(StepResult::default());
         }
-        let mut pass = self.forward_pass(batch, global_batch, times);
+        let mut pass = self.forward_pass(batch, global_batch, times)?;
         // From the last segment to the first, a segment for every bucket.
         for bucket in 0..self.buckets.len() {
-            pass.backward(times);
+            pass.backward(self.sync_batch_norm.as_ref(), times)?;
             self.bucket_is_ready(bucket, times)?;
         }
         self.finish(times)?;
         self.count(&pass, batch, times)
+    }
+
+    /// Whether this rank has no sample in `batch`. Error: a batch norm over all ranks needs one from each.
+    fn has_nothing(&self, batch: &Batch) -> Result<bool> {
+        if batch.len == 0 && self.sync_batch_norm.is_some() {
+            let (place, key, value) = ("parallel".into(), "parallel.buffers".into(), "sync".into());
+            let expected = "needs a sample of every batch on every rank: use fewer ranks".into();
+            return Err(Error::ConfigValue { place, key, value, expected });
+        }
+        Ok(batch.len == 0)
     }
 
     /// What comes before a step's first forward pass.
@@ -140,7 +201,8 @@ impl Replica {
         if self.accumulated {
             return Ok(());
         }
-        if self.buffer_sync == BufferSync::Broadcast && !self.state.buffers.as_slice().is_empty() {
+        let every_step = self.buffer_sync == BufferSync::Broadcast && self.local.is_none();
+        if every_step && !self.state.buffers.as_slice().is_empty() {
             // Who arrives late is told apart from the transfer only where that may cost a barrier.
             let wait = if self.timing == Timing::Profile { self.communicator.barrier()? } else { 0.0 };
             let transfer = self.communicator.broadcast(Kind::Buffers, self.state.buffers.as_mut_slice())?;
@@ -152,16 +214,18 @@ impl Replica {
         Ok(())
     }
 
-    fn forward_pass(&self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Pass {
+    fn forward_pass(&self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<Pass> {
         let start = Instant::now();
         let segments = self.forward(&batch.images);
         let logits = segments.last().expect("a model has stages").output.shallow_clone();
         let smoothing = self.label_smoothing;
         let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, smoothing);
-        let share = batch.len as f64 / global_batch as f64;
+        // The step's samples that share a gradient: all, or those of this rank where every rank updates with its own.
+        let sharing = if self.local.is_some() { global_batch / self.communicator.size() } else { global_batch };
+        let share = batch.len as f64 / sharing as f64;
         let loss = if share == 1.0 { mean_loss.shallow_clone() } else { &mean_loss * share };
-        times.add(Part::Forward, start.elapsed().as_secs_f64());
-        Pass { segments, logits, mean_loss, loss }
+        add_pass(times, Part::Forward, start, self.sync_batch_norm.as_ref())?;
+        Ok(Pass { segments, logits, mean_loss, loss })
     }
 
     /// One forward and backward pass that no other rank learns of: to see whether the memory is there. Leaves gradients
@@ -183,6 +247,27 @@ impl Replica {
         })
     }
 
+    /// To be called after an epoch's last step, whose `times` these are: makes the ranks equal where local steps have left
+    /// them apart.
+    pub fn end_local_steps(&mut self, moments: [&mut [f32]; 2], times: &mut StepTimes) -> Result<()> {
+        let started = Instant::now();
+        if self.local.as_ref().is_some_and(LocalSteps::apart) {
+            self.average(moments, times)?;
+            times.add(Part::Step, started.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+
+    fn average(&mut self, moments: [&mut [f32]; 2], times: &mut StepTimes) -> Result<()> {
+        let Some(local) = &mut self.local else { return Ok(()) };
+        add_collective(times, local.average(&mut self.state, moments)?, true);
+        if self.buffer_sync == BufferSync::Broadcast && !self.state.buffers.as_slice().is_empty() {
+            let transfer = self.communicator.broadcast(Kind::Buffers, self.state.buffers.as_mut_slice())?;
+            add_collective(times, Finished { wait: 0.0, transfer }, true);
+        }
+        Ok(())
+    }
+
     /// Makes batch norm's statistics the mean over the ranks, where the configuration asks for that at an epoch's end.
     pub fn end_epoch(&mut self) -> Result<()> {
         if self.buffer_sync == BufferSync::Average && !self.state.buffers.as_slice().is_empty() {
@@ -193,15 +278,17 @@ impl Replica {
         Ok(())
     }
 
-    /// A hash of this rank's parameters, after making sure that all ranks have the same one.
+    /// A hash of this rank's parameters, after making sure that all ranks have the same one, if they are meant to.
     pub fn agreed_checksum(&self, epoch: usize) -> Result<u64> {
         let bytes: Vec<u8> = self.state.parameters.as_slice().iter().flat_map(|value| value.to_le_bytes()).collect();
         let digest = blake3::hash(&bytes);
         let own = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a blake3 hash has 32 bytes"));
         let all = self.communicator.all_gather(Kind::Control, &[own])?;
         match all.iter().position(|&other| other != all[0]) {
-            Some(rank) => Err(Error::ParametersDiffer { epoch, rank, found: all[rank], expected: all[0] }),
-            None => Ok(own),
+            Some(rank) if self.keeps_ranks_equal => {
+                Err(Error::ParametersDiffer { epoch, rank, found: all[rank], expected: all[0] })
+            }
+            _ => Ok(own),
         }
     }
 
@@ -214,22 +301,32 @@ impl Replica {
 
     /// The forward pass, cut where the backward pass will be: before each bucket's first stage.
     fn forward(&self, images: &Tensor) -> Vec<Segment> {
+        let standardize = |input: &Tensor, epsilon: f64| {
+            self.sync_batch_norm.as_ref().expect("used with it alone").standardize(input, epsilon)
+        };
+        let mode = if self.sync_batch_norm.is_some() { Mode::TrainWith(&standardize) } else { Mode::Train };
         let mut segments: Vec<Segment> = Vec::with_capacity(self.buckets.len());
         for bucket in self.buckets.iter().rev() {
             let input = segments.last().map(|before| before.output.detach().set_requires_grad(true));
             let stages = &self.model.stages[bucket.stages.clone()];
-            let mut output = stages[0].forward(input.as_ref().unwrap_or(images), Mode::Train);
+            let mut output = stages[0].forward(input.as_ref().unwrap_or(images), mode);
             for stage in &stages[1..] {
-                output = stage.forward(&output, Mode::Train);
+                output = stage.forward(&output, mode);
             }
-            segments.push(Segment { input, output, gradient: None });
+            let cuts = self.sync_batch_norm.as_ref().map_or(Vec::new(), SyncBatchNorm::take_cuts);
+            segments.push(Segment { input, output, gradient: None, cuts });
         }
         segments
     }
 
+    /// Whether gradients are summed over the ranks.
+    fn reduces(&self) -> bool {
+        self.communicator.size() > 1 && self.local.is_none()
+    }
+
     /// Called when a bucket's gradients are complete, in the order of the buckets.
     fn bucket_is_ready(&mut self, index: usize, times: &mut StepTimes) -> Result<()> {
-        if self.communicator.size() == 1 {
+        if !self.reduces() {
             return Ok(());
         }
         let region = |state: &FlatState, bucket: &Bucket| state.gradients.region(bucket.elements.clone());
@@ -243,7 +340,7 @@ impl Replica {
                     add_collective(times, one, false);
                 }
                 let mut region = region(&self.state, &self.buckets[index]);
-                add_collective(times, self.all_reduce.reduce(Kind::Gradients, &mut region, Patience::Eager)?, true);
+                add_collective(times, self.reducer.reduce(&mut region, Patience::Eager)?, true);
             }
             None => {} // profile mode, or one bucket: `finish` reduces when the backward pass is over
         }
@@ -252,10 +349,10 @@ impl Replica {
 
     /// Reduces what was left for the end of the backward pass.
     fn finish(&mut self, times: &mut StepTimes) -> Result<()> {
-        if self.worker.is_none() && self.communicator.size() > 1 {
+        if self.worker.is_none() && self.reduces() {
             for bucket in &self.buckets {
                 let mut region = self.state.gradients.region(bucket.elements.clone());
-                add_collective(times, self.all_reduce.reduce(Kind::Gradients, &mut region, Patience::Eager)?, true);
+                add_collective(times, self.reducer.reduce(&mut region, Patience::Eager)?, true);
             }
         }
         Ok(())
@@ -298,19 +395,22 @@ struct Pass {
 
 impl Pass {
     /// The backward pass of the last segment that is left.
-    fn backward(&mut self, times: &mut StepTimes) {
+    fn backward(&mut self, sync_batch_norm: Option<&SyncBatchNorm>, times: &mut StepTimes) -> Result<()> {
         let start = Instant::now();
-        let segment = self.segments.pop().expect("a segment that has not been through");
+        let mut segment = self.segments.pop().expect("a segment that has not been through");
         match &segment.gradient {
             None => self.loss.backward(),
             // tch has no backward(gradient); this product has it as its gradient, bit for bit.
             Some(gradient) => (&segment.output * gradient).sum(tch::Kind::Float).backward(),
         }
+        if let Some(batch_norm) = sync_batch_norm {
+            batch_norm.backward(std::mem::take(&mut segment.cuts));
+        }
         if let (Some(before), Some(input)) = (self.segments.last_mut(), &segment.input) {
             before.gradient = Some(input.grad());
         }
         drop(segment); // its activations are freed within the time of the backward pass
-        times.add(Part::Backward, start.elapsed().as_secs_f64());
+        add_pass(times, Part::Backward, start, sync_batch_norm)
     }
 }
 
@@ -321,6 +421,16 @@ struct Segment {
     output: Tensor,
     /// Of the loss by `output`; `None` for the last segment, whose output goes into the loss itself.
     gradient: Option<Tensor>,
+    /// Of its batch norms, if they are synchronised.
+    cuts: Vec<Cut>,
+}
+
+/// Adds the time since `start` to `part`, but for that of batch norm's collectives, which nothing hides.
+fn add_pass(times: &mut StepTimes, part: Part, start: Instant, batch_norm: Option<&SyncBatchNorm>) -> Result<()> {
+    let spent = batch_norm.map_or(Ok(Finished::default()), SyncBatchNorm::take_spent)?;
+    times.add(part, start.elapsed().as_secs_f64() - spent.wait - spent.transfer);
+    add_collective(times, spent, true);
+    Ok(())
 }
 
 fn add_collective(times: &mut StepTimes, finished: Finished, exposed: bool) {

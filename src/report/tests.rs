@@ -182,13 +182,31 @@ fn an_older_all_reduce_has_its_ranks_in_an_attribute() {
 
 /// Every table that report knows, with `columns` and nothing else.
 fn everywhere(columns: &[Column]) -> Vec<Table> {
-    let names = ["scaling", "prediction", "allreduce", "epochs", "steps", "comm", "quantization", "histograms"];
+    let names = [
+        "scaling",
+        "prediction",
+        "allreduce",
+        "study",
+        "epochs",
+        "ranks",
+        "spread",
+        "sampling",
+        "steps",
+        "comm",
+        "quantization",
+        "histograms",
+    ];
     names.map(|name| Table::new(name, "row", columns.to_vec())).to_vec()
 }
 
 #[test]
 fn odd_files_are_reported_without_a_panic() {
-    const NUMBERS: [&str; 30] = [
+    const NUMBERS: [&str; 35] = [
+        "steps_done",
+        "parameter_spread",
+        "seen_so_far",
+        "sent_bytes",
+        "seed",
         "ranks",
         "batch_per_rank",
         "data",
@@ -220,7 +238,7 @@ fn odd_files_are_reported_without_a_panic() {
         "mean",
         "sigma3_lower",
     ];
-    const TEXTS: [&str; 7] = ["model", "timing", "status", "algorithm", "place", "kind", "name"];
+    const TEXTS: [&str; 8] = ["variant", "model", "timing", "status", "algorithm", "place", "kind", "name"];
     let all = |number: f64, rows: usize| -> Vec<Column> {
         let numbers = NUMBERS.iter().map(|name| floats(name, "s", vec![number; rows]));
         numbers.chain(TEXTS.iter().map(|name| texts(name, vec!["overlap".into(); rows]))).collect()

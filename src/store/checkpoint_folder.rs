@@ -140,7 +140,9 @@ pub fn read_resumable(path: &Path) -> Result<Resumable> {
 /// Step and path of each file of ours.
 fn checkpoints_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
         entries => entries.at(folder)?,
     };
     let paths = entries.flatten().map(|entry| entry.path());

@@ -3,6 +3,8 @@
 //! the question. The variants take turns seed by seed, so that a job that is cut has whole seeds; after each training the
 //! file is whole.
 
+mod tables;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -11,10 +13,10 @@ use crate::config::Config;
 use crate::data;
 use crate::error::{Error, Result};
 use crate::launch::Job;
-use crate::metrics::{Entry, Kind};
+use crate::metrics::{Entry, Kind, Part};
 use crate::store::{Column, RunFile, Table, Values};
 use crate::train::{self, Checkpoints, EpochRow, Progress, Training, loss_and_accuracy};
-use crate::units::format_seconds;
+use crate::units::{Second, format_seconds};
 
 /// One epoch of one training.
 struct Row {
@@ -23,8 +25,10 @@ struct Row {
     epoch: usize,
     /// Nothing after the loss was no number any more.
     measured: Option<EpochRow>,
-    /// All-reduce of gradients in this epoch, on rank 0.
+    /// All-reduces of gradients, or of parameters between local steps, in this epoch, on rank 0.
     gradients: Entry,
+    /// Seconds of the steps' `comm` in this epoch, on rank 0.
+    comm: Second,
 }
 
 /// Trains every variant with every seed.
@@ -40,17 +44,19 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
         print_header(config, job, &datasets.name, &variants);
     }
     let names: Vec<&str> = variants.iter().map(|(name, _)| name.as_str()).collect();
-    let mut rows = Vec::new();
+    let (mut rows, mut more_tables) = (Vec::new(), Vec::new());
     for &seed in &config.study.seeds {
         for (variant, (name, config)) in variants.iter().enumerate() {
             let started = Instant::now();
             let mut config = config.clone();
             config.run.seed = seed;
             let first = rows.len();
-            train_one(&config, job, &datasets, variant, &mut rows)?;
+            let measured = train_one(&config, job, &datasets, variant, &mut rows)?;
+            tables::append(&mut more_tables, name, seed, measured);
             if let Some(file) = &mut file {
                 print_training(name, seed, &rows[first..], started.elapsed().as_secs_f64());
-                file.flush(&[table(&names, &rows)], None)?;
+                let tables: Vec<Table> = std::iter::once(table(&names, &rows)).chain(more_tables.clone()).collect();
+                file.flush(&tables, None)?;
             }
         }
     }
@@ -76,7 +82,8 @@ fn variants(config: &Config, ranks: usize) -> Result<Vec<(String, Config)>> {
     let one = |variant: &crate::config::Variant| {
         let place = format!("study variant {:?}", variant.name);
         if let Some(given) = variant.set.iter().find(|given| given.trim().starts_with("data.")) {
-            let allowed = ["data.set_epoch", "data.shuffle", "data.augment", "data.drop_last", "data.prefetch"];
+            let allowed =
+                ["data.set_epoch", "data.shuffle", "data.shares", "data.augment", "data.drop_last", "data.prefetch"];
             if !allowed.iter().any(|key| given.trim().starts_with(key)) {
                 let message = format!("{given}: all variants train on the same data");
                 return Err(Error::ConfigSyntax { place, message });
@@ -87,19 +94,29 @@ fn variants(config: &Config, ranks: usize) -> Result<Vec<(String, Config)>> {
     config.study.variants.iter().map(one).collect()
 }
 
-fn train_one(config: &Config, job: &Job, datasets: &data::Datasets, variant: usize, rows: &mut Vec<Row>) -> Result<()> {
+/// One training into `rows`. Returns what it measured beside.
+fn train_one(
+    config: &Config,
+    job: &Job,
+    datasets: &data::Datasets,
+    variant: usize,
+    rows: &mut Vec<Row>,
+) -> Result<Vec<Table>> {
     let mut checkpoints = Checkpoints::none();
     let mut training = Training::new(config, job, datasets)?.that_may_diverge();
     loop {
         let before = job.communicator.ledger();
         let more = training.epoch(&mut checkpoints)? == Progress::Epoch;
-        let Some(row) = training.record.take_last() else { return Ok(()) };
-        let gradients = job.communicator.ledger().since(&before, Kind::Gradients);
+        let Some(row) = training.record.take_last() else { return Ok(training.more_tables()) };
+        let since = job.communicator.ledger();
+        let [gradients, parameters] = [Kind::Gradients, Kind::Parameters].map(|kind| since.since(&before, kind));
+        let gradients = gradients.and(parameters);
+        let comm = training.record.last_epoch(Part::Comm);
         let (seed, epoch) = (config.run.seed, row.epoch);
         let diverged = !row.train.loss_sum.is_finite();
-        rows.push(Row { variant, seed, epoch, measured: (!diverged).then_some(row), gradients });
+        rows.push(Row { variant, seed, epoch, measured: (!diverged).then_some(row), gradients, comm });
         if diverged || !more {
-            return Ok(());
+            return Ok(training.more_tables());
         }
     }
 }
@@ -132,13 +149,29 @@ fn table(names: &[&str], rows: &[Row]) -> Table {
             "training throughput of all ranks",
             floats(&|row| row.images_per_second),
         ),
-        Column::new("gradient_messages", "1", "all-reduces in the epoch", integers(&|row| row.gradients.messages)),
-        Column::new("gradient_bytes", "B", "bytes of their buffers on rank 0", integers(&|row| row.gradients.bytes)),
+        Column::new(
+            "gradient_messages",
+            "1",
+            "all-reduces of gradients (with local steps: of parameters and momentum)",
+            integers(&|row| row.gradients.messages),
+        ),
+        Column::new(
+            "gradient_bytes",
+            "B",
+            "bytes of their buffers on rank 0, as sent",
+            integers(&|row| row.gradients.bytes),
+        ),
         Column::new(
             "gradient_seconds",
             "s",
             "time in them on rank 0",
             Values::F64(rows.iter().map(|row| row.gradients.seconds).collect()),
+        ),
+        Column::new(
+            "comm",
+            "s",
+            "the steps' comm on rank 0: the same, and compressing and restoring",
+            Values::F64(rows.iter().map(|row| row.comm).collect()),
         ),
     ];
     Table::new("study", "row", columns)

@@ -103,13 +103,16 @@ fn print_anatomy(record: &Record, ranks: usize) {
 
 fn print_messages(ledger: &Ledger, replica: &Replica, ranks: usize) {
     println!("\nmessages of rank 0");
-    println!("#       kind   messages        bytes    seconds");
+    println!("#       kind   messages        bytes     sent, all    seconds");
     for kind in Kind::ALL {
         let entry = ledger.entry(kind);
-        let (messages, bytes) = (entry.messages, format_bytes(entry.bytes));
-        println!("{:>12} {messages:>10} {bytes:>12} {:>10}", kind.as_str(), format_seconds(entry.seconds));
+        let (messages, bytes, sent) = (entry.messages, format_bytes(entry.bytes), format_bytes(entry.sent));
+        println!("{:>12} {messages:>10} {bytes:>12} {sent:>13} {:>10}", kind.as_str(), format_seconds(entry.seconds));
     }
     let gradients = ledger.entry(Kind::Gradients);
+    if gradients.messages == 0 {
+        return; // local steps: what was averaged stands under parameters
+    }
     let gbs = gigabytes_per_second;
     println!(
         "\ngradient all_reduce: {} per step and rank, algbw {:.3} GB/s, busbw {:.3} GB/s ({:.2} x {} cross the bus)",

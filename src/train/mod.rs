@@ -1,11 +1,13 @@
 //! The epoch loop. In: a checked configuration and a job. Out: a run file, checkpoints, and on rank 0 a line an epoch and
 //! the closing table. Decides what happens when; how gradients are reduced, times stored and tables drawn is elsewhere.
 
+mod agreement;
 mod checkpoints;
 mod closing;
 mod optimizer;
 mod record;
 mod resume;
+mod sampling;
 mod schedule;
 mod training;
 mod weights;
@@ -90,7 +92,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         }
         if let Some(run_file) = &mut run_file {
             closing::print_epoch(training.record.epochs(), config.train.epochs);
-            unwritten = match flush(run_file, &training, job) {
+            unwritten = match flush(run_file, &training) {
                 // There may be room again at the next epoch's end, and the checkpoints are elsewhere than in memory alone.
                 Err(error @ Error::Output { .. }) => {
                     log::error!("after epoch {}: {error}", training.record.epochs().len());
@@ -111,14 +113,14 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
     let saved = checkpoints.finish();
     if let Some(signal) = signal {
         if let Some(run_file) = &mut run_file {
-            flush(run_file, &training, job)?;
+            flush(run_file, &training)?;
         }
         let checkpoint = job.agree(saved)?;
         return Err(checkpoints::stopped(signal, training.steps_done(), checkpoint));
     }
     if let Some(run_file) = &mut run_file {
         if unwritten {
-            flush(run_file, &training, job)?;
+            flush(run_file, &training)?;
         }
         let ledger = training.record.ledger(&job.communicator.ledger());
         let seconds = started.elapsed().as_secs_f64();
@@ -129,7 +131,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         let checkpoint = training.checkpoint();
         let quantized = command::quantize_state(config, job, &checkpoint.tensors, &datasets)?;
         let written = run_file.as_mut().map(|run_file| {
-            let mut tables = training.record.tables(&job.communicator.ledger());
+            let mut tables = training.tables();
             tables.extend(quantized.tables.iter().cloned());
             run_file.flush(&tables, Some(&checkpoint))?;
             command::print(&quantized, config);
@@ -141,9 +143,8 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
 }
 
 /// The run file as it is now.
-fn flush(run_file: &mut RunFile, training: &Training, job: &Job) -> Result<()> {
-    let tables = training.record.tables(&job.communicator.ledger());
-    run_file.flush(&tables, Some(&training.checkpoint()))
+fn flush(run_file: &mut RunFile, training: &Training) -> Result<()> {
+    run_file.flush(&training.tables(), Some(&training.checkpoint()))
 }
 
 /// Checkpoints of another training would be taken for this one's by the next `--resume auto`.

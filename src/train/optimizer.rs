@@ -76,6 +76,12 @@ impl Optimizer {
         }
     }
 
+    /// What it carries from step to step: the first and the second moment, in the parameters' order, or nothing.
+    pub fn moments(&mut self) -> [&mut [f32]; 2] {
+        let carried = self.config.momentum > 0.0 || self.config.name == OptimName::Lamb;
+        [if carried { &mut self.first } else { &mut [] }, &mut self.second]
+    }
+
     fn rule(&self, clip: f32) -> Sgd {
         let (momentum, nesterov) = (self.config.momentum as f32, self.config.nesterov);
         Sgd { lr: 1.0, scale: 1.0, weight_decay: 0.0, momentum, nesterov, clip }

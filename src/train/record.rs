@@ -8,7 +8,7 @@ use crate::launch::Job;
 use crate::metrics::{Entry, Kind, Ledger, Part, StepTimes, algbw, all_reduce_busbw};
 use crate::parallel::StepResult;
 use crate::store::{Attribute, Column, Table, Values};
-use crate::units::gigabytes_per_second;
+use crate::units::{Second, gigabytes_per_second};
 
 /// One epoch over all ranks.
 pub struct EpochRow {
@@ -120,6 +120,13 @@ impl Record {
         &self.epochs
     }
 
+    /// Seconds of one part in the last epoch's steps on rank 0; 0 on the others.
+    pub fn last_epoch(&self, part: Part) -> Second {
+        let last = self.steps.last().map(|row| row.epoch);
+        let rows = self.steps.iter().rev().take_while(|row| Some(row.epoch) == last);
+        rows.filter(|row| row.rank == 0).map(|row| f64::from(row.times.get(part))).sum()
+    }
+
     /// The step times of each rank, those of the warm-up only if there are no others.
     pub fn counted(&self) -> Vec<Vec<StepTimes>> {
         let only_warmup = self.steps.iter().all(|row| row.warmup);
@@ -217,11 +224,18 @@ impl Record {
                 "bytes of the buffers on rank 0",
                 Values::I64(entries.map(|e| e.bytes as i64).to_vec()),
             ),
+            column(
+                "sent_bytes",
+                "B",
+                "bytes that all ranks together sent as messages (shared memory of a host carries none)",
+                Values::I64(entries.map(|e| e.sent as i64).to_vec()),
+            ),
             column("seconds", "s", "time inside the calls on rank 0", Values::F64(entries.map(|e| e.seconds).to_vec())),
         ];
         let gbs = |bytes_per_second| Attribute::Float(gigabytes_per_second(bytes_per_second));
         let busbw = all_reduce_busbw(gradients.bytes, gradients.seconds, self.world_size);
         let attributes = vec![
+            ("steps".into(), Attribute::Int(self.steps.last().map_or(0, |row| row.step + 1))),
             ("gradients_algbw_GBps".into(), gbs(algbw(gradients.bytes, gradients.seconds))),
             ("gradients_busbw_GBps".into(), gbs(busbw)),
         ];
@@ -280,10 +294,12 @@ fn epoch_rows(table: &Table) -> Vec<EpochRow> {
 fn ledger_of(table: &Table) -> Ledger {
     let numbers = |name: &str| table.column(name).and_then(|column| column.values.numbers()).unwrap_or_default();
     let (messages, bytes, seconds) = (numbers("messages"), numbers("bytes"), numbers("seconds"));
+    let sent = numbers("sent_bytes");
     let at = |values: &[f64], kind: Kind| values.get(kind as usize).copied().unwrap_or_default();
     Ledger::of(|kind| Entry {
         messages: at(&messages, kind) as u64,
         bytes: at(&bytes, kind) as u64,
+        sent: at(&sent, kind) as u64,
         seconds: at(&seconds, kind),
     })
 }

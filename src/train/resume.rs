@@ -1,7 +1,7 @@
 //! Going on where a training was saved: what is found, whether it fits, and every number back in its place.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Training, weights};
 use crate::collective::Combine;
@@ -208,28 +208,57 @@ fn share<const N: usize>(job: &Job, numbers: [f64; N]) -> Result<[f64; N]> {
     Ok(numbers)
 }
 
+/// This rank's `values` as a tensor on rank 0: `[n]` if they are the same everywhere, `[ranks, n]` if each rank has its own.
+fn save(job: &Job, name: &str, values: &[f32], own: bool) -> Result<Option<NamedTensor>> {
+    let gathered = if own { job.communicator.gather(Kind::Control, values)? } else { Vec::new() };
+    Ok(job.is_root().then(|| match own {
+        true => NamedTensor::new(name, vec![job.world_size, values.len()], TensorValues::F32(gathered)),
+        false => NamedTensor::new(name, vec![values.len()], TensorValues::F32(values.to_vec())),
+    }))
+}
+
+/// What [`save`] saved on `ranks` ranks, into `target`. Where each had its own and there are not as many now: rank 0's.
+fn receive(job: &Job, resume: Option<&Resume>, name: &str, target: &mut [f32], own: bool, ranks: usize) -> Result<()> {
+    let rows = if own { ranks } else { 1 };
+    let saved = resume.map(|resume| resume.floats(name, rows.saturating_mul(target.len()))).transpose();
+    let mut values = job.agree(saved)?.map_or_else(|| vec![0.0; rows * target.len()], <[f32]>::to_vec);
+    job.communicator.broadcast(Kind::Parameters, &mut values)?;
+    let row = if rows == job.world_size { job.rank } else { 0 };
+    target.copy_from_slice(&values[row * target.len()..][..target.len()]);
+    Ok(())
+}
+
 impl Training<'_> {
+    /// Whether each rank has parameters of its own, between two steps.
+    fn ranks_are_apart(&self) -> bool {
+        !self.config.parallel.keeps_ranks_equal() || self.config.parallel.local_steps > 1
+    }
+
     /// Everything that [`restore`](Self::restore) needs, on rank 0; and how long the copy took. A collective between two
     /// steps.
-    pub(super) fn capture(&mut self) -> Result<(Option<Resumable>, std::time::Duration)> {
+    pub(super) fn capture(&mut self) -> Result<(Option<Resumable>, Duration)> {
         let started = Instant::now();
         let was_averaged = self.averaged;
         self.exchange_average(false);
         self.gather_times()?;
-        let communicator = &self.job.communicator;
-        let result = Replica::sum_over_ranks(communicator, self.so_far.result)?;
-        let buffers = communicator.gather(Kind::Control, self.replica.state.buffers.as_slice())?;
+        let result = Replica::sum_over_ranks(&self.job.communicator, self.so_far.result)?;
+        let own = self.ranks_are_apart();
+        let mut saved = Vec::new();
+        let (optimizer_steps, moments) = self.optimizer.state();
+        for (name, values) in moments {
+            saved.extend(save(self.job, name, values, own)?);
+        }
+        if let Some(average) = &mut self.average {
+            saved.extend(save(self.job, "average", average.weights(), own)?);
+        }
+        if own {
+            saved.extend(save(self.job, "parameters", self.replica.state.parameters.as_slice(), own)?);
+        }
+        for (name, values) in self.replica.reducer().state() {
+            saved.extend(save(self.job, &name, &values, true)?);
+        }
+        saved.extend(save(self.job, "buffers", self.replica.state.buffers.as_slice(), true)?);
         let content = self.job.is_root().then(|| {
-            let (optimizer_steps, moments) = self.optimizer.state();
-            let flat = |name: &str, values: &[f32]| {
-                NamedTensor::new(name, vec![values.len()], TensorValues::F32(values.to_vec()))
-            };
-            let mut tensors: Vec<NamedTensor> = moments.map(|(name, values)| flat(name, values)).into();
-            if let Some(average) = &mut self.average {
-                tensors.push(flat("average", average.weights()));
-            }
-            let shape = vec![self.job.world_size, buffers.len() / self.job.world_size];
-            tensors.push(NamedTensor::new("buffers", shape, TensorValues::F32(buffers)));
             let int = |value: usize| Attribute::Int(value as i64);
             let attributes = [
                 ("steps", int(self.steps_done)),
@@ -241,14 +270,15 @@ impl Training<'_> {
                 ("seconds", Attribute::Float(self.so_far.seconds)),
                 ("optimizer_steps", Attribute::Int(optimizer_steps)),
                 ("world_size", int(self.job.world_size)),
+                ("local_steps", int(self.replica.local_steps())),
                 ("global_batch", int(self.global_batch)),
                 ("resumed_at_steps", Attribute::Ints(self.resumed_at.clone())),
             ];
             let attributes = attributes.map(|(name, value)| (name.to_owned(), value)).into();
             Resumable {
-                tables: self.record.tables(&communicator.ledger()),
+                tables: self.tables(),
                 model: weights::checkpoint(&self.replica.model, self.epochs_done, self.steps_done),
-                state: Checkpoint { tensors, attributes },
+                state: Checkpoint { tensors: saved, attributes },
             }
         });
         self.exchange_average(was_averaged);
@@ -257,14 +287,22 @@ impl Training<'_> {
 
     /// Puts everything back but the model, which was loaded before. `resume` is there on rank 0. A collective.
     pub(super) fn restore(&mut self, resume: Option<&Resume>) -> Result<()> {
-        let (job, communicator) = (self.job, self.job.communicator.clone());
+        let job = self.job;
         let number = |name: &str| resume.map_or(0.0, |resume| resume.number(name));
         let has_average = resume.is_some_and(|resume| {
             resume.content.state.tensor("average").is_some_and(|average| !average.values.is_empty())
         });
-        let names = ["steps", "epochs", "steps_in_epoch", "seconds", "optimizer_steps", "world_size"];
-        let [steps, epochs, steps_in_epoch, seconds, optimizer_steps, ranks] = share(job, names.map(number))?;
+        let names = ["steps", "epochs", "steps_in_epoch", "seconds", "optimizer_steps", "world_size", "local_steps"];
+        let [steps, epochs, steps_in_epoch, seconds, optimizer_steps, ranks, local_steps] =
+            share(job, names.map(number))?;
         let [has_average] = share(job, [f64::from(has_average)])?;
+        let (own, ranks) = (self.ranks_are_apart(), ranks as usize);
+        let mut carried = self.replica.reducer().state();
+        if (own || !carried.is_empty()) && ranks != job.world_size {
+            let expected = format!("each of the {ranks} ranks had parameters or errors of its own: use {ranks} ranks");
+            let (key, value) = ("world_size".into(), job.world_size.to_string());
+            return job.agree(Err(Error::ConfigValue { place: "--resume".into(), key, value, expected }));
+        }
         (self.steps_done, self.epochs_done) = (steps as usize, epochs as usize);
         self.so_far.steps = steps_in_epoch as usize;
         self.so_far.seconds = seconds;
@@ -274,34 +312,32 @@ impl Training<'_> {
             correct: number("correct") as usize,
             samples: number("samples") as usize,
         };
-        let receive = |name: &str, target: &mut [f32]| -> Result<()> {
-            let saved = resume.map(|resume| resume.floats(name, target.len())).transpose();
-            if let Some(saved) = job.agree(saved)? {
-                target.copy_from_slice(saved);
-            }
-            communicator.broadcast(Kind::Parameters, target)?;
-            Ok(())
-        };
         let [first, second] = self.optimizer.restore(optimizer_steps as i64);
-        receive("first_moment", first)?;
-        receive("second_moment", second)?;
+        receive(job, resume, "first_moment", first, own, ranks)?;
+        receive(job, resume, "second_moment", second, own, ranks)?;
         if let (Some(average), true) = (&mut self.average, has_average > 0.0) {
             average.weights().resize(self.replica.state.parameters.as_slice().len(), 0.0);
-            receive("average", average.weights())?;
+            receive(job, resume, "average", average.weights(), own, ranks)?;
         }
-        let own = self.replica.state.buffers.as_mut_slice();
-        // Before memory is taken for so many ranks as the file claims there were.
-        let saved = resume.map(|resume| resume.floats("buffers", own.len() * ranks as usize)).transpose();
-        job.agree(saved.map(|_| ()))?;
-        let mut buffers = vec![0.0; own.len() * ranks as usize];
-        receive("buffers", &mut buffers)?;
-        // On another number of ranks everybody has rank 0's.
-        let row = if ranks as usize == job.world_size { job.rank } else { 0 };
-        own.copy_from_slice(&buffers[row * own.len()..][..own.len()]);
-        self.record.resume(self.steps_done, resume.map_or(&[], |resume| &resume.content.tables));
+        if own {
+            receive(job, resume, "parameters", self.replica.state.parameters.as_mut_slice(), own, ranks)?;
+        }
+        for (name, values) in &mut carried {
+            receive(job, resume, name, values, true, ranks)?;
+        }
+        self.replica.reducer().restore(&carried).expect("as many numbers as it gave");
+        self.replica.set_local_steps(local_steps as usize);
+        receive(job, resume, "buffers", self.replica.state.buffers.as_mut_slice(), true, ranks)?;
         if let Some(resume) = resume {
             self.resumed_at = resume.resumed_at();
+            self.record.resume(self.steps_done, &resume.content.tables);
+            self.agreement.resume(&resume.content.tables);
+            self.draw_again(self.epochs_done);
+        } else {
+            self.record.resume(self.steps_done, &[]);
         }
+        // Between two epochs the model holds what was tested, and what a run file without another epoch would hold.
+        self.exchange_average(self.so_far.steps == 0);
         Ok(())
     }
 }

@@ -1,14 +1,18 @@
 //! A training under way: one epoch after the other.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::agreement::{self, Agreement};
 use super::checkpoints::{Checkpoints, Verdict};
 use super::record::{EpochRow, Record};
 use super::resume::Resume;
+use super::sampling::{self, Sampling};
 use super::{Average, Optimizer, Schedule, weights};
+use crate::collective::progress;
 use crate::config::Config;
 use crate::data::{AugmentSeed, BatchPlan, Dataset, Datasets, Loader, LoaderOptions, Sampler};
 use crate::error::{Error, Result};
@@ -16,17 +20,19 @@ use crate::launch::Job;
 use crate::metrics::{Part, StepTimes};
 use crate::model::Model;
 use crate::parallel::{Replica, StepResult};
-use crate::store::Checkpoint;
+use crate::store::{Checkpoint, Table};
 
 /// Everything that changes while a network is trained. All ranks call its methods together.
 pub struct Training<'a> {
-    config: &'a Config,
+    pub(super) config: &'a Config,
     pub(super) job: &'a Job,
     datasets: &'a Datasets,
     /// The model on this rank.
     pub replica: Replica,
     /// What was measured.
     pub record: Record,
+    pub(super) agreement: Agreement,
+    pub(super) sampling: Sampling,
     pub(super) optimizer: Optimizer,
     pub(super) average: Option<Average>,
     /// Whether the model holds the averaged weights at the moment: between two epochs, if there is an average.
@@ -69,7 +75,8 @@ pub enum Progress {
 impl<'a> Training<'a> {
     /// Before the first epoch.
     pub fn new(config: &'a Config, job: &'a Job, datasets: &'a Datasets) -> Result<Training<'a>> {
-        Training::with_model(config, job, datasets, Model::new(&config.model, config.run.seed))
+        let model = Model::new(&config.model, agreement::model_seed(config, job.rank));
+        Training::with_model(config, job, datasets, model)
     }
 
     /// Where it was saved; `resume` is there on rank 0.
@@ -83,14 +90,14 @@ impl<'a> Training<'a> {
         let load =
             |resume: &Resume| weights::load(&mut model, &resume.content.model.tensors, &resume.path, "checkpoint");
         job.agree(resume.map_or(Ok(()), load))?;
-        let mut training = Training::with_model(config, job, datasets, model)?; // rank 0's on every rank
+        let mut training = Training::with_model(config, job, datasets, model)?;
         training.restore(resume)?;
         Ok(training)
     }
 
     fn with_model(config: &'a Config, job: &'a Job, datasets: &'a Datasets, model: Model) -> Result<Training<'a>> {
-        let (samples, shuffle, drop_last) = (datasets.train.len(), config.data.shuffle, config.data.drop_last);
-        let sampler = Sampler::new(samples, job.world_size, job.rank, shuffle, drop_last, config.run.seed);
+        let samples = datasets.train.len();
+        let sampler = sampling::sampler(config, samples, job.world_size, job.rank);
         let plan = BatchPlan::even(sampler.indices(), config.train.batch_per_rank);
         if plan.sizes.is_empty() {
             // With drop_last and fewer samples than ranks, as in PyTorch; a run without a step is nobody's wish.
@@ -111,6 +118,8 @@ impl<'a> Training<'a> {
             must_be_finite: true,
             schedule: Schedule::new(config, total, per_epoch, global_batch),
             record: Record::new(config, job.world_size),
+            agreement: Agreement::new(config.metrics.spread_steps),
+            sampling: Sampling::new(samples),
             config,
             job,
             datasets,
@@ -153,10 +162,17 @@ impl<'a> Training<'a> {
             progress.finish_and_clear();
             return Ok(Progress::Stopped(signal));
         }
+        if job.is_root() {
+            self.sampling.draw(config, job.world_size, epoch, self.so_far.steps);
+        }
         let checksum = self.replica.agreed_checksum(epoch)?;
         let test_started = Instant::now();
         self.exchange_average(true);
         let test = self.test()?;
+        if self.agreement.is_measured() {
+            let own = self.test_share(0..self.datasets.test.len())?;
+            self.agreement.after_epoch(&job.communicator, &self.replica.state, epoch, &own)?;
+        }
         progress.finish_and_clear();
 
         self.gather_times()?;
@@ -211,6 +227,27 @@ impl<'a> Training<'a> {
         self.steps_done
     }
 
+    /// Counts what was drawn in the first so many epochs, as if this process had drawn it.
+    pub(super) fn draw_again(&mut self, epochs: usize) {
+        let steps = BatchPlan::even(self.sampler.indices(), self.config.train.batch_per_rank).sizes.len();
+        for epoch in 0..epochs {
+            let steps = steps.div_ceil(self.config.train.accumulate);
+            self.sampling.draw(self.config, self.job.world_size, epoch, steps);
+        }
+    }
+
+    /// All that was measured, as the run file holds it.
+    pub fn tables(&self) -> Vec<Table> {
+        let mut tables = self.record.tables(&self.job.communicator.ledger());
+        tables.extend(self.more_tables());
+        tables
+    }
+
+    /// What was measured beside the record: `/sampling`, and `/spread` and `/ranks` where asked for.
+    pub fn more_tables(&self) -> Vec<Table> {
+        std::iter::once(self.sampling.table()).chain(self.agreement.tables()).collect()
+    }
+
     /// The weights that were tested last, with PyTorch's names.
     pub fn checkpoint(&self) -> Checkpoint {
         weights::checkpoint(&self.replica.model, self.epochs_done, self.steps_done)
@@ -228,6 +265,9 @@ impl<'a> Training<'a> {
         let options = loader_options(config, &self.replica, config.data.augment.then_some(seed));
         let batches_of_steps: Vec<Vec<usize>> = plan.sizes.chunks(config.train.accumulate).map(<[_]>::to_vec).collect();
         let mut loader = Loader::start(self.datasets.train.clone(), plan, options);
+        if self.steps_done == 0 {
+            self.agreement.after_step(&job.communicator, &self.replica.state, epoch, 0)?;
+        }
         let (before, started) = (self.so_far.seconds, Instant::now());
         for (done, batches) in batches_of_steps.iter().enumerate() {
             // Between two steps of an epoch; at its end the epoch's own question follows.
@@ -238,7 +278,7 @@ impl<'a> Training<'a> {
                 }
             }
             let step = self.steps_done;
-            let lr = self.schedule.lr(step);
+            let lr = self.schedule.lr(step) * (1.0 + config.parallel.lr_spread * job.rank as f64);
             let (one, time) =
                 timed_step(&mut loader, batches, &mut self.replica, &mut self.optimizer, job.world_size, lr)?;
             if self.must_be_finite && !one.loss_sum.is_finite() {
@@ -251,24 +291,37 @@ impl<'a> Training<'a> {
             self.so_far.times.push(time);
             self.so_far.steps += 1;
             self.steps_done += 1;
+            progress::set_step(self.steps_done);
+            self.agreement.after_step(&job.communicator, &self.replica.state, epoch, self.steps_done)?;
             self.so_far.seconds = before + started.elapsed().as_secs_f64();
             progress.inc(1);
         }
+        // Of the last step, unless its times have gone to rank 0 already.
+        let mut unseen = StepTimes::default();
+        let last = self.so_far.times.last_mut().unwrap_or(&mut unseen);
+        self.replica.end_local_steps(self.optimizer.moments(), last)?;
+        self.so_far.seconds = before + started.elapsed().as_secs_f64();
         self.replica.end_epoch()?;
         Ok(None)
     }
 
     /// Loss and accuracy over the whole test set, each rank testing its own share of it, no sample twice.
     fn test(&mut self) -> Result<StepResult> {
+        let (rank, ranks, samples) = (self.job.rank, self.job.world_size, self.datasets.test.len());
+        let own = self.test_share(rank * samples / ranks..(rank + 1) * samples / ranks)?;
+        Replica::sum_over_ranks(&self.job.communicator, own)
+    }
+
+    /// This rank's network on these test samples.
+    fn test_share(&mut self, samples: Range<usize>) -> Result<StepResult> {
         let dataset: &Arc<Dataset> = &self.datasets.test;
-        let (rank, ranks, samples) = (self.job.rank, self.job.world_size, dataset.len());
-        let own = (rank * samples / ranks) as u32..((rank + 1) * samples / ranks) as u32;
-        let plan = BatchPlan::even(own.collect(), self.config.train.test_batch);
+        let indices = (samples.start as u32..samples.end as u32).collect();
+        let plan = BatchPlan::even(indices, self.config.train.test_batch);
         let mut result = StepResult::default();
         for batch in Loader::start(dataset.clone(), plan, loader_options(self.config, &self.replica, None)) {
             result.add(self.replica.evaluate(&batch)?);
         }
-        Replica::sum_over_ranks(&self.job.communicator, result)
+        Ok(result)
     }
 
     /// Puts the averaged weights into the model, or the trained ones back.
@@ -310,6 +363,7 @@ pub fn timed_step(
     let state = &mut replica.state;
     optimizer.step(state.parameters.as_mut_slice(), state.gradients.as_slice(), lr);
     time.add(Part::Optimizer, update.elapsed().as_secs_f64());
+    replica.updated(optimizer.moments(), &mut time)?;
     time.add(Part::Step, started.elapsed().as_secs_f64());
     Ok((result, time))
 }

@@ -38,7 +38,7 @@ footer { margin-top: 3rem; color: #777; font-size: .85rem; }
 ";
 
 /// How each figure was got: a term and what was done.
-const HOW: [(&str, &str); 12] = [
+const HOW: [(&str, &str); 13] = [
     (
         "Where communication is timed",
         "At the collective itself, never as the difference of two runs: each rank takes the time when an all-reduce starts \
@@ -75,6 +75,12 @@ const HOW: [(&str, &str); 12] = [
         "As in nccl-tests, in decimal GB/s. algbw = bytes of the buffer on one rank / time of the collective. busbw = algbw x \
          2(n-1)/n for n ranks: what any all-reduce must at least send and receive per rank, so that it compares with the \
          speed of the link for every n.",
+    ),
+    (
+        "bytes and sent_bytes",
+        "bytes: of the buffers that rank 0 handed to its collectives. sent_bytes: what all ranks together sent each other for \
+         that as messages: of an all-reduce 2(n-1) buffers, of a broadcast or gather n-1. Ranks of one host that add their \
+         gradients up in shared memory send none. hpml's tests hold the sum against Open MPI's own count.",
     ),
     (
         "volume and busbw_share",

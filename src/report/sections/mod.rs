@@ -6,6 +6,8 @@ mod environment;
 mod epochs;
 mod prediction;
 mod quantization;
+mod ranks;
+mod sampling;
 mod scaling;
 mod scaling_plots;
 mod steps;
@@ -19,12 +21,14 @@ use crate::error::Result;
 /// Makes a section of one file; `None` if the file has nothing of the kind.
 type Make = fn(&Source) -> Result<Option<Section>>;
 
-const SECTIONS: [Make; 8] = [
+const SECTIONS: [Make; 10] = [
     scaling::section,
     prediction::section,
     allreduce::section,
     study::section,
     epochs::section,
+    ranks::section,
+    sampling::section,
     steps::section,
     comm::section,
     quantization::section,

@@ -10,16 +10,16 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("study")? else { return Ok(None) };
     let variants = variants(&frame);
     let panels = vec![
-        curves(&frame, &variants, "train_loss", "1", "training loss"),
-        curves(&frame, &variants, "test_accuracy", "percent", "test accuracy"),
+        curves(&frame, &variants, "epoch", "train_loss", "1", "training loss"),
+        curves(&frame, &variants, "epoch", "test_accuracy", "percent", "test accuracy"),
     ];
     let figure = Figure::new("study", "Variants, mean over the seeds", panels)
         .with_note("A curve that ends early: every seed had a loss that was no number.");
     Ok(Some(Section::new("Study", vec![summary(&frame, &variants)], vec![figure])))
 }
 
-/// In the file's order.
-fn variants(frame: &Frame) -> Vec<String> {
+/// In the file's order; of a single training the one without a name.
+pub(super) fn variants(frame: &Frame) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for row in frame.rows() {
         let name = frame.text("variant", row);
@@ -41,8 +41,9 @@ fn summary(frame: &Frame, variants: &[String]) -> Sheet {
         ("against_first", "percent", "test_accuracy less that of the first variant"),
         ("seconds", "s", "training of an epoch, mean"),
         ("gradient_messages", "1", "all-reduces of an epoch, mean"),
-        ("gradient_bytes", "B", "bytes of their buffers, mean"),
+        ("gradient_bytes", "B", "bytes of their buffers as sent, mean"),
         ("gradient_seconds", "s", "time in them, mean"),
+        ("comm", "s", "the same, and compressing and restoring, of an epoch, mean"),
     ];
     sheet.columns = headings.map(|(name, units, meaning)| Heading::new(name, units, meaning)).to_vec();
     let mut first = f64::NAN;
@@ -71,6 +72,7 @@ fn summary(frame: &Frame, variants: &[String]) -> Sheet {
             of("gradient_messages"),
             of("gradient_bytes"),
             of("gradient_seconds"),
+            of("comm"),
         ]);
     }
     sheet
@@ -89,29 +91,37 @@ fn last_of_seeds(frame: &Frame, rows: &[usize]) -> Vec<usize> {
     last.into_iter().map(|(_, row)| row).collect()
 }
 
-fn curves(frame: &Frame, variants: &[String], column: &str, units: &str, title: &str) -> Panel {
+/// The whole numbers that a variant has in column `x`, sorted.
+pub(super) fn x_values(frame: &Frame, variant: &str, x: &str) -> Vec<i64> {
+    let rows = frame.rows_where(|row| frame.text("variant", row) == variant);
+    let mut values: Vec<i64> = rows.iter().filter_map(|&row| frame.integer(x, row)).collect();
+    values.sort_unstable();
+    values.dedup();
+    values
+}
+
+/// `column` over `x` of each variant, mean over the seeds.
+pub(super) fn curves(frame: &Frame, variants: &[String], x: &str, column: &str, units: &str, title: &str) -> Panel {
     let series = variants.iter().enumerate().map(|(color, variant)| {
         let rows = frame.rows_where(|row| frame.text("variant", row) == variant);
-        let mut epochs: Vec<i64> = rows.iter().filter_map(|&row| frame.integer("epoch", row)).collect();
-        epochs.sort_unstable();
-        epochs.dedup();
-        let of_epoch = |epoch: i64| {
-            let values = rows.iter().filter(|&&row| frame.integer("epoch", row) == Some(epoch));
+        let of_place = |place: i64| {
+            let values = rows.iter().filter(|&&row| frame.integer(x, row) == Some(place));
             mean(values.map(|&row| frame.number(column, row)).filter(|value| value.is_finite()))
         };
-        let points = epochs.into_iter().map(|epoch| (epoch as f64, of_epoch(epoch))).filter(|(_, y)| y.is_finite());
+        let places = x_values(frame, variant, x).into_iter();
+        let points = places.map(|place| (place as f64, of_place(place))).filter(|(_, y)| y.is_finite());
         Series::new(variant, Style::Line, color, points.collect())
     });
     Panel::Lines(Lines {
         title: title.into(),
-        x: Axis::new("epoch", "1", Scale::Linear),
+        x: Axis::new(x, "1", Scale::Linear),
         y: Axis::new(title, units, Scale::Linear),
         series: series.filter(|series| !series.points.is_empty()).collect(),
     })
 }
 
 /// NaN of nothing.
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
     sum / f64::from(count)
 }

@@ -1,0 +1,150 @@
+//! Bytes from every rank to every other over point-to-point messages: the two halves of an all-reduce, for those who add
+//! in between in a way of their own.
+//!
+//! A reduce-scatter is an [`all_to_all`](Communicator::all_to_all) and an addition, and with the
+//! [`all_gather_slices`](Communicator::all_gather_slices) of the sums it is an all-reduce: each half sends `(n-1)/n` of the
+//! buffer from every rank. So each is counted with half of its buffer: for every message in the ledger a rank sends `2
+//! (n-1)/n` of the bytes there.
+
+use std::collections::VecDeque;
+use std::ffi::c_int;
+use std::ops::Range;
+
+use mpi::ffi;
+
+use super::patience::{Patience, Pauses};
+use super::ring::{DEPTH, Direction, SEGMENT_BYTES, start};
+use super::traffic::Collective;
+use super::{Communicator, Wire};
+use crate::error::Result;
+use crate::metrics::Kind;
+use crate::units::Second;
+
+impl Communicator {
+    /// `send[slices[r]]` goes to rank r; what rank r has for this one comes to `received[r]`, this rank's own part included.
+    ///
+    /// `slices` are equal on all ranks; every part of `received` is as long as this rank's own slice.
+    pub fn all_to_all(
+        &self,
+        kind: Kind,
+        send: &[u8],
+        slices: &[Range<usize>],
+        received: &mut [Vec<u8>],
+        patience: Patience,
+    ) -> Result<Second> {
+        let own = slices[self.rank()].clone();
+        assert!(received.iter().all(|part| part.len() == own.len()), "room for this rank's slice from every rank");
+        self.counted(kind, Collective::AllReduce, send.len() / 2, || {
+            received[self.rank()].copy_from_slice(&send[own]);
+            let mut sends = Messages::default();
+            let mut receives = Messages::default();
+            for (to, from) in self.partners() {
+                // Nothing is written through the pointers of `sends`.
+                sends.add(to, send[slices[to].clone()].as_ptr().cast_mut(), slices[to].len());
+                receives.add(from, received[from].as_mut_ptr(), received[from].len());
+            }
+            // SAFETY: the pieces lie in `send` and `received`, borrowed until the end of the call; the received ones apart
+            // from each other. Every rank takes its partners in the same order, with lengths that all know.
+            unsafe { exchange(self, sends, receives, patience) }
+        })
+    }
+
+    /// Every rank's `values[slices[rank]]` goes to all others, so that all have all of them.
+    pub fn all_gather_slices<T: Wire>(
+        &self,
+        kind: Kind,
+        values: &mut [T],
+        slices: &[Range<usize>],
+        patience: Patience,
+    ) -> Result<Second> {
+        let bytes = size_of_val(values);
+        self.counted(kind, Collective::AllReduce, bytes - bytes / 2, || {
+            let base = values.as_mut_ptr();
+            let mut sends = Messages::default();
+            let mut receives = Messages::default();
+            let part = |rank: usize| {
+                assert!(slices[rank].end <= values.len(), "a slice lies inside the values");
+                (base.wrapping_add(slices[rank].start).cast::<u8>(), slices[rank].len() * size_of::<T>())
+            };
+            for (to, from) in self.partners() {
+                let ((own, length), (other, other_length)) = (part(self.rank()), part(from));
+                sends.add(to, own, length);
+                receives.add(from, other, other_length);
+            }
+            // SAFETY: as in `all_to_all`; what is received lies in other slices than what is sent. Any bytes of a number
+            // that MPI can send are such a number.
+            unsafe { exchange(self, sends, receives, patience) }
+        })
+    }
+
+    /// (to whom, from whom), nearest rank first.
+    fn partners(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (rank, size) = (self.rank(), self.size());
+        (1..size).map(move |distance| ((rank + distance) % size, (rank + size - distance) % size))
+    }
+}
+
+/// Pieces of memory that go to or come from other ranks, in this order.
+#[derive(Default)]
+struct Messages {
+    pieces: Vec<(usize, *mut u8, usize)>,
+}
+
+impl Messages {
+    /// `bytes` from `data` on, cut as [`SEGMENT_BYTES`] explains.
+    fn add(&mut self, rank: usize, data: *mut u8, bytes: usize) {
+        for first in (0..bytes).step_by(SEGMENT_BYTES) {
+            self.pieces.push((rank, data.wrapping_add(first), SEGMENT_BYTES.min(bytes - first)));
+        }
+    }
+}
+
+/// Sends and receives, at most [`DEPTH`] of each at a time.
+///
+/// Takes turns with its partners as all ranks do (the n-th nearest before the one after it), so the messages of one distance
+/// only wait for those of smaller ones: no circle.
+///
+/// # Safety
+/// All pieces are valid until this returns, those received apart from all others; the other ranks call it with the
+/// matching pieces. It returns early only with an error, which ends the job.
+unsafe fn exchange(ranks: &Communicator, sends: Messages, receives: Messages, patience: Patience) -> Result<()> {
+    let mut sends = sends.pieces.into_iter();
+    let mut receives = receives.pieces.into_iter();
+    let (mut sending, mut receiving) = (VecDeque::with_capacity(DEPTH), VecDeque::with_capacity(DEPTH));
+    let mut pauses = Pauses::between_hosts(patience);
+    loop {
+        // SAFETY: the caller's promise.
+        unsafe {
+            while receiving.len() < DEPTH
+                && let Some((rank, data, bytes)) = receives.next()
+            {
+                receiving.push_back(start(ranks, Direction::From(rank as c_int), data, bytes)?);
+            }
+            while sending.len() < DEPTH
+                && let Some((rank, data, bytes)) = sends.next()
+            {
+                sending.push_back(start(ranks, Direction::To(rank as c_int), data, bytes)?);
+            }
+        }
+        if receiving.is_empty() && sending.is_empty() {
+            return Ok(());
+        }
+        if drain(ranks, &mut receiving)? | drain(ranks, &mut sending)? {
+            pauses.restart();
+        } else {
+            pauses.pause();
+        }
+    }
+}
+
+/// Takes out the first requests that have ended; whether there was one.
+fn drain(ranks: &Communicator, requests: &mut VecDeque<ffi::MPI_Request>) -> Result<bool> {
+    let before = requests.len();
+    while let Some(request) = requests.front_mut() {
+        if !ranks.is_done(request)? {
+            break;
+        }
+        requests.pop_front();
+    }
+    Ok(requests.len() < before)
+}

@@ -1,0 +1,145 @@
+//! Ends a job that waits for ever. A rank that is stopped, or whose host is cut off, leaves the others inside a collective
+//! that MPI never gives up.
+
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::{Job, Place};
+use crate::collective::Communicator;
+use crate::collective::progress::{self, Progress};
+use crate::units::format_bytes;
+
+/// The thread looks so often. It counts its looks instead of reading a clock: a process that was itself stopped for an hour
+/// has not waited for an hour.
+const LOOK: Duration = Duration::from_millis(200);
+/// MPI_Abort itself may hang where the network is gone.
+const ABORT: Duration = Duration::from_secs(5);
+
+/// A process that shows no sign of life for so many looks is stopped.
+const DEAD: u32 = 10;
+
+/// Watches until it is dropped.
+pub(super) struct Watchdog {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Starts to watch this rank: the job ends, with a message that says who is missing, when one collective takes longer than
+/// `limit`. Never if that is zero.
+pub(super) fn start(job: &Job, limit: Duration) -> Option<Watchdog> {
+    if limit.is_zero() || job.world_size == 1 {
+        return None;
+    }
+    let (rank, places) = (job.rank, job.places.clone());
+    // One of a host speaks before the others do.
+    let limit = limit + Duration::from_millis(500) * job.local_rank as u32;
+    let (stop, stopped) = channel::<()>();
+    let watch = move || {
+        let (mut looks, mut entered) = (0u32, 0);
+        let mut lives: Vec<Life> = vec![Life::default(); progress::of_host().len()];
+        while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            progress::beat();
+            let host = progress::of_host();
+            lives.iter_mut().zip(&host).for_each(|(life, progress)| life.look(progress));
+            let own = host[places[rank].local_rank];
+            looks = if own.waits_for.is_some() && own.entered == entered { looks + 1 } else { 0 };
+            entered = own.entered;
+            if LOOK * looks >= limit {
+                if !host.iter().any(|other| other.told) {
+                    progress::set_told();
+                    eprintln!("hpml: rank {rank}: {}", message(rank, &places, &host, &lives, limit));
+                }
+                std::thread::spawn(|| {
+                    std::thread::sleep(ABORT);
+                    crate::sys::exit_now(1);
+                });
+                Communicator::abort(1);
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("hpml-watchdog".into()).spawn(watch);
+    Some(Watchdog { stop: Some(stop), thread: Some(thread.expect("a thread can be started")) })
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.stop = None; // the thread's wait ends
+        // Before MPI does: it takes the marks away that the thread looks at.
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Whether a process runs at all.
+#[derive(Debug, Clone, Copy, Default)]
+struct Life {
+    beats: u64,
+    /// Looks since the last beat.
+    silent: u32,
+}
+
+impl Life {
+    fn look(&mut self, progress: &Progress) {
+        self.silent = if progress.beats == self.beats { self.silent + 1 } else { 0 };
+        self.beats = progress.beats;
+    }
+}
+
+/// What rank `rank` waits for, and for whom, as far as this host can tell.
+fn message(rank: usize, places: &[Place], host: &[Progress], lives: &[Life], limit: Duration) -> String {
+    let own = host[places[rank].local_rank];
+    let (kind, bytes) = own.waits_for.map_or(("nothing", 0), |(kind, bytes)| (kind.as_str(), bytes));
+    let here = |place: &Place| place.host == places[rank].host;
+    let of = |wanted: &dyn Fn(&Place) -> bool| -> String {
+        let ranks = places.iter().enumerate().filter(|(_, place)| wanted(place));
+        ranks.map(|(rank, _)| rank.to_string()).collect::<Vec<_>>().join(", ")
+    };
+    let dead = of(&|place| here(place) && lives[place.local_rank].silent >= DEAD);
+    let behind = of(&|place| here(place) && host[place.local_rank].entered < own.entered);
+    let elsewhere = of(&|place| !here(place));
+    let who = if !dead.is_empty() {
+        format!("rank {dead} of this host is stopped: end the job or let it go on (SIGCONT)")
+    } else if !behind.is_empty() {
+        format!("rank {behind} of this host has not come: it hangs, or is slow")
+    } else if !elsewhere.is_empty() {
+        format!(
+            "all ranks of this host have come, one of rank {elsewhere} has not: it is stopped, or its host is cut off"
+        )
+    } else {
+        "all ranks have come, but it does not end: is MPI's transport broken?".into()
+    };
+    format!(
+        "waited {:.1} s in a collective ({kind}, {}) after step {}: {who}; launch.comm_timeout_s is how long to wait",
+        limit.as_secs_f64(),
+        format_bytes(bytes),
+        own.step
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Kind;
+
+    #[test]
+    fn the_missing_rank_is_named_as_far_as_it_can_be_seen() {
+        let place = |host: &str, local_rank| Place { host: host.into(), local_rank, threads: 1, device: "cpu".into() };
+        let places = [place("n1", 0), place("n1", 1), place("n2", 0)];
+        let at =
+            |entered| Progress { entered, waits_for: Some((Kind::Gradients, 1000)), step: 7, beats: 1, told: false };
+        let limit = Duration::from_secs(3);
+        let mut lives = [Life::default(); 2];
+        let late = message(0, &places, &[at(5), at(4)], &lives, limit);
+        assert!(late.contains("rank 1 of this host has not come") && late.contains("step 7"), "{late}");
+        assert!(late.contains("gradients"), "{late}");
+        let other = message(0, &places, &[at(5), at(5)], &lives, limit);
+        assert!(other.contains("one of rank 2 has not"), "{other}");
+        for _ in 0..20 {
+            lives[1].look(&at(5));
+        }
+        let dead = message(0, &places, &[at(5), at(5)], &lives, limit);
+        assert!(dead.contains("rank 1 of this host is stopped"), "{dead}");
+    }
+}

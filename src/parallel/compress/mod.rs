@@ -1,0 +1,144 @@
+//! The sum of the gradients over the ranks, with less on the wire than they have bytes. In: a bucket's gradients. Out: their
+//! sum (or what the compression makes of it), bit-identical on all ranks. What a step's compression leaves out is kept
+//! and added to the next step's gradient where the method has error feedback, so that nothing is lost, only late.
+//!
+//! Compressing and restoring is time that plain all-reduces do not need, so it counts as part of theirs: a step's `comm` has
+//! it. The ledger's seconds are those inside the collectives alone. One rank sends nothing and compresses nothing.
+
+mod half;
+mod int8;
+mod powersgd;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use crate::collective::{AllReduce, Bf16, Finished, Fp16, Patience, Region};
+use crate::config::{self, Compression};
+use crate::error::Result;
+use crate::metrics::Kind;
+use crate::model::Model;
+use crate::units::Second;
+use half::Half;
+use int8::Int8;
+use powersgd::PowerSgd;
+
+/// A way to sum gradients that sends something else than the gradients.
+trait Compressor: Send {
+    /// `gradients`, a bucket, become their sum over the ranks. Returns the seconds spent waiting for slower ranks.
+    fn reduce(&mut self, wire: &AllReduce, gradients: &mut Region, patience: Patience) -> Result<Second>;
+
+    /// What [`reduce`](Self::reduce) of these elements adds to the ledger's bytes.
+    fn bytes(&self, elements: &Range<usize>) -> u64;
+
+    /// What it carries from step to step, by name.
+    fn state(&mut self) -> Vec<(&'static str, &mut [f32])> {
+        Vec::new()
+    }
+}
+
+/// Sums gradients over the ranks as configured. All ranks call its methods together.
+pub struct Reducer {
+    wire: Arc<AllReduce>,
+    /// `None`: as they are. Locked for a reduction at a time; the thread that overlaps and the caller take turns.
+    compressor: Mutex<Option<Box<dyn Compressor>>>,
+}
+
+impl Reducer {
+    /// For the gradients of `model`'s parameters, one after the other in one buffer.
+    pub fn new(wire: Arc<AllReduce>, model: &Model, config: &config::Config) -> Result<Reducer> {
+        let elements = model.parameter_count();
+        let parallel = &config.parallel;
+        let compressor: Option<Box<dyn Compressor>> = match parallel.compression {
+            _ if wire.communicator().size() == 1 => None,
+            Compression::None => None,
+            Compression::Bf16 => Some(Box::new(Half::<Bf16>::new(&wire, elements)?)),
+            Compression::Fp16 => Some(Box::new(Half::<Fp16>::new(&wire, elements)?)),
+            Compression::Int8 => Some(Box::new(Int8::new(elements, parallel.compression_block))),
+            Compression::PowerSgd => {
+                let shapes: Vec<Vec<i64>> = model.parameters().map(|entry| entry.tensor.size()).collect();
+                Some(Box::new(PowerSgd::new(&wire, &shapes, parallel.compression_rank, config.run.seed)?))
+            }
+        };
+        Ok(Reducer { wire, compressor: Mutex::new(compressor) })
+    }
+
+    /// `gradients`, a bucket of the buffer, become their sum over the ranks. Buckets come in the same order on all ranks.
+    pub fn reduce(&self, gradients: &mut Region, patience: Patience) -> Result<Finished> {
+        let Some(compressor) = &mut *self.compressor() else {
+            return self.wire.reduce(Kind::Gradients, gradients, patience);
+        };
+        let started = Instant::now();
+        let wait = compressor.reduce(&self.wire, gradients, patience)?;
+        Ok(Finished { wait, transfer: started.elapsed().as_secs_f64() - wait })
+    }
+
+    /// What the ledger counts for these elements.
+    pub fn bytes(&self, elements: &Range<usize>) -> u64 {
+        match &*self.compressor() {
+            Some(compressor) => compressor.bytes(elements),
+            None => (elements.len() * size_of::<f32>()) as u64,
+        }
+    }
+
+    /// What this rank's compression carries from step to step, by name: with it and the parameters a training goes on as if
+    /// never interrupted. Every rank has its own, equally long ones. Empty without error feedback.
+    pub fn state(&self) -> Vec<(String, Vec<f32>)> {
+        let mut compressor = self.compressor();
+        let state = compressor.as_mut().map_or_else(Vec::new, |compressor| compressor.state());
+        state.into_iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect()
+    }
+
+    /// Takes back what [`state`](Self::state) gave. Error: what is wrong with it; then nothing has changed.
+    pub fn restore(&self, saved: &[(String, Vec<f32>)]) -> Result<(), String> {
+        let mut compressor = self.compressor();
+        let state = compressor.as_mut().map_or_else(Vec::new, |compressor| compressor.state());
+        put_back(state, saved)
+    }
+
+    fn compressor(&self) -> MutexGuard<'_, Option<Box<dyn Compressor>>> {
+        self.compressor.lock().expect("a panic while reducing ends the job")
+    }
+}
+
+/// All of `saved` into the arrays of these names and lengths, or an error and nothing.
+fn put_back(state: Vec<(&'static str, &mut [f32])>, saved: &[(String, Vec<f32>)]) -> Result<(), String> {
+    if state.len() != saved.len() {
+        return Err(format!("{} arrays of compression state, expected {}", saved.len(), state.len()));
+    }
+    for ((name, own), (saved_name, values)) in state.iter().zip(saved) {
+        if name != saved_name || own.len() != values.len() {
+            let (found, expected) = (values.len(), own.len());
+            return Err(format!("{saved_name} of {found} numbers, expected {name} of {expected}"));
+        }
+    }
+    for ((_, own), (_, values)) in state.into_iter().zip(saved) {
+        own.copy_from_slice(values);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_is_taken_back_whole_or_not_at_all() {
+        let (mut one, mut two) = ([0.0; 3], [0.0; 2]);
+        let saved = |name: &str, length| (name.to_owned(), vec![1.0; length]);
+        let mut restore = |saved: &[(String, Vec<f32>)]| {
+            let done = put_back(vec![("one", &mut one[..]), ("two", &mut two[..])], saved);
+            (done, [one[0], two[1]])
+        };
+        for (wrong, told) in [
+            (vec![saved("one", 3)], "1 arrays"),
+            (vec![saved("one", 3), saved("two", 3)], "two of 3 numbers, expected two of 2"),
+            (vec![saved("one", 3), saved("other", 2)], "expected two"),
+        ] {
+            let (done, values) = restore(&wrong);
+            assert!(done.unwrap_err().contains(told));
+            assert_eq!(values, [0.0, 0.0]);
+        }
+        assert_eq!(restore(&[saved("one", 3), saved("two", 2)]), (Ok(()), [1.0, 1.0]));
+    }
+}

@@ -1,0 +1,93 @@
+//! `/spread` and `/ranks`: whether the ranks still hold the same network.
+
+use super::study::{mean, variants, x_values};
+use crate::error::Result;
+use crate::report::figure::{Axis, Figure, Lines, Panel, Scale, Series, Style};
+use crate::report::sheet::{Cell, Heading, Section, Sheet};
+use crate::report::source::{Frame, Source};
+
+/// A row a variant (one, where the file is a single training), the spread by step, the worst rank's accuracy by epoch.
+pub fn section(source: &Source) -> Result<Option<Section>> {
+    let (Some(spread), Some(ranks)) = (source.frame("spread")?, source.frame("ranks")?) else { return Ok(None) };
+    let variants = variants(&spread);
+    let mut sheet = Sheet::new("ranks", "Agreement of the ranks, mean over the seeds");
+    sheet.note = "spread: greatest distance of a rank's parameters from the mean over the ranks, relative to it; accuracies: of \
+                  each rank's own network on the whole test set, after the last epoch"
+        .into();
+    let headings = [
+        ("variant", "1", "what is compared"),
+        ("spread_first", "1", "of the parameters, before the first step"),
+        ("spread_last", "1", "of the parameters, at the last measured step"),
+        ("buffer_spread_last", "1", "of batch norm's running statistics, at the last measured step"),
+        ("worst_rank", "percent", "test accuracy of the worst rank"),
+        ("best_rank", "percent", "test accuracy of the best rank"),
+    ];
+    sheet.columns = headings.map(|(name, units, meaning)| Heading::new(name, units, meaning)).to_vec();
+    sheet.rows = variants.iter().map(|variant| row(&spread, &ranks, variant)).collect();
+
+    let series = |x: &str, frame: &Frame, value: &dyn Fn(&str, i64) -> f64| {
+        let of_variant = |(color, variant): (usize, &String)| {
+            let points = x_values(frame, variant, x).into_iter().map(|place| (place as f64, value(variant, place)));
+            Series::new(variant, Style::Line, color, points.collect())
+        };
+        let all: Vec<Series> = variants.iter().enumerate().map(of_variant).collect();
+        all.into_iter().filter(|series| !series.points.is_empty()).collect::<Vec<_>>()
+    };
+    // On a logarithmic axis there is no 0.
+    let spread_of = |variant: &str, step| {
+        let value = at(&spread, variant, "steps_done", step, "parameter_spread");
+        if value > 0.0 { value } else { f64::NAN }
+    };
+    let panels = vec![
+        Panel::Lines(Lines {
+            title: "spread of the parameters".into(),
+            x: Axis::new("steps done", "1", Scale::Linear),
+            y: Axis::new("spread", "1", Scale::Log),
+            series: series("steps_done", &spread, &spread_of),
+        }),
+        Panel::Lines(Lines {
+            title: "worst rank".into(),
+            x: Axis::new("epoch", "1", Scale::Linear),
+            y: Axis::new("test accuracy", "percent", Scale::Linear),
+            series: series("epoch", &ranks, &|variant, epoch| extreme(&ranks, variant, epoch, f64::min)),
+        }),
+    ];
+    let figure = Figure::new("ranks", "Agreement of the ranks, mean over the seeds", panels)
+        .with_note("A variant without a curve in the left plot: its ranks agree to the last bit.");
+    Ok(Some(Section::new("Agreement of the ranks", vec![sheet], vec![figure])))
+}
+
+fn row(spread: &Frame, ranks: &Frame, variant: &str) -> Vec<Cell> {
+    let steps = x_values(spread, variant, "steps_done");
+    let (first, last) = (steps.first().copied().unwrap_or(0), steps.last().copied().unwrap_or(0));
+    let epoch = x_values(ranks, variant, "epoch").last().copied().unwrap_or(0);
+    vec![
+        Cell::from(variant),
+        Cell::Float(at(spread, variant, "steps_done", first, "parameter_spread")),
+        Cell::Float(at(spread, variant, "steps_done", last, "parameter_spread")),
+        Cell::Float(at(spread, variant, "steps_done", last, "buffer_spread")),
+        Cell::Float(extreme(ranks, variant, epoch, f64::min)),
+        Cell::Float(extreme(ranks, variant, epoch, f64::max)),
+    ]
+}
+
+/// Mean over the seeds of what a variant has where its column `x` is `place`.
+fn at(frame: &Frame, variant: &str, x: &str, place: i64, column: &str) -> f64 {
+    let rows = frame.rows_where(|row| frame.text("variant", row) == variant && frame.integer(x, row) == Some(place));
+    mean(rows.into_iter().map(|row| frame.number(column, row)))
+}
+
+/// Mean over the seeds of the worst or best rank's test accuracy.
+fn extreme(ranks: &Frame, variant: &str, epoch: i64, pick: fn(f64, f64) -> f64) -> f64 {
+    let rows =
+        ranks.rows_where(|row| ranks.text("variant", row) == variant && ranks.integer("epoch", row) == Some(epoch));
+    let mut seeds: Vec<(Option<i64>, f64)> = Vec::new();
+    for row in rows {
+        let (seed, accuracy) = (ranks.integer("seed", row), ranks.number("test_accuracy", row));
+        match seeds.iter_mut().find(|(known, _)| *known == seed) {
+            Some((_, extreme)) => *extreme = pick(*extreme, accuracy),
+            None => seeds.push((seed, accuracy)),
+        }
+    }
+    mean(seeds.into_iter().map(|(_, accuracy)| accuracy))
+}

@@ -1,0 +1,47 @@
+//! The tables of single trainings as one, with the training in front of each row.
+
+use crate::store::{Column, Table, Values};
+
+/// Appends the rows of a training's tables to those of the same name in `all`.
+pub fn append(all: &mut Vec<Table>, variant: &str, seed: u64, tables: Vec<Table>) {
+    for mut table in tables {
+        let rows = table.columns.first().map_or(0, |column| column.values.len());
+        let of_training = [
+            Column::new("variant", "1", "what is compared", Values::Text(vec![variant.to_owned(); rows])),
+            Column::new("seed", "1", "run.seed", Values::I64(vec![seed as i64; rows])),
+        ];
+        table.columns.splice(0..0, of_training);
+        match all.iter_mut().find(|known| known.group == table.group) {
+            Some(known) => known.columns.iter_mut().zip(table.columns).for_each(|(to, from)| extend(to, from)),
+            None => all.push(table),
+        }
+    }
+}
+
+fn extend(to: &mut Column, from: Column) {
+    assert_eq!(to.name, from.name, "every training makes the same tables");
+    match (&mut to.values, from.values) {
+        (Values::F64(to), Values::F64(from)) => to.extend(from),
+        (Values::F32(to), Values::F32(from)) => to.extend(from),
+        (Values::I64(to), Values::I64(from)) => to.extend(from),
+        (Values::Text(to), Values::Text(from)) => to.extend(from),
+        _ => unreachable!("a column keeps its type"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_two_trainings_follow_one_another() {
+        let one = |values| Table::new("spread", "row", vec![Column::new("step", "1", "step", Values::I64(values))]);
+        let mut all = Vec::new();
+        append(&mut all, "a", 3, vec![one(vec![1, 2])]);
+        append(&mut all, "b", 4, vec![one(vec![5])]);
+        let values = |name: &str| all[0].column(name).unwrap().values.clone();
+        assert_eq!(values("step"), Values::I64(vec![1, 2, 5]));
+        assert_eq!(values("seed"), Values::I64(vec![3, 3, 4]));
+        assert_eq!(values("variant"), Values::Text(vec!["a".into(), "a".into(), "b".into()]));
+    }
+}

@@ -1,0 +1,219 @@
+//! Which samples the ranks draw, and how well that mixes the data: counted from the sampler's own indices, epoch by epoch.
+
+use crate::config::{Config, Shares};
+use crate::data::{BatchPlan, Sampler};
+use crate::store::{Column, Table, Values};
+
+/// Between the seeds of two ranks that do not share one: more than there are epochs, since a sampler adds those up.
+pub const SEED_STRIDE: u64 = 1_000_000;
+
+/// The sampler of one rank, as `data.shares` has it.
+pub fn sampler(config: &Config, samples: usize, world_size: usize, rank: usize) -> Sampler {
+    let (share, seed) = match config.data.shares {
+        Shares::Disjoint => (rank, config.run.seed),
+        Shares::OwnOrder => (rank, config.run.seed.wrapping_add(SEED_STRIDE * rank as u64)),
+        Shares::Same => (0, config.run.seed),
+    };
+    Sampler::new(samples, world_size, share, config.data.shuffle, config.data.drop_last, seed)
+}
+
+/// What was drawn in the epochs so far.
+pub struct Sampling {
+    batches_of: Vec<Vec<u32>>, // [samples], the batches of the last epoch that each was in
+    seen: Vec<bool>,           // [samples]
+    epochs: Vec<SamplingRow>,
+}
+
+/// One epoch over all ranks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct SamplingRow {
+    epoch: usize,
+    drawn: usize,
+    seen: f64,
+    seen_so_far: f64,
+    repeated: f64,
+    met_before: f64,
+}
+
+impl Sampling {
+    /// Of a data set of so many samples, before the first epoch.
+    pub fn new(samples: usize) -> Sampling {
+        Sampling { batches_of: vec![Vec::new(); samples], seen: vec![false; samples], epochs: Vec::new() }
+    }
+
+    /// Draws an epoch again as every rank did, so many steps of it.
+    pub fn draw(&mut self, config: &Config, world_size: usize, epoch: usize, steps: usize) {
+        let samples = self.seen.len();
+        let of_rank = |rank| {
+            let mut sampler = sampler(config, samples, world_size, rank);
+            sampler.set_epoch(if config.data.set_epoch { epoch as u64 } else { 0 });
+            let plan = BatchPlan::even(sampler.indices(), config.train.batch_per_rank);
+            let of_step: Vec<usize> =
+                plan.sizes.chunks(config.train.accumulate).map(|sizes| sizes.iter().sum()).collect();
+            (plan.indices, of_step)
+        };
+        let ranks: Vec<(Vec<u32>, Vec<usize>)> = (0..world_size).map(of_rank).collect();
+        let mut batches = vec![Vec::new(); steps];
+        for (indices, of_step) in &ranks {
+            let mut indices = indices.as_slice();
+            for (batch, size) in batches.iter_mut().zip(of_step) {
+                let (own, rest) = indices.split_at(*size);
+                batch.extend_from_slice(own);
+                indices = rest;
+            }
+        }
+        self.add(epoch, batches);
+    }
+
+    /// Takes in an epoch whose steps had these samples, over all ranks.
+    fn add(&mut self, epoch: usize, mut batches: Vec<Vec<u32>>) {
+        let drawn: usize = batches.iter().map(Vec::len).sum();
+        let (mut pairs, mut met) = (0.0, 0.0);
+        for batch in &mut batches {
+            batch.sort_unstable();
+            batch.dedup(); // a sample does not meet itself
+            pairs += pairs_of(batch.len());
+            met += self.pairs_that_met(batch);
+        }
+        self.batches_of.iter_mut().for_each(Vec::clear);
+        for (number, batch) in batches.iter().enumerate() {
+            for &sample in batch {
+                self.batches_of[sample as usize].push(number as u32);
+                self.seen[sample as usize] = true;
+            }
+        }
+        let samples = self.seen.len() as f64;
+        let distinct = self.batches_of.iter().filter(|batches| !batches.is_empty()).count() as f64;
+        self.epochs.push(SamplingRow {
+            epoch,
+            drawn,
+            seen: distinct / samples,
+            seen_so_far: self.seen.iter().filter(|seen| **seen).count() as f64 / samples,
+            repeated: 1.0 - distinct / drawn as f64,
+            met_before: if self.epochs.is_empty() { f64::NAN } else { met / pairs },
+        });
+    }
+
+    /// How many pairs of a batch's samples were in one batch in the last epoch.
+    fn pairs_that_met(&self, batch: &[u32]) -> f64 {
+        let batches_of = |sample: &u32| &self.batches_of[*sample as usize];
+        let mut numbers: Vec<u32> = batch.iter().flat_map(batches_of).copied().collect();
+        numbers.sort_unstable();
+        let mut met: f64 = numbers.chunk_by(|a, b| a == b).map(|same| pairs_of(same.len())).sum();
+        // Two samples that were each in several batches (ranks that overlap) may have met in more than one: once counts.
+        let several: Vec<&Vec<u32>> = batch.iter().map(batches_of).filter(|batches| batches.len() > 1).collect();
+        for (index, one) in several.iter().enumerate() {
+            for other in &several[index + 1..] {
+                met -= one.iter().filter(|number| other.contains(number)).count().saturating_sub(1) as f64;
+            }
+        }
+        met
+    }
+
+    /// `/sampling`: a row an epoch.
+    pub fn table(&self) -> Table {
+        let integers = |value: &dyn Fn(&SamplingRow) -> usize| {
+            Values::I64(self.epochs.iter().map(|row| value(row) as i64).collect())
+        };
+        let percent = |value: &dyn Fn(&SamplingRow) -> f64| {
+            Values::F64(self.epochs.iter().map(|row| 100.0 * value(row)).collect())
+        };
+        let columns = vec![
+            Column::new("epoch", "1", "epoch, from 0", integers(&|row| row.epoch)),
+            Column::new("drawn", "1", "samples drawn over all ranks", integers(&|row| row.drawn)),
+            Column::new("seen", "percent", "of the data set, drawn in this epoch", percent(&|row| row.seen)),
+            Column::new("seen_so_far", "percent", "the same of all epochs so far", percent(&|row| row.seen_so_far)),
+            Column::new(
+                "repeated",
+                "percent",
+                "of the draws, of a sample drawn before in the epoch",
+                percent(&|row| row.repeated),
+            ),
+            Column::new(
+                "met_before",
+                "percent",
+                "of the pairs of samples in a global batch, in one batch in the epoch before too",
+                percent(&|row| row.met_before),
+            ),
+        ];
+        Table::new("sampling", "row", columns)
+    }
+}
+
+fn pairs_of(samples: usize) -> f64 {
+    (samples as f64) * (samples as f64 - 1.0) / 2.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_and_shares_are_counted_by_hand() {
+        let mut sampling = Sampling::new(8);
+        sampling.add(0, vec![vec![0, 1, 2, 3], vec![4, 5, 5, 1]]);
+        sampling.add(1, vec![vec![0, 1, 2, 4], vec![6, 7, 6, 7]]);
+        let [first, second] = sampling.epochs[..] else { panic!() };
+        assert_eq!((first.drawn, first.seen, first.repeated), (8, 0.75, 0.25));
+        assert!(first.met_before.is_nan());
+        // 0-1, 0-2, 1-2 and 1-4 of six pairs, none of 6-7's one.
+        assert_eq!((second.seen, second.seen_so_far, second.met_before), (0.75, 1.0, 4.0 / 7.0));
+    }
+
+    #[test]
+    fn a_pair_that_met_twice_counts_once() {
+        let mut sampling = Sampling::new(4);
+        sampling.add(0, vec![vec![0, 1, 2], vec![0, 1, 3]]);
+        sampling.add(1, vec![vec![0, 1]]);
+        assert_eq!(sampling.epochs[1].met_before, 1.0);
+    }
+
+    /// What `configs/set-epoch.toml` gives on CIFAR-10 with 2 ranks: the table in results/README.md.
+    #[test]
+    fn the_published_figures_of_cifar10_are_these() {
+        // Per cent: seen in the fifth epoch, seen in all five, repeated in the fifth, met in the epoch before.
+        for (set, expected) in [
+            ("data.set_epoch=true", [100.0, 100.0, 0.0, 0.254]),
+            ("data.set_epoch=false", [100.0, 100.0, 0.0, 100.0]),
+            ("data.shuffle=false", [100.0, 100.0, 0.0, 100.0]),
+            ("data.shares=own_order", [75.0, 99.9, 25.0, 0.255]),
+            ("data.shares=same", [50.0, 96.9, 50.0, 0.063]),
+        ] {
+            let set = [set, "train.batch_per_rank=64"].map(str::to_owned);
+            let config = Config::load(None, &set).unwrap();
+            let mut sampling = Sampling::new(50_000);
+            (0..5).for_each(|epoch| sampling.draw(&config, 2, epoch, 391));
+            let last = sampling.epochs[4];
+            let found = [last.seen, last.seen_so_far, last.repeated, last.met_before].map(|share| 100.0 * share);
+            println!("{set:?} {found:.3?}");
+            // Chance decides over less than that, five standard deviations of each.
+            for ((found, expected), bound) in found.into_iter().zip(expected).zip([0.6, 0.4, 0.6, 0.02]) {
+                assert!((found - expected).abs() < bound, "{set:?}: {found} {expected}");
+            }
+        }
+    }
+
+    /// Two samples of a batch of b meet again with probability (b-1)/(n-1) where every order is as likely.
+    #[test]
+    fn shares_of_the_ranks_and_the_epoch_show_in_the_figures() {
+        let epochs = |set: &[&str]| {
+            let set: Vec<String> = set.iter().map(|text| text.to_string()).collect();
+            let config = Config::load(None, &set).unwrap();
+            let mut sampling = Sampling::new(4000);
+            (0..2).for_each(|epoch| sampling.draw(&config, 4, epoch, 125)); // batches of 4 x 8
+            sampling.epochs
+        };
+        let by_chance = 31.0 / 3999.0;
+        // Of 62,000 pairs some 480 meet, give or take 22.
+        let close = |value: f64, expected: f64| assert!((value / expected - 1.0).abs() < 0.2, "{value} {expected}");
+        let on = epochs(&[]);
+        assert_eq!((on[1].seen, on[1].repeated), (1.0, 0.0));
+        close(on[1].met_before, by_chance);
+        assert_eq!(epochs(&["data.set_epoch=false"])[1].met_before, 1.0);
+        let same = epochs(&["data.shares=same"]);
+        assert_eq!((same[1].seen, same[1].repeated), (0.25, 0.75));
+        close(same[1].seen_so_far, 1.0 - 0.75f64.powi(2));
+        let own = epochs(&["data.shares=own_order"]);
+        close(own[1].seen, 1.0 - 0.75f64.powi(4)); // missed by all four ranks with (3/4)^4
+    }
+}
