@@ -46,6 +46,8 @@ impl Input {
         }
         // A file we may not read would be "unable to open" in HDF5's words.
         fs::File::open(path).at(path)?;
+        // For the whole process: unit tests, which share one, make such links first.
+        #[cfg(not(test))]
         crate::sys::refuse_external_links();
         let file = hdf5::File::open(path).map_err(|error| match () {
             () if error.contains_minor(MinorErrorCode::NotHdf5) => refuse("not an HDF5 file"),
@@ -150,6 +152,9 @@ impl Input {
 
     /// Whether each text of variable length lies where the dataset says. Those of a dataset in chunks are not found.
     fn check_references(&self, dataset: &Dataset, count: usize, path: &str) -> Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
         if dataset.layout() != Layout::Contiguous {
             return Err(self.error(path, "text in chunks, which is not read"));
         }
@@ -299,6 +304,7 @@ mod tests {
         file.link_external(other, "/x", "link").unwrap();
         file.close().unwrap();
 
+        crate::sys::refuse_external_links();
         let input = Input::open(&path).unwrap();
         for name in ["external", "virtual"] {
             let dataset = input.dataset(name).unwrap();
