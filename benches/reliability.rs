@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Finished, Mpirun, Running};
+use common::{Finished, Mpirun, Parameters, Running, checkpoints, kill, parameters};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
@@ -34,19 +34,49 @@ struct Fault {
 }
 
 const FAULTS: &[Fault] = &[
-    Fault { name: "a rank killed (SIGKILL)", inject: kill, survives: false, says: &["signal 9"], disk: false },
+    Fault {
+        name: "a rank killed (SIGKILL)",
+        inject: |one| one.signal("KILL"),
+        survives: false,
+        says: &["signal 9"],
+        disk: false,
+    },
     Fault {
         name: "a rank stopped (SIGSTOP)",
-        inject: stop,
+        inject: |one| one.signal("STOP"),
         survives: false,
         says: &["rank {rank}", "step"],
         disk: false,
     },
     Fault { name: "a rank stopped for 2 s", inject: pause, survives: true, says: &[], disk: false },
-    Fault { name: "SIGUSR1 to a rank", inject: usr1, survives: false, says: &["SIGUSR1", "step"], disk: false },
-    Fault { name: "SIGTERM to a rank", inject: term, survives: false, says: &["SIGTERM", "step"], disk: false },
-    Fault { name: "SIGINT to a rank", inject: int, survives: false, says: &["SIGINT", "step"], disk: false },
-    Fault { name: "SIGTERM to mpirun", inject: term_mpirun, survives: false, says: &[], disk: false },
+    Fault {
+        name: "SIGUSR1 to a rank",
+        inject: |one| one.signal("USR1"),
+        survives: false,
+        says: &["SIGUSR1", "step"],
+        disk: false,
+    },
+    Fault {
+        name: "SIGTERM to a rank",
+        inject: |one| one.signal("TERM"),
+        survives: false,
+        says: &["SIGTERM", "step"],
+        disk: false,
+    },
+    Fault {
+        name: "SIGINT to a rank",
+        inject: |one| one.signal("INT"),
+        survives: false,
+        says: &["SIGINT", "step"],
+        disk: false,
+    },
+    Fault {
+        name: "SIGTERM to mpirun",
+        inject: |one| kill("TERM", one.mpirun),
+        survives: false,
+        says: &[],
+        disk: false,
+    },
     Fault { name: "killed, newest checkpoint damaged", inject: damage, survives: false, says: &[], disk: false },
     Fault { name: "disk full", inject: fill, survives: false, says: &["cannot be written"], disk: true },
     Fault { name: "disk full for a while", inject: fill_for_a_while, survives: true, says: &[], disk: true },
@@ -63,33 +93,15 @@ struct Try {
     rank: usize,
 }
 
-fn kill(one: &mut Try) {
-    one.signal("KILL");
-}
-fn stop(one: &mut Try) {
-    one.signal("STOP");
-}
 fn pause(one: &mut Try) {
     one.signal("STOP");
     std::thread::sleep(Duration::from_secs(2));
-    signal("CONT", one.pids[one.rank]);
-}
-fn usr1(one: &mut Try) {
-    one.signal("USR1");
-}
-fn term(one: &mut Try) {
-    one.signal("TERM");
-}
-fn int(one: &mut Try) {
-    one.signal("INT");
-}
-fn term_mpirun(one: &mut Try) {
-    signal("TERM", one.mpirun);
+    one.signal("CONT");
 }
 fn damage(one: &mut Try) {
     one.signal("KILL");
     std::thread::sleep(Duration::from_secs(2)); // until all are gone
-    if let Some(newest) = checkpoints(&one.folder).last() {
+    if let Some(newest) = checkpoints(&one.run_file()).last() {
         let mut bytes = std::fs::read(newest).unwrap();
         let at = one.random.next_u64() as usize % bytes.len();
         bytes[at] ^= 1 << (one.random.next_u32() % 8);
@@ -110,13 +122,13 @@ fn read_only(one: &mut Try) {
 }
 
 impl Try {
-    fn signal(&mut self, name: &str) {
-        signal(name, self.pids[self.rank]);
+    fn run_file(&self) -> PathBuf {
+        self.folder.join("run.h5")
     }
-}
 
-fn signal(name: &str, pid: u32) {
-    let _ = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    fn signal(&self, name: &str) {
+        kill(name, self.pids[self.rank]);
+    }
 }
 
 fn mount(options: &[&str], folder: &Path) -> bool {
@@ -156,23 +168,6 @@ fn train(ranks: usize, out: &Path) -> Running {
         .spawn()
 }
 
-fn checkpoints(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder.join("run.checkpoints"));
-    let mut paths: Vec<PathBuf> = entries.map(|found| found.flatten().map(|e| e.path()).collect()).unwrap_or_default();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "h5"));
-    paths.sort();
-    paths
-}
-
-/// Every number of the model, bit for bit.
-fn parameters(file: &Path) -> Vec<u32> {
-    let group = hdf5::File::open(file).unwrap().group("checkpoint").unwrap();
-    let mut names = group.member_names().unwrap();
-    names.sort();
-    let bits = |name: &String| group.dataset(name).unwrap().read_raw::<f32>().unwrap().into_iter().map(f32::to_bits);
-    names.iter().flat_map(bits).collect()
-}
-
 /// What came of all tries of one fault.
 #[derive(Default)]
 struct Row {
@@ -188,7 +183,7 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let wanted = |fault: &&Fault| wanted.is_empty() || wanted.iter().any(|name| fault.name.contains(name.as_str()));
     let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
-    let references: Vec<(f64, Vec<u32>)> = [2, 3, 4].map(reference).into();
+    let references: Vec<(f64, Parameters)> = [2, 3, 4].map(reference).into();
     println!("HPML_FAULTS={tries} HPML_SEED={seed}\n");
     println!(
         "| fault | tries | ended after, s: median (most) | exit status: times | resumed to the same parameters | lost or hung |"
@@ -218,7 +213,7 @@ fn main() {
 }
 
 /// Seconds and parameters of a run that nothing happens to.
-fn reference(ranks: usize) -> (f64, Vec<u32>) {
+fn reference(ranks: usize) -> (f64, Parameters) {
     let place = Place::new(false).expect("a folder");
     let out = place.folder.path().join("run.h5");
     let run = train(ranks, &out).wait().succeeded();
@@ -232,15 +227,18 @@ struct Outcome {
 }
 
 /// One run that is hit, and its continuation. `None`: not possible here.
-fn hit(fault: &Fault, ranks: usize, lasts: f64, expected: &[u32], mut random: Xoshiro256PlusPlus) -> Option<Outcome> {
+fn hit(
+    fault: &Fault,
+    ranks: usize,
+    lasts: f64,
+    expected: &Parameters,
+    mut random: Xoshiro256PlusPlus,
+) -> Option<Outcome> {
     let place = Place::new(fault.disk)?;
     let out = place.folder.path().join("run.h5");
-    let run = train(ranks, &out);
-    let pids = run.rank_pids(ranks);
     // A disk can only be hit once something is on it; anything else at any moment.
-    while fault.disk && !out.exists() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let run = train(ranks, &out).until("epoch", || !fault.disk || out.exists());
+    let pids = run.rank_pids(ranks);
     let part = random.next_u64() as f64 / u64::MAX as f64 * if fault.disk { 0.4 } else { 0.8 };
     std::thread::sleep(Duration::from_secs_f64(part * lasts));
     let (mpirun, rank) = (run.child.id(), random.next_u64() as usize % ranks);
@@ -254,15 +252,15 @@ fn hit(fault: &Fault, ranks: usize, lasts: f64, expected: &[u32], mut random: Xo
         let _ = std::fs::remove_file(place.folder.path().join("filler"));
     }
     let mut faults = complaints(fault, &finished, rank);
-    for file in checkpoints(place.folder.path()).iter().chain([&out]).filter(|file| file.exists()) {
-        let is_damaged = fault.name.contains("damaged") && Some(file) == checkpoints(place.folder.path()).last();
+    for file in checkpoints(&out).iter().chain([&out]).filter(|file| file.exists()) {
+        let is_damaged = fault.name.contains("damaged") && Some(file) == checkpoints(&out).last();
         let read = Command::new(env!("CARGO_BIN_EXE_hpml")).arg("inspect").arg(file).output().unwrap();
         if !read.status.success() && !is_damaged {
             faults.push(format!("{}: unreadable: {}", fault.name, String::from_utf8_lossy(&read.stderr).trim()));
         }
     }
     let rest = train(ranks, &out).wait();
-    if !rest.status.success() || parameters(&out) != expected {
+    if !rest.status.success() || parameters(&out) != *expected {
         faults.push(format!("{}: not the same after resuming: {}\n{}", fault.name, rest.status, rest.stderr));
     }
     let status = finished.status.code().map_or("signal".into(), |code| code.to_string());

@@ -5,26 +5,13 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Finished, Mpirun, folder};
+use common::{Finished, Mpirun, assert_refused, folder, kill, text};
 
 /// A bad start has to be told within seconds; a busy test machine gets some more.
 const SOON: Duration = Duration::from_secs(30);
 
 fn train(args: &[&str]) -> Finished {
     Mpirun::ranks(2).args(["train"]).args(args).timeout(SOON).run()
-}
-
-fn assert_refused(run: &Finished, named: &[&str]) {
-    assert!(!run.status.success(), "{}", run.stdout);
-    let messages = run.messages();
-    assert_eq!(messages.len(), 1, "one message expected:\n{}", run.stderr);
-    for word in named {
-        assert!(messages[0].contains(word), "{word} is not named in: {}", messages[0]);
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[test]
@@ -143,13 +130,11 @@ fn a_killed_rank_ends_the_job_and_leaves_the_last_epoch_readable() {
             .args(["--set", "data.test_samples=100"])
             .timeout(Duration::from_secs(90))
             .spawn();
-        let pids = run.rank_pids(2);
-        while !out.exists() || hdf5::File::open(&out).is_ok_and(|file| file.dataset("epochs/epoch").is_err()) {
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let run = run.until("epoch", || common::has(&out, "epochs/epoch"));
         std::thread::sleep(Duration::from_millis(300)); // into a later epoch
+        let pids = run.rank_pids(2);
         let killed_at = std::time::Instant::now();
-        std::process::Command::new("kill").args(["-9", &pids[killed].to_string()]).status().unwrap();
+        kill("KILL", pids[killed]);
         let run = run.wait();
         assert!(killed_at.elapsed() < Duration::from_secs(10), "{:?}", killed_at.elapsed());
         assert!(!run.status.success());
@@ -170,12 +155,9 @@ fn a_stopped_rank_ends_the_job_with_a_message_that_names_it() {
         .args(["train", "--out", text(&out), "--set", "train.epochs=1000", "--set", "data.train_samples=400"])
         .args(["--set", "data.test_samples=100", "--set", "launch.comm_timeout_s=3"])
         .timeout(Duration::from_secs(90))
-        .spawn();
-    let pids = run.rank_pids(3);
-    while !out.exists() {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    std::process::Command::new("kill").args(["-STOP", &pids[1].to_string()]).status().unwrap();
+        .spawn()
+        .until("epoch", || out.exists());
+    kill("STOP", run.rank_pids(3)[1]);
     let run = run.wait();
     assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
     let messages = run.messages();
@@ -199,10 +181,7 @@ fn a_data_file_that_changes_meanwhile_changes_nothing() {
         Mpirun::ranks(2).args(args).args(small).timeout(Duration::from_secs(90)).spawn()
     };
     start(&plain).wait().succeeded();
-    let run = start(&changed);
-    while !changed.exists() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let run = start(&changed).until("epoch", || changed.exists());
     std::fs::write(data.path().join("data_batch_1.bin"), b"other bytes").unwrap();
     run.wait().succeeded();
     let checksums = |file: &Path| common::texts(file, "epochs/parameter_checksum");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use common::{Mpirun, column, folder, texts};
+use common::{Mpirun, checkpoints, column, folder, text, texts};
 
 /// Hosts that stand until this is dropped.
 struct Hosts {
@@ -87,4 +87,26 @@ fn two_hosts_train_to_the_parameters_of_two_ranks_on_one() {
     let apart = train(hosts.hpml(2, 1), folder.path().join("apart.h5"));
     let together = train(Mpirun::ranks(2), folder.path().join("together.h5"));
     assert_eq!(apart, together);
+}
+
+#[test]
+fn a_host_that_is_cut_off_ends_the_job_and_loses_nothing() {
+    let Some(hosts) = Hosts::up(2, "a_host_that_is_cut_off_ends_the_job_and_loses_nothing") else { return };
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let train = |run: Mpirun, epochs: usize| {
+        run.args(["train", "--out", text(&out), "--resume", "auto", "--set", &format!("train.epochs={epochs}")])
+            .args(["--set", "data.train_samples=1600", "--set", "data.test_samples=100"])
+            .args(["--set", "checkpoint.every_epochs=1", "--set", "launch.comm_timeout_s=3"])
+    };
+    let run = train(hosts.hpml(2, 1), 10_000).timeout(Duration::from_secs(60)).spawn();
+    let run = run.until("checkpoint", || !checkpoints(&out).is_empty());
+    assert!(hosts.script(&["cut", "1"]).status.success());
+    let finished = run.wait();
+    assert!(!finished.status.success(), "{}", finished.stdout);
+    let told = finished.messages().into_iter().find(|message| message.contains("one of rank 1 has not"));
+    assert!(told.is_some_and(|message| message.contains("after step")), "{}", finished.stderr);
+    let newest = checkpoints(&out).pop().expect("a checkpoint");
+    Mpirun::alone().args(["inspect", text(&newest)]).run().succeeded();
+    train(Mpirun::ranks(2), 1).run().succeeded();
 }

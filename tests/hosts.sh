@@ -3,6 +3,7 @@
 #
 #   hosts.sh up N RATE                          hosts 0 to N-1 with links of RATE (as tc writes it: 1gbit), both ways
 #   hosts.sh mpirun N RANKS [ARGS...] PROGRAM   RANKS ranks on each of N hosts
+#   hosts.sh cut HOST                           takes that host's link down; its ranks live on, alone
 #   hosts.sh down                               take all of it away
 #
 # HOSTS (default: hpml) prefixes the names, so that two sets can stand side by side. The ranks of different hosts have
@@ -61,10 +62,11 @@ case $command in
             --mca btl_tcp_if_include eth0 --mca oob_tcp_if_include eth0 --mca mpi_yield_when_idle 1 \
             -x HOSTS "$@"
         ;;
+    cut) ip -n "$prefix-bridge" link set "port$1" down ;;
     down) down ;;
     10.77.0.1*) on "${command#10.77.0.1}" sh -c "$*" ;;
     *)
-        sed -n '2,9p' "$me"
+        sed -n '2,10p' "$me"
         exit 2
         ;;
 esac

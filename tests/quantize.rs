@@ -5,11 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Finished, Mpirun, column, folder, texts};
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
+use common::{Finished, Mpirun, column, folder, text, texts};
 
 fn hpml(args: &[&str]) -> Finished {
     Mpirun::command(Command::new(env!("CARGO_BIN_EXE_hpml"))).args(args).run()

@@ -2,20 +2,15 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
-use common::{Finished, Mpirun, folder};
+use common::{Finished, Mpirun, checkpoints, folder, kill, parameters, text};
 
 const SOON: Duration = Duration::from_secs(90);
 /// Some epochs of a fraction of a second each.
 const SMALL: [&str; 6] =
     ["--set", "train.epochs=8", "--set", "data.train_samples=2000", "--set", "data.test_samples=200"];
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 fn train(ranks: usize, out: &Path, args: &[&str]) -> Mpirun {
     Mpirun::ranks(ranks).args(["train", "--out", text(out)]).args(SMALL).args(args).timeout(SOON)
@@ -23,44 +18,14 @@ fn train(ranks: usize, out: &Path, args: &[&str]) -> Mpirun {
 
 /// Starts a training and sends `signal` to `mpirun`, which passes it on, once the first epoch is in the run file.
 fn cut(ranks: usize, out: &Path, args: &[&str], signal: &str) -> Finished {
-    let run = train(ranks, out, args).spawn();
-    while !out.exists() {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let run = train(ranks, out, args).spawn().until("epoch", || out.exists());
     kill(signal, run.child.id());
     run.wait()
 }
 
-fn kill(signal: &str, pid: u32) {
-    Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
-}
-
-/// Every tensor of the model, bit for bit.
-fn parameters(file: &Path) -> Vec<(String, Vec<u32>)> {
-    let file = hdf5::File::open(file).unwrap();
-    let group = file.group("checkpoint").unwrap();
-    let mut names = group.member_names().unwrap();
-    names.sort();
-    let bits =
-        |name: &String| group.dataset(name).unwrap().read_raw::<f32>().unwrap().iter().map(|v| v.to_bits()).collect();
-    names.iter().map(|name| (name.clone(), bits(name))).collect()
-}
-
-fn checkpoints(out: &Path) -> Vec<PathBuf> {
-    let folder = out.with_extension("checkpoints");
-    let mut paths: Vec<PathBuf> =
-        std::fs::read_dir(folder).map(|found| found.flatten().map(|entry| entry.path()).collect()).unwrap_or_default();
-    paths.sort();
-    paths
-}
-
 fn assert_refused(run: &Finished, named: &[&str]) {
     assert_eq!(run.status.code(), Some(1), "{}", run.stdout);
-    let messages = run.messages();
-    assert_eq!(messages.len(), 1, "one message expected:\n{}", run.stderr);
-    for word in named {
-        assert!(messages[0].contains(word), "{word} is not named in: {}", messages[0]);
-    }
+    common::assert_refused(run, named);
 }
 
 #[test]
@@ -147,12 +112,8 @@ fn every_signal_stops_all_ranks_whichever_of_them_gets_it() {
     for (signal, rank) in [("TERM", 1), ("INT", 0), ("USR1", 1)] {
         let folder = folder();
         let out = folder.path().join("run.h5");
-        let run = train(2, &out, &["--set", "train.epochs=1000"]).spawn();
-        let pids = run.rank_pids(2);
-        while !out.exists() {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        kill(signal, pids[rank]);
+        let run = train(2, &out, &["--set", "train.epochs=1000"]).spawn().until("epoch", || out.exists());
+        kill(signal, run.rank_pids(2)[rank]);
         let run = run.wait();
         assert_eq!(run.status.code(), Some(75), "{signal}: {}", run.stderr);
         assert_eq!(run.messages().len(), 1, "{}", run.stderr);

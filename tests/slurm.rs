@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::texts;
+use common::{parameters, texts};
 use wait_timeout::ChildExt;
 
 /// For Slurm to start or to end, with the installation of its packages.
@@ -170,15 +170,6 @@ fn has_usr1(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap_or_default();
     u64::from_str_radix(pending.trim(), 16).unwrap_or(0) & 1 << (libc::SIGUSR1 - 1) != 0
-}
-
-/// Every tensor, bit for bit.
-fn parameters(file: &Path) -> Vec<(String, Vec<u32>)> {
-    let file = hdf5::File::open(file).unwrap();
-    let group = file.group("checkpoint").unwrap();
-    let bits = |name: &String| group.dataset(name).unwrap().read_raw::<f32>().unwrap();
-    let names = group.member_names().unwrap();
-    names.iter().map(|name| (name.clone(), bits(name).iter().map(|value| value.to_bits()).collect())).collect()
 }
 
 #[test]

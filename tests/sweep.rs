@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Finished, Mpirun, column, folder, texts};
+use common::{Finished, Mpirun, column, folder, kill, text, texts};
 
 const PARTS: [&str; 6] = ["data", "forward", "backward", "comm_wait", "comm", "optimizer"];
 
@@ -14,10 +14,6 @@ fn sweep(ranks: usize, out: &Path, more: &[&str]) -> Mpirun {
     let short = ["sweep.seconds=0.4", "sweep.rounds=2", "sweep.batch_per_rank=[4, 16]", "data.train_samples=2000"];
     let short = short.iter().chain(&["launch.threads=1", "metrics.warmup_steps=2"]).flat_map(|set| ["--set", set]);
     Mpirun::ranks(ranks).args(["sweep", "--out", text(out)]).args(short).args(more).timeout(Duration::from_secs(300))
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 /// Row numbers of `/scaling` for which all of these hold.
@@ -81,18 +77,10 @@ fn a_sweep_that_was_killed_goes_on_where_it_stopped() {
     let folder = folder();
     let out = folder.path().join("scaling.h5");
     let running = sweep(2, &out, &["--set", "sweep.timing=overlap", "--set", "sweep.seconds=2"]).spawn();
-    let ranks = running.rank_pids(2);
     let visited = || column(&out, "scaling/steps").iter().filter(|&&steps| steps > 0.0).count();
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
-    while !out.exists()
-        || hdf5::File::open(&out).is_ok_and(|file| file.dataset("scaling/steps").is_err())
-        || visited() < 2
-    {
-        assert!(std::time::Instant::now() < deadline, "no visit in a minute");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    for pid in ranks {
-        Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+    let running = running.until("second visit", || common::has(&out, "scaling/steps") && visited() >= 2);
+    for pid in running.rank_pids(2) {
+        kill("KILL", pid);
     }
     assert!(!running.wait().status.success());
     let before = column(&out, "steps/step");

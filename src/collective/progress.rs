@@ -11,7 +11,6 @@ use crate::error::Result;
 use crate::metrics::Kind;
 
 /// Of one rank.
-#[derive(Default)]
 #[repr(C)]
 struct Marks {
     /// Collectives it has entered. All ranks enter the same ones, so who has entered fewer is behind.
@@ -63,7 +62,6 @@ pub struct Progress {
 pub fn share(host: &Communicator) -> Result<()> {
     let window = ManuallyDrop::new(Window::allocate(host, size_of::<Marks>())?);
     let _ = SHARED.set(window); // a second call would share nothing new
-    host.barrier()?;
     Ok(())
 }
 

@@ -3,11 +3,11 @@
 //! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, and the text
 //! that goes into the run file. Knows nothing of ranks and devices; `launch` compares the hash over the ranks.
 
-mod compression;
 mod data;
 mod defaults;
 mod documented;
 mod experiments;
+mod parallel;
 mod validate;
 
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AtPath, Error, Result};
-pub use compression::Compression;
 pub use data::{Data, Shares};
 pub use documented::documented_defaults;
 pub use experiments::{Study, Sweep, Variant};
+pub use parallel::{Algorithm, BufferSync, Compression, Parallel};
 
 /// The whole configuration, defaults filled in. Sections as in the TOML file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -194,69 +194,6 @@ pub enum Anneal {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
-pub struct Parallel {
-    pub bucket_mb: f64,
-    pub all_reduce: Algorithm,
-    pub buffers: BufferSync,
-    pub broadcast_parameters: bool,
-    pub same_seed: bool,
-    pub lr_spread: f64,
-    pub compression: Compression,
-    pub compression_block: usize,
-    pub compression_rank: usize,
-    pub local_steps: usize,
-}
-
-impl Parallel {
-    /// Whether all ranks must end every epoch with the same parameters.
-    pub fn keeps_ranks_equal(&self) -> bool {
-        self.broadcast_parameters && self.lr_spread == 0.0
-    }
-}
-
-/// Which way an all-reduce of gradients goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Algorithm {
-    /// Shared, but MPI's for small buffers between hosts.
-    Auto,
-    /// Within a host through shared memory; between hosts one rank of each in a ring.
-    Shared,
-    /// A ring of all ranks over MPI's point-to-point messages, hosts or not.
-    Ring,
-    /// MPI_Allreduce.
-    Mpi,
-}
-
-impl Algorithm {
-    /// The name as in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Algorithm::Auto => "auto",
-            Algorithm::Shared => "shared",
-            Algorithm::Ring => "ring",
-            Algorithm::Mpi => "mpi",
-        }
-    }
-}
-
-/// How batch norm's running statistics stay together over the ranks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BufferSync {
-    /// Rank 0's are broadcast before every step, as DistributedDataParallel does.
-    Broadcast,
-    /// Their mean over the ranks is taken at the end of every epoch.
-    Average,
-    /// Every rank keeps its own; the checkpoint and the test use rank 0's and each rank's own.
-    Local,
-    /// Batch norm over the batches of all ranks, in the forward and in the backward pass: nothing is left to differ.
-    Sync,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Checkpoint {
     pub every_epochs: usize,
     pub every_minutes: f64,
@@ -377,6 +314,12 @@ impl Config {
         sections
             .flat_map(|(section, keys)| keys.into_iter().map(move |(key, value)| (format!("{section}.{key}"), value)))
             .collect()
+    }
+
+    /// The keys with another value in `other`: key, value here, value there.
+    pub fn differences(&self, other: &Config) -> Vec<(String, toml::Value, toml::Value)> {
+        let pairs = self.flattened().into_iter().zip(other.flattened());
+        pairs.filter(|(own, other)| own != other).map(|((key, own), (_, other))| (key, own, other)).collect()
     }
 
     /// Hash of the parts that all ranks must share. Equal configurations, equal hash, on every machine.

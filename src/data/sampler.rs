@@ -35,15 +35,24 @@ impl Sampler {
     ///
     /// Source: torch/utils/data/distributed.py, `__iter__`.
     pub fn indices(&self) -> Vec<u32> {
-        let order = if self.shuffle {
+        self.share_of(&self.order())
+    }
+
+    /// The epoch's order of all samples, the same on ranks with the same seed.
+    pub fn order(&self) -> Vec<u32> {
+        if self.shuffle {
             permutation(self.samples, self.seed.wrapping_add(self.epoch))
         } else {
             (0..self.samples as u32).collect()
-        };
+        }
+    }
+
+    /// This rank's indices out of the epoch's [`order`](Self::order).
+    pub fn share_of(&self, order: &[u32]) -> Vec<u32> {
         let per_rank =
             if self.drop_last { self.samples / self.world_size } else { self.samples.div_ceil(self.world_size) };
         // PyTorch pads the order by repeating it from its start, then takes every world_size-th from `rank` on.
-        order.iter().copied().cycle().skip(self.rank).step_by(self.world_size).take(per_rank).collect()
+        (0..per_rank).map(|number| order[(self.rank + number * self.world_size) % self.samples]).collect()
     }
 }
 

@@ -40,9 +40,7 @@ impl Signals {
     pub fn received(&self) -> usize {
         self.received.load(Ordering::Relaxed)
     }
-}
 
-impl Signals {
     /// Never lets them end the process again: for one that is about to end by itself. The first rank that ends makes the
     /// launcher send SIGTERM to the others, whose status would then be that of the signal.
     pub fn keep(self) {

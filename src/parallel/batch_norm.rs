@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
+use super::replica::backward_with;
 use crate::collective::{Communicator, Finished};
 use crate::config::Timing;
 use crate::error::{Error, Result};
@@ -89,8 +90,7 @@ impl SyncBatchNorm {
                 let of = |part: i64| means.narrow(0, part * channels, channels).view([1, -1, 1, 1]);
                 (gradient - of(0) - &cut.standardized * of(1)) * &cut.inverse_deviation
             });
-            // tch has no backward(gradient); this product has it as its gradient, bit for bit.
-            (&cut.input * gradient).sum(Kind::Float).backward();
+            backward_with(&cut.input, &gradient);
         }
     }
 

@@ -70,6 +70,13 @@ impl FlatState {
     }
 }
 
+/// Euclidean norm, summed in float64.
+pub fn norm(values: &[f32]) -> f64 {
+    // Partial sums of a few thousand elements keep the loop vectorised and the result exact to float64's precision.
+    let square = |chunk: &[f32]| chunk.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>();
+    values.chunks(4096).map(square).sum::<f64>().sqrt()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -201,12 +201,9 @@ impl Replica {
         if self.accumulated {
             return Ok(());
         }
-        let every_step = self.buffer_sync == BufferSync::Broadcast && self.local.is_none();
-        if every_step && !self.state.buffers.as_slice().is_empty() {
+        if self.local.is_none() {
             // Who arrives late is told apart from the transfer only where that may cost a barrier.
-            let wait = if self.timing == Timing::Profile { self.communicator.barrier()? } else { 0.0 };
-            let transfer = self.communicator.broadcast(Kind::Buffers, self.state.buffers.as_mut_slice())?;
-            add_collective(times, Finished { wait, transfer }, true);
+            self.broadcast_buffers(self.timing == Timing::Profile, times)?;
         }
         let start = Instant::now();
         self.state.gradients.zero();
@@ -261,9 +258,15 @@ impl Replica {
     fn average(&mut self, moments: [&mut [f32]; 2], times: &mut StepTimes) -> Result<()> {
         let Some(local) = &mut self.local else { return Ok(()) };
         add_collective(times, local.average(&mut self.state, moments)?, true);
+        self.broadcast_buffers(false, times) // nobody is late here
+    }
+
+    /// Gives every rank rank 0's batch-norm statistics, where the configuration asks for that; with a barrier before.
+    fn broadcast_buffers(&mut self, barrier: bool, times: &mut StepTimes) -> Result<()> {
         if self.buffer_sync == BufferSync::Broadcast && !self.state.buffers.as_slice().is_empty() {
+            let wait = if barrier { self.communicator.barrier()? } else { 0.0 };
             let transfer = self.communicator.broadcast(Kind::Buffers, self.state.buffers.as_mut_slice())?;
-            add_collective(times, Finished { wait: 0.0, transfer }, true);
+            add_collective(times, Finished { wait, transfer }, true);
         }
         Ok(())
     }
@@ -400,8 +403,7 @@ impl Pass {
         let mut segment = self.segments.pop().expect("a segment that has not been through");
         match &segment.gradient {
             None => self.loss.backward(),
-            // tch has no backward(gradient); this product has it as its gradient, bit for bit.
-            Some(gradient) => (&segment.output * gradient).sum(tch::Kind::Float).backward(),
+            Some(gradient) => backward_with(&segment.output, gradient),
         }
         if let Some(batch_norm) = sync_batch_norm {
             batch_norm.backward(std::mem::take(&mut segment.cuts));
@@ -423,6 +425,12 @@ struct Segment {
     gradient: Option<Tensor>,
     /// Of its batch norms, if they are synchronised.
     cuts: Vec<Cut>,
+}
+
+/// The backward pass from `output`, whose own gradient is given. tch has no `backward(gradient)`; this product has it as
+/// its gradient, bit for bit.
+pub(super) fn backward_with(output: &Tensor, gradient: &Tensor) {
+    (output * gradient).sum(tch::Kind::Float).backward();
 }
 
 /// Adds the time since `start` to `part`, but for that of batch norm's collectives, which nothing hides.

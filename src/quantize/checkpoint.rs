@@ -6,7 +6,7 @@ use super::network::{Geometry, Node, structure};
 use super::scheme;
 use crate::config::ModelName;
 use crate::error::{Error, Result};
-use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues};
+use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues, attribute};
 
 /// Attributes of a weight.
 const SCALE: &str = "scale"; // [1] or [outputs]: real = value * scale
@@ -135,10 +135,6 @@ pub(super) fn is_linear(name: &str) -> bool {
 
 fn usable(scale: f64) -> bool {
     scale.is_finite() && scale > 0.0
-}
-
-fn attribute<'a>(attributes: &'a [(String, Attribute)], name: &str) -> Option<&'a Attribute> {
-    attributes.iter().find(|(own, _)| own == name).map(|(_, value)| value)
 }
 
 struct Attributes<'a> {

@@ -140,9 +140,9 @@ impl Frame {
 
     /// A number attached to the table; NaN if there is none.
     pub fn attribute(&self, name: &str) -> f64 {
-        match self.table.attributes.iter().find(|(key, _)| key == name) {
-            Some((_, Attribute::Float(value))) => *value,
-            Some((_, Attribute::Int(value))) => *value as f64,
+        match store::attribute(&self.table.attributes, name) {
+            Some(Attribute::Float(value)) => *value,
+            Some(Attribute::Int(value)) => *value as f64,
             _ => f64::NAN,
         }
     }

@@ -9,9 +9,11 @@ use super::atomic::{Temporary, folder_of};
 use super::input::Input;
 use super::layout::{self, Header};
 use super::schema::{CHECKPOINT, RESUME};
-use super::{Attribute, Checkpoint, Table, checkpoint, table};
-use crate::config::Config;
+use super::{Checkpoint, RunFile, Table, checkpoint, table};
 use crate::error::{AtPath, Error, Result};
+
+/// Of the folder's name.
+const EXTENSION: &str = "checkpoints";
 
 /// All that a training needs to go on where it was.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -45,25 +47,26 @@ pub struct Written {
 impl CheckpointFolder {
     /// The folder that belongs to this run file.
     pub fn path_beside(run_file: &Path) -> PathBuf {
-        run_file.with_extension("checkpoints")
+        run_file.with_extension(EXTENSION)
     }
 
-    /// Of a training that goes on from the checkpoint `from`, or begins anew. Nothing is written yet.
+    /// The run file that this checkpoint's folder belongs to; `None` if it lies elsewhere.
+    pub fn run_file_of(checkpoint: &Path) -> Option<PathBuf> {
+        let folder = checkpoint.parent().filter(|folder| folder.extension() == Some(EXTENSION.as_ref()))?;
+        Some(folder.with_extension("h5"))
+    }
+
+    /// Of the training that writes `run_file`, which it has created, and goes on from the checkpoint `from`, or begins anew.
+    /// Each checkpoint begins as the run file does. Nothing is written yet.
     ///
     /// The last `keep` are kept. Other checkpoints in the folder (of an earlier run, or of steps that this one will do
     /// again) stay until the first new one is safe.
-    pub fn new(
-        run_file: &Path,
-        keep: usize,
-        config: &Config,
-        environment: Vec<(String, Attribute)>,
-        tables: Vec<Table>,
-        from: Option<&Path>,
-    ) -> CheckpointFolder {
-        let path = CheckpointFolder::path_beside(run_file);
+    pub fn new(run_file: &RunFile, keep: usize, from: Option<&Path>) -> CheckpointFolder {
+        let path = CheckpointFolder::path_beside(run_file.path());
+        let header = run_file.header().expect("created by this training").clone();
         // One from elsewhere is not ours to remove.
         let chain = from.filter(|from| folder_of(from) == path).map(Path::to_owned).into_iter().collect();
-        CheckpointFolder { path, keep, header: Header::new(config, environment, tables), chain }
+        CheckpointFolder { path, keep, header, chain }
     }
 
     /// Writes the checkpoint of `step`, then removes those that are not to be kept. On an error all are as before.
@@ -174,7 +177,8 @@ fn hash(path: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{NamedTensor, TensorValues};
+    use crate::config::Config;
+    use crate::store::{Attribute, NamedTensor, TensorValues};
 
     fn content(step: i64) -> Resumable {
         let tensor = |name: &str| NamedTensor::new(name, vec![2], TensorValues::F32(vec![step as f32, 0.5]));
@@ -189,7 +193,8 @@ mod tests {
     }
 
     fn open(run_file: &Path, from: Option<&Path>) -> CheckpointFolder {
-        CheckpointFolder::new(run_file, 2, &Config::default(), Vec::new(), Vec::new(), from)
+        let run_file = RunFile::create(run_file, false, &Config::default(), Vec::new(), Vec::new()).unwrap();
+        CheckpointFolder::new(&run_file, 2, from)
     }
 
     fn steps(folder: &Path) -> Vec<u64> {

@@ -9,6 +9,7 @@ use super::{Attribute, Checkpoint, Table, checkpoint, table};
 use crate::config::Config;
 
 /// What a run file holds from the start.
+#[derive(Clone)]
 pub(super) struct Header {
     /// The configuration as text.
     toml: String,

@@ -126,6 +126,11 @@ impl Table {
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
     }
+
+    /// The numbers of the column of that name; none if there is no such column, or it is of text.
+    pub fn numbers(&self, name: &str) -> Vec<f64> {
+        self.column(name).and_then(|column| column.values.numbers()).unwrap_or_default()
+    }
 }
 
 /// A small value attached to a group or dataset.
@@ -139,6 +144,11 @@ pub enum Attribute {
     Ints(Vec<i64>),
     Floats(Vec<f64>),
     Texts(Vec<String>),
+}
+
+/// The attribute of that name.
+pub fn attribute<'a>(attributes: &'a [(String, Attribute)], name: &str) -> Option<&'a Attribute> {
+    attributes.iter().find(|(known, _)| known == name).map(|(_, value)| value)
 }
 
 /// The values of a tensor, in row-major order.

@@ -67,6 +67,11 @@ impl RunFile {
         Ok(())
     }
 
+    /// What it holds from the start; `None` if it existed before.
+    pub(super) fn header(&self) -> Option<&Header> {
+        self.header.as_ref()
+    }
+
     /// Where it is written.
     pub fn path(&self) -> &Path {
         &self.path

@@ -257,13 +257,12 @@ const KEYS: [&str; 4] = ["case", "round", "step_index", "rank"];
 fn same_sweep(out: &Path, config: &Config, job: &Job) -> Result<()> {
     let refuse = |message: String| Err(Error::File { path: out.to_owned(), message });
     let earlier = store::read_config(out)?;
-    let differing = earlier.flattened().into_iter().zip(config.flattened()).find(|(then, now)| then != now);
-    if let Some(((key, then), (_, now))) = differing {
+    if let Some((key, then, now)) = earlier.differences(config).into_iter().next() {
         return refuse(format!("was measured with {key} = {then}, now {now}: cannot resume; choose another --out"));
     }
     let attributes = store::read_attributes(out, "environment")?;
-    match attributes.iter().find(|(name, _)| name == "world_size") {
-        Some((_, Attribute::Int(ranks))) if *ranks == job.world_size as i64 => Ok(()),
+    match store::attribute(&attributes, "world_size") {
+        Some(Attribute::Int(ranks)) if *ranks == job.world_size as i64 => Ok(()),
         _ => refuse(format!("was not measured on {} ranks: cannot resume; choose another --out", job.world_size)),
     }
 }

@@ -51,8 +51,7 @@ impl Agreement {
     pub fn resume(&mut self, tables: &[Table]) {
         let columns = |group: &str, names: &[&str]| -> Vec<Vec<f64>> {
             let table = tables.iter().find(|table| table.group == group);
-            let numbers = |name: &&str| table?.column(name)?.values.numbers();
-            names.iter().map(|name| numbers(name).unwrap_or_default()).collect()
+            names.iter().map(|name| table.map_or(Vec::new(), |table| table.numbers(name))).collect()
         };
         let rows = |columns: &[Vec<f64>]| columns.iter().map(Vec::len).min().unwrap_or(0);
         let spread = columns("spread", &["epoch", "steps_done", "parameter_spread", "buffer_spread"]);

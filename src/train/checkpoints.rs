@@ -32,8 +32,9 @@ pub struct Checkpoints {
     every: Option<Duration>,
     every_epochs: usize,
     signals: Option<Signals>,
-    /// On rank 0.
-    writer: Option<Writer>,
+    /// On rank 0, while nothing is being written.
+    folder: Option<CheckpointFolder>,
+    writing: Option<Writing>,
     saved: Instant,
     asked: (Instant, usize),
     ask_at: usize,
@@ -48,7 +49,8 @@ impl Checkpoints {
             every: None,
             every_epochs: 0,
             signals: None,
-            writer: None,
+            folder: None,
+            writing: None,
             saved: Instant::now(),
             asked: (Instant::now(), 0),
             ask_at: 0,
@@ -69,7 +71,7 @@ impl Checkpoints {
             every: Duration::try_from_secs_f64(seconds).ok().filter(|every| !every.is_zero()),
             every_epochs: config.every_epochs,
             signals: Some(signals),
-            writer: folder.map(Writer::Idle),
+            folder,
             last: last.map(Path::to_owned),
             ..Checkpoints::none()
         })
@@ -92,18 +94,20 @@ impl Checkpoints {
     }
 
     fn ask(&mut self, job: &Job, step: usize, due: bool) -> Result<Verdict> {
+        if self.writing.as_ref().is_some_and(|writing| writing.thread.is_finished()) {
+            self.collect();
+        }
         let signal = self.signals.as_ref().map_or(0, Signals::received);
         let (before, first) = self.asked;
         let per_step = before.elapsed().as_secs_f64() / step.saturating_sub(first).max(1) as f64;
         // Rank 0's clock decides. A file that is still being written is waited for by the next question, not by the step.
-        let timely = self.every.is_some_and(|every| self.saved.elapsed() >= every) && !self.is_writing();
+        let timely = self.every.is_some_and(|every| self.saved.elapsed() >= every) && self.writing.is_none();
         let steps = (ASK_EVERY.as_secs_f64() / per_step).clamp(1.0, 1000.0).floor();
         let mut answers = [signal as f64, f64::from(job.is_root() && timely), if job.is_root() { steps } else { 0.0 }];
         job.communicator.all_reduce(Kind::Control, Combine::Max, &mut answers)?;
         let [signal, timely, steps] = answers.map(|answer| answer as usize);
         self.asked = (Instant::now(), step);
         self.ask_at = step + steps;
-        self.collect(false)?;
         Ok(match signal {
             0 if due || timely > 0 => Verdict::Save,
             0 => Verdict::GoOn,
@@ -112,21 +116,19 @@ impl Checkpoints {
     }
 
     /// Writes what rank 0 gives, on another thread; waits only if the one before is still being written.
-    pub fn write(&mut self, step: usize, content: Option<Resumable>, copied: Duration) -> Result<()> {
+    pub fn write(&mut self, step: usize, content: Option<Resumable>, copied: Duration) {
         self.saved = Instant::now();
-        self.collect(true)?;
-        if let (Some(Writer::Idle(_)), Some(content)) = (&self.writer, content) {
-            let Some(Writer::Idle(folder)) = self.writer.take() else { unreachable!("it was idle") };
-            self.writer = Some(Writer::start(folder, step, content, copied));
+        self.collect();
+        if let (Some(folder), Some(content)) = (self.folder.take(), content) {
+            self.writing = Some(Writing::start(folder, step, content, copied));
         }
-        Ok(())
     }
 
     /// Waits for the file that is being written. On rank 0 the newest that is safe.
     ///
     /// Error: it could not be written.
     pub fn finish(&mut self) -> Result<Option<&Path>> {
-        match self.collect(true)? {
+        match self.collect() {
             Some(error) => Err(error),
             None => Ok(self.last.as_deref()),
         }
@@ -139,36 +141,27 @@ impl Checkpoints {
         }
     }
 
-    fn is_writing(&self) -> bool {
-        matches!(self.writer, Some(Writer::Busy(_)))
-    }
-
-    /// Takes the writer's result if there is one, or waits for it. A file that failed is told, and the training goes on: the
-    /// one before is still there, and there may be room again.
-    fn collect(&mut self, wait: bool) -> Result<Option<Error>> {
-        match &self.writer {
-            Some(Writer::Busy(thread)) if wait || thread.is_finished() => {}
-            _ => return Ok(None),
-        }
-        let Some(Writer::Busy(thread)) = self.writer.take() else { unreachable!("it was busy") };
+    /// Waits for the file that is being written, if there is one. One that failed is told, and the training goes on: the one
+    /// before is still there, and there may be room again.
+    fn collect(&mut self) -> Option<Error> {
+        let Writing { step, copied, thread } = self.writing.take()?;
         let outcome = thread.join().expect("a panic ends the job");
-        self.writer = Some(Writer::Idle(outcome.folder));
+        self.folder = Some(outcome.folder);
         match outcome.written {
             Ok(written) => {
                 log::info!(
-                    "checkpoint of step {}: {} to {}, copied in {}, written in {}",
-                    outcome.step,
+                    "checkpoint of step {step}: {} to {}, copied in {}, written in {}",
                     format_bytes(written.bytes),
                     written.path.display(),
-                    format_seconds(outcome.copied.as_secs_f64()),
+                    format_seconds(copied.as_secs_f64()),
                     format_seconds(outcome.seconds)
                 );
                 self.last = Some(written.path);
-                Ok(None)
+                None
             }
             Err(error) => {
-                log::error!("no checkpoint of step {}: {error}", outcome.step);
-                Ok(Some(error))
+                log::error!("no checkpoint of step {step}: {error}");
+                Some(error)
             }
         }
     }
@@ -180,27 +173,27 @@ pub fn stopped(signal: usize, step: usize, checkpoint: Option<&Path>) -> Error {
     Error::Stopped { signal: signal_name(signal), step, checkpoint }
 }
 
-enum Writer {
-    Idle(CheckpointFolder),
-    Busy(JoinHandle<Outcome>),
+/// A file on its way to the disk.
+struct Writing {
+    step: usize,
+    copied: Duration,
+    thread: JoinHandle<Outcome>,
 }
 
 struct Outcome {
     folder: CheckpointFolder,
-    step: usize,
     written: Result<Written>,
-    copied: Duration,
     seconds: f64,
 }
 
-impl Writer {
-    fn start(mut folder: CheckpointFolder, step: usize, content: Resumable, copied: Duration) -> Writer {
+impl Writing {
+    fn start(mut folder: CheckpointFolder, step: usize, content: Resumable, copied: Duration) -> Writing {
         let write = move || {
             let started = Instant::now();
             let written = folder.write(step, &content);
-            Outcome { folder, step, written, copied, seconds: started.elapsed().as_secs_f64() }
+            Outcome { folder, written, seconds: started.elapsed().as_secs_f64() }
         };
         let thread = std::thread::Builder::new().name("hpml-checkpoint".into()).spawn(write);
-        Writer::Busy(thread.expect("a thread can be started"))
+        Writing { step, copied, thread: thread.expect("a thread can be started") }
     }
 }

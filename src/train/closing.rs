@@ -102,7 +102,7 @@ fn print_anatomy(record: &Record, ranks: usize) {
 }
 
 fn print_messages(ledger: &Ledger, replica: &Replica, ranks: usize) {
-    println!("\nmessages of rank 0");
+    println!("\nmessages of rank 0, and what all ranks sent for them (shared memory of a host sends nothing)");
     println!("#       kind   messages        bytes     sent, all    seconds");
     for kind in Kind::ALL {
         let entry = ledger.entry(kind);

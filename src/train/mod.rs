@@ -54,21 +54,18 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         None => config.clone(),
     };
     let datasets = job.agree(data::open(config))?;
-    let mut environment = record::environment(job, &datasets);
     let resumed = resume.iter().flatten().next();
-    if let Some(resumed) = resumed {
-        environment.push(("resumed_at_steps".into(), Attribute::Ints(resumed.resumed_at())));
-    }
+    let from = resumed.map(|resumed| resumed.path.clone());
     let created = job.is_root().then(|| {
         no_other_checkpoints(&out, force)?;
-        RunFile::create(&out, force, config, environment.clone(), vec![record::ranks(job)])
+        let mut environment = record::environment(job, &datasets);
+        environment
+            .extend(resumed.map(|resumed| ("resumed_at_steps".to_owned(), Attribute::Ints(resumed.resumed_at()))));
+        RunFile::create(&out, force, config, environment, vec![record::ranks(job)])
     });
     let mut run_file = job.agree(created.transpose())?;
-    let from = resumed.map(|resumed| resumed.path.clone());
-    let folder = run_file.as_ref().map(|run_file| {
-        let ranks = vec![record::ranks(job)];
-        CheckpointFolder::new(run_file.path(), config.checkpoint.keep, config, environment, ranks, from.as_deref())
-    });
+    let folder =
+        run_file.as_ref().map(|run_file| CheckpointFolder::new(run_file, config.checkpoint.keep, from.as_deref()));
     let mut checkpoints = job.agree(Checkpoints::new(&config.checkpoint, folder, from.as_deref()))?;
     let mut training = match &resume {
         Some(resume) => Training::resumed(config, job, &datasets, resume.as_ref())?,
@@ -80,48 +77,23 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
             println!("# goes on after step {} from {}", training.steps_done(), from.display());
         }
     }
-    drop(resume);
+    drop(resume); // its tensors are as large as the training's own
 
     let started = Instant::now();
-    let mut unwritten = from.is_some(); // perhaps there is no epoch left to do it
-    let signal = loop {
-        match training.epoch(&mut checkpoints)? {
-            Progress::Epoch => {}
-            Progress::Stopped(signal) => break Some(signal),
-            Progress::Finished => break None,
-        }
-        if let Some(run_file) = &mut run_file {
-            closing::print_epoch(training.record.epochs(), config.train.epochs);
-            unwritten = match flush(run_file, &training) {
-                // There may be room again at the next epoch's end, and the checkpoints are elsewhere than in memory alone.
-                Err(error @ Error::Output { .. }) => {
-                    log::error!("after epoch {}: {error}", training.record.epochs().len());
-                    true
-                }
-                result => result.map(|()| false)?,
-            };
-        }
-        if let Some(signal) = training.between_epochs(&mut checkpoints)?
-            && !training.is_finished()
-        {
-            break Some(signal);
-        }
-    };
+    let (signal, written) = epochs(&mut training, &mut checkpoints, run_file.as_mut(), config.train.epochs)?;
     if signal.is_some() {
         checkpoints.stopping();
     }
     let saved = checkpoints.finish();
+    // There is more than the last epoch's end wrote, or perhaps there was no epoch left to do.
+    if let Some(run_file) = run_file.as_mut().filter(|_| signal.is_some() || !written || from.is_some()) {
+        flush(run_file, &training)?;
+    }
     if let Some(signal) = signal {
-        if let Some(run_file) = &mut run_file {
-            flush(run_file, &training)?;
-        }
         let checkpoint = job.agree(saved)?;
         return Err(checkpoints::stopped(signal, training.steps_done(), checkpoint));
     }
-    if let Some(run_file) = &mut run_file {
-        if unwritten {
-            flush(run_file, &training)?;
-        }
+    if let Some(run_file) = &run_file {
         let ledger = training.record.ledger(&job.communicator.ledger());
         let seconds = started.elapsed().as_secs_f64();
         closing::print_closing(&training.record, &ledger, &training.replica, job, run_file.path(), seconds);
@@ -140,6 +112,40 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         job.agree(written.unwrap_or(Ok(())))?;
     }
     Ok(())
+}
+
+/// Trains to the last of `all` epochs, writing the run file after each. The signal that stopped it before, if one did, and
+/// whether the last epoch's run file could be written.
+fn epochs(
+    training: &mut Training,
+    checkpoints: &mut Checkpoints,
+    mut run_file: Option<&mut RunFile>,
+    all: usize,
+) -> Result<(Option<usize>, bool)> {
+    let mut written = true;
+    loop {
+        match training.epoch(checkpoints)? {
+            Progress::Epoch => {}
+            Progress::Stopped(signal) => return Ok((Some(signal), written)),
+            Progress::Finished => return Ok((None, written)),
+        }
+        if let Some(run_file) = &mut run_file {
+            closing::print_epoch(training.record.epochs(), all);
+            written = match flush(run_file, training) {
+                // There may be room again later, and the training need not be lost for it.
+                Err(error @ Error::Output { .. }) => {
+                    log::error!("after epoch {}: {error}", training.record.epochs().len());
+                    false
+                }
+                result => result.map(|()| true)?,
+            };
+        }
+        if let Some(signal) = training.between_epochs(checkpoints)?
+            && !training.is_finished()
+        {
+            return Ok((Some(signal), written));
+        }
+    }
 }
 
 /// The run file as it is now.
@@ -165,10 +171,8 @@ fn output_path(config: &Config, job: &Job, resume: Option<&str>) -> Result<PathB
             return Err(Error::ConfigSyntax { place: "--resume auto".into(), message });
         }
         Some(checkpoint) => {
-            let folder =
-                Path::new(checkpoint).parent().filter(|folder| folder.extension() == Some("checkpoints".as_ref()));
-            if let Some(folder) = folder {
-                return Ok(folder.with_extension("h5"));
+            if let Some(run_file) = CheckpointFolder::run_file_of(Path::new(checkpoint)) {
+                return Ok(run_file);
             }
         }
         None => {}

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::config::{self, OptimName};
-use crate::parallel::FlatTensor;
+use crate::parallel::{FlatTensor, norm};
 
 /// What clipping divides by is kept above this, as in PyTorch.
 const CLIP_EPSILON: f64 = 1e-6;
@@ -205,13 +205,6 @@ impl Average {
             self.weights.swap_with_slice(parameters);
         }
     }
-}
-
-/// Euclidean norm, summed in float64.
-fn norm(values: &[f32]) -> f64 {
-    // Partial sums of a few thousand elements keep the loop vectorised and the result exact to float64's precision.
-    let square = |chunk: &[f32]| chunk.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>();
-    values.chunks(4096).map(square).sum::<f64>().sqrt()
 }
 
 #[cfg(test)]

@@ -245,9 +245,9 @@ impl Record {
 
 /// The rows of `/steps`, as [`Record::tables`] wrote them.
 fn step_rows(table: &Table) -> Vec<StepRow> {
-    let numbers = |name: &str| table.column(name).and_then(|column| column.values.numbers()).unwrap_or_default();
-    let (step, epoch, rank, warmup) = (numbers("global_step"), numbers("epoch"), numbers("rank"), numbers("warmup"));
-    let parts = Part::ALL.map(|part| numbers(part.as_str()));
+    let (step, epoch, rank, warmup) =
+        (table.numbers("global_step"), table.numbers("epoch"), table.numbers("rank"), table.numbers("warmup"));
+    let parts = Part::ALL.map(|part| table.numbers(part.as_str()));
     let at = |values: &[f64], row: usize| values.get(row).copied().unwrap_or_default();
     (0..step.len())
         .map(|row| StepRow {
@@ -262,12 +262,11 @@ fn step_rows(table: &Table) -> Vec<StepRow> {
 
 /// The rows of `/epochs`; sums are made of means and counts again, which may cost a last digit.
 fn epoch_rows(table: &Table) -> Vec<EpochRow> {
-    let numbers = |name: &str| table.column(name).and_then(|column| column.values.numbers()).unwrap_or_default();
     let checksums = match table.column("parameter_checksum").map(|column| &column.values) {
         Some(Values::Text(texts)) => texts.clone(),
         _ => Vec::new(),
     };
-    let at = |name: &str, row: usize| numbers(name).get(row).copied().unwrap_or_default();
+    let at = |name: &str, row: usize| table.numbers(name).get(row).copied().unwrap_or_default();
     let result = |which: &str, row: usize| {
         let samples = at(&format!("{which}_samples"), row);
         StepResult {
@@ -276,7 +275,7 @@ fn epoch_rows(table: &Table) -> Vec<EpochRow> {
             samples: samples as usize,
         }
     };
-    (0..numbers("epoch").len())
+    (0..table.numbers("epoch").len())
         .map(|row| EpochRow {
             epoch: at("epoch", row) as usize,
             train: result("train", row),
@@ -292,9 +291,8 @@ fn epoch_rows(table: &Table) -> Vec<EpochRow> {
 
 /// What `/comm` counted.
 fn ledger_of(table: &Table) -> Ledger {
-    let numbers = |name: &str| table.column(name).and_then(|column| column.values.numbers()).unwrap_or_default();
-    let (messages, bytes, seconds) = (numbers("messages"), numbers("bytes"), numbers("seconds"));
-    let sent = numbers("sent_bytes");
+    let (messages, bytes, seconds) = (table.numbers("messages"), table.numbers("bytes"), table.numbers("seconds"));
+    let sent = table.numbers("sent_bytes");
     let at = |values: &[f64], kind: Kind| values.get(kind as usize).copied().unwrap_or_default();
     Ledger::of(|kind| Entry {
         messages: at(&messages, kind) as u64,

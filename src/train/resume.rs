@@ -62,17 +62,12 @@ pub struct Resume {
 pub fn find(given: &str, out: &Path, config: &Config, job: &Job) -> Result<Start> {
     let found = if job.is_root() { look(given, out, config) } else { Ok(Start::From(None)) };
     let found = job.agree(found)?;
-    let mut code = [match &found {
-        _ if !job.is_root() => 0.0,
-        Start::Anew { .. } => 1.0,
-        Start::From(_) => 2.0,
-        Start::Finished => 3.0,
-    }];
-    job.communicator.all_reduce(Kind::Control, Combine::Max, &mut code)?;
-    Ok(match code[0] as u8 {
+    let is = |what: bool| f64::from(what);
+    let [anew, from] = share(job, [is(matches!(found, Start::Anew { .. })), is(matches!(found, Start::From(_)))])?;
+    Ok(match (anew > 0.0, from > 0.0) {
         _ if job.is_root() => found,
-        1 => Start::Anew { replace: false },
-        2 => Start::From(None),
+        (true, _) => Start::Anew { replace: false },
+        (_, true) => Start::From(None),
         _ => Start::Finished,
     })
 }
@@ -92,15 +87,13 @@ fn look(given: &str, out: &Path, config: &Config) -> Result<Start> {
         log::info!("nothing to resume beside {}: starting anew", out.display());
         return Ok(Start::Anew { replace: false });
     }
-    let rows = |group: &str, column: &str| -> Result<usize> {
-        Ok(store::read_table(out, group)?.column(column).map_or(0, |column| column.values.len()))
+    let epochs = store::read_table(out, "epochs")?.numbers("epoch").len();
+    let steps = || -> Result<usize> {
+        let steps = store::read_table(out, "steps")?.numbers("global_step");
+        Ok(steps.last().map_or(0, |last| *last as usize + 1))
     };
-    let epochs = rows("epochs", "epoch")?;
-    let steps = match store::read_table(out, "steps")?.column("global_step").and_then(|steps| steps.values.numbers()) {
-        Some(steps) => steps.last().map_or(0, |last| *last as usize + 1),
-        None => 0,
-    };
-    if epochs >= config.train.epochs || config.train.max_steps > 0 && steps >= config.train.max_steps {
+    let most = config.train.max_steps;
+    if epochs >= config.train.epochs || most > 0 && steps()? >= most {
         return Ok(Start::Finished);
     }
     log::warn!("{} ended after {epochs} epochs without a checkpoint: starting anew, in its place", out.display());
@@ -115,10 +108,10 @@ fn same_training(saved: &Config, now: &Config, checkpoint: &Path) -> Result<()> 
         saved,
         checkpoint: checkpoint.to_owned(),
     };
-    for ((key, saved), (_, now)) in saved.flattened().into_iter().zip(now.flattened()) {
-        if saved != now && !MAY_DIFFER.iter().any(|free| key.starts_with(free)) {
-            return Err(differs(&key, saved.to_string(), now.to_string()));
-        }
+    let mut differences = saved.differences(now).into_iter();
+    if let Some((key, saved, now)) = differences.find(|(key, ..)| !MAY_DIFFER.iter().any(|free| key.starts_with(free)))
+    {
+        return Err(differs(&key, saved.to_string(), now.to_string()));
     }
     match (saved.data_dir(), now.data_dir()) {
         (Some(_), None) | (None, Some(_)) => {
@@ -158,7 +151,7 @@ impl Resume {
         let counts =
             ["steps", "epochs", "steps_in_epoch", "correct", "samples", "optimizer_steps"].map(|name| (name, 0));
         for (name, least) in counts.into_iter().chain([("world_size", 1), ("global_batch", 1)]) {
-            let found = self.content.state.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+            let found = self.attribute(name);
             if !matches!(found, Some(Attribute::Int(count)) if (least..1 << 40).contains(count)) {
                 let found = found.map_or("missing".into(), |value| format!("{value:?}"));
                 let message = format!("{found}, expected a count, at least {least}");
@@ -168,9 +161,12 @@ impl Resume {
         Ok(())
     }
 
+    fn attribute(&self, name: &str) -> Option<&Attribute> {
+        store::attribute(&self.content.state.attributes, name)
+    }
+
     fn number(&self, name: &str) -> f64 {
-        let value = self.content.state.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value);
-        match value {
+        match self.attribute(name) {
             Some(Attribute::Int(value)) => *value as f64,
             Some(Attribute::Float(value)) => *value,
             _ => 0.0,
@@ -179,9 +175,7 @@ impl Resume {
 
     /// The steps at which this training has been resumed before, and now.
     pub fn resumed_at(&self) -> Vec<i64> {
-        let attributes = &self.content.state.attributes;
-        let before = attributes.iter().find(|(key, _)| key == "resumed_at_steps").map(|(_, value)| value);
-        let mut steps = match before {
+        let mut steps = match self.attribute("resumed_at_steps") {
             Some(Attribute::Ints(steps)) => steps.clone(),
             _ => Vec::new(),
         };
@@ -289,13 +283,21 @@ impl Training<'_> {
     pub(super) fn restore(&mut self, resume: Option<&Resume>) -> Result<()> {
         let job = self.job;
         let number = |name: &str| resume.map_or(0.0, |resume| resume.number(name));
-        let has_average = resume.is_some_and(|resume| {
-            resume.content.state.tensor("average").is_some_and(|average| !average.values.is_empty())
-        });
-        let names = ["steps", "epochs", "steps_in_epoch", "seconds", "optimizer_steps", "world_size", "local_steps"];
-        let [steps, epochs, steps_in_epoch, seconds, optimizer_steps, ranks, local_steps] =
-            share(job, names.map(number))?;
-        let [has_average] = share(job, [f64::from(has_average)])?;
+        let averaged = resume.and_then(|resume| resume.content.state.tensor("average"));
+        let averaged = averaged.map_or(0, |average| average.values.len());
+        let [steps, epochs, steps_in_epoch, seconds, optimizer_steps, ranks, local_steps, averaged] = share(
+            job,
+            [
+                number("steps"),
+                number("epochs"),
+                number("steps_in_epoch"),
+                number("seconds"),
+                number("optimizer_steps"),
+                number("world_size"),
+                number("local_steps"),
+                averaged as f64,
+            ],
+        )?;
         let (own, ranks) = (self.ranks_are_apart(), ranks as usize);
         let mut carried = self.replica.reducer().state();
         if (own || !carried.is_empty()) && ranks != job.world_size {
@@ -315,7 +317,7 @@ impl Training<'_> {
         let [first, second] = self.optimizer.restore(optimizer_steps as i64);
         receive(job, resume, "first_moment", first, own, ranks)?;
         receive(job, resume, "second_moment", second, own, ranks)?;
-        if let (Some(average), true) = (&mut self.average, has_average > 0.0) {
+        if let (Some(average), true) = (&mut self.average, averaged > 0.0) {
             average.weights().resize(self.replica.state.parameters.as_slice().len(), 0.0);
             receive(job, resume, "average", average.weights(), own, ranks)?;
         }

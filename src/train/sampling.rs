@@ -43,11 +43,17 @@ impl Sampling {
 
     /// Draws an epoch again as every rank did, so many steps of it.
     pub fn draw(&mut self, config: &Config, world_size: usize, epoch: usize, steps: usize) {
-        let samples = self.seen.len();
-        let of_rank = |rank| {
-            let mut sampler = sampler(config, samples, world_size, rank);
+        let sampler_of = |rank| {
+            let mut sampler = sampler(config, self.seen.len(), world_size, rank);
             sampler.set_epoch(if config.data.set_epoch { epoch as u64 } else { 0 });
-            let plan = BatchPlan::even(sampler.indices(), config.train.batch_per_rank);
+            sampler
+        };
+        // Drawn once where it is everybody's: the other ranks wait meanwhile.
+        let shared = (config.data.shares != Shares::OwnOrder).then(|| sampler_of(0).order());
+        let of_rank = |rank| {
+            let sampler = sampler_of(rank);
+            let indices = shared.as_ref().map_or_else(|| sampler.indices(), |order| sampler.share_of(order));
+            let plan = BatchPlan::even(indices, config.train.batch_per_rank);
             let of_step: Vec<usize> =
                 plan.sizes.chunks(config.train.accumulate).map(|sizes| sizes.iter().sum()).collect();
             (plan.indices, of_step)

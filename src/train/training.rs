@@ -202,7 +202,7 @@ impl<'a> Training<'a> {
     fn obey(&mut self, verdict: Verdict, checkpoints: &mut Checkpoints) -> Result<Option<usize>> {
         if verdict != Verdict::GoOn {
             let (content, copied) = self.capture()?;
-            checkpoints.write(self.steps_done, content, copied)?;
+            checkpoints.write(self.steps_done, content, copied);
         }
         Ok(match verdict {
             Verdict::Stop(signal) => Some(signal),
@@ -229,9 +229,9 @@ impl<'a> Training<'a> {
 
     /// Counts what was drawn in the first so many epochs, as if this process had drawn it.
     pub(super) fn draw_again(&mut self, epochs: usize) {
-        let steps = BatchPlan::even(self.sampler.indices(), self.config.train.batch_per_rank).sizes.len();
+        let plan = BatchPlan::even(self.sampler.indices(), self.config.train.batch_per_rank);
+        let steps = plan.sizes.len().div_ceil(self.config.train.accumulate);
         for epoch in 0..epochs {
-            let steps = steps.div_ceil(self.config.train.accumulate);
             self.sampling.draw(self.config, self.job.world_size, epoch, steps);
         }
     }

@@ -103,8 +103,21 @@ pub struct Running {
 }
 
 impl Running {
+    /// Waits until `happened`. Panics, with what the run said, if it ends or its time-out passes before that.
+    pub fn until(mut self, awaited: &str, mut happened: impl FnMut() -> bool) -> Running {
+        while !happened() {
+            let over = self.child.try_wait().unwrap().is_some() || self.started.elapsed() > self.timeout;
+            if over && !happened() {
+                let run = self.wait();
+                panic!("{}: no {awaited}\n{}\n{}", run.status, run.stdout, run.stderr);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self
+    }
+
     pub fn wait(mut self) -> Finished {
-        let status = self.child.wait_timeout(self.timeout).unwrap();
+        let status = self.child.wait_timeout(self.timeout.saturating_sub(self.started.elapsed())).unwrap();
         if status.is_none() {
             // mpirun takes its ranks down on SIGTERM; SIGKILL would leave them behind.
             let _ = Command::new("kill").arg(self.child.id().to_string()).status();
@@ -195,9 +208,57 @@ pub fn column(file: &Path, name: &str) -> Vec<f64> {
     file.dataset(name).unwrap_or_else(|error| panic!("{name}: {error}")).read_raw().unwrap()
 }
 
+/// Whether a run file is there and holds that dataset.
+pub fn has(file: &Path, name: &str) -> bool {
+    file.exists() && hdf5::File::open(file).is_ok_and(|file| file.dataset(name).is_ok())
+}
+
 /// Reads one column of texts of a run file.
 pub fn texts(file: &Path, name: &str) -> Vec<String> {
     let file = hdf5::File::open(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let dataset = file.dataset(name).unwrap_or_else(|error| panic!("{name}: {error}"));
     dataset.read_raw::<hdf5::types::VarLenUnicode>().unwrap().iter().map(|text| text.as_str().to_owned()).collect()
+}
+
+/// Every tensor of a checkpoint by its name, bit for bit.
+pub type Parameters = Vec<(String, Vec<u32>)>;
+
+/// Those of a run file, sorted: HDF5's own order is that of its heap.
+pub fn parameters(file: &Path) -> Parameters {
+    let file = hdf5::File::open(file).unwrap();
+    let group = file.group("checkpoint").unwrap();
+    let mut names = group.member_names().unwrap();
+    names.sort();
+    let bits =
+        |name: &String| group.dataset(name).unwrap().read_raw::<f32>().unwrap().iter().map(|v| v.to_bits()).collect();
+    names.iter().map(|name| (name.clone(), bits(name))).collect()
+}
+
+/// The checkpoints beside a run file, the oldest first.
+pub fn checkpoints(run_file: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(run_file.with_extension("checkpoints"));
+    let mut paths: Vec<PathBuf> =
+        entries.map(|found| found.flatten().map(|entry| entry.path()).collect()).unwrap_or_default();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "h5")); // nothing half-written
+    paths.sort();
+    paths
+}
+
+/// Sends a signal, as in `kill -USR1 PID`.
+pub fn kill(signal: &str, pid: u32) {
+    Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
+}
+
+/// It failed with one message, which names all of these.
+pub fn assert_refused(run: &Finished, named: &[&str]) {
+    assert!(!run.status.success(), "{}", run.stdout);
+    let messages = run.messages();
+    assert_eq!(messages.len(), 1, "one message expected:\n{}", run.stderr);
+    for word in named {
+        assert!(messages[0].contains(word), "{word} is not named in: {}", messages[0]);
+    }
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }

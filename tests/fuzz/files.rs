@@ -140,7 +140,8 @@ pub fn hdf5(folder: &Path) -> Case {
     let whole = store::read_resumable(&files[2]).unwrap();
     let tables = few_rows(&files[2]).into_iter().filter(|table| table.group != "environment").collect();
     let content = Resumable { tables, model: few(whole.model), state: few(whole.state) };
-    let mut checkpoints = CheckpointFolder::new(&small, 1, &Config::default(), Vec::new(), Vec::new(), None);
+    let header = RunFile::create(&small, true, &Config::default(), Vec::new(), Vec::new()).unwrap();
+    let mut checkpoints = CheckpointFolder::new(&header, 1, None);
     corpus.push(fs::read(checkpoints.write(1, &content).unwrap().path).unwrap());
     damaged(folder, corpus)
 }

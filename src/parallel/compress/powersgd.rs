@@ -13,6 +13,7 @@ use super::Compressor;
 use crate::collective::{AllReduce, HostBuffer, Patience, Region};
 use crate::error::Result;
 use crate::metrics::Kind;
+use crate::parallel::norm;
 use crate::units::Second;
 
 /// A column that lost all but this of its length to the columns before it is theirs, to rounding.
@@ -236,10 +237,6 @@ fn add_product(p: &[f32], q: &[f32], sign: f32, shape: Shape, sums: &mut [f32]) 
             row.iter_mut().zip(direction).for_each(|(sum, value)| *sum += weight * value);
         }
     }
-}
-
-fn norm(values: &[f32]) -> f64 {
-    values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt()
 }
 
 fn dot(one: &[f64], other: &[f64]) -> f64 {

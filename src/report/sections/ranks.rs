@@ -1,8 +1,8 @@
 //! `/spread` and `/ranks`: whether the ranks still hold the same network.
 
-use super::study::{mean, variants, x_values};
+use super::study::{mean, series, variants, x_values};
 use crate::error::Result;
-use crate::report::figure::{Axis, Figure, Lines, Panel, Scale, Series, Style};
+use crate::report::figure::{Axis, Figure, Lines, Panel, Scale};
 use crate::report::sheet::{Cell, Heading, Section, Sheet};
 use crate::report::source::{Frame, Source};
 
@@ -25,14 +25,6 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     sheet.columns = headings.map(|(name, units, meaning)| Heading::new(name, units, meaning)).to_vec();
     sheet.rows = variants.iter().map(|variant| row(&spread, &ranks, variant)).collect();
 
-    let series = |x: &str, frame: &Frame, value: &dyn Fn(&str, i64) -> f64| {
-        let of_variant = |(color, variant): (usize, &String)| {
-            let points = x_values(frame, variant, x).into_iter().map(|place| (place as f64, value(variant, place)));
-            Series::new(variant, Style::Line, color, points.collect())
-        };
-        let all: Vec<Series> = variants.iter().enumerate().map(of_variant).collect();
-        all.into_iter().filter(|series| !series.points.is_empty()).collect::<Vec<_>>()
-    };
     // On a logarithmic axis there is no 0.
     let spread_of = |variant: &str, step| {
         let value = at(&spread, variant, "steps_done", step, "parameter_spread");
@@ -43,13 +35,13 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
             title: "spread of the parameters".into(),
             x: Axis::new("steps done", "1", Scale::Linear),
             y: Axis::new("spread", "1", Scale::Log),
-            series: series("steps_done", &spread, &spread_of),
+            series: series(&spread, &variants, "steps_done", &spread_of),
         }),
         Panel::Lines(Lines {
             title: "worst rank".into(),
             x: Axis::new("epoch", "1", Scale::Linear),
             y: Axis::new("test accuracy", "percent", Scale::Linear),
-            series: series("epoch", &ranks, &|variant, epoch| extreme(&ranks, variant, epoch, f64::min)),
+            series: series(&ranks, &variants, "epoch", &|variant, epoch| extreme(&ranks, variant, epoch, f64::min)),
         }),
     ];
     let figure = Figure::new("ranks", "Agreement of the ranks, mean over the seeds", panels)

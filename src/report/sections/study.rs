@@ -102,22 +102,25 @@ pub(super) fn x_values(frame: &Frame, variant: &str, x: &str) -> Vec<i64> {
 
 /// `column` over `x` of each variant, mean over the seeds.
 pub(super) fn curves(frame: &Frame, variants: &[String], x: &str, column: &str, units: &str, title: &str) -> Panel {
-    let series = variants.iter().enumerate().map(|(color, variant)| {
-        let rows = frame.rows_where(|row| frame.text("variant", row) == variant);
-        let of_place = |place: i64| {
-            let values = rows.iter().filter(|&&row| frame.integer(x, row) == Some(place));
-            mean(values.map(|&row| frame.number(column, row)).filter(|value| value.is_finite()))
-        };
-        let places = x_values(frame, variant, x).into_iter();
-        let points = places.map(|place| (place as f64, of_place(place))).filter(|(_, y)| y.is_finite());
-        Series::new(variant, Style::Line, color, points.collect())
-    });
+    let value = |variant: &str, place: i64| {
+        let here = |row| frame.text("variant", row) == variant && frame.integer(x, row) == Some(place);
+        mean(frame.rows_where(here).into_iter().map(|row| frame.number(column, row)).filter(|value| value.is_finite()))
+    };
     Panel::Lines(Lines {
         title: title.into(),
         x: Axis::new(x, "1", Scale::Linear),
         y: Axis::new(title, units, Scale::Linear),
-        series: series.filter(|series| !series.points.is_empty()).collect(),
+        series: series(frame, variants, x, &value),
     })
+}
+
+/// `value` (of a variant, where its column `x` is that number) as a curve a variant; what is no number is left out.
+pub(super) fn series(frame: &Frame, variants: &[String], x: &str, value: &dyn Fn(&str, i64) -> f64) -> Vec<Series> {
+    let of_variant = |(color, variant): (usize, &String)| {
+        let points = x_values(frame, variant, x).into_iter().map(|place| (place as f64, value(variant, place)));
+        Series::new(variant, Style::Line, color, points.collect())
+    };
+    variants.iter().enumerate().map(of_variant).filter(|series| !series.points.is_empty()).collect()
 }
 
 /// NaN of nothing.
