@@ -15,7 +15,8 @@ fn main() -> ExitCode {
     sys::keep_freed_memory();
     // Network file systems often cannot lock, and store never writes to a file that others can see.
     sys::default_environment("HDF5_USE_FILE_LOCKING", "FALSE");
-    match Cli::parse().command.unwrap_or_else(|| Command::Train(cli::Train::default())) {
+    let cli = Cli::try_parse().unwrap_or_else(|error| launch::first_rank_only(|| error.exit(), error.exit_code()));
+    match cli.command.unwrap_or_else(|| Command::Train(cli::Train::default())) {
         Command::Train(args) => launch::run(|job| train(job, &args)),
         Command::Verify(args) => launch::run(|job| verify(job, &args)),
         Command::Allreduce(args) => launch::run(|job| allreduce::run(&args, job)),

@@ -47,6 +47,9 @@ fn every_command_has_help_that_ends_with_two_commands() {
 fn an_unknown_command_is_refused() {
     let run = Mpirun::alone().args(["trian"]).run();
     assert!(!run.status.success() && run.stderr.contains("train"), "{}", run.stderr);
+    let run = Mpirun::ranks(3).args(["trian"]).run();
+    assert!(!run.status.success(), "{}", run.stdout);
+    assert_eq!(run.stderr.matches("unrecognized subcommand").count(), 1, "{}", run.stderr);
 }
 
 #[test]

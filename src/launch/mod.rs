@@ -46,6 +46,18 @@ pub struct Place {
     pub device: String,
 }
 
+/// Ends a program that has not come so far as to start MPI: by `speak` on the first rank, silently with `status` on others.
+/// Which one this is the launcher has left in the environment.
+pub fn first_rank_only(speak: impl FnOnce() -> std::convert::Infallible, status: i32) -> ! {
+    let ranks = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"].map(|name| std::env::var(name).ok());
+    if ranks.into_iter().flatten().next().is_some_and(|rank| rank != "0") {
+        // The launcher ends the others as soon as one has failed.
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        std::process::exit(status)
+    }
+    match speak() {}
+}
+
 /// Initialises MPI, runs `work` on every rank and ends the job: 0 if all went well, [`STOPPED`] if a signal stopped it and it
 /// can be resumed, 1 otherwise.
 pub fn run(work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
