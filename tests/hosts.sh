@@ -39,6 +39,7 @@ link() {
 down() {
     local name
     for name in $(ip netns list | awk -v prefix="$prefix-" 'index($1, prefix) == 1 { print $1 }'); do
+        ip netns pids "$name" | xargs -r kill -9 # a daemon that was cut off waits for a quarter of an hour
         ip netns delete "$name" # its links go with it
     done
 }

@@ -16,6 +16,11 @@ const LOOK: Duration = Duration::from_millis(200);
 /// MPI_Abort itself may hang where the network is gone.
 const ABORT: Duration = Duration::from_secs(5);
 
+/// Between the message of a host that misses a rank of another and the end of the job: the other host may name it.
+const OTHERS: Duration = Duration::from_secs(1);
+/// Between the two signals to the launcher.
+const TWICE: Duration = Duration::from_millis(300);
+
 /// A process that shows no sign of life for so many looks is stopped.
 const DEAD: u32 = 10;
 
@@ -46,14 +51,20 @@ pub(super) fn start(job: &Job, limit: Duration) -> Option<Watchdog> {
             looks = if own.waits_for.is_some() && own.entered == entered { looks + 1 } else { 0 };
             entered = own.entered;
             if LOOK * looks >= limit {
-                if !host.iter().any(|other| other.told) {
-                    progress::set_told();
-                    eprintln!("hpml: rank {rank}: {}", message(rank, &places, &host, &lives, limit));
-                }
                 std::thread::spawn(|| {
                     std::thread::sleep(ABORT);
                     crate::sys::exit_now(1);
                 });
+                if host.iter().any(|other| other.told) {
+                    return; // that one ends the job
+                }
+                progress::set_told();
+                let missing = Missing::find(rank, &places, &host, &lives);
+                eprintln!("hpml: rank {rank}: {}", missing.message(&own, limit));
+                if matches!(missing, Missing::Elsewhere(_)) {
+                    std::thread::sleep(OTHERS);
+                    end_launcher();
+                }
                 Communicator::abort(1);
             }
         }
@@ -87,35 +98,65 @@ impl Life {
     }
 }
 
-/// What rank `rank` waits for, and for whom, as far as this host can tell.
-fn message(rank: usize, places: &[Place], host: &[Progress], lives: &[Life], limit: Duration) -> String {
-    let own = host[places[rank].local_rank];
-    let (kind, bytes) = own.waits_for.map_or(("nothing", 0), |(kind, bytes)| (kind.as_str(), bytes));
-    let here = |place: &Place| place.host == places[rank].host;
-    let of = |wanted: &dyn Fn(&Place) -> bool| -> String {
-        let ranks = places.iter().enumerate().filter(|(_, place)| wanted(place));
-        ranks.map(|(rank, _)| rank.to_string()).collect::<Vec<_>>().join(", ")
-    };
-    let dead = of(&|place| here(place) && lives[place.local_rank].silent >= DEAD);
-    let behind = of(&|place| here(place) && host[place.local_rank].entered < own.entered);
-    let elsewhere = of(&|place| !here(place));
-    let who = if !dead.is_empty() {
-        format!("rank {dead} of this host is stopped: end the job or let it go on (SIGCONT)")
-    } else if !behind.is_empty() {
-        format!("rank {behind} of this host has not come: it hangs, or is slow")
-    } else if !elsewhere.is_empty() {
+/// Open MPI's launcher answers an abort only when the daemons of all hosts have: never, if the link to one is gone. Told twice
+/// within 5 s to end it ends at once, and the daemons that it still reaches end with it.
+fn end_launcher() {
+    let parent = std::fs::read_to_string(format!("/proc/{}/comm", std::os::unix::process::parent_id()));
+    if !parent.is_ok_and(|name| ["mpirun", "mpiexec", "orterun", "prterun"].contains(&name.trim())) {
+        return; // a daemon, or another launcher, which may know better
+    }
+    for _ in 0..2 {
+        crate::sys::terminate_parent();
+        std::thread::sleep(TWICE);
+    }
+}
+
+/// Whom a rank waits for, as far as its host can tell. The texts are lists of ranks.
+enum Missing {
+    /// Processes of this host that are stopped.
+    Stopped(String),
+    /// Ranks of this host that have entered fewer collectives.
+    Behind(String),
+    /// One of these ranks of other hosts.
+    Elsewhere(String),
+    Nobody,
+}
+
+impl Missing {
+    fn find(rank: usize, places: &[Place], host: &[Progress], lives: &[Life]) -> Missing {
+        let own = host[places[rank].local_rank];
+        let here = |place: &Place| place.host == places[rank].host;
+        let of = |wanted: &dyn Fn(&Place) -> bool| -> Option<String> {
+            let ranks = places.iter().enumerate().filter(|(_, place)| wanted(place));
+            let ranks = ranks.map(|(rank, _)| rank.to_string()).collect::<Vec<_>>().join(", ");
+            (!ranks.is_empty()).then_some(ranks)
+        };
+        let stopped = of(&|place| here(place) && lives[place.local_rank].silent >= DEAD).map(Missing::Stopped);
+        let behind = || of(&|place| here(place) && host[place.local_rank].entered < own.entered).map(Missing::Behind);
+        let elsewhere = || of(&|place| !here(place)).map(Missing::Elsewhere);
+        stopped.or_else(behind).or_else(elsewhere).unwrap_or(Missing::Nobody)
+    }
+
+    /// `own` has waited for them for `limit`.
+    fn message(&self, own: &Progress, limit: Duration) -> String {
+        let (kind, bytes) = own.waits_for.map_or(("nothing", 0), |(kind, bytes)| (kind.as_str(), bytes));
+        let who = match self {
+            Missing::Stopped(ranks) => {
+                format!("rank {ranks} of this host is stopped: end the job or let it go on (SIGCONT)")
+            }
+            Missing::Behind(ranks) => format!("rank {ranks} of this host has not come: it hangs, or is slow"),
+            Missing::Elsewhere(ranks) => format!(
+                "all ranks of this host have come, one of rank {ranks} has not: it is stopped, or its host is cut off"
+            ),
+            Missing::Nobody => "all ranks have come, but it does not end: is MPI's transport broken?".into(),
+        };
         format!(
-            "all ranks of this host have come, one of rank {elsewhere} has not: it is stopped, or its host is cut off"
+            "waited {:.1} s in a collective ({kind}, {}) after step {}: {who}; launch.comm_timeout_s is how long to wait",
+            limit.as_secs_f64(),
+            format_bytes(bytes),
+            own.step
         )
-    } else {
-        "all ranks have come, but it does not end: is MPI's transport broken?".into()
-    };
-    format!(
-        "waited {:.1} s in a collective ({kind}, {}) after step {}: {who}; launch.comm_timeout_s is how long to wait",
-        limit.as_secs_f64(),
-        format_bytes(bytes),
-        own.step
-    )
+    }
 }
 
 #[cfg(test)]
@@ -131,15 +172,17 @@ mod tests {
             |entered| Progress { entered, waits_for: Some((Kind::Gradients, 1000)), step: 7, beats: 1, told: false };
         let limit = Duration::from_secs(3);
         let mut lives = [Life::default(); 2];
-        let late = message(0, &places, &[at(5), at(4)], &lives, limit);
+        let message =
+            |host: &[Progress], lives: &[Life]| Missing::find(0, &places, host, lives).message(&host[0], limit);
+        let late = message(&[at(5), at(4)], &lives);
         assert!(late.contains("rank 1 of this host has not come") && late.contains("step 7"), "{late}");
         assert!(late.contains("gradients"), "{late}");
-        let other = message(0, &places, &[at(5), at(5)], &lives, limit);
+        let other = message(&[at(5), at(5)], &lives);
         assert!(other.contains("one of rank 2 has not"), "{other}");
         for _ in 0..20 {
             lives[1].look(&at(5));
         }
-        let dead = message(0, &places, &[at(5), at(5)], &lives, limit);
+        let dead = message(&[at(5), at(5)], &lives);
         assert!(dead.contains("rank 1 of this host is stopped"), "{dead}");
     }
 }

@@ -87,6 +87,12 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// Sends SIGTERM to the process that started this one.
+pub fn terminate_parent() {
+    // SAFETY: takes numbers.
+    unsafe { libc::kill(libc::getppid(), libc::SIGTERM) };
+}
+
 /// Sets `name` for this process unless the user has set it. Call before any other thread runs.
 pub fn default_environment(name: &str, value: &str) {
     if std::env::var_os(name).is_none() {
