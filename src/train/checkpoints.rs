@@ -36,7 +36,8 @@ pub struct Checkpoints {
     folder: Option<CheckpointFolder>,
     writing: Option<Writing>,
     saved: Instant,
-    asked: (Instant, usize),
+    /// When the ranks last asked, and before which step.
+    asked: Option<(Instant, usize)>,
     ask_at: usize,
     /// The last that is safe.
     last: Option<PathBuf>,
@@ -52,7 +53,7 @@ impl Checkpoints {
             folder: None,
             writing: None,
             saved: Instant::now(),
-            asked: (Instant::now(), 0),
+            asked: None,
             ask_at: 0,
             last: None,
         }
@@ -98,15 +99,19 @@ impl Checkpoints {
             self.collect();
         }
         let signal = self.signals.as_ref().map_or(0, Signals::received);
-        let (before, first) = self.asked;
-        let per_step = before.elapsed().as_secs_f64() / step.saturating_sub(first).max(1) as f64;
         // Rank 0's clock decides. A file that is still being written is waited for by the next question, not by the step.
         let timely = self.every.is_some_and(|every| self.saved.elapsed() >= every) && self.writing.is_none();
-        let steps = (ASK_EVERY.as_secs_f64() / per_step).clamp(1.0, 1000.0).floor();
+        let steps = match self.asked {
+            Some((before, first)) if step > first => {
+                ASK_EVERY.as_secs_f64() * (step - first) as f64 / before.elapsed().as_secs_f64()
+            }
+            _ => 1.0, // nothing is known of the time of a step
+        };
+        let steps = steps.clamp(1.0, 1000.0).floor();
         let mut answers = [signal as f64, f64::from(job.is_root() && timely), if job.is_root() { steps } else { 0.0 }];
         job.communicator.all_reduce(Kind::Control, Combine::Max, &mut answers)?;
         let [signal, timely, steps] = answers.map(|answer| answer as usize);
-        self.asked = (Instant::now(), step);
+        self.asked = Some((Instant::now(), step));
         self.ask_at = step + steps;
         Ok(match signal {
             0 if due || timely > 0 => Verdict::Save,
