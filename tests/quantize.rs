@@ -56,6 +56,29 @@ fn training_ends_in_int8_that_eval_and_export_take() {
 }
 
 #[test]
+fn a_short_training_wins_back_what_too_narrow_ranges_lose() {
+    let folder = folder();
+    let run = trained(folder.path(), &[]);
+    let narrow = ["quantize.weight_range=percentile", "quantize.activation_range=percentile", "quantize.percentile=90"];
+    let narrow: Vec<&str> = narrow.iter().flat_map(|set| ["--set", set]).collect();
+    for ranks in [1, 2] {
+        let out = folder.path().join(format!("finetuned{ranks}.h5"));
+        let run = Mpirun::ranks(ranks).args(["quantize", text(&run), "--out", text(&out)]).args(&narrow);
+        run.args(["--set", "quantize.finetune_epochs=0.5", "--set", "data.train_samples=3000"]).run().succeeded();
+        let (cases, accuracy) = (texts(&out, "quantization/case"), column(&out, "quantization/accuracy"));
+        assert_eq!(cases[3..], ["weights+activations+bias", "finetuned"]);
+        let (lost, left) = (accuracy[0] - accuracy[3], accuracy[0] - accuracy[4]);
+        assert!(lost > 2.0 && left < 0.5 * lost, "{accuracy:?}");
+        let evaluated = hpml(&["eval", text(&out)]).succeeded();
+        assert!(evaluated.stdout.contains(&format!("true int8 {:>10.2}", accuracy[4])), "{}", evaluated.stdout);
+    }
+    let out = folder.path().join("unneeded.h5");
+    let run = Mpirun::ranks(2).args(["quantize", text(&run), "--out", text(&out)]);
+    run.args(["--set", "quantize.finetune_epochs=0.5", "--set", "quantize.max_drop=100"]).run().succeeded();
+    assert_eq!(texts(&out, "quantization/case").len(), 4, "int8 did not lose too much");
+}
+
+#[test]
 fn any_number_of_ranks_finds_the_same_integers() {
     let folder = folder();
     let run = trained(folder.path(), &[]);

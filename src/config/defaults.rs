@@ -117,6 +117,8 @@ impl Default for Quantize {
             percentile: 99.99,
             per_channel: true,
             max_drop: 0.3,
+            finetune_epochs: 0.0,
+            finetune_lr: 0.001,
         }
     }
 }

@@ -126,7 +126,15 @@ const COMMENTS: &[(&str, &str)] = &[
         "quantize.per_channel",
         "a weight scale per output channel instead of one per layer (the last layer always has one)",
     ),
-    ("quantize.max_drop", "accuracy that int8 may lose before a warning is given; percentage points"),
+    (
+        "quantize.max_drop",
+        "accuracy that int8 may lose before quantize.finetune_epochs are trained, or a warning is given; percentage points",
+    ),
+    (
+        "quantize.finetune_epochs",
+        "epochs, or parts of one, trained with rounded weights and activations if int8 loses more than that; 0: none",
+    ),
+    ("quantize.finetune_lr", "learning rate of that, falling to 0 in a line; batches of train.batch_per_rank"),
     ("sweep.model", "networks that hpml sweep measures; empty: model.name"),
     (
         "sweep.batch_per_rank",

@@ -240,6 +240,8 @@ pub struct Quantize {
     pub percentile: f64,
     pub per_channel: bool,
     pub max_drop: f64,
+    pub finetune_epochs: f64,
+    pub finetune_lr: f64,
 }
 
 /// What the greatest quantized value stands for.

@@ -70,6 +70,7 @@ impl Config {
             ("schedule.gamma", schedule.gamma),
             ("launch.comm_timeout_s", self.launch.comm_timeout_s),
             ("checkpoint.every_minutes", self.checkpoint.every_minutes),
+            ("quantize.finetune_lr", self.quantize.finetune_lr),
         ];
         for (key, value) in not_negative {
             if !(value.is_finite() && value >= 0.0) {
@@ -124,6 +125,9 @@ impl Config {
         }
         if !(quantize.percentile > 50.0 && quantize.percentile <= 100.0) {
             return refuse("quantize.percentile", quantize.percentile.to_string(), "must be above 50, at most 100");
+        }
+        if !(0.0..=1000.0).contains(&quantize.finetune_epochs) {
+            return refuse("quantize.finetune_epochs", quantize.finetune_epochs.to_string(), "must be 0 to 1000");
         }
         if !(0.0..=100.0).contains(&quantize.max_drop) {
             return refuse("quantize.max_drop", quantize.max_drop.to_string(), "must be 0 to 100");

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 use crate::collective::HostBuffer;
 use crate::model::{Model, Role};
@@ -49,13 +49,10 @@ impl FlatState {
                     Role::Buffer => (&buffers, &mut buffer),
                     Role::Counter => continue,
                 };
-                let mut view = home.view(*offset, &shape, model.channels_last);
-                tch::no_grad(|| view.copy_(&entry.tensor));
-                entry.tensor.set_data(&view);
+                let view = |of: &HostBuffer| of.view(*offset, &shape, model.channels_last);
+                move_into(&mut entry.tensor, view(home));
                 if entry.role == Role::Parameter {
-                    // A first backward pass makes the gradient tensor; from then on autograd adds into our memory.
-                    entry.tensor.sum(Kind::Float).backward();
-                    entry.tensor.grad().set_data(&gradients.view(*offset, &shape, model.channels_last));
+                    gather_gradient(&entry.tensor, &view(&gradients));
                 }
                 let elements = *offset..*offset + shape.iter().product::<i64>() as usize;
                 *offset = elements.end;
@@ -70,6 +67,18 @@ impl FlatState {
     }
 }
 
+/// Moves a tensor's values to where `home` lies.
+pub fn move_into(tensor: &mut Tensor, mut home: Tensor) {
+    tch::no_grad(|| home.copy_(tensor));
+    tensor.set_data(&home);
+}
+
+/// From now on autograd adds the gradient of `parameter` into the memory of `home`, which is not zero yet.
+pub fn gather_gradient(parameter: &Tensor, home: &Tensor) {
+    parameter.sum(Kind::Float).backward(); // makes the gradient tensor
+    parameter.grad().set_data(home);
+}
+
 /// Euclidean norm, summed in float64.
 pub fn norm(values: &[f32]) -> f64 {
     // Partial sums of a few thousand elements keep the loop vectorised and the result exact to float64's precision.
@@ -82,7 +91,7 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::model::Mode;
-    use tch::{Device, Tensor};
+    use tch::Device;
 
     #[test]
     fn a_backward_pass_writes_into_the_flat_gradients() {

@@ -12,6 +12,6 @@ mod replica;
 pub use batch_norm::SyncBatchNorm;
 pub use bucket::Bucket;
 pub use compress::Reducer;
-pub use flat::{FlatState, FlatTensor, norm};
+pub use flat::{FlatState, FlatTensor, gather_gradient, move_into, norm};
 pub use local::LocalSteps;
 pub use replica::{Replica, StepResult};

@@ -5,25 +5,21 @@ use tch::{Kind, Tensor};
 use super::integer::image_count;
 use super::network::{FloatNet, Floats, Geometry, Node, Operation};
 
+/// A layer's weight `[outputs, inputs, kernel, kernel]` and bias `[outputs]`; of the average pool nothing.
+pub(super) type Tensors = (Tensor, Option<Tensor>);
+
 /// The float network with its weights as tensors.
 pub struct FloatTorch {
     mean: Tensor,
     std: Tensor,
-    nodes: Vec<Node<(Tensor, Option<Tensor>)>>,
+    nodes: Vec<Node<Tensors>>,
 }
 
 impl FloatTorch {
     /// Copies the weights.
     pub fn new(net: &FloatNet) -> FloatTorch {
         let channels = |values: &[f32; 3]| Tensor::from_slice(values).view([1, 3, 1, 1]);
-        let nodes = net.nodes.iter().map(|node| {
-            let numbers = |node: &Node<Floats>| match node.layer() {
-                Some(layer) => Ok(tensors(layer.geometry, &layer.numbers)),
-                None => Ok((Tensor::new(), None)),
-            };
-            node.with_numbers(numbers).expect("copying cannot fail")
-        });
-        FloatTorch { mean: channels(&net.mean), std: channels(&net.std), nodes: nodes.collect() }
+        FloatTorch { mean: channels(&net.mean), std: channels(&net.std), nodes: tensor_nodes(net) }
     }
 
     /// `input`, then the names of the layers but the last: those that a layer reads.
@@ -47,27 +43,41 @@ impl FloatTorch {
     fn forward(&self, pixels: &[u8]) -> Vec<Tensor> {
         let _guard = tch::no_grad_guard();
         let images = pixel_tensor(pixels).to_kind(Kind::Float) / 255.0;
-        let mut tensors = vec![(images - &self.mean) / &self.std];
-        for node in &self.nodes {
-            let input = &tensors[node.input];
-            let output = match &node.operation {
-                Operation::AveragePool { .. } => input.mean_dim([2i64, 3].as_slice(), true, Kind::Float),
-                Operation::Convolution(layer) => {
-                    let (weight, bias) = &layer.numbers;
-                    let mut output = convolve(input, weight, bias.as_ref(), layer.geometry);
-                    if let Some(residual) = layer.residual {
-                        output += &tensors[residual];
-                    }
-                    if layer.relu {
-                        output = output.relu_();
-                    }
-                    if layer.max_pool { max_pool(&output) } else { output }
-                }
-            };
-            tensors.push(output);
-        }
-        tensors
+        forward(&self.nodes, (images - &self.mean) / &self.std, |_, values| values)
     }
+}
+
+/// The network's nodes with their numbers as tensors.
+pub(super) fn tensor_nodes(net: &FloatNet) -> Vec<Node<Tensors>> {
+    let numbers = |node: &Node<Floats>| match node.layer() {
+        Some(layer) => Ok(tensors(layer.geometry, &layer.numbers)),
+        None => Ok((Tensor::new(), None)),
+    };
+    net.nodes.iter().map(|node| node.with_numbers(numbers).expect("copying cannot fail")).collect()
+}
+
+/// Every tensor from the normalised `images` to the logits; `made` may change each, by its number, before it is read.
+pub(super) fn forward(nodes: &[Node<Tensors>], images: Tensor, made: impl Fn(usize, Tensor) -> Tensor) -> Vec<Tensor> {
+    let mut tensors = vec![made(0, images)];
+    for (index, node) in nodes.iter().enumerate() {
+        let input = &tensors[node.input];
+        let output = match &node.operation {
+            Operation::AveragePool { .. } => input.mean_dim([2i64, 3].as_slice(), true, Kind::Float),
+            Operation::Convolution(layer) => {
+                let (weight, bias) = &layer.numbers;
+                let mut output = convolve(input, weight, bias.as_ref(), layer.geometry);
+                if let Some(residual) = layer.residual {
+                    output += &tensors[residual];
+                }
+                if layer.relu {
+                    output = output.relu_();
+                }
+                if layer.max_pool { max_pool(&output) } else { output }
+            }
+        };
+        tensors.push(made(index + 1, output));
+    }
+    tensors
 }
 
 fn tensors(geometry: Geometry, floats: &Floats) -> (Tensor, Option<Tensor>) {

@@ -41,6 +41,14 @@ impl Ladder {
         Ladder { cases, samples: sums[0] as u64, compared: sums[1] as u64, differing: sums[2] as u64 }
     }
 
+    /// With the one case of `other` as the last, which was measured over the same images.
+    pub fn and(mut self, other: Ladder) -> Ladder {
+        self.cases.extend(other.cases);
+        self.compared += other.compared;
+        self.differing += other.differing;
+        self
+    }
+
     /// Per cent, by case.
     pub fn accuracies(&self) -> Vec<(&'static str, f64)> {
         let percent = |hits: u64| 100.0 * hits as f64 / self.samples.max(1) as f64;
@@ -62,6 +70,21 @@ pub fn measure(net: &FloatNet, integers: &IntNet, pixels: &[u8], labels: &[u8]) 
         floats.push(("weights, bias unscaled", FloatTorch::new(&scheme::with_unscaled_biases(net, integers))));
     }
     let last = if net.has_bias() { "weights+activations+bias" } else { "weights+activations" };
+    run(&floats, last, integers, pixels, labels)
+}
+
+/// The case of a finetuned integer network alone.
+pub fn finetuned(integers: &IntNet, pixels: &[u8], labels: &[u8]) -> Result<Ladder> {
+    run(&[], "finetuned", integers, pixels, labels)
+}
+
+fn run(
+    floats: &[(&'static str, FloatTorch)],
+    last: &'static str,
+    integers: &IntNet,
+    pixels: &[u8],
+    labels: &[u8],
+) -> Result<Ladder> {
     let names = floats.iter().map(|(name, _)| *name).chain([last]);
     let mut ladder = Ladder { cases: names.map(|name| (name, 0)).collect(), samples: 0, compared: 0, differing: 0 };
     let simulated = Simulated::new(integers);

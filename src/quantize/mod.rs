@@ -4,13 +4,15 @@
 //!
 //! [`network`] folds batch norm and lists the layers; [`calibration`] measures distributions; [`scheme`] chooses scales;
 //! [`integer`] states the arithmetic, which [`simulated`] (float tensors), [`reference`] (plain loops) and [`engine`]
-//! (vector kernels) execute to the same integers; [`ladder`] compares them and counts hits; [`checkpoint`] and [`onnx`] take
+//! (vector kernels) execute to the same integers; [`ladder`] compares them and counts hits; [`finetune`] trains for
+//! the integers where they lose too much; [`checkpoint`] and [`onnx`] take
 //! the result out. Only [`command`] knows of ranks and files.
 
 pub mod calibration;
 pub mod checkpoint;
 pub mod command;
 pub mod engine;
+pub mod finetune;
 pub mod float;
 pub mod integer;
 pub mod kernel;

@@ -7,9 +7,9 @@ use crate::config::{self, RangeFrom};
 use crate::error::{Error, Result};
 
 /// Greatest quantized weight; -128 is left out so that the range is symmetric.
-const WEIGHT_MAX: f64 = 127.0;
+pub(super) const WEIGHT_MAX: f64 = 127.0;
 /// Greatest quantized activation.
-const ACTIVATION_MAX: f64 = 255.0;
+pub(super) const ACTIVATION_MAX: f64 = 255.0;
 
 /// Quantizes the network. `activations` are those of `calibration::activations`.
 ///
@@ -28,6 +28,23 @@ pub fn quantize(net: &FloatNet, activations: &[Distribution], config: &config::Q
     });
     let nodes = nodes.collect::<Result<_>>()?;
     complete(IntNet { name: net.name, mean: net.mean, std: net.std, input: tensors[0], nodes })
+}
+
+/// Quantizes the network at the scales that `like` has.
+///
+/// Errors: a number that is not finite; sums that their integers do not hold.
+pub fn with_scales_of(net: &FloatNet, like: &IntNet) -> Result<IntNet> {
+    let nodes = net.nodes.iter().zip(&like.nodes).map(|(node, like_node)| {
+        node.with_numbers(|node| match node.layer() {
+            Some(layer) => {
+                let numbers = like_node.numbers();
+                let input = like.quantization(node.input).scale;
+                integers(&node.name, layer, input, numbers.output, numbers.weight_scale.clone())
+            }
+            None => Ok(like_node.numbers().clone()),
+        })
+    });
+    complete(IntNet { nodes: nodes.collect::<Result<_>>()?, ..like.clone() })
 }
 
 /// Works out every requantization from the scales, which determine it to the last bit, and checks the accumulators.
@@ -158,9 +175,6 @@ fn quantize_layer(
 ) -> Result<Integers> {
     let Floats { weight, bias } = &layer.numbers;
     let taps = layer.geometry.taps();
-    if let Some(index) = weight.iter().position(|value| !value.is_finite()) {
-        return Err(Error::QuantizeNotFinite { name: name.into(), index, value: weight[index] });
-    }
     // Logits are compared with each other: the last layer has one scale.
     let mut weight_scale = match config.per_channel && output.is_some() {
         true => weight.chunks(taps).map(|channel| weight_scale(channel, config)).collect(),
@@ -177,19 +191,37 @@ fn quantize_layer(
         let bias = biases.map(|(_, bias)| bias.abs() as f64).fold(0.0, f64::max);
         *scale = scale.max(bias / (input.scale * (1u64 << 29) as f64));
     }
-    let scale_of = |channel: usize| if per_channel { weight_scale[channel] } else { weight_scale[0] };
+    let output = output.unwrap_or(Quantization { scale: input.scale * weight_scale[0], zero_point: 0 });
+    integers(name, layer, input.scale, output, weight_scale)
+}
+
+/// A layer's numbers rounded at these scales; biases at that of the input times that of the weights.
+///
+/// Errors: one that is not finite.
+fn integers(
+    name: &str,
+    layer: &Layer<Floats>,
+    input_scale: f64,
+    output: Quantization,
+    weight_scale: Vec<f64>,
+) -> Result<Integers> {
+    let Floats { weight, bias } = &layer.numbers;
+    let all = || weight.iter().chain(bias.iter().flatten());
+    if let Some((index, &value)) = all().enumerate().find(|(_, value)| !value.is_finite()) {
+        return Err(Error::QuantizeNotFinite { name: name.into(), index, value });
+    }
+    let mut numbers = Integers { weight: Vec::new(), bias: None, output, requantization: None, weight_scale };
+    let taps = layer.geometry.taps();
     let quantized = |(index, value): (usize, &f32)| {
-        (*value as f64 / scale_of(index / taps)).round_ties_even().clamp(-WEIGHT_MAX, WEIGHT_MAX) as i8
+        (*value as f64 / numbers.scale_of(index / taps)).round_ties_even().clamp(-WEIGHT_MAX, WEIGHT_MAX) as i8
     };
-    let quantized_bias =
-        |(channel, value): (usize, &f32)| (*value as f64 / (input.scale * scale_of(channel))).round_ties_even() as i32;
-    Ok(Integers {
-        weight: weight.iter().enumerate().map(quantized).collect(),
-        bias: bias.as_ref().map(|bias| bias.iter().enumerate().map(quantized_bias).collect()),
-        output: output.unwrap_or(Quantization { scale: input.scale * weight_scale[0], zero_point: 0 }),
-        requantization: None,
-        weight_scale,
-    })
+    let quantized_bias = |(channel, value): (usize, &f32)| {
+        (*value as f64 / (input_scale * numbers.scale_of(channel))).round_ties_even() as i32
+    };
+    let weight = weight.iter().enumerate().map(quantized).collect();
+    let bias = bias.as_ref().map(|bias| bias.iter().enumerate().map(quantized_bias).collect());
+    (numbers.weight, numbers.bias) = (weight, bias);
+    Ok(numbers)
 }
 
 /// Real value of one step of `weights`, 0 if all are 0.

@@ -6,7 +6,8 @@ use super::float::FloatTorch;
 use super::network::{FloatNet, IMAGE_BYTES};
 use super::reference::Reference;
 use super::simulated::Simulated;
-use super::{IntNet, checkpoint, ladder, onnx, scheme};
+use super::{IntNet, checkpoint, finetune, ladder, onnx, scheme};
+use crate::collective::HostBuffer;
 use crate::config::{self, ModelName, RangeFrom};
 use crate::error::Error;
 use crate::model::{Model, Role};
@@ -70,6 +71,31 @@ fn folding_batch_norm_leaves_the_logits() {
     let difference = (net.logits(&pixels(3)) - &expected).abs().max().double_value(&[]);
     // Rounding of float32 through 18 layers; the logits are of the order of 1.
     assert!(difference < 1e-4 * (1.0 + expected.abs().max().double_value(&[])), "{difference}");
+}
+
+/// What is trained on is what the integers will compute.
+#[test]
+fn the_rounded_forward_pass_gives_the_integers_logits() {
+    for (name, bias) in [(ModelName::Net, true), (ModelName::Resnet18, false)] {
+        let net = float_net(name, bias);
+        let integers = quantized(&net, |config| config.per_channel = true);
+        let scale = integers.nodes.last().unwrap().numbers().output.scale;
+        let pixels = pixels(20);
+        let expected: Vec<f64> =
+            Engine::new(&integers, Kernel::best()).run(&pixels).iter().map(|&logit| logit as f64 * scale).collect();
+        let images = FloatTorch::new(&net).tensors(&pixels).remove(0);
+        let rounded =
+            finetune::Rounded::new(&net, &integers, HostBuffer::zeros(finetune::elements(&net))).logits(&images);
+        let rounded: Vec<f64> = Vec::try_from(rounded.flatten(0, -1).to_kind(tch::Kind::Double)).unwrap();
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+        let apart = norm(&mut expected.iter().zip(&rounded).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
+        let unrounded: Vec<f64> =
+            Vec::try_from(FloatTorch::new(&net).logits(&pixels).flatten(0, -1).to_kind(tch::Kind::Double)).unwrap();
+        let float =
+            norm(&mut expected.iter().zip(&unrounded).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
+        // A sum within float32's rounding of a half goes to the other side now and then.
+        assert!(apart < 0.2 * float, "{name:?}: {apart} apart, float32 {float}");
+    }
 }
 
 #[test]

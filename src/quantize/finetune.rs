@@ -1,0 +1,196 @@
+//! Quantization-aware finish: a short training of the folded network in which weights and activations are rounded as the
+//! integers will round them, at the scales they will have, so that the network learns to live with it.
+//!
+//! The gradient goes straight through the rounding, and is 0 where a value was clamped. Source: Jacob et al., Quantization and
+//! Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018, section 3; Bengio, Leonard, Courville,
+//! Estimating or Propagating Gradients Through Stochastic Neurons, 2013.
+
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use super::float::{self, Tensors};
+use super::integer::{IntNet, Integers, Quantization};
+use super::network::{FloatNet, Node, Operation};
+use super::scheme::{ACTIVATION_MAX, WEIGHT_MAX};
+use crate::collective::{AllReduce, HostBuffer, Patience};
+use crate::config::Config;
+use crate::data::{AugmentSeed, BatchPlan, Dataset, Loader, LoaderOptions, Sampler};
+use crate::error::Result;
+use crate::launch::Job;
+use crate::metrics::Kind;
+use crate::parallel::{gather_gradient, move_into};
+
+/// Of SGD.
+const MOMENTUM: f32 = 0.9;
+
+/// `net` trained for `quantize.finetune_epochs` on all ranks together, its values rounded as in `integers`. The learning rate
+/// falls from `quantize.finetune_lr` to 0 in a line.
+///
+/// Every rank ends with the same weights, which may have become not finite: [`super::scheme::with_scales_of`] tells.
+pub fn finetune(
+    net: &FloatNet,
+    integers: &IntNet,
+    train: &Arc<Dataset>,
+    config: &Config,
+    job: &Job,
+) -> Result<FloatNet> {
+    let all_reduce = AllReduce::new(job.communicator.clone(), config.parallel.all_reduce)?;
+    let elements = elements(net);
+    let mut rounded = Rounded::new(net, integers, all_reduce.buffer(elements)?);
+    let mut velocity = vec![0f32; elements];
+    let plan = plan(train.len(), config, job);
+    let steps = plan.sizes.len();
+    let options = LoaderOptions {
+        mean: net.mean,
+        std: net.std,
+        augment: config
+            .data
+            .augment
+            .then_some(AugmentSeed { seed: config.run.seed, epoch: config.train.epochs as u64 }),
+        channels_last: false,
+        prefetch: config.data.prefetch,
+    };
+    for (step, batch) in Loader::start(train.clone(), plan, options).enumerate() {
+        rounded.gradients.zero();
+        let logits = rounded.logits(&batch.images);
+        logits.cross_entropy_for_logits(&batch.labels).backward();
+        let mut gradients = rounded.gradients.region(0..elements);
+        all_reduce.reduce(Kind::Gradients, &mut gradients, Patience::Eager)?;
+        let rate = (config.quantize.finetune_lr * (steps - step) as f64 / steps as f64) as f32;
+        let mean = 1.0 / job.world_size as f32;
+        let rows = rounded.parameters.as_mut_slice().iter_mut().zip(gradients.as_slice()).zip(&mut velocity);
+        for ((parameter, gradient), velocity) in rows {
+            *velocity = MOMENTUM * *velocity + mean * gradient;
+            *parameter -= rate * *velocity;
+        }
+    }
+    Ok(rounded.into_net(net))
+}
+
+/// Weights and biases of a network.
+pub(super) fn elements(net: &FloatNet) -> usize {
+    net.bytes() / size_of::<f32>()
+}
+
+/// This rank's batches: the epochs after the training's last, as many samples as were asked for.
+fn plan(samples: usize, config: &Config, job: &Job) -> BatchPlan {
+    let mut sampler = Sampler::new(samples, job.world_size, job.rank, config.data.shuffle, false, config.run.seed);
+    let wanted = (config.quantize.finetune_epochs * samples.div_ceil(job.world_size) as f64).ceil() as usize;
+    let mut indices = Vec::with_capacity(wanted);
+    for epoch in config.train.epochs.. {
+        sampler.set_epoch(epoch as u64);
+        indices.extend(sampler.indices());
+        if indices.len() >= wanted {
+            break;
+        }
+    }
+    indices.truncate(wanted);
+    BatchPlan::even(indices, config.train.batch_per_rank)
+}
+
+/// The network being trained, each weight and tensor rounded before it is read.
+pub(super) struct Rounded {
+    /// All weights and biases, node by node; the tensors of `nodes` are views of it.
+    parameters: HostBuffer,
+    gradients: HostBuffer,
+    nodes: Vec<Node<Tensors>>,
+    /// Real weight of one step, `[1]` or `[outputs, 1, 1, 1]`, by node.
+    weight_scales: Vec<Tensor>,
+    /// Of every tensor, the image first; the logits have none.
+    activations: Vec<Quantization>,
+}
+
+impl Rounded {
+    /// Trains on from `net`; `gradients` has its [`elements`].
+    pub(super) fn new(net: &FloatNet, integers: &IntNet, gradients: HostBuffer) -> Rounded {
+        let parameters = HostBuffer::zeros(elements(net));
+        let mut offset = 0;
+        let mut adopt = |mut tensor: Tensor| {
+            let shape = tensor.size();
+            move_into(&mut tensor, parameters.view(offset, &shape, false));
+            let tensor = tensor.set_requires_grad(true);
+            gather_gradient(&tensor, &gradients.view(offset, &shape, false));
+            offset += tensor.numel();
+            tensor
+        };
+        let mut nodes = float::tensor_nodes(net);
+        for node in &mut nodes {
+            let Operation::Convolution(layer) = &mut node.operation else { continue };
+            layer.numbers.0 = adopt(layer.numbers.0.shallow_clone());
+            layer.numbers.1 = layer.numbers.1.take().map(&mut adopt);
+        }
+        let scale = |node: &Node<Integers>| {
+            let scales: Vec<f32> = node.numbers().weight_scale.iter().map(|&scale| scale as f32).collect();
+            Tensor::from_slice(&scales).view([-1, 1, 1, 1])
+        };
+        Rounded {
+            nodes,
+            weight_scales: integers.nodes.iter().map(scale).collect(),
+            activations: (0..integers.nodes.len()).map(|index| integers.quantization(index)).collect(),
+            parameters,
+            gradients,
+        }
+    }
+
+    /// Logits `[n, 10]` of normalised images `[n, 3, 32, 32]`.
+    pub(super) fn logits(&self, images: &Tensor) -> Tensor {
+        let nodes = self.nodes.iter().zip(&self.weight_scales).map(|(node, scale)| {
+            let numbers = |node: &Node<Tensors>| {
+                let (weight, bias) = node.numbers();
+                let weight = match node.layer() {
+                    Some(_) => fake(weight, scale, -WEIGHT_MAX, WEIGHT_MAX),
+                    None => Tensor::new(),
+                };
+                // Biases are int32 at so fine a scale that rounding them changes nothing.
+                Ok((weight, bias.as_ref().map(Tensor::shallow_clone)))
+            };
+            node.with_numbers(numbers).expect("rounding cannot fail")
+        });
+        let nodes: Vec<Node<Tensors>> = nodes.collect();
+        let quantized = |index: usize, values: Tensor| match self.activations.get(index) {
+            Some(&Quantization { scale, zero_point }) => {
+                let zero_point = zero_point as f64;
+                fake(&values, &Tensor::from(scale as f32), -zero_point, ACTIVATION_MAX - zero_point)
+            }
+            None => values,
+        };
+        float::forward(&nodes, images.shallow_clone(), quantized).pop().expect("a network has layers").flatten(1, -1)
+    }
+
+    fn into_net(self, net: &FloatNet) -> FloatNet {
+        let mut net = net.clone();
+        let mut rest = self.parameters.as_slice();
+        for node in &mut net.nodes {
+            let Operation::Convolution(layer) = &mut node.operation else { continue };
+            for values in std::iter::once(&mut layer.numbers.weight).chain(layer.numbers.bias.as_mut()) {
+                let (own, after) = rest.split_at(values.len());
+                values.copy_from_slice(own);
+                rest = after;
+            }
+        }
+        net
+    }
+}
+
+/// `values` at the nearest whole step of `scale` from `least` to `most` steps. The gradient is that of the clamp alone.
+fn fake(values: &Tensor, scale: &Tensor, least: f64, most: f64) -> Tensor {
+    let steps = (values / scale).clamp(least, most);
+    let rounding = (steps.round() - &steps).detach();
+    (steps + rounding) * scale
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gradient_goes_through_rounding_and_stops_at_the_clamp() {
+        let values = Tensor::from_slice(&[0.24f32, 0.26, -0.9, 9.0, -9.0]).set_requires_grad(true);
+        let rounded = fake(&values, &Tensor::from(0.5f32), -2.0, 3.0);
+        let expected = Tensor::from_slice(&[0.0f32, 0.5, -1.0, 1.5, -1.0]);
+        assert!(rounded.equal(&expected), "{rounded:?}");
+        rounded.sum(tch::Kind::Float).backward();
+        assert!(values.grad().equal(&Tensor::from_slice(&[1.0f32, 1.0, 1.0, 0.0, 0.0])));
+    }
+}
