@@ -53,8 +53,8 @@ pub fn finetune(
     };
     for (step, batch) in Loader::start(train.clone(), plan, options).enumerate() {
         rounded.gradients.zero();
-        let logits = rounded.logits(&batch.images);
-        logits.cross_entropy_for_logits(&batch.labels).backward();
+        let logits = rounded.forward(&batch.images).pop().expect("a network has layers");
+        logits.flatten(1, -1).cross_entropy_for_logits(&batch.labels).backward();
         let mut gradients = rounded.gradients.region(0..elements);
         all_reduce.reduce(Kind::Gradients, &mut gradients, Patience::Eager)?;
         let rate = (config.quantize.finetune_lr * (steps - step) as f64 / steps as f64) as f32;
@@ -133,8 +133,8 @@ impl Rounded {
         }
     }
 
-    /// Logits `[n, 10]` of normalised images `[n, 3, 32, 32]`.
-    pub(super) fn logits(&self, images: &Tensor) -> Tensor {
+    /// Every tensor that a layer reads, in real units, from the normalised images `[n, 3, 32, 32]` on, and the logits.
+    pub(super) fn forward(&self, images: &Tensor) -> Vec<Tensor> {
         let nodes = self.nodes.iter().zip(&self.weight_scales).map(|(node, scale)| {
             let numbers = |node: &Node<Tensors>| {
                 let (weight, bias) = node.numbers();
@@ -155,7 +155,7 @@ impl Rounded {
             }
             None => values,
         };
-        float::forward(&nodes, images.shallow_clone(), quantized).pop().expect("a network has layers").flatten(1, -1)
+        float::forward(&nodes, images.shallow_clone(), quantized)
     }
 
     fn into_net(self, net: &FloatNet) -> FloatNet {

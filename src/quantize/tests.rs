@@ -3,6 +3,7 @@
 use super::calibration::{self, UNIT};
 use super::engine::{Engine, Kernel};
 use super::float::FloatTorch;
+use super::integer::Quantization;
 use super::network::{FloatNet, IMAGE_BYTES};
 use super::reference::Reference;
 use super::simulated::Simulated;
@@ -75,26 +76,24 @@ fn folding_batch_norm_leaves_the_logits() {
 
 /// What is trained on is what the integers will compute.
 #[test]
-fn the_rounded_forward_pass_gives_the_integers_logits() {
+fn the_rounded_forward_pass_gives_the_integers() {
     for (name, bias) in [(ModelName::Net, true), (ModelName::Resnet18, false)] {
         let net = float_net(name, bias);
         let integers = quantized(&net, |config| config.per_channel = true);
-        let scale = integers.nodes.last().unwrap().numbers().output.scale;
-        let pixels = pixels(20);
-        let expected: Vec<f64> =
-            Engine::new(&integers, Kernel::best()).run(&pixels).iter().map(|&logit| logit as f64 * scale).collect();
+        let pixels = pixels(10);
+        let (expected, _) = Simulated::new(&integers).trace(&pixels).unwrap();
         let images = FloatTorch::new(&net).tensors(&pixels).remove(0);
-        let rounded =
-            finetune::Rounded::new(&net, &integers, HostBuffer::zeros(finetune::elements(&net))).logits(&images);
-        let rounded: Vec<f64> = Vec::try_from(rounded.flatten(0, -1).to_kind(tch::Kind::Double)).unwrap();
-        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
-        let apart = norm(&mut expected.iter().zip(&rounded).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
-        let unrounded: Vec<f64> =
-            Vec::try_from(FloatTorch::new(&net).logits(&pixels).flatten(0, -1).to_kind(tch::Kind::Double)).unwrap();
-        let float =
-            norm(&mut expected.iter().zip(&unrounded).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
-        // A sum within float32's rounding of a half goes to the other side now and then.
-        assert!(apart < 0.2 * float, "{name:?}: {apart} apart, float32 {float}");
+        let rounded = finetune::Rounded::new(&net, &integers, HostBuffer::zeros(finetune::elements(&net)));
+        for (index, (rounded, expected)) in rounded.forward(&images).iter().zip(&expected).enumerate() {
+            let Quantization { scale, zero_point } = integers.quantization(index);
+            let steps = (rounded / scale).round() + zero_point as f64;
+            let steps_off = (steps - expected).abs();
+            let (most, mean) = (steps_off.max().double_value(&[]), steps_off.mean(tch::Kind::Double).double_value(&[]));
+            // Sums within float32's rounding of a half go to the other side: one in some thousand, and through eighteen
+            // layers these make others do so.
+            let bound = if name == ModelName::Net { 0.0 } else { (1e-3 * 4f64.powi(index as i32)).min(0.5) };
+            assert!(mean <= bound && most <= 8.0, "{name:?}, tensor {index}: {mean} steps off, {most} at most");
+        }
     }
 }
 
