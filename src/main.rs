@@ -17,12 +17,27 @@ fn main() -> ExitCode {
     sys::default_environment("HDF5_USE_FILE_LOCKING", "FALSE");
     let cli = Cli::try_parse().unwrap_or_else(|error| launch::first_rank_only(|| error.exit(), error.exit_code()));
     match cli.command.unwrap_or_else(|| Command::Train(cli::Train::default())) {
-        Command::Train(args) => launch::run(|job| train(job, &args)),
-        Command::Verify(args) => launch::run(|job| verify(job, &args)),
-        Command::Allreduce(args) => launch::run(|job| allreduce::run(&args, job)),
-        Command::Sweep(args) => launch::run(|job| sweep(job, &args)),
-        Command::Study(args) => launch::run(|job| study(job, &args)),
-        Command::Quantize(args) => launch::run(|job| quantize(job, &args)),
+        Command::Train(args) => {
+            let config = load_config(args.config.as_deref(), &args.common);
+            launch::run(comm_timeout(&config), |job| train(job, config, &args))
+        }
+        Command::Verify(args) => {
+            let config = verify_config(&args.common);
+            launch::run(comm_timeout(&config), |job| verify(job, config, &args))
+        }
+        Command::Allreduce(args) => launch::run(comm_timeout(&Ok(Config::default())), |job| allreduce::run(&args, job)),
+        Command::Sweep(args) => {
+            let config = load_config(args.config.as_deref(), &args.common);
+            launch::run(comm_timeout(&config), |job| sweep(job, config, &args))
+        }
+        Command::Study(args) => {
+            let config = load_config(Some(&args.config), &args.common);
+            launch::run(comm_timeout(&config), |job| study(job, config, &args))
+        }
+        Command::Quantize(args) => {
+            let config = config_of(&args.run, &args.common);
+            launch::run(comm_timeout(&config), |job| quantize(job, config, &args))
+        }
         Command::Predict(args) => print(predict::run(&args)),
         Command::Eval { file, predictions, common } => print(eval(&file, predictions.as_deref(), &common)),
         Command::Export { file, onnx, force } => print(quantize::command::export(&file, &onnx, force)),
@@ -32,47 +47,58 @@ fn main() -> ExitCode {
     }
 }
 
-fn train(job: &mut Job, args: &cli::Train) -> Result<()> {
-    let loaded = load_config(args.config.as_deref(), &args.common);
+/// How long ranks wait for each other; the default where the configuration is not even right.
+fn comm_timeout(config: &Result<Config>) -> f64 {
+    config.as_ref().map_or(config::Launch::default().comm_timeout_s, |config| config.launch.comm_timeout_s)
+}
+
+fn train(job: &mut Job, loaded: Result<Config>, args: &cli::Train) -> Result<()> {
     let loaded = loaded.and_then(|config| config.for_ranks(job.world_size)).map(|mut config| {
         if let Some(out) = &args.out {
             config.run.out = out.display().to_string();
         }
         config
     });
-    let config = job.agree(loaded)?; // typed and checked before any work
-    job.configure(&config)?; // the same on all ranks; threads
-    job.watch(&config)?;
+    let config = watched(job, loaded)?;
     train::run(&config, job, args)
 }
 
-fn sweep(job: &mut Job, args: &cli::Sweep) -> Result<()> {
-    let config = job.agree(load_config(args.config.as_deref(), &args.common))?;
+fn sweep(job: &mut Job, loaded: Result<Config>, args: &cli::Sweep) -> Result<()> {
+    let config = job.agree(loaded)?;
     job.configure(&config)?;
+    job.let_ranks_wait(); // while others are measured
     sweep::run(&config, job, args)
 }
 
-fn study(job: &mut Job, args: &cli::Study) -> Result<()> {
-    let config = job.agree(load_config(Some(&args.config), &args.common))?;
-    job.configure(&config)?;
-    job.watch(&config)?;
+fn study(job: &mut Job, loaded: Result<Config>, args: &cli::Study) -> Result<()> {
+    let config = watched(job, loaded)?;
     study::run(&config, job, args)
 }
 
-fn verify(job: &mut Job, args: &cli::Verify) -> Result<()> {
-    // PyTorch's reference ran in NCHW; another layout rounds differently from the first step on. --set may still ask for it.
-    let mut common = args.common.clone();
-    common.set.insert(0, "model.channels_last=false".into());
-    let config = job.agree(load_config(None, &common))?;
-    job.configure(&config)?;
+fn verify(job: &mut Job, loaded: Result<Config>, args: &cli::Verify) -> Result<()> {
+    let config = watched(job, loaded)?;
     verify::run(&config, job, &args.parity)
 }
 
-fn quantize(job: &mut Job, args: &cli::Quantize) -> Result<()> {
-    let config = job.agree(config_of(&args.run, &args.common))?;
-    job.configure(&config)?;
+/// PyTorch's reference ran in NCHW; another layout rounds differently from the first step on. --set may still ask for it.
+fn verify_config(common: &Common) -> Result<Config> {
+    let mut common = common.clone();
+    common.set.insert(0, "model.channels_last=false".into());
+    load_config(None, &common)
+}
+
+fn quantize(job: &mut Job, loaded: Result<Config>, args: &cli::Quantize) -> Result<()> {
+    let config = watched(job, loaded)?;
     let out = args.out.clone().unwrap_or_else(|| quantize::command::beside(&args.run));
     quantize::command::quantize(&config, job, &args.run, &out, args.force)
+}
+
+/// The configuration, right and the same on all ranks before any work; from now on no rank waits for ever.
+fn watched(job: &mut Job, loaded: Result<Config>) -> Result<Config> {
+    let config = job.agree(loaded)?;
+    job.configure(&config)?;
+    job.watch(&config)?;
+    Ok(config)
 }
 
 fn eval(file: &Path, predictions: Option<&Path>, common: &Common) -> Result<String> {

@@ -168,6 +168,22 @@ fn a_stopped_rank_ends_the_job_with_a_message_that_names_it() {
     assert!(!common::column(&out, "epochs/epoch").is_empty());
 }
 
+#[test]
+fn a_rank_stopped_before_the_ranks_have_met_ends_the_job() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let run = Mpirun::ranks(2)
+        .args(["train", "--out", text(&out), "--set", "train.epochs=1000", "--set", "launch.comm_timeout_s=3"])
+        .timeout(Duration::from_secs(60))
+        .spawn();
+    kill("STOP", run.rank_pids(2)[1]);
+    let run = run.wait();
+    assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
+    // Which of the two depends on how far it had come.
+    let said = |words: &str| run.messages().iter().any(|message| message.contains(words));
+    assert!(said("the ranks have not met") || said("rank 1"), "{}", run.stderr);
+}
+
 /// The images are read once, at the start.
 #[test]
 fn a_data_file_that_changes_meanwhile_changes_nothing() {

@@ -28,6 +28,7 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
     }
     let config = Config::default();
     job.configure(&config)?;
+    job.let_ranks_wait();
     let file = args.out.as_ref().filter(|_| job.is_root()).map(|out| create(out, args.force, &config, job));
     let mut file = job.agree(file.transpose())?;
     if job.is_root() {

@@ -30,6 +30,7 @@ pub struct Job {
     pub places: Vec<Place>,
     /// CPUs of this host that any of its ranks may use.
     pub cores: usize,
+    /// Until [`watch`](Self::watch) or [`let_ranks_wait`](Self::let_ranks_wait) that of the start.
     watchdog: Option<watchdog::Watchdog>,
 }
 
@@ -59,15 +60,19 @@ pub fn first_rank_only(speak: impl FnOnce() -> std::convert::Infallible, status:
 }
 
 /// Initialises MPI, runs `work` on every rank and ends the job: 0 if all went well, [`STOPPED`] if a signal stopped it and it
-/// can be resumed, 1 otherwise.
-pub fn run(work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
+/// can be resumed, 1 otherwise. Ranks that do not meet within `comm_timeout_s` seconds end it too; 0: they wait for ever.
+pub fn run(comm_timeout_s: f64, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
+    let patience = patience(comm_timeout_s);
+    let watchdog = watchdog::meeting("met", patience);
     prepare_open_mpi();
     let universe = Universe::start().expect("MPI is initialised once, here");
     let communicator = Arc::new(universe.world());
     let rank = communicator.rank();
     start_log(rank);
     end_job_on_panic(rank);
-    let result = Job::new(communicator).and_then(|mut job| work(&mut job));
+    let result = Job::new(communicator, watchdog).and_then(|mut job| work(&mut job));
+    let _watchdog = watchdog::meeting("all ended", patience); // drops after MPI has
+    let _universe = universe;
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // All ranks know of it and are here: one of them speaks.
@@ -90,11 +95,15 @@ pub fn run(work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
     }
 }
 
+fn patience(comm_timeout_s: f64) -> Duration {
+    Duration::try_from_secs_f64(comm_timeout_s).unwrap_or(Duration::ZERO)
+}
+
 impl Job {
-    fn new(communicator: Arc<Communicator>) -> Result<Job> {
+    fn new(communicator: Arc<Communicator>, watchdog: Option<watchdog::Watchdog>) -> Result<Job> {
         let (rank, world_size) = (communicator.rank(), communicator.size());
         let local_rank = communicator.split_by_host()?.rank();
-        Ok(Job { communicator, rank, world_size, local_rank, places: Vec::new(), cores: 0, watchdog: None })
+        Ok(Job { communicator, rank, world_size, local_rank, places: Vec::new(), cores: 0, watchdog })
     }
 
     /// Turns an error of any rank into an error of all: every rank calls this at the same point with its own result.
@@ -148,9 +157,13 @@ impl Job {
     /// For commands in which all ranks always work together. A collective, once.
     pub fn watch(&mut self, config: &Config) -> Result<()> {
         progress::share(&self.communicator.split_by_host()?)?;
-        self.watchdog =
-            watchdog::start(self, Duration::try_from_secs_f64(config.launch.comm_timeout_s).unwrap_or(Duration::ZERO));
+        self.watchdog = watchdog::start(self, patience(config.launch.comm_timeout_s));
         Ok(())
+    }
+
+    /// The ranks have met; from now on some may wait for others as long as it takes.
+    pub fn let_ranks_wait(&mut self) {
+        self.watchdog = None;
     }
 
     /// Whether this is rank 0, the one that speaks.

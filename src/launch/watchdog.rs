@@ -24,6 +24,27 @@ const TWICE: Duration = Duration::from_millis(300);
 /// A process that shows no sign of life for so many looks is stopped.
 const DEAD: u32 = 10;
 
+/// Ends the process if it is not dropped within `limit`, because the ranks have not `met`: while MPI starts and while it ends
+/// a rank knows nothing of the others. Never if the limit is zero.
+pub(super) fn meeting(met: &'static str, limit: Duration) -> Option<Watchdog> {
+    let (stop, stopped) = channel::<()>();
+    let watch = move || {
+        let mut looks = 0u32;
+        while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            looks += 1;
+            if LOOK * looks >= limit {
+                eprintln!(
+                    "hpml: the ranks have not {met} within {:.1} s: a process is stopped, or a host cannot be reached; \
+                     launch.comm_timeout_s is how long to wait",
+                    limit.as_secs_f64()
+                );
+                crate::sys::exit_now(1);
+            }
+        }
+    };
+    (!limit.is_zero()).then(|| Watchdog::start(stop, watch))
+}
+
 /// Watches until it is dropped.
 pub(super) struct Watchdog {
     stop: Option<Sender<()>>,
@@ -69,8 +90,14 @@ pub(super) fn start(job: &Job, limit: Duration) -> Option<Watchdog> {
             }
         }
     };
-    let thread = std::thread::Builder::new().name("hpml-watchdog".into()).spawn(watch);
-    Some(Watchdog { stop: Some(stop), thread: Some(thread.expect("a thread can be started")) })
+    Some(Watchdog::start(stop, watch))
+}
+
+impl Watchdog {
+    fn start(stop: Sender<()>, watch: impl FnOnce() + Send + 'static) -> Watchdog {
+        let thread = std::thread::Builder::new().name("hpml-watchdog".into()).spawn(watch);
+        Watchdog { stop: Some(stop), thread: Some(thread.expect("a thread can be started")) }
+    }
 }
 
 impl Drop for Watchdog {

@@ -107,7 +107,11 @@ impl Row {
             algbw: several(gigabytes_per_second(algbw(measurement.gradient_bytes, get(Part::Comm)))),
             busbw: gigabytes_per_second(busbw),
             busbw_share: several(busbw / measurement.bare_busbw),
-            overlap: if overlapped { 1.0 - get(Part::CommExposed) / in_collectives } else { f64::NAN },
+            // To six digits: what sums of float32 leave of nothing is nothing.
+            overlap: match overlapped {
+                true => ((1.0 - get(Part::CommExposed) / in_collectives) * 1e6).round() / 1e6,
+                false => f64::NAN,
+            },
             speedup: f64::NAN,
             efficiency: f64::NAN,
             epoch_seconds: samples as f64 / images_per_second,
