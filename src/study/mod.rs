@@ -211,7 +211,8 @@ fn print_header(config: &Config, job: &Job, data: &str, variants: &[(String, Con
     println!("# data {data}");
     for ((name, variant), given) in variants.iter().zip(&config.study.variants) {
         let global_batch = variant.train.batch_per_rank * variant.train.accumulate * job.world_size;
-        println!("# {name}: global batch {global_batch}; {}", given.set.join(", "));
+        let changes = if given.set.is_empty() { "as configured".to_owned() } else { given.set.join(", ") };
+        println!("# {name}: global batch {global_batch}; {changes}");
     }
     println!("# test accuracy by epoch, per cent");
 }
