@@ -33,8 +33,8 @@ impl Heaps {
         loop {
             let read = file.by_ref().take(BLOCK as u64).read_to_end(&mut block)?;
             for at in (0..block.len().saturating_sub(HEADER - 1)).filter(|&at| block[at..].starts_with(SIGNATURE)) {
-                // Anything else with that signature is data, or refused by the library.
-                if block[at + 4..at + 8] == [1, 0, 0, 0] {
+                // Another version is data, or refused by the library, which looks at no other byte before the size.
+                if block[at + SIGNATURE.len()] == 1 {
                     let address = start + at as u64;
                     let size = u64::from_le_bytes(block[at + 8..at + HEADER].try_into().expect("8 bytes"));
                     let fits = size >= SMALLEST && size <= bytes - address;
@@ -120,6 +120,7 @@ mod tests {
         for (place, value) in [(8, 1), (9, 0xff), (HEADER + 8, 0xff), (HEADER + 15, 0x7f), (2 * HEADER + 8, 1)] {
             let mut damaged = bytes.clone();
             damaged[heap + place] = value;
+            damaged[heap + 7] = 0xff; // reserved: nobody looks
             if place == 9 {
                 damaged[heap + 12] = 1;
             }
