@@ -15,28 +15,24 @@ fn main() -> ExitCode {
     sys::keep_freed_memory();
     // Network file systems often cannot lock, and store never writes to a file that others can see.
     sys::default_environment("HDF5_USE_FILE_LOCKING", "FALSE");
-    let cli = Cli::try_parse().unwrap_or_else(|error| launch::first_rank_only(|| error.exit(), error.exit_code()));
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        launch::leave_to_first_rank(error.exit_code());
+        error.exit()
+    });
     match cli.command.unwrap_or_else(|| Command::Train(cli::Train::default())) {
         Command::Train(args) => {
-            let config = load_config(args.config.as_deref(), &args.common);
-            launch::run(comm_timeout(&config), |job| train(job, config, &args))
+            start(load_config(args.config.as_deref(), &args.common), |job, config| train(job, config, &args))
         }
-        Command::Verify(args) => {
-            let config = verify_config(&args.common);
-            launch::run(comm_timeout(&config), |job| verify(job, config, &args))
-        }
-        Command::Allreduce(args) => launch::run(comm_timeout(&Ok(Config::default())), |job| allreduce::run(&args, job)),
+        Command::Verify(args) => start(verify_config(&args.common), |job, config| verify(job, config, &args)),
+        Command::Allreduce(args) => start(Ok(Config::default()), |job, _| allreduce::run(&args, job)),
         Command::Sweep(args) => {
-            let config = load_config(args.config.as_deref(), &args.common);
-            launch::run(comm_timeout(&config), |job| sweep(job, config, &args))
+            start(load_config(args.config.as_deref(), &args.common), |job, config| sweep(job, config, &args))
         }
         Command::Study(args) => {
-            let config = load_config(Some(&args.config), &args.common);
-            launch::run(comm_timeout(&config), |job| study(job, config, &args))
+            start(load_config(Some(&args.config), &args.common), |job, config| study(job, config, &args))
         }
         Command::Quantize(args) => {
-            let config = config_of(&args.run, &args.common);
-            launch::run(comm_timeout(&config), |job| quantize(job, config, &args))
+            start(config_of(&args.run, &args.common), |job, config| quantize(job, config, &args))
         }
         Command::Predict(args) => print(predict::run(&args)),
         Command::Eval { file, predictions, common } => print(eval(&file, predictions.as_deref(), &common)),
@@ -47,9 +43,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// How long ranks wait for each other; the default where the configuration is not even right.
-fn comm_timeout(config: &Result<Config>) -> f64 {
-    config.as_ref().map_or(config::Launch::default().comm_timeout_s, |config| config.launch.comm_timeout_s)
+/// Starts the ranks, which wait for each other as long as the configuration says; the default if it is not even right, which
+/// they tell when they have met.
+fn start(config: Result<Config>, work: impl FnOnce(&mut Job, Result<Config>) -> Result<()>) -> ExitCode {
+    let launch = config.as_ref().map_or_else(|_| config::Launch::default(), |config| config.launch.clone());
+    launch::run(launch.comm_timeout_s, |job| work(job, config))
 }
 
 fn train(job: &mut Job, loaded: Result<Config>, args: &cli::Train) -> Result<()> {

@@ -47,33 +47,30 @@ pub struct Place {
     pub device: String,
 }
 
-/// Ends a program that has not come so far as to start MPI: by `speak` on the first rank, silently with `status` on others.
+/// Before MPI has started: ends every rank but the first with `status`, so that the first can tell alone why it does not.
 /// Which one this is the launcher has left in the environment.
-pub fn first_rank_only(speak: impl FnOnce() -> std::convert::Infallible, status: i32) -> ! {
+pub fn leave_to_first_rank(status: i32) {
     let ranks = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"].map(|name| std::env::var(name).ok());
     if ranks.into_iter().flatten().next().is_some_and(|rank| rank != "0") {
         // The launcher ends the others as soon as one has failed.
-        std::thread::sleep(std::time::Duration::from_secs(1));
+        std::thread::sleep(Duration::from_secs(1));
         std::process::exit(status)
     }
-    match speak() {}
 }
 
 /// Initialises MPI, runs `work` on every rank and ends the job: 0 if all went well, [`STOPPED`] if a signal stopped it and it
 /// can be resumed, 1 otherwise. Ranks that do not meet within `comm_timeout_s` seconds end it too; 0: they wait for ever.
 pub fn run(comm_timeout_s: f64, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
+    prepare_open_mpi(); // sets the environment, so before there is another thread
     let patience = patience(comm_timeout_s);
     let watchdog = watchdog::meeting("met", patience);
-    prepare_open_mpi();
     let universe = Universe::start().expect("MPI is initialised once, here");
     let communicator = Arc::new(universe.world());
     let rank = communicator.rank();
     start_log(rank);
     end_job_on_panic(rank);
     let result = Job::new(communicator, watchdog).and_then(|mut job| work(&mut job));
-    let _watchdog = watchdog::meeting("all ended", patience); // drops after MPI has
-    let _universe = universe;
-    match result {
+    let status = match result {
         Ok(()) => ExitCode::SUCCESS,
         // All ranks know of it and are here: one of them speaks.
         Err(Error::Agreed(error)) => {
@@ -92,7 +89,11 @@ pub fn run(comm_timeout_s: f64, work: impl FnOnce(&mut Job) -> Result<()>) -> Ex
             eprintln!("hpml: rank {rank}: {error}");
             Communicator::abort(1)
         }
-    }
+    };
+    let watchdog = watchdog::meeting("all ended", patience);
+    drop(universe); // waits for the other ranks
+    drop(watchdog);
+    status
 }
 
 fn patience(comm_timeout_s: f64) -> Duration {
