@@ -73,7 +73,7 @@ pub fn move_into(tensor: &mut Tensor, mut home: Tensor) {
     tensor.set_data(&home);
 }
 
-/// From now on autograd adds the gradient of `parameter` into the memory of `home`, which is not zero yet.
+/// From now on autograd adds the gradient of `parameter` to what lies in the memory of `home`.
 pub fn gather_gradient(parameter: &Tensor, home: &Tensor) {
     parameter.sum(Kind::Float).backward(); // makes the gradient tensor
     parameter.grad().set_data(home);

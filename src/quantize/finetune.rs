@@ -14,18 +14,16 @@ use super::integer::{IntNet, Integers, Quantization};
 use super::network::{FloatNet, Node, Operation};
 use super::scheme::{ACTIVATION_MAX, WEIGHT_MAX};
 use crate::collective::{AllReduce, HostBuffer, Patience};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::data::{AugmentSeed, BatchPlan, Dataset, Loader, LoaderOptions, Sampler};
 use crate::error::Result;
 use crate::launch::Job;
 use crate::metrics::Kind;
-use crate::parallel::{gather_gradient, move_into};
+use crate::parallel::{FlatTensor, gather_gradient, move_into};
+use crate::train::Optimizer;
 
-/// Of SGD.
-const MOMENTUM: f32 = 0.9;
-
-/// `net` trained for `quantize.finetune_epochs` on all ranks together, its values rounded as in `integers`. The learning rate
-/// falls from `quantize.finetune_lr` to 0 in a line.
+/// `net` trained for `quantize.finetune_epochs` on all ranks together, its values rounded as in `integers`, by SGD with the default
+/// momentum. The learning rate falls from `quantize.finetune_lr` to 0 in a line.
 ///
 /// Every rank ends with the same weights, which may have become not finite: [`super::scheme::with_scales_of`] tells.
 pub fn finetune(
@@ -38,7 +36,8 @@ pub fn finetune(
     let all_reduce = AllReduce::new(job.communicator.clone(), config.parallel.all_reduce)?;
     let elements = elements(net);
     let mut rounded = Rounded::new(net, integers, all_reduce.buffer(elements)?);
-    let mut velocity = vec![0f32; elements];
+    let mut optimizer =
+        Optimizer::new(&[FlatTensor { elements: 0..elements, matrix: true }], &config::Optim::default());
     let plan = plan(train.len(), config, job);
     let steps = plan.sizes.len();
     let options = LoaderOptions {
@@ -54,16 +53,12 @@ pub fn finetune(
     for (step, batch) in Loader::start(train.clone(), plan, options).enumerate() {
         rounded.gradients.zero();
         let logits = rounded.forward(&batch.images).pop().expect("a network has layers");
-        logits.flatten(1, -1).cross_entropy_for_logits(&batch.labels).backward();
+        let loss = logits.flatten(1, -1).cross_entropy_for_logits(&batch.labels);
+        (loss / job.world_size as f64).backward(); // the sum over the ranks is the mean gradient
         let mut gradients = rounded.gradients.region(0..elements);
         all_reduce.reduce(Kind::Gradients, &mut gradients, Patience::Eager)?;
-        let rate = (config.quantize.finetune_lr * (steps - step) as f64 / steps as f64) as f32;
-        let mean = 1.0 / job.world_size as f32;
-        let rows = rounded.parameters.as_mut_slice().iter_mut().zip(gradients.as_slice()).zip(&mut velocity);
-        for ((parameter, gradient), velocity) in rows {
-            *velocity = MOMENTUM * *velocity + mean * gradient;
-            *parameter -= rate * *velocity;
-        }
+        let lr = config.quantize.finetune_lr * (steps - step) as f64 / steps as f64;
+        optimizer.step(rounded.parameters.as_mut_slice(), gradients.as_slice(), lr);
     }
     Ok(rounded.into_net(net))
 }
