@@ -91,16 +91,16 @@ fn what_is_each_ranks_own_is_saved_too() {
 fn another_number_of_ranks_goes_on_with_the_same_samples() {
     let folder = folder();
     let (whole, pieces) = (folder.path().join("whole.h5"), folder.path().join("pieces.h5"));
-    // 4 x 4 samples, at a rate at which rounding does not grow from step to step.
-    let args = ["--set", "train.batch_per_rank=4", "--set", "train.lr=0.001"];
+    // 4 x 4 samples, in so few steps and at such a rate that rounding has not grown yet (measured: 1e-7, after 8 epochs 1e-3).
+    let args = ["--set", "train.batch_per_rank=4", "--set", "train.lr=0.001", "--set", "train.epochs=4"];
     train(4, &whole, &args).run().succeeded();
     let first = cut(4, &pieces, &args, "USR1");
     assert_eq!(first.status.code(), Some(75), "{}\n{}", first.stdout, first.stderr);
     let rest = train(2, &pieces, &[&args[..], &["--resume", "auto"]].concat()).run().succeeded();
     assert!(rest.stderr.contains("train.batch_per_rank = 8"), "{}", rest.stderr);
-    // The same samples in each step, summed in another order, whose rounding grows with every epoch (to 1e-3 in the last).
+    // The same samples in each step, summed in another order.
     let (one, two) = (common::column(&whole, "epochs/train_loss"), common::column(&pieces, "epochs/train_loss"));
-    for (one, two) in one.iter().zip(&two).take(3) {
+    for (one, two) in one.iter().zip(&two) {
         assert!((one / two - 1.0).abs() < 1e-5, "{one} {two}");
     }
     assert_eq!(common::column(&whole, "epochs/epoch"), common::column(&pieces, "epochs/epoch"));
