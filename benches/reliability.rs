@@ -33,54 +33,21 @@ struct Fault {
     disk: bool,
 }
 
+/// Ends the run, with nothing to say of it.
+const HIT: Fault = Fault { name: "", inject: |_| (), survives: false, says: &[], disk: false };
+
 const FAULTS: &[Fault] = &[
-    Fault {
-        name: "a rank killed (SIGKILL)",
-        inject: |one| one.signal("KILL"),
-        survives: false,
-        says: &["signal 9"],
-        disk: false,
-    },
-    Fault {
-        name: "a rank stopped (SIGSTOP)",
-        inject: |one| one.signal("STOP"),
-        survives: false,
-        says: &["rank {rank}", "step"],
-        disk: false,
-    },
-    Fault { name: "a rank stopped for 2 s", inject: pause, survives: true, says: &[], disk: false },
-    Fault {
-        name: "SIGUSR1 to a rank",
-        inject: |one| one.signal("USR1"),
-        survives: false,
-        says: &["SIGUSR1", "step"],
-        disk: false,
-    },
-    Fault {
-        name: "SIGTERM to a rank",
-        inject: |one| one.signal("TERM"),
-        survives: false,
-        says: &["SIGTERM", "step"],
-        disk: false,
-    },
-    Fault {
-        name: "SIGINT to a rank",
-        inject: |one| one.signal("INT"),
-        survives: false,
-        says: &["SIGINT", "step"],
-        disk: false,
-    },
-    Fault {
-        name: "SIGTERM to mpirun",
-        inject: |one| kill("TERM", one.mpirun),
-        survives: false,
-        says: &[],
-        disk: false,
-    },
-    Fault { name: "killed, newest checkpoint damaged", inject: damage, survives: false, says: &[], disk: false },
-    Fault { name: "disk full", inject: fill, survives: false, says: &["cannot be written"], disk: true },
-    Fault { name: "disk full for a while", inject: fill_for_a_while, survives: true, says: &[], disk: true },
-    Fault { name: "disk read-only", inject: read_only, survives: false, says: &["cannot be written"], disk: true },
+    Fault { name: "a rank killed (SIGKILL)", inject: |one| one.signal("KILL"), says: &["signal 9"], ..HIT },
+    Fault { name: "a rank stopped (SIGSTOP)", inject: |one| one.signal("STOP"), says: &["rank {rank}", "step"], ..HIT },
+    Fault { name: "a rank stopped for 2 s", inject: pause, survives: true, ..HIT },
+    Fault { name: "SIGUSR1 to a rank", inject: |one| one.signal("USR1"), says: &["SIGUSR1", "step"], ..HIT },
+    Fault { name: "SIGTERM to a rank", inject: |one| one.signal("TERM"), says: &["SIGTERM", "step"], ..HIT },
+    Fault { name: "SIGINT to a rank", inject: |one| one.signal("INT"), says: &["SIGINT", "step"], ..HIT },
+    Fault { name: "SIGTERM to mpirun", inject: |one| kill("TERM", one.mpirun), ..HIT },
+    Fault { name: "killed, newest checkpoint damaged", inject: damage, ..HIT },
+    Fault { name: "disk full", inject: fill, says: &["cannot be written"], disk: true, ..HIT },
+    Fault { name: "disk full for a while", inject: fill_for_a_while, survives: true, disk: true, ..HIT },
+    Fault { name: "disk read-only", inject: read_only, says: &["cannot be written"], disk: true, ..HIT },
 ];
 
 /// One run that is hit.

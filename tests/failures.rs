@@ -5,13 +5,23 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Finished, Mpirun, assert_refused, folder, kill, text};
+use common::{Finished, Mpirun, Running, assert_refused, folder, kill, text};
 
 /// A bad start has to be told within seconds; a busy test machine gets some more.
 const SOON: Duration = Duration::from_secs(30);
 
 fn train(args: &[&str]) -> Finished {
     Mpirun::ranks(2).args(["train"]).args(args).timeout(SOON).run()
+}
+
+/// A training of far more epochs than a test waits for, each a fraction of a second.
+fn endless(ranks: usize, out: &Path, args: &[&str]) -> Running {
+    Mpirun::ranks(ranks)
+        .args(["train", "--out", text(out), "--set", "train.epochs=1000", "--set", "data.train_samples=400"])
+        .args(["--set", "data.test_samples=100"])
+        .args(args)
+        .timeout(Duration::from_secs(90))
+        .spawn()
 }
 
 #[test]
@@ -124,13 +134,7 @@ fn a_killed_rank_ends_the_job_and_leaves_the_last_epoch_readable() {
     for killed in [0, 1] {
         let folder = folder();
         let out = folder.path().join("run.h5");
-        // Far more epochs than the test waits for.
-        let run = Mpirun::ranks(2)
-            .args(["train", "--out", text(&out), "--set", "train.epochs=1000", "--set", "data.train_samples=400"])
-            .args(["--set", "data.test_samples=100"])
-            .timeout(Duration::from_secs(90))
-            .spawn();
-        let run = run.until("epoch", || common::has(&out, "epochs/epoch"));
+        let run = endless(2, &out, &[]).until("epoch", || common::has(&out, "epochs/epoch"));
         std::thread::sleep(Duration::from_millis(300)); // into a later epoch
         let pids = run.rank_pids(2);
         let killed_at = std::time::Instant::now();
@@ -151,12 +155,7 @@ fn a_killed_rank_ends_the_job_and_leaves_the_last_epoch_readable() {
 fn a_stopped_rank_ends_the_job_with_a_message_that_names_it() {
     let folder = folder();
     let out = folder.path().join("run.h5");
-    let run = Mpirun::ranks(3)
-        .args(["train", "--out", text(&out), "--set", "train.epochs=1000", "--set", "data.train_samples=400"])
-        .args(["--set", "data.test_samples=100", "--set", "launch.comm_timeout_s=3"])
-        .timeout(Duration::from_secs(90))
-        .spawn()
-        .until("epoch", || out.exists());
+    let run = endless(3, &out, &["--set", "launch.comm_timeout_s=3"]).until("epoch", || out.exists());
     kill("STOP", run.rank_pids(3)[1]);
     let run = run.wait();
     assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
@@ -172,10 +171,7 @@ fn a_stopped_rank_ends_the_job_with_a_message_that_names_it() {
 fn a_rank_stopped_before_the_ranks_have_met_ends_the_job() {
     let folder = folder();
     let out = folder.path().join("run.h5");
-    let run = Mpirun::ranks(2)
-        .args(["train", "--out", text(&out), "--set", "train.epochs=1000", "--set", "launch.comm_timeout_s=3"])
-        .timeout(Duration::from_secs(60))
-        .spawn();
+    let run = endless(2, &out, &["--set", "launch.comm_timeout_s=3"]);
     kill("STOP", run.rank_pids(2)[1]);
     let run = run.wait();
     assert_eq!(run.status.code(), Some(1), "{}", run.stderr);

@@ -108,9 +108,10 @@ impl Row {
             busbw: gigabytes_per_second(busbw),
             busbw_share: several(busbw / measurement.bare_busbw),
             // To six digits: what sums of float32 leave of nothing is nothing.
-            overlap: match overlapped {
-                true => ((1.0 - get(Part::CommExposed) / in_collectives) * 1e6).round() / 1e6,
-                false => f64::NAN,
+            overlap: if overlapped {
+                ((1.0 - get(Part::CommExposed) / in_collectives) * 1e6).round() / 1e6
+            } else {
+                f64::NAN
             },
             speedup: f64::NAN,
             efficiency: f64::NAN,
