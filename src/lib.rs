@@ -1,7 +1,7 @@
 //! hpml: data-parallel training under MPI that measures what it costs.
 //!
 //! The program is `src/main.rs`; this library is its parts, so that tests, benches and fuzzers can reach them. The way
-//! of the data: `config` -> `launch` -> `data` -> `model` -> `parallel` (over `collective`) -> `train` -> `store` ->
+//! of the data: `config` -> `launch` (over `device`) -> `data` -> `model` -> `parallel` (over `collective`) -> `train` -> `store` ->
 //! `report`.
 
 pub mod allreduce;
@@ -9,6 +9,7 @@ pub mod cli;
 pub mod collective;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod launch;
 pub mod metrics;

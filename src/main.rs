@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use hpml::cli::{self, Cli, Command, Common};
-use hpml::config::{self, Config};
+use hpml::config::{self, Config, Device, Launch};
 use hpml::error::Result;
 use hpml::launch::{self, Job};
 use hpml::{allreduce, predict, quantize, report, store, study, sweep, sys, train, verify};
@@ -86,6 +86,8 @@ fn verify_config(common: &Common) -> Result<Config> {
 }
 
 fn quantize(job: &mut Job, loaded: Result<Config>, args: &cli::Quantize) -> Result<()> {
+    // Calibration and integers are the host's work.
+    let loaded = loaded.map(|config| Config { launch: Launch { device: Device::Cpu, ..config.launch }, ..config });
     let config = watched(job, loaded)?;
     let out = args.out.clone().unwrap_or_else(|| quantize::command::beside(&args.run));
     quantize::command::quantize(&config, job, &args.run, &out, args.force)

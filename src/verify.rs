@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use crate::collective::Combine;
 use crate::config::{Compression, Config, ModelName};
-use crate::data::{self, BatchPlan, Dataset, Loader};
+use crate::data::{self, BatchPlan, Dataset, Feed};
 use crate::error::{Error, Result};
 use crate::launch::Job;
-use crate::metrics::{Kind, StepTimes};
+use crate::device::Timeline;
+use crate::metrics::Kind;
 use crate::model::{Model, Role};
 use crate::parallel::Replica;
 use crate::store::{self, Parity};
@@ -62,19 +63,19 @@ fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, pa
     job.agree(same_parameters(&model, parity, path))?;
     let has_buffers = model.state.iter().any(|entry| entry.role == Role::Buffer);
 
-    let mut replica = Replica::new(model, job.communicator.clone(), &config)?;
-    let mut optimizer = Optimizer::new(&replica.state.tensors, &config.optim);
+    let mut replica = Replica::new(model, job.target, job.communicator.clone(), &config)?;
+    let mut optimizer = Optimizer::new(&replica.state, &config.optim);
     let plan = job.agree(own_samples(job, parity, images, path))?;
-    let loader = Loader::start(images.clone(), plan, loader_options(&config, &replica, None));
+    let device = job.target.is_gpu().then(|| job.target.device());
+    let loader = Feed::new(images.clone(), device).batches(plan, loader_options(&config, &replica, None));
     let (mut losses, mut input_difference) = (Vec::new(), 0f64);
     for (batch, expected_sum) in loader.zip(&parity.input_sum) {
         let mut sum = [batch.images.sum(tch::Kind::Double).double_value(&[])];
         job.communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sum)?;
         input_difference = input_difference.max(relative(sum[0], *expected_sum));
-        let result = replica.step(&batch, parity.global_batch, &mut StepTimes::default())?;
-        let state = &mut replica.state;
-        optimizer.step(state.parameters.as_mut_slice(), state.gradients.as_slice(), parity.lr);
-        let total = Replica::sum_over_ranks(&job.communicator, result)?;
+        replica.step(&batch, parity.global_batch, &mut Timeline::default())?;
+        optimizer.step(&mut replica.state, parity.lr)?;
+        let total = Replica::sum_over_ranks(&job.communicator, replica.take_result()?)?;
         losses.push(total.loss_sum / total.samples as f64);
     }
     replica.agreed_checksum(0)?;

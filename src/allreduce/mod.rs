@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::cli;
 use crate::collective::{AllReduce, Bf16, Element};
-use crate::config::{Algorithm, Config};
+use crate::config::{Algorithm, Config, Device};
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::store::RunFile;
@@ -26,7 +26,8 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
         let expected = format!("must be at least --min, {}", args.min);
         return job.agree(Err(Error::ConfigValue { place, key, value, expected }));
     }
-    let config = Config::default();
+    let mut config = Config::default();
+    config.launch.device = Device::Cpu; // it is the host's memory that is summed
     job.configure(&config)?;
     job.let_ranks_wait();
     let file = args.out.as_ref().filter(|_| job.is_root()).map(|out| create(out, args.force, &config, job));

@@ -36,13 +36,7 @@ impl<T: Element> HostBuffer<T> {
     /// With `channels_last` a shape `[o, i, h, w]` is laid out as `[o, h, w, i]` in memory, the layout in which
     /// libtorch's convolutions want their weights; the tensor's own shape stays `[o, i, h, w]`.
     pub fn view(&self, offset: usize, shape: &[i64], channels_last: bool) -> Tensor {
-        let elements = shape.iter().product::<i64>() as usize;
-        assert!(offset + elements <= self.whole.range.len(), "a view must lie inside its buffer");
-        let strides = match *shape {
-            [_, i, h, w] if channels_last => vec![i * h * w, 1, w * i, i],
-            _ => row_major(shape),
-        };
-        tch::no_grad(|| self.whole.flat.as_strided(shape, strides, offset as i64))
+        view(&self.whole.flat, offset, shape, channels_last)
     }
 
     /// All elements.
@@ -115,6 +109,17 @@ impl<T: Element> Region<T> {
     fn start(&self) -> *mut T {
         self.flat.data_ptr().cast::<T>().wrapping_add(self.range.start)
     }
+}
+
+/// The same of any flat tensor.
+pub fn view(flat: &Tensor, offset: usize, shape: &[i64], channels_last: bool) -> Tensor {
+    let elements = shape.iter().product::<i64>() as usize;
+    assert!(offset + elements <= flat.numel(), "a view must lie inside its buffer");
+    let strides = match *shape {
+        [_, i, h, w] if channels_last => vec![i * h * w, 1, w * i, i],
+        _ => row_major(shape),
+    };
+    tch::no_grad(|| flat.as_strided(shape, strides, offset as i64))
 }
 
 fn row_major(shape: &[i64]) -> Vec<i64> {

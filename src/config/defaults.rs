@@ -4,7 +4,7 @@ use super::*;
 
 impl Default for Launch {
     fn default() -> Self {
-        Launch { device: Device::Auto, threads: 0, comm_timeout_s: 600.0 }
+        Launch { device: Device::Auto, allow_gpu_sharing: false, threads: 0, comm_timeout_s: 600.0 }
     }
 }
 
@@ -90,6 +90,7 @@ impl Default for Parallel {
             compression: Compression::None,
             compression_block: 256,
             compression_rank: 4,
+            compression_start: 0,
             local_steps: 1,
         }
     }

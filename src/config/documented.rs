@@ -7,6 +7,7 @@ const COMMENTS: &[(&str, &str)] = &[
     ("run.seed", "seeds the parameters, the order of the samples and the augmentation; integer, 0 or more"),
     ("run.out", "the run file (HDF5); empty: results/MODEL-RANKSranks-TIME.h5"),
     ("launch.device", "auto, cpu or cuda; auto takes a GPU where every rank of a host has one of its own"),
+    ("launch.allow_gpu_sharing", "let several ranks of a host have the same GPU, whose sums then go through host memory"),
     ("launch.threads", "compute threads per rank; 0: cores of the host / ranks on it"),
     (
         "launch.comm_timeout_s",
@@ -33,7 +34,11 @@ const COMMENTS: &[(&str, &str)] = &[
     ("model.name", "net or resnet18"),
     ("model.bias", "a bias on the last layer of net"),
     ("model.width", "channels of resnet18's first stage; 64 is the published network"),
-    ("model.precision", "float32, or bf16: convolutions and linear layers in bfloat16, parameters in float32"),
+    (
+        "model.precision",
+        "float32, tf32 (a GPU multiplies with 10 bits of mantissa), or bf16: convolutions and linear layers in bfloat16, \
+         parameters in float32",
+    ),
     (
         "model.channels_last",
         "keep images and convolution weights as NHWC in memory, faster on most hardware (resnet18 only)",
@@ -93,6 +98,7 @@ const COMMENTS: &[(&str, &str)] = &[
         "int8: gradients that share a scale, 64 to 65536; they take 1/4 + 1/block of float32's bytes",
     ),
     ("parallel.compression_rank", "powersgd: columns of the two matrices that stand for a gradient, 1 to 64"),
+    ("parallel.compression_start", "steps at the beginning of a training whose gradients are sent as they are"),
     (
         "parallel.local_steps",
         "above 1: every rank updates with its own gradients, and parameters and momentum are averaged after so many steps and at \

@@ -53,6 +53,7 @@ pub struct Run {
 #[allow(missing_docs)]
 pub struct Launch {
     pub device: Device,
+    pub allow_gpu_sharing: bool,
     pub threads: usize,
     pub comm_timeout_s: f64,
 }
@@ -106,6 +107,8 @@ impl ModelName {
 pub enum Precision {
     /// IEEE single precision throughout.
     Float32,
+    /// The same, but a GPU's matrix units multiply with 10 bits of mantissa.
+    Tf32,
     /// Convolutions and linear layers in bfloat16, the rest as their inputs come (autocast's rule).
     Bf16,
 }

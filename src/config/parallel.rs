@@ -15,6 +15,7 @@ pub struct Parallel {
     pub compression: Compression,
     pub compression_block: usize,
     pub compression_rank: usize,
+    pub compression_start: usize,
     pub local_steps: usize,
 }
 
@@ -79,4 +80,17 @@ pub enum Compression {
     Int8,
     /// Thin matrices whose products come near; what is lost is sent later.
     PowerSgd,
+}
+
+impl Compression {
+    /// The name as in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Compression::None => "none",
+            Compression::Bf16 => "bf16",
+            Compression::Fp16 => "fp16",
+            Compression::Int8 => "int8",
+            Compression::PowerSgd => "powersgd",
+        }
+    }
 }

@@ -157,4 +157,28 @@ impl Config {
         }
         Ok(())
     }
+
+    /// What CPU ranks can do and GPU ranks cannot: an error that names it.
+    pub fn check_for_gpu(&self) -> Result<()> {
+        let parallel = &self.parallel;
+        let refused = [
+            ("parallel.buffers", parallel.buffers == BufferSync::Sync, "sync".to_owned()),
+            ("parallel.local_steps", parallel.local_steps > 1, parallel.local_steps.to_string()),
+            ("parallel.compression_start", parallel.compression_start > 0, parallel.compression_start.to_string()),
+            (
+                "parallel.compression",
+                matches!(parallel.compression, Compression::Int8 | Compression::PowerSgd),
+                parallel.compression.as_str().to_owned(),
+            ),
+        ];
+        match refused.into_iter().find(|(_, is_set, _)| *is_set) {
+            None => Ok(()),
+            Some((key, _, value)) => Err(Error::ConfigValue {
+                place: "launch.device".into(),
+                key: key.into(),
+                value,
+                expected: "works on CPU ranks only: set launch.device = \"cpu\", or leave it out".into(),
+            }),
+        }
+    }
 }

@@ -7,7 +7,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use super::{PLANE, SIDE};
 
 /// Black pixels around an image before the crop, as torchvision's `RandomCrop(32, padding=4)`.
-const PADDING: usize = 4;
+pub(super) const PADDING: usize = 4;
 /// Places at which the crop can start, per axis.
 const PLACES: usize = 2 * PADDING + 1;
 
@@ -23,9 +23,9 @@ pub struct AugmentSeed {
 /// Where the crop starts in the padded image, and whether the result is mirrored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Augmentation {
-    top: usize,
-    left: usize,
-    flip: bool,
+    pub(super) top: usize,
+    pub(super) left: usize,
+    pub(super) flip: bool,
 }
 
 impl Augmentation {

@@ -1,5 +1,6 @@
 //! Images and labels. In: the `[data]` section. Out: two [`Datasets`] in memory, for each rank and epoch the samples
-//! that are its own ([`Sampler`]), and a [`Loader`] that turns them into batches `[n, 3, 32, 32]` on another thread.
+//! that are its own ([`Sampler`]), and a [`Feed`] of batches `[n, 3, 32, 32]`: a [`Loader`] makes them on another thread,
+//! or a device out of its own copy of the images.
 //!
 //! Images stay u8 until a batch is made of them. Two sources: CIFAR-10's binary files, or a synthetic set that needs no
 //! file and no network. Nothing here talks to other ranks: what a rank draws follows from its number and the seed.
@@ -7,6 +8,7 @@
 mod augment;
 mod cifar10;
 mod loader;
+mod resident;
 mod sampler;
 mod synthetic;
 
@@ -17,6 +19,7 @@ use crate::error::{Error, Result};
 pub use augment::AugmentSeed;
 pub use cifar10::append_records;
 pub use loader::{Batch, BatchPlan, Loader, LoaderOptions};
+pub use resident::{Batches, Feed};
 pub use sampler::Sampler;
 
 /// Classes of every data set here.

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::collective::{Combine, Communicator, Universe, progress};
-use crate::config::{Config, Device};
+use crate::config::{Config, Precision};
+use crate::device::{self, Choice, Found, Target};
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
 pub use signals::{STOPPED, Signals, signal_name};
@@ -26,7 +27,9 @@ pub struct Job {
     pub world_size: usize,
     /// This process's number among those of its host.
     pub local_rank: usize,
-    /// Host, compute threads and CPU list of every rank.
+    /// Where this rank computes.
+    pub target: Target,
+    /// Host, compute threads and device of every rank.
     pub places: Vec<Place>,
     /// CPUs of this host that any of its ranks may use.
     pub cores: usize,
@@ -104,7 +107,8 @@ impl Job {
     fn new(communicator: Arc<Communicator>, watchdog: Option<watchdog::Watchdog>) -> Result<Job> {
         let (rank, world_size) = (communicator.rank(), communicator.size());
         let local_rank = communicator.split_by_host()?.rank();
-        Ok(Job { communicator, rank, world_size, local_rank, places: Vec::new(), cores: 0, watchdog })
+        let (target, places) = (Target::Cpu, Vec::new());
+        Ok(Job { communicator, rank, world_size, local_rank, target, places, cores: 0, watchdog })
     }
 
     /// Turns an error of any rank into an error of all: every rank calls this at the same point with its own result.
@@ -124,13 +128,10 @@ impl Job {
         let hashes = self.communicator.all_gather(Kind::Control, &[config.hash()])?;
         let differing = hashes.iter().position(|&hash| hash != hashes[0]);
         self.agree(differing.map_or(Ok(()), |rank| Err(Error::ConfigDiffers { rank })))?;
-        self.agree(match config.launch.device {
-            Device::Auto | Device::Cpu => Ok(()),
-            Device::Cuda => Err(Error::Device { reason: "this version of hpml trains on CPU cores only".into() }),
-        })?;
         let host = hostname();
-        let own = affinity::allowed_cpus();
         let hosts = self.communicator.all_gather_text(Kind::Control, &host)?;
+        let devices = self.choose_device(config, &hosts)?;
+        let own = affinity::allowed_cpus();
         let cpus = self.communicator.all_gather_text(Kind::Control, &own)?;
         let neighbours: Vec<&str> =
             hosts.iter().zip(&cpus).filter(|(other, _)| **other == host).map(|(_, cpus)| cpus.as_str()).collect();
@@ -144,14 +145,39 @@ impl Job {
         self.places = hosts
             .into_iter()
             .zip(numbers.chunks(2))
-            .map(|(host, numbers)| Place {
+            .zip(devices)
+            .map(|((host, numbers), device)| Place {
                 host,
                 local_rank: numbers[0] as usize,
                 threads: numbers[1] as usize,
-                device: "cpu".into(),
+                device,
             })
             .collect();
         Ok(())
+    }
+
+    /// Finds this rank's device, before anything makes a tensor. Every rank's device in words.
+    fn choose_device(&mut self, config: &Config, hosts: &[String]) -> Result<Vec<String>> {
+        let own = device::look(config.launch.device);
+        let found = self.communicator.all_gather_text(Kind::Control, &own.to_text())?;
+        let found: Vec<Found> = found.iter().map(|text| Found::from_text(text)).collect();
+        let choice = device::assign(&config.launch, hosts, &found).map_err(|reason| Error::Device { reason });
+        let Choice { targets, fallback } = self.agree(choice)?;
+        let shared = targets.iter().any(|target| matches!(target, Target::Gpu { shared: true, .. }));
+        if let Some(reason) = fallback.filter(|_| self.is_root()) {
+            log::info!("training on CPU cores: {reason}");
+        }
+        if shared && self.is_root() {
+            log::warn!("ranks share a GPU: what is measured is not what each would do with its own");
+        }
+        self.target = targets[self.rank];
+        self.agree(if self.target.is_gpu() { config.check_for_gpu() } else { Ok(()) })?;
+        self.agree(self.target.enter(config.model.precision == Precision::Tf32))?;
+        let name = match self.target {
+            Target::Gpu { index, .. } => format!("{} {}", self.target, own.names.get(index).map_or("", String::as_str)),
+            target => target.to_string(),
+        };
+        self.communicator.all_gather_text(Kind::Control, name.trim())
     }
 
     /// From now on a collective that takes longer than `launch.comm_timeout_s` ends the job, naming the rank that is missing.

@@ -87,7 +87,7 @@ impl Builder {
 /// written out, since tch's own `autocast` is for CUDA alone.
 fn cast(tensor: &Tensor, precision: Precision) -> Tensor {
     match precision {
-        Precision::Float32 => tensor.shallow_clone(),
+        Precision::Float32 | Precision::Tf32 => tensor.shallow_clone(),
         Precision::Bf16 => tensor.to_kind(Kind::BFloat16),
     }
 }
@@ -109,7 +109,7 @@ pub(super) struct Conv {
 
 impl Conv {
     pub(super) fn forward(&self, input: &Tensor) -> Tensor {
-        if self.precision == Precision::Float32 && is_small(input) {
+        if self.precision != Precision::Bf16 && is_small(input) {
             return sys::im2col_conv2d(input, &self.weight, self.stride, self.padding);
         }
         let (input, weight) = (cast(input, self.precision), cast(&self.weight, self.precision));

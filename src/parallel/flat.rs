@@ -1,20 +1,21 @@
 //! Parameters, gradients and buffers of a model in three flat buffers, the model's own tensors being views of them.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use crate::collective::HostBuffer;
+use crate::collective::{HostBuffer, view};
 use crate::model::{Model, Role};
 
 /// The flat memory of a model. One message carries what lies together; the optimiser is one loop.
 pub struct FlatState {
     /// All parameters, in the model's order.
-    pub parameters: HostBuffer,
+    pub parameters: Flat,
     /// The gradient of `parameters[i]` at `i`.
-    pub gradients: HostBuffer,
+    pub gradients: Flat,
     /// Batch norm's running statistics.
-    pub buffers: HostBuffer,
+    pub buffers: Flat,
     /// Where each stage's parameters lie.
     pub stage_elements: Vec<Range<usize>>,
     /// The single parameters, in the model's order.
@@ -30,14 +31,107 @@ pub struct FlatTensor {
     pub matrix: bool,
 }
 
+/// Numbers one after the other, in the host's memory or in a device's.
+pub enum Flat {
+    /// That the CPU computes on.
+    Host(HostBuffer),
+    /// `[elements]` float32.
+    Device(Tensor),
+}
+
+impl Flat {
+    /// So many zeros; of a device if there is one.
+    pub fn zeros(elements: usize, device: Option<Device>) -> Flat {
+        match device {
+            None => Flat::Host(HostBuffer::zeros(elements)),
+            Some(device) => Flat::Device(Tensor::zeros([elements as i64], (Kind::Float, device))),
+        }
+    }
+
+    /// As many zeros in the same memory.
+    pub fn zeros_like(&self, elements: usize) -> Flat {
+        let device = match self {
+            Flat::Host(_) => None,
+            Flat::Device(tensor) => Some(tensor.device()),
+        };
+        Flat::zeros(elements, device)
+    }
+
+    /// How many numbers.
+    pub fn len(&self) -> usize {
+        match self {
+            Flat::Host(buffer) => buffer.as_slice().len(),
+            Flat::Device(tensor) => tensor.numel(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The numbers, copied if they are a device's.
+    pub fn read(&self) -> Cow<'_, [f32]> {
+        match self {
+            Flat::Host(buffer) => Cow::Borrowed(buffer.as_slice()),
+            Flat::Device(tensor) => {
+                let mut values = vec![0.0; tensor.numel()];
+                tensor.copy_data(&mut values, tensor.numel());
+                Cow::Owned(values)
+            }
+        }
+    }
+
+    /// Overwrites all of them.
+    pub fn write(&mut self, values: &[f32]) {
+        match self {
+            Flat::Host(buffer) => buffer.as_mut_slice().copy_from_slice(values),
+            Flat::Device(tensor) => tch::no_grad(|| tensor.copy_(&Tensor::from_slice(values))),
+        }
+    }
+
+    /// The host's memory. Panics for a device's: what asks for it is refused there by the configuration's checks.
+    pub fn host(&self) -> &HostBuffer {
+        match self {
+            Flat::Host(buffer) => buffer,
+            Flat::Device(_) => unreachable!("this computes on the host's memory alone"),
+        }
+    }
+
+    /// The same, to write.
+    pub fn host_mut(&mut self) -> &mut HostBuffer {
+        match self {
+            Flat::Host(buffer) => buffer,
+            Flat::Device(_) => unreachable!("this computes on the host's memory alone"),
+        }
+    }
+
+    /// Sets all to zero.
+    pub fn zero(&mut self) {
+        match self {
+            Flat::Host(buffer) => buffer.zero(),
+            Flat::Device(tensor) => tch::no_grad(|| _ = tensor.zero_()),
+        }
+    }
+
+    /// As [`HostBuffer::view`].
+    pub fn view(&self, offset: usize, shape: &[i64], channels_last: bool) -> Tensor {
+        match self {
+            Flat::Host(buffer) => buffer.view(offset, shape, channels_last),
+            Flat::Device(tensor) => view(tensor, offset, shape, channels_last),
+        }
+    }
+}
+
 impl FlatState {
     /// Moves the model's tensors into flat buffers, values kept, gradients zero.
     ///
-    /// `gradients` has an element for each of the model's parameters, in memory that suits the all-reduce.
-    pub fn adopt(model: &mut Model, mut gradients: HostBuffer) -> FlatState {
+    /// `gradients` has an element for each of the model's parameters, in memory that suits the all-reduce; the rest comes to
+    /// the same device.
+    pub fn adopt(model: &mut Model, mut gradients: Flat) -> FlatState {
         let elements = |role| model.state.iter().filter(|e| e.role == role).map(|e| e.tensor.numel()).sum::<usize>();
-        let parameters = HostBuffer::zeros(elements(Role::Parameter));
-        let buffers = HostBuffer::zeros(elements(Role::Buffer));
+        let parameters = gradients.zeros_like(elements(Role::Parameter));
+        let buffers = gradients.zeros_like(elements(Role::Buffer));
         let (mut parameter, mut buffer) = (0, 0);
         let (mut stage_elements, mut tensors) = (Vec::new(), Vec::new());
         for stage in &model.stages {
@@ -49,7 +143,7 @@ impl FlatState {
                     Role::Buffer => (&buffers, &mut buffer),
                     Role::Counter => continue,
                 };
-                let view = |of: &HostBuffer| of.view(*offset, &shape, model.channels_last);
+                let view = |of: &Flat| of.view(*offset, &shape, model.channels_last);
                 move_into(&mut entry.tensor, view(home));
                 if entry.role == Role::Parameter {
                     gather_gradient(&entry.tensor, &view(&gradients));
@@ -91,15 +185,18 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::model::Mode;
-    use tch::Device;
 
     #[test]
     fn a_backward_pass_writes_into_the_flat_gradients() {
-        for (name, channels_last) in [(config::ModelName::Net, false), (config::ModelName::Resnet18, true)] {
+        for (name, channels_last, device) in [
+            (config::ModelName::Net, false, None),
+            (config::ModelName::Resnet18, true, None),
+            (config::ModelName::Resnet18, true, Some(Device::Cpu)),
+        ] {
             let config = config::Model { name, width: 16, channels_last, ..Default::default() };
             let mut model = Model::new(&config, 3);
             let before: Vec<Tensor> = model.parameters().map(|entry| entry.tensor.copy()).collect();
-            let gradients = HostBuffer::zeros(model.parameter_count());
+            let gradients = Flat::zeros(model.parameter_count(), device);
             let state = FlatState::adopt(&mut model, gradients);
             for (entry, before) in model.parameters().zip(&before) {
                 assert!(entry.tensor.equal(before), "{} changed", entry.name);
@@ -108,10 +205,10 @@ mod tests {
             model.forward(&images, Mode::Train).square().sum(Kind::Float).backward();
             let squares: f64 =
                 model.parameters().map(|e| e.tensor.grad().square().sum(Kind::Double).double_value(&[])).sum();
-            let flat: f64 = state.gradients.as_slice().iter().map(|&g| (g as f64).powi(2)).sum();
+            let flat: f64 = state.gradients.read().iter().map(|&g| (g as f64).powi(2)).sum();
             assert!(flat > 0.0 && (flat / squares - 1.0).abs() < 1e-6, "{flat} {squares}");
             let last = state.stage_elements.last().map(|range| range.end);
-            assert_eq!(last, Some(state.parameters.as_slice().len()));
+            assert_eq!(last, Some(state.parameters.len()));
         }
     }
 }

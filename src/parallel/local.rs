@@ -54,12 +54,12 @@ impl LocalSteps {
         let ranks = self.wire.communicator().size() as f32;
         let mut wait = 0.0;
         let [first, second] = moments;
-        for values in [state.parameters.as_mut_slice(), first, second] {
+        for values in [state.parameters.host_mut().as_mut_slice(), first, second] {
             if values.is_empty() {
                 continue;
             }
             // Memory that suits the all-reduce; the next step sets it to zero anyway.
-            let mut sums = state.gradients.region(0..values.len());
+            let mut sums = state.gradients.host().region(0..values.len());
             sums.as_mut_slice().copy_from_slice(values);
             wait += self.wire.reduce(Kind::Parameters, &mut sums, Patience::Eager)?.wait;
             values.iter_mut().zip(sums.as_slice()).for_each(|(value, sum)| *value = sum / ranks);

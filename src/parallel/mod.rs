@@ -5,6 +5,7 @@
 mod batch_norm;
 mod bucket;
 mod compress;
+mod exchange;
 mod flat;
 mod local;
 mod replica;
@@ -12,6 +13,6 @@ mod replica;
 pub use batch_norm::SyncBatchNorm;
 pub use bucket::Bucket;
 pub use compress::Reducer;
-pub use flat::{FlatState, FlatTensor, gather_gradient, move_into, norm};
+pub use flat::{Flat, FlatState, FlatTensor, gather_gradient, move_into, norm};
 pub use local::LocalSteps;
 pub use replica::{Replica, StepResult};

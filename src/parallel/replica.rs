@@ -6,13 +6,16 @@ use std::time::Instant;
 use tch::{Reduction, Tensor};
 
 use super::batch_norm::Cut;
-use super::{Bucket, FlatState, LocalSteps, Reducer, SyncBatchNorm};
-use crate::collective::{AllReduce, Combine, Communicator, Finished, Patience, Region, Worker};
+use super::exchange::{Exchange, add_collective, broadcasts};
+use super::{Bucket, FlatState, LocalSteps, SyncBatchNorm};
+use crate::collective::{Combine, Communicator, Finished};
 use crate::config::{self, BufferSync, Timing};
 use crate::data::Batch;
+use crate::device::{Clock, Moment, Target, Timeline};
 use crate::error::{Error, Result};
-use crate::metrics::{Kind, Part, StepTimes};
+use crate::metrics::{Kind, Part};
 use crate::model::{Mode, Model};
+use crate::sys::gpu::range;
 
 /// The model on this rank. All ranks call its methods together.
 pub struct Replica {
@@ -21,22 +24,19 @@ pub struct Replica {
     /// Its flat memory.
     pub state: FlatState,
     communicator: Arc<Communicator>,
-    reducer: Arc<Reducer>,
-    /// With `parallel.local_steps`; then gradients stay on their rank.
-    local: Option<LocalSteps>,
-    worker: Option<Worker>,
+    exchange: Exchange,
     buckets: Vec<Bucket>,
     buffer_sync: BufferSync,
     /// With `parallel.buffers = "sync"`; then every segment is a stage and there is no worker.
     sync_batch_norm: Option<SyncBatchNorm>,
     timing: Timing,
+    clock: Clock,
     label_smoothing: f64,
     /// Whether all ranks must have the same parameters.
     keeps_ranks_equal: bool,
     /// Whether the gradients hold those of earlier batches of this step.
     accumulated: bool,
-    logits: Vec<f32>,
-    labels: Vec<i64>,
+    tally: Tally,
 }
 
 /// What one rank's samples of a step gave.
@@ -60,83 +60,100 @@ impl StepResult {
 }
 
 impl Replica {
-    /// Takes the model over and gives every rank rank 0's parameters and buffers, unless that is to be left out.
-    pub fn new(mut model: Model, communicator: Arc<Communicator>, config: &config::Config) -> Result<Replica> {
-        let all_reduce = Arc::new(AllReduce::new(communicator.clone(), config.parallel.all_reduce)?);
-        let gradients = all_reduce.buffer(model.parameter_count())?;
+    /// Takes the model over to `target` and gives every rank rank 0's parameters and buffers, unless that is to be left out.
+    pub fn new(
+        mut model: Model,
+        target: Target,
+        communicator: Arc<Communicator>,
+        config: &config::Config,
+    ) -> Result<Replica> {
+        let (mut exchange, gradients) = Exchange::new(&model, target, &communicator, config)?;
         let mut state = FlatState::adopt(&mut model, gradients);
         if config.parallel.broadcast_parameters {
-            communicator.broadcast(Kind::Parameters, state.parameters.as_mut_slice())?;
-            if !state.buffers.as_slice().is_empty() {
-                communicator.broadcast(Kind::Parameters, state.buffers.as_mut_slice())?;
+            for flat in [&mut state.parameters, &mut state.buffers].into_iter().filter(|flat| !flat.is_empty()) {
+                let mut values = flat.read().into_owned();
+                communicator.broadcast(Kind::Parameters, &mut values)?;
+                flat.write(&values);
             }
         }
         // The worker would call MPI beside the collectives of a backward pass that has its own.
         let sync = config.parallel.buffers == BufferSync::Sync && communicator.size() > 1;
         let sync_batch_norm = sync.then(|| SyncBatchNorm::new(communicator.clone(), config.metrics.timing));
-        let reducer = Arc::new(Reducer::new(all_reduce.clone(), &model, config)?);
-        let local = LocalSteps::new(all_reduce, config.parallel.local_steps);
         let bytes = match communicator.size() {
             // Within a segment no value may lie on both sides of a cut, as a block's input with its skip connection would.
             _ if sync => 0.0,
-            ranks if ranks > 1 && local.is_none() => config.parallel.bucket_mb * 1e6,
+            ranks if ranks > 1 && !exchange.is_local() => config.parallel.bucket_mb * 1e6,
             _ => f64::INFINITY, // nothing to reduce: one bucket, so that the backward pass is not cut
         };
         let buckets = Bucket::plan(&state.stage_elements, bytes);
-        // The last bucket is reduced by the caller: nothing is left to compute that could hide it. So a model of one
-        // bucket needs no thread, and its all-reduce no hand-over.
-        let overlap = config.metrics.timing == Timing::Overlap && buckets.len() > 1 && !sync;
-        // Patient: a collective that spins for a slower rank would take half of the core from the backward pass that this
-        // rank still computes.
-        let patient = |reducer: Arc<Reducer>| move |region: &mut Region| reducer.reduce(region, Patience::Patient);
-        let worker = overlap.then(|| Worker::start(patient(reducer.clone())));
+        if config.metrics.timing == Timing::Overlap && buckets.len() > 1 && !sync {
+            exchange.overlap();
+        }
         Ok(Replica {
             model,
             state,
             communicator,
-            reducer,
-            local,
-            worker,
+            exchange,
             buckets,
             buffer_sync: config.parallel.buffers,
             sync_batch_norm,
             timing: config.metrics.timing,
+            clock: Clock::of(target, config.metrics.timing)?,
             label_smoothing: config.train.label_smoothing,
             keeps_ranks_equal: config.parallel.keeps_ranks_equal(),
             accumulated: false,
-            logits: Vec::new(),
-            labels: Vec::new(),
+            tally: Tally::new(target),
         })
     }
 
     /// Bytes of what one step all-reduces, as sent: compressed, or nothing where gradients stay on their rank.
     pub fn gradient_bytes(&self) -> u64 {
-        match self.local {
-            Some(_) => 0,
-            None => self.buckets.iter().map(|bucket| self.reducer.bytes(&bucket.elements)).sum(),
-        }
+        self.exchange.bytes(&self.buckets)
     }
 
-    /// What sums the gradients, and what it carries from step to step.
-    pub fn reducer(&self) -> &Reducer {
-        &self.reducer
+    /// What the compression of gradients carries from step to step, by name; [`restore_compression`] takes it back.
+    ///
+    /// [`restore_compression`]: Self::restore_compression
+    pub fn compression(&self) -> Vec<(String, Vec<f32>)> {
+        self.exchange.state()
+    }
+
+    /// Goes on with what [`compression`](Self::compression) gave after so many `steps`. Error: what is wrong with it.
+    pub fn restore_compression(&self, saved: &[(String, Vec<f32>)], steps: usize) -> Result<(), String> {
+        self.exchange.restore(saved, steps)
+    }
+
+    /// The clock of its device.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Whether what a step gave is known when it returns.
+    pub fn knows_at_once(&self) -> bool {
+        matches!(self.tally, Tally::Host { .. })
+    }
+
+    /// What the samples since the last call gave on this rank. Waits for the device. Error: it has failed, or a peer is gone.
+    pub fn take_result(&mut self) -> Result<StepResult> {
+        self.exchange.settle()?;
+        Ok(self.tally.take())
     }
 
     /// To be called after every update, with the optimiser's moments: with `parallel.local_steps` it is here that the ranks
     /// become equal.
-    pub fn updated(&mut self, moments: [&mut [f32]; 2], times: &mut StepTimes) -> Result<()> {
-        let due = self.local.as_mut().is_some_and(LocalSteps::updated);
+    pub fn updated(&mut self, moments: [&mut [f32]; 2], times: &mut Timeline) -> Result<()> {
+        let due = self.exchange.local().is_some_and(LocalSteps::updated);
         if due { self.average(moments, times) } else { Ok(()) }
     }
 
     /// Updates of this rank since the ranks were equal; 0 where they always are.
-    pub fn local_steps(&self) -> usize {
-        self.local.as_ref().map_or(0, LocalSteps::since)
+    pub fn local_steps(&mut self) -> usize {
+        self.exchange.local().map_or(0, |local| local.since())
     }
 
     /// Goes on where [`local_steps`](Self::local_steps) was so many.
     pub fn set_local_steps(&mut self, steps: usize) {
-        if let Some(local) = &mut self.local {
+        if let Some(local) = self.exchange.local() {
             local.set_since(steps);
         }
     }
@@ -148,15 +165,15 @@ impl Replica {
 
     /// Forward and backward pass over a `batch` of a step that has `global_batch` samples over all batches and ranks,
     /// without a word to the other ranks. [`step`](Self::step) with the step's last batch reduces the gradients of all.
-    pub fn accumulate(&mut self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<StepResult> {
+    pub fn accumulate(&mut self, batch: &Batch, global_batch: usize, times: &mut Timeline) -> Result<()> {
         self.begin(times)?;
         self.accumulated = true;
         if self.has_nothing(batch)? {
-            return Ok(StepResult::default());
+            return Ok(());
         }
         let mut pass = self.forward_pass(batch, global_batch, times)?;
         while !pass.segments.is_empty() {
-            pass.backward(self.sync_batch_norm.as_ref(), times)?;
+            pass.backward(self.sync_batch_norm.as_ref(), &self.clock, times)?;
         }
         self.count(&pass, batch, times)
     }
@@ -164,8 +181,8 @@ impl Replica {
     /// Forward and backward pass over this rank's (last) `batch` of a step that has `global_batch` samples over all ranks.
     ///
     /// Leaves in the flat gradients the mean gradient over all `global_batch` samples, however unevenly they are spread.
-    /// Adds the seconds of the parts to `times`.
-    pub fn step(&mut self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<StepResult> {
+    /// Adds the times of the parts to `times`; [`take_result`](Self::take_result) tells what it gave.
+    pub fn step(&mut self, batch: &Batch, global_batch: usize, times: &mut Timeline) -> Result<()> {
         self.begin(times)?;
         self.accumulated = false;
         if self.has_nothing(batch)? {
@@ -173,16 +190,15 @@ impl Replica {
             for bucket in 0..self.buckets.len() {
                 self.bucket_is_ready(bucket, times)?;
             }
-            self.finish(times)?;
-            return Ok(StepResult::default());
+            return self.exchange.finish(&self.buckets, &self.state, times);
         }
         let mut pass = self.forward_pass(batch, global_batch, times)?;
         // From the last segment to the first, a segment for every bucket.
         for bucket in 0..self.buckets.len() {
-            pass.backward(self.sync_batch_norm.as_ref(), times)?;
+            pass.backward(self.sync_batch_norm.as_ref(), &self.clock, times)?;
             self.bucket_is_ready(bucket, times)?;
         }
-        self.finish(times)?;
+        self.exchange.finish(&self.buckets, &self.state, times)?;
         self.count(&pass, batch, times)
     }
 
@@ -197,31 +213,31 @@ impl Replica {
     }
 
     /// What comes before a step's first forward pass.
-    fn begin(&mut self, times: &mut StepTimes) -> Result<()> {
+    fn begin(&mut self, times: &mut Timeline) -> Result<()> {
         if self.accumulated {
             return Ok(());
         }
-        if self.local.is_none() {
+        if !self.exchange.is_local() {
             // Who arrives late is told apart from the transfer only where that may cost a barrier.
             self.broadcast_buffers(self.timing == Timing::Profile, times)?;
         }
-        let start = Instant::now();
+        let start = self.clock.now()?;
         self.state.gradients.zero();
-        times.add(Part::Backward, start.elapsed().as_secs_f64());
-        Ok(())
+        times.since(Part::Backward, start, &self.clock)
     }
 
-    fn forward_pass(&self, batch: &Batch, global_batch: usize, times: &mut StepTimes) -> Result<Pass> {
-        let start = Instant::now();
+    fn forward_pass(&self, batch: &Batch, global_batch: usize, times: &mut Timeline) -> Result<Pass> {
+        let _range = range("forward");
+        let start = self.clock.now()?;
         let segments = self.forward(&batch.images);
         let logits = segments.last().expect("a model has stages").output.shallow_clone();
         let smoothing = self.label_smoothing;
         let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, smoothing);
         // The step's samples that share a gradient: all, or those of this rank where every rank updates with its own.
-        let sharing = if self.local.is_some() { global_batch / self.communicator.size() } else { global_batch };
+        let sharing = if self.exchange.is_local() { global_batch / self.communicator.size() } else { global_batch };
         let share = batch.len as f64 / sharing as f64;
         let loss = if share == 1.0 { mean_loss.shallow_clone() } else { &mean_loss * share };
-        add_pass(times, Part::Forward, start, self.sync_batch_norm.as_ref())?;
+        add_pass(times, Part::Forward, start, &self.clock, self.sync_batch_norm.as_ref())?;
         Ok(Pass { segments, logits, mean_loss, loss })
     }
 
@@ -232,58 +248,58 @@ impl Replica {
         logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0).backward();
     }
 
-    /// Logits of `images`, their loss and hits, in eval mode and without gradients.
-    pub fn evaluate(&mut self, batch: &Batch) -> Result<StepResult> {
+    /// Counts loss and hits of a test batch, in eval mode and without gradients; [`take_result`](Self::take_result) tells them.
+    pub fn evaluate(&mut self, batch: &Batch) {
         if batch.len == 0 {
-            return Ok(StepResult::default());
+            return;
         }
         tch::no_grad(|| {
             let logits = self.model.forward(&batch.images, Mode::Eval);
             let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
-            self.read(&logits, &batch.labels, &mean_loss)
-        })
+            self.tally.add(&logits, &batch.labels, &mean_loss);
+        });
     }
 
     /// To be called after an epoch's last step, whose `times` these are: makes the ranks equal where local steps have left
     /// them apart.
-    pub fn end_local_steps(&mut self, moments: [&mut [f32]; 2], times: &mut StepTimes) -> Result<()> {
+    pub fn end_local_steps(&mut self, moments: [&mut [f32]; 2], times: &mut Timeline) -> Result<()> {
         let started = Instant::now();
-        if self.local.as_ref().is_some_and(LocalSteps::apart) {
+        if self.exchange.local().is_some_and(|local| local.apart()) {
             self.average(moments, times)?;
             times.add(Part::Step, started.elapsed().as_secs_f64());
         }
         Ok(())
     }
 
-    fn average(&mut self, moments: [&mut [f32]; 2], times: &mut StepTimes) -> Result<()> {
-        let Some(local) = &mut self.local else { return Ok(()) };
+    fn average(&mut self, moments: [&mut [f32]; 2], times: &mut Timeline) -> Result<()> {
+        let Some(local) = self.exchange.local() else { return Ok(()) };
         add_collective(times, local.average(&mut self.state, moments)?, true);
         self.broadcast_buffers(false, times) // nobody is late here
     }
 
     /// Gives every rank rank 0's batch-norm statistics, where the configuration asks for that; with a barrier before.
-    fn broadcast_buffers(&mut self, barrier: bool, times: &mut StepTimes) -> Result<()> {
-        if self.buffer_sync == BufferSync::Broadcast && !self.state.buffers.as_slice().is_empty() {
-            let wait = if barrier { self.communicator.barrier()? } else { 0.0 };
-            let transfer = self.communicator.broadcast(Kind::Buffers, self.state.buffers.as_mut_slice())?;
-            add_collective(times, Finished { wait, transfer }, true);
+    fn broadcast_buffers(&mut self, barrier: bool, times: &mut Timeline) -> Result<()> {
+        if broadcasts(self.buffer_sync, &self.state) {
+            self.exchange.broadcast_buffers(barrier, &mut self.state, times)?;
         }
         Ok(())
     }
 
     /// Makes batch norm's statistics the mean over the ranks, where the configuration asks for that at an epoch's end.
     pub fn end_epoch(&mut self) -> Result<()> {
-        if self.buffer_sync == BufferSync::Average && !self.state.buffers.as_slice().is_empty() {
-            self.communicator.all_reduce_sum(Kind::Buffers, self.state.buffers.as_mut_slice())?;
+        if self.buffer_sync == BufferSync::Average && !self.state.buffers.is_empty() {
+            let mut buffers = self.state.buffers.read().into_owned();
+            self.communicator.all_reduce_sum(Kind::Buffers, &mut buffers)?;
             let ranks = self.communicator.size() as f32;
-            self.state.buffers.as_mut_slice().iter_mut().for_each(|value| *value /= ranks);
+            buffers.iter_mut().for_each(|value| *value /= ranks);
+            self.state.buffers.write(&buffers);
         }
         Ok(())
     }
 
     /// A hash of this rank's parameters, after making sure that all ranks have the same one, if they are meant to.
     pub fn agreed_checksum(&self, epoch: usize) -> Result<u64> {
-        let bytes: Vec<u8> = self.state.parameters.as_slice().iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = self.state.parameters.read().iter().flat_map(|value| value.to_le_bytes()).collect();
         let digest = blake3::hash(&bytes);
         let own = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a blake3 hash has 32 bytes"));
         let all = self.communicator.all_gather(Kind::Control, &[own])?;
@@ -322,67 +338,74 @@ impl Replica {
         segments
     }
 
-    /// Whether gradients are summed over the ranks.
-    fn reduces(&self) -> bool {
-        self.communicator.size() > 1 && self.local.is_none()
-    }
-
     /// Called when a bucket's gradients are complete, in the order of the buckets.
-    fn bucket_is_ready(&mut self, index: usize, times: &mut StepTimes) -> Result<()> {
-        if !self.reduces() {
-            return Ok(());
-        }
-        let region = |state: &FlatState, bucket: &Bucket| state.gradients.region(bucket.elements.clone());
+    fn bucket_is_ready(&mut self, index: usize, times: &mut Timeline) -> Result<()> {
         let last = index + 1 == self.buckets.len();
-        match &mut self.worker {
-            Some(worker) if !last => worker.all_reduce(region(&self.state, &self.buckets[index])),
-            Some(worker) => {
-                let (finished, waited) = worker.wait()?;
-                times.add(Part::CommExposed, waited);
-                for one in finished {
-                    add_collective(times, one, false);
-                }
-                let mut region = region(&self.state, &self.buckets[index]);
-                add_collective(times, self.reducer.reduce(&mut region, Patience::Eager)?, true);
-            }
-            None => {} // profile mode, or one bucket: `finish` reduces when the backward pass is over
+        self.exchange.ready(&self.buckets[index], last, &self.state, times)
+    }
+
+    fn count(&mut self, pass: &Pass, batch: &Batch, times: &mut Timeline) -> Result<()> {
+        let start = self.clock.now()?;
+        self.tally.add(&pass.logits, &batch.labels, &pass.mean_loss);
+        times.since(Part::Forward, start, &self.clock)
+    }
+}
+
+/// What the samples gave so far.
+enum Tally {
+    /// Counted at once. `logits` and `labels` are kept so that no step allocates.
+    Host { result: StepResult, logits: Vec<f32>, labels: Vec<i64> },
+    /// `[2]` float64 on the device, sum of the losses and hits: reading them would make the host wait for every step.
+    Device { sums: Tensor, samples: usize },
+}
+
+impl Tally {
+    fn new(target: Target) -> Tally {
+        if target.is_gpu() {
+            return Tally::Device { sums: Tensor::zeros([2], (tch::Kind::Double, target.device())), samples: 0 };
         }
-        Ok(())
+        Tally::Host { result: StepResult::default(), logits: Vec::new(), labels: Vec::new() }
     }
 
-    /// Reduces what was left for the end of the backward pass.
-    fn finish(&mut self, times: &mut StepTimes) -> Result<()> {
-        if self.worker.is_none() && self.reduces() {
-            for bucket in &self.buckets {
-                let mut region = self.state.gradients.region(bucket.elements.clone());
-                add_collective(times, self.reducer.reduce(&mut region, Patience::Eager)?, true);
+    /// Adds loss and hits of `logits` `[n, 10]`.
+    fn add(&mut self, logits: &Tensor, labels: &Tensor, mean_loss: &Tensor) {
+        let n = labels.numel();
+        match self {
+            // Copies once and counts here: at batch 4 libtorch's three calls for the same would be 2 % of the step.
+            Tally::Host { result, logits: scores, labels: wanted } => {
+                let classes = logits.numel() / n;
+                scores.resize(logits.numel(), 0.0);
+                wanted.resize(n, 0);
+                logits.copy_data(scores, n * classes);
+                labels.copy_data(wanted, n);
+                let hit = |(row, &label): (&[f32], &i64)| {
+                    let best = (1..classes).fold(0, |best, class| if row[class] > row[best] { class } else { best });
+                    best as i64 == label
+                };
+                let correct = scores.chunks(classes).zip(&*wanted).filter(|pair| hit(*pair)).count();
+                result.add(StepResult { loss_sum: mean_loss.double_value(&[]) * n as f64, correct, samples: n });
+            }
+            Tally::Device { sums, samples } => tch::no_grad(|| {
+                let hits = logits.argmax(1, false).eq_tensor(labels).sum(tch::Kind::Double);
+                let loss = mean_loss.to_kind(tch::Kind::Double) * n as f64;
+                let _ = sums.g_add_(&Tensor::stack(&[loss, hits], 0));
+                *samples += n;
+            }),
+        }
+    }
+
+    /// What was added since the last call.
+    fn take(&mut self) -> StepResult {
+        match self {
+            Tally::Host { result, .. } => std::mem::take(result),
+            Tally::Device { sums, samples } => {
+                let mut values = [0f64; 2];
+                sums.copy_data(&mut values, 2);
+                let _ = sums.zero_();
+                let [loss_sum, correct] = values;
+                StepResult { loss_sum, correct: correct as usize, samples: std::mem::take(samples) }
             }
         }
-        Ok(())
-    }
-
-    fn count(&mut self, pass: &Pass, batch: &Batch, times: &mut StepTimes) -> Result<StepResult> {
-        let start = Instant::now();
-        let result = self.read(&pass.logits, &batch.labels, &pass.mean_loss);
-        times.add(Part::Forward, start.elapsed().as_secs_f64());
-        result
-    }
-
-    /// Reads loss and hits from `logits` `[n, 10]`. Copies once and counts here: at batch 4 libtorch's three calls for
-    /// the same would be 2 % of the step.
-    fn read(&mut self, logits: &Tensor, labels: &Tensor, mean_loss: &Tensor) -> Result<StepResult> {
-        let samples = labels.numel();
-        let classes = logits.numel() / samples;
-        self.logits.resize(logits.numel(), 0.0);
-        self.labels.resize(samples, 0);
-        logits.copy_data(&mut self.logits, samples * classes);
-        labels.copy_data(&mut self.labels, samples);
-        let hit = |(row, &label): (&[f32], &i64)| {
-            let best = (1..classes).fold(0, |best, class| if row[class] > row[best] { class } else { best });
-            best as i64 == label
-        };
-        let correct = self.logits.chunks(classes).zip(&self.labels).filter(|pair| hit(*pair)).count();
-        Ok(StepResult { loss_sum: mean_loss.double_value(&[]) * samples as f64, correct, samples })
     }
 }
 
@@ -398,8 +421,14 @@ struct Pass {
 
 impl Pass {
     /// The backward pass of the last segment that is left.
-    fn backward(&mut self, sync_batch_norm: Option<&SyncBatchNorm>, times: &mut StepTimes) -> Result<()> {
-        let start = Instant::now();
+    fn backward(
+        &mut self,
+        sync_batch_norm: Option<&SyncBatchNorm>,
+        clock: &Clock,
+        times: &mut Timeline,
+    ) -> Result<()> {
+        let _range = range("backward");
+        let start = clock.now()?;
         let mut segment = self.segments.pop().expect("a segment that has not been through");
         match &segment.gradient {
             None => self.loss.backward(),
@@ -412,7 +441,7 @@ impl Pass {
             before.gradient = Some(input.grad());
         }
         drop(segment); // its activations are freed within the time of the backward pass
-        add_pass(times, Part::Backward, start, sync_batch_norm)
+        add_pass(times, Part::Backward, start, clock, sync_batch_norm)
     }
 }
 
@@ -434,17 +463,16 @@ pub(super) fn backward_with(output: &Tensor, gradient: &Tensor) {
 }
 
 /// Adds the time since `start` to `part`, but for that of batch norm's collectives, which nothing hides.
-fn add_pass(times: &mut StepTimes, part: Part, start: Instant, batch_norm: Option<&SyncBatchNorm>) -> Result<()> {
+fn add_pass(
+    times: &mut Timeline,
+    part: Part,
+    start: Moment,
+    clock: &Clock,
+    batch_norm: Option<&SyncBatchNorm>,
+) -> Result<()> {
     let spent = batch_norm.map_or(Ok(Finished::default()), SyncBatchNorm::take_spent)?;
-    times.add(part, start.elapsed().as_secs_f64() - spent.wait - spent.transfer);
+    times.since(part, start, clock)?;
+    times.add(part, -(spent.wait + spent.transfer));
     add_collective(times, spent, true);
     Ok(())
-}
-
-fn add_collective(times: &mut StepTimes, finished: Finished, exposed: bool) {
-    times.add(Part::CommWait, finished.wait);
-    times.add(Part::Comm, finished.transfer);
-    if exposed {
-        times.add(Part::CommExposed, finished.wait + finished.transfer);
-    }
 }

@@ -19,7 +19,7 @@ use crate::data::{AugmentSeed, BatchPlan, Dataset, Loader, LoaderOptions, Sample
 use crate::error::Result;
 use crate::launch::Job;
 use crate::metrics::Kind;
-use crate::parallel::{FlatTensor, gather_gradient, move_into};
+use crate::parallel::{Flat, FlatState, FlatTensor, gather_gradient, move_into};
 use crate::train::Optimizer;
 
 /// `net` trained for `quantize.finetune_epochs` on all ranks together, its values rounded as in `integers`, by SGD with the default
@@ -36,8 +36,7 @@ pub fn finetune(
     let all_reduce = AllReduce::new(job.communicator.clone(), config.parallel.all_reduce)?;
     let elements = elements(net);
     let mut rounded = Rounded::new(net, integers, all_reduce.buffer(elements)?);
-    let mut optimizer =
-        Optimizer::new(&[FlatTensor { elements: 0..elements, matrix: true }], &config::Optim::default());
+    let mut optimizer = Optimizer::new(&rounded.state, &config::Optim::default());
     let plan = plan(train.len(), config, job);
     let steps = plan.sizes.len();
     let options = LoaderOptions {
@@ -51,14 +50,14 @@ pub fn finetune(
         prefetch: config.data.prefetch,
     };
     for (step, batch) in Loader::start(train.clone(), plan, options).enumerate() {
-        rounded.gradients.zero();
+        rounded.state.gradients.zero();
         let logits = rounded.forward(&batch.images).pop().expect("a network has layers");
         let loss = logits.flatten(1, -1).cross_entropy_for_logits(&batch.labels);
         (loss / job.world_size as f64).backward(); // the sum over the ranks is the mean gradient
-        let mut gradients = rounded.gradients.region(0..elements);
+        let mut gradients = rounded.state.gradients.host().region(0..elements);
         all_reduce.reduce(Kind::Gradients, &mut gradients, Patience::Eager)?;
         let lr = config.quantize.finetune_lr * (steps - step) as f64 / steps as f64;
-        optimizer.step(rounded.parameters.as_mut_slice(), gradients.as_slice(), lr);
+        optimizer.step(&mut rounded.state, lr)?;
     }
     Ok(rounded.into_net(net))
 }
@@ -86,9 +85,8 @@ fn plan(samples: usize, config: &Config, job: &Job) -> BatchPlan {
 
 /// The network being trained, each weight and tensor rounded before it is read.
 pub(super) struct Rounded {
-    /// All weights and biases, node by node; the tensors of `nodes` are views of it.
-    parameters: HostBuffer,
-    gradients: HostBuffer,
+    /// All weights and biases, node by node, as one parameter; the tensors of `nodes` are views of it.
+    state: FlatState,
     nodes: Vec<Node<Tensors>>,
     /// Real weight of one step, `[1]` or `[outputs, 1, 1, 1]`, by node.
     weight_scales: Vec<Tensor>,
@@ -99,7 +97,8 @@ pub(super) struct Rounded {
 impl Rounded {
     /// Trains on from `net`; `gradients` has its [`elements`].
     pub(super) fn new(net: &FloatNet, integers: &IntNet, gradients: HostBuffer) -> Rounded {
-        let parameters = HostBuffer::zeros(elements(net));
+        let elements = elements(net);
+        let (parameters, gradients) = (Flat::zeros(elements, None), Flat::Host(gradients));
         let mut offset = 0;
         let mut adopt = |mut tensor: Tensor| {
             let shape = tensor.size();
@@ -123,8 +122,13 @@ impl Rounded {
             nodes,
             weight_scales: integers.nodes.iter().map(scale).collect(),
             activations: (0..integers.nodes.len()).map(|index| integers.quantization(index)).collect(),
-            parameters,
-            gradients,
+            state: FlatState {
+                parameters,
+                gradients,
+                buffers: Flat::zeros(0, None),
+                stage_elements: Vec::new(),
+                tensors: vec![FlatTensor { elements: 0..elements, matrix: true }],
+            },
         }
     }
 
@@ -155,7 +159,8 @@ impl Rounded {
 
     fn into_net(self, net: &FloatNet) -> FloatNet {
         let mut net = net.clone();
-        let mut rest = self.parameters.as_slice();
+        let parameters = self.state.parameters.read();
+        let mut rest = &parameters[..];
         for node in &mut net.nodes {
             let Operation::Convolution(layer) = &mut node.operation else { continue };
             for values in std::iter::once(&mut layer.numbers.weight).chain(layer.numbers.bias.as_mut()) {

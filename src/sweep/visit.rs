@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{Case, memory};
 use crate::collective::{Combine, Communicator};
 use crate::config::{Config, ModelName};
-use crate::data::{BatchPlan, Dataset, Loader, Sampler};
+use crate::data::{BatchPlan, Dataset, Feed, Sampler};
 use crate::error::Result;
 use crate::launch::{self, Job};
 use crate::metrics::{Kind, StepTimes};
@@ -56,12 +56,13 @@ pub(super) fn visit(
     }
 
     memory::forget_peak();
-    let mut replica = Replica::new(new_model(&config, case.model), group.clone(), &config)?;
+    let mut replica = Replica::new(new_model(&config, case.model), job.target, group.clone(), &config)?;
+    let feed = Feed::new(dataset.clone(), job.target.is_gpu().then(|| job.target.device()));
     outcome.gradient_bytes = replica.gradient_bytes();
     let warmup = config.metrics.warmup_steps.max(1);
     let plan = plan(case, &config, group.rank(), dataset.len(), warmup + MOST_STEPS);
     // Before a step that others wait in: one on its own, whose failure is no more than an answer.
-    let fits = fits_alone(&mut replica, &plan.indices[..case.batch_per_rank], &config, dataset, room, needed == 0);
+    let fits = fits_alone(&mut replica, &plan.indices[..case.batch_per_rank], &config, &feed, room, needed == 0);
     if any(group, !fits)? {
         outcome.peak_memory = memory::peak();
         drop(replica);
@@ -69,10 +70,14 @@ pub(super) fn visit(
         return Ok(outcome);
     }
 
-    let mut optimizer = Optimizer::new(&replica.state.tensors, &config.optim);
-    let mut loader = Loader::start(dataset.clone(), plan, loader_options(&config, &replica, None));
-    let batches = [case.batch_per_rank];
-    let mut step = || timed_step(&mut loader, &batches, &mut replica, &mut optimizer, case.ranks, config.train.lr);
+    let mut optimizer = Optimizer::new(&replica.state, &config.optim);
+    let mut batches = feed.batches(plan, loader_options(&config, &replica, None));
+    let sizes = [case.batch_per_rank];
+    let mut step = || {
+        let mut times = timed_step(&mut batches, &sizes, &mut replica, &mut optimizer, case.ranks, config.train.lr)?;
+        replica.take_result()?; // on a device: when its collectives are over
+        times.resolve()
+    };
     let started = Instant::now();
     let mut warm = 0.0;
     for done in 1..=warmup {
@@ -87,7 +92,7 @@ pub(super) fn visit(
     let started = Instant::now();
     loop {
         while times.len() < until {
-            times.push(step()?.1);
+            times.push(step()?);
         }
         let taken = longest(group, started)?;
         if taken >= seconds || until == MOST_STEPS {
@@ -105,7 +110,7 @@ pub(super) fn visit(
     let mut peak = [memory::peak() as f64];
     group.all_reduce(Kind::Metrics, Combine::Max, &mut peak)?;
     (outcome.peak_memory, outcome.out_of_memory) = (peak[0] as Bytes, false);
-    drop((loader, replica, optimizer));
+    drop((batches, replica, optimizer));
     sys::give_back_freed_memory();
     Ok(outcome)
 }
@@ -118,7 +123,7 @@ fn fits_alone(
     replica: &mut Replica,
     indices: &[u32],
     config: &Config,
-    dataset: &Arc<Dataset>,
+    feed: &Feed,
     room: Bytes,
     step_by_step: bool,
 ) -> bool {
@@ -130,7 +135,7 @@ fn fits_alone(
             return false;
         }
         let plan = BatchPlan { indices: indices[..size].to_vec(), sizes: vec![size] };
-        let batch = Loader::start(dataset.clone(), plan, loader_options(config, replica, None)).next();
+        let batch = feed.batches(plan, loader_options(config, replica, None)).next();
         let batch = batch.expect("a plan of one batch");
         sys::give_back_freed_memory();
         memory::forget_peak();

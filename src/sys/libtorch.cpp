@@ -1,13 +1,128 @@
-// The libtorch calls that tch does not carry. Tensors are at::Tensor*, as tch's Tensor::as_ptr gives them; null: it threw.
+// The libtorch calls that tch does not carry. Tensors are at::Tensor*, as tch's Tensor::as_ptr gives them. Streams and
+// events go through libtorch's interface for all devices, so that nothing here needs CUDA's headers or libraries.
 #include <ATen/ATen.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/profiler/stubs/base.h>
+
+#include <string>
+
+namespace {
+thread_local std::string failure;
+
+// What `work` returns, or `otherwise` and its message for hpml_failure if it throws.
+template <class Work, class Value> Value guarded(Value otherwise, Work work) noexcept {
+    try {
+        return work();
+    } catch (const std::exception &error) {
+        failure = error.what();
+    } catch (...) {
+        failure = "unknown C++ exception";
+    }
+    return otherwise;
+}
+
+const at::Tensor &tensor(const void *pointer) { return *static_cast<const at::Tensor *>(pointer); }
+c10::Stream &stream(void *pointer) { return *static_cast<c10::Stream *>(pointer); }
+c10::Event &event(void *pointer) { return *static_cast<c10::Event *>(pointer); }
+c10::Device gpu(int index) { return {c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index)}; }
+c10::impl::VirtualGuardImpl guard() { return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA); }
+} // namespace
+
+// The message of the last call on this thread that failed.
+extern "C" const char *hpml_failure() noexcept { return failure.c_str(); }
 
 extern "C" void *hpml_im2col_conv2d(const void *input, const void *weight, int64_t kernel, int64_t stride,
                                     int64_t padding) noexcept {
-    try {
-        const auto &x = *static_cast<const at::Tensor *>(input);
-        const auto &w = *static_cast<const at::Tensor *>(weight);
-        return new at::Tensor(at::thnn_conv2d(x, w, {kernel, kernel}, {}, {stride, stride}, {padding, padding}));
-    } catch (...) {
-        return nullptr;
-    }
+    return guarded<>(static_cast<void *>(nullptr), [&]() -> void * {
+        return new at::Tensor(
+            at::thnn_conv2d(tensor(input), tensor(weight), {kernel, kernel}, {}, {stride, stride}, {padding, padding}));
+    });
+}
+
+// One step of SGD on flat tensors, in one kernel: the gradient is divided by `divisor` if that is not null.
+extern "C" bool hpml_fused_sgd(const void *parameters, const void *gradients, const void *velocity, double weight_decay,
+                               double momentum, double lr, bool nesterov, const void *divisor) noexcept {
+    return guarded(false, [&] {
+        std::optional<at::Tensor> scale;
+        if (divisor != nullptr) scale = tensor(divisor);
+        std::vector<at::Tensor> buffers;
+        if (momentum != 0) buffers.push_back(tensor(velocity));
+        at::_fused_sgd_({tensor(parameters)}, {tensor(gradients)}, buffers, weight_decay, momentum, lr, 0.0, nesterov,
+                        false, false, scale, {});
+        return true;
+    });
+}
+
+// float32 by TF32 on the matrix units, and convolutions tried out once for each shape.
+extern "C" void hpml_fast_kernels(bool tf32) noexcept {
+    guarded(false, [&] {
+        at::globalContext().setBenchmarkCuDNN(true);
+        at::globalContext().setAllowTF32CuDNN(tf32);
+        at::globalContext().setAllowTF32CuBLAS(tf32);
+        return true;
+    });
+}
+
+extern "C" bool hpml_gpu_use(int index) noexcept {
+    return guarded(false, [&] {
+        guard().setDevice(gpu(index));
+        return true;
+    });
+}
+
+// Names a part of the time line for Nsight, if there is a GPU; null ends the last one begun.
+extern "C" void hpml_range(const char *name) noexcept {
+    guarded(false, [&] {
+        const auto *stubs = torch::profiler::impl::cudaStubs();
+        if (stubs->enabled()) name != nullptr ? stubs->rangePush(name) : stubs->rangePop();
+        return true;
+    });
+}
+
+// The stream that tensors of this GPU are computed on, or a new one that goes before it.
+extern "C" void *hpml_stream(int index, bool own) noexcept {
+    return guarded(static_cast<void *>(nullptr), [&]() -> void * {
+        return new c10::Stream(own ? guard().getNewStream(gpu(index), -1) : guard().getStream(gpu(index)));
+    });
+}
+extern "C" void hpml_stream_free(void *pointer) noexcept { delete static_cast<c10::Stream *>(pointer); }
+extern "C" void *hpml_stream_handle(void *pointer) noexcept {
+    return guarded(static_cast<void *>(nullptr), [&] { return guard().getStreamNativeHandle(stream(pointer)); });
+}
+extern "C" bool hpml_stream_synchronize(void *pointer) noexcept {
+    return guarded(false, [&] {
+        stream(pointer).synchronize();
+        return true;
+    });
+}
+extern "C" bool hpml_stream_wait(void *pointer, void *other) noexcept {
+    return guarded(false, [&] {
+        event(other).block(stream(pointer));
+        return true;
+    });
+}
+
+// An event that happens when the stream has done what was asked of it so far.
+extern "C" void *hpml_event(void *pointer) noexcept {
+    return guarded(static_cast<void *>(nullptr), [&]() -> void * {
+        auto made = std::make_unique<c10::Event>(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT);
+        made->record(stream(pointer));
+        return made.release();
+    });
+}
+extern "C" void hpml_event_free(void *pointer) noexcept { delete static_cast<c10::Event *>(pointer); }
+// 1: it has happened, 0: not yet, -1: the device has failed.
+extern "C" int hpml_event_happened(void *pointer) noexcept {
+    return guarded(-1, [&] { return event(pointer).query() ? 1 : 0; });
+}
+extern "C" bool hpml_event_synchronize(void *pointer) noexcept {
+    return guarded(false, [&] {
+        event(pointer).synchronize();
+        return true;
+    });
+}
+// Milliseconds between two events that have happened; negative: the device has failed.
+extern "C" double hpml_event_elapsed(void *from, void *to) noexcept {
+    return guarded(-1.0, [&] { return event(from).elapsedTime(event(to)); });
 }

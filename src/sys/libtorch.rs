@@ -10,6 +10,14 @@ unsafe extern "C" {
         stride: i64,
         padding: i64,
     ) -> *mut torch_sys::C_tensor;
+    fn hpml_failure() -> *const std::ffi::c_char;
+}
+
+/// The message of the last of these calls on this thread that failed, its first line.
+pub(super) fn failure() -> String {
+    // SAFETY: a text that ends in a 0 and is this thread's until its next call.
+    let message = unsafe { std::ffi::CStr::from_ptr(hpml_failure()) }.to_string_lossy();
+    message.lines().next().unwrap_or_default().to_owned()
 }
 
 /// A convolution by im2col and a matrix product, libtorch's `thnn_conv2d`; autograd knows it.
@@ -21,7 +29,7 @@ pub fn im2col_conv2d(input: &Tensor, weight: &Tensor, stride: i64, padding: i64)
     // SAFETY: both pointers are live tensors for the length of the call; the result is a new tensor that is ours, or null.
     unsafe {
         let output = hpml_im2col_conv2d(input.as_ptr(), weight.as_ptr(), kernel, stride, padding);
-        assert!(!output.is_null(), "conv2d takes [n, c, h, w] with c as the weight has it");
+        assert!(!output.is_null(), "conv2d takes [n, c, h, w] with c as the weight has it: {}", failure());
         Tensor::from_ptr(output)
     }
 }

@@ -1,7 +1,8 @@
-//! The few C and C++ calls that no crate wraps: the allocator, the environment, libtorch's. With `collective`, the only
+//! The few C and C++ calls that no crate wraps: the allocator, the environment, libtorch's, the GPU's. With `collective`, the only
 //! place where `unsafe` is allowed.
 #![allow(unsafe_code)]
 
+pub mod gpu;
 mod libtorch;
 
 pub use libtorch::im2col_conv2d;

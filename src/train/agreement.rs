@@ -85,7 +85,7 @@ impl Agreement {
         if self.every == 0 || !steps.is_multiple_of(self.every) {
             return Ok(());
         }
-        let mut greatest = [distance(ranks, state.parameters.as_slice())?, distance(ranks, state.buffers.as_slice())?];
+        let mut greatest = [distance(ranks, &state.parameters.read())?, distance(ranks, &state.buffers.read())?];
         ranks.all_reduce(Kind::Metrics, Combine::Max, &mut greatest)?;
         self.spreads.push(Spread { epoch, step: steps, parameters: greatest[0], buffers: greatest[1] });
         Ok(())
@@ -100,7 +100,7 @@ impl Agreement {
         test: &StepResult,
     ) -> Result<()> {
         let (loss, accuracy) = loss_and_accuracy(test);
-        let own = [loss, accuracy, distance(ranks, state.parameters.as_slice())?];
+        let own = [loss, accuracy, distance(ranks, &state.parameters.read())?];
         for (rank, row) in ranks.all_gather(Kind::Metrics, &own)?.chunks(own.len()).enumerate() {
             self.ranks.push(RankRow { epoch, rank, test_loss: row[0], test_accuracy: row[1], distance: row[2] });
         }

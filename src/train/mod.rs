@@ -4,6 +4,7 @@
 mod agreement;
 mod checkpoints;
 mod closing;
+mod device_optimizer;
 mod optimizer;
 mod record;
 mod resume;

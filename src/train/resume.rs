@@ -211,15 +211,23 @@ fn save(job: &Job, name: &str, values: &[f32], own: bool) -> Result<Option<Named
     }))
 }
 
-/// What [`save`] saved on `ranks` ranks, into `target`. Where each had its own and there are not as many now: rank 0's.
-fn receive(job: &Job, resume: Option<&Resume>, name: &str, target: &mut [f32], own: bool, ranks: usize) -> Result<()> {
+/// What [`save`] saved on `ranks` ranks, of this `length`. Where each had its own and there are not as many now: rank 0's.
+fn receive(
+    job: &Job,
+    resume: Option<&Resume>,
+    name: &str,
+    length: usize,
+    own: bool,
+    ranks: usize,
+) -> Result<Vec<f32>> {
     let rows = if own { ranks } else { 1 };
-    let saved = resume.map(|resume| resume.floats(name, rows.saturating_mul(target.len()))).transpose();
-    let mut values = job.agree(saved)?.map_or_else(|| vec![0.0; rows * target.len()], <[f32]>::to_vec);
+    let saved = resume.map(|resume| resume.floats(name, rows.saturating_mul(length))).transpose();
+    let mut values = job.agree(saved)?.map_or_else(|| vec![0.0; rows * length], <[f32]>::to_vec);
     job.communicator.broadcast(Kind::Parameters, &mut values)?;
     let row = if rows == job.world_size { job.rank } else { 0 };
-    target.copy_from_slice(&values[row * target.len()..][..target.len()]);
-    Ok(())
+    values.drain(..row * length);
+    values.truncate(length);
+    Ok(values)
 }
 
 impl Training<'_> {
@@ -235,23 +243,26 @@ impl Training<'_> {
         let was_averaged = self.averaged;
         self.exchange_average(false);
         self.gather_times()?;
+        if !self.replica.knows_at_once() && self.steps_done > 0 {
+            self.take_result(self.steps_done - 1, self.config.train.lr)?;
+        }
         let result = Replica::sum_over_ranks(&self.job.communicator, self.so_far.result)?;
         let own = self.ranks_are_apart();
         let mut saved = Vec::new();
         let (optimizer_steps, moments) = self.optimizer.state();
         for (name, values) in moments {
-            saved.extend(save(self.job, name, values, own)?);
+            saved.extend(save(self.job, name, &values, own)?);
         }
-        if let Some(average) = &mut self.average {
-            saved.extend(save(self.job, "average", average.weights(), own)?);
+        if let Some(average) = &self.average {
+            saved.extend(save(self.job, "average", &average.weights().unwrap_or_default(), own)?);
         }
         if own {
-            saved.extend(save(self.job, "parameters", self.replica.state.parameters.as_slice(), own)?);
+            saved.extend(save(self.job, "parameters", &self.replica.state.parameters.read(), own)?);
         }
-        for (name, values) in self.replica.reducer().state() {
+        for (name, values) in self.replica.compression() {
             saved.extend(save(self.job, &name, &values, true)?);
         }
-        saved.extend(save(self.job, "buffers", self.replica.state.buffers.as_slice(), true)?);
+        saved.extend(save(self.job, "buffers", &self.replica.state.buffers.read(), true)?);
         let content = self.job.is_root().then(|| {
             let int = |value: usize| Attribute::Int(value as i64);
             let attributes = [
@@ -299,7 +310,7 @@ impl Training<'_> {
             ],
         )?;
         let (own, ranks) = (self.ranks_are_apart(), ranks as usize);
-        let mut carried = self.replica.reducer().state();
+        let mut carried = self.replica.compression();
         if (own || !carried.is_empty()) && ranks != job.world_size {
             let expected = format!("each of the {ranks} ranks had parameters or errors of its own: use {ranks} ranks");
             let (key, value) = ("world_size".into(), job.world_size.to_string());
@@ -314,22 +325,23 @@ impl Training<'_> {
             correct: number("correct") as usize,
             samples: number("samples") as usize,
         };
-        let [first, second] = self.optimizer.restore(optimizer_steps as i64);
-        receive(job, resume, "first_moment", first, own, ranks)?;
-        receive(job, resume, "second_moment", second, own, ranks)?;
+        for (name, moment) in ["first_moment", "second_moment"].iter().zip(self.optimizer.restore(optimizer_steps as i64)) {
+            moment.write(&receive(job, resume, name, moment.len(), own, ranks)?);
+        }
+        let parameters = &mut self.replica.state.parameters;
         if let (Some(average), true) = (&mut self.average, averaged > 0.0) {
-            average.weights().resize(self.replica.state.parameters.as_slice().len(), 0.0);
-            receive(job, resume, "average", average.weights(), own, ranks)?;
+            average.restore(&receive(job, resume, "average", parameters.len(), own, ranks)?, parameters);
         }
         if own {
-            receive(job, resume, "parameters", self.replica.state.parameters.as_mut_slice(), own, ranks)?;
+            parameters.write(&receive(job, resume, "parameters", parameters.len(), own, ranks)?);
         }
         for (name, values) in &mut carried {
-            receive(job, resume, name, values, true, ranks)?;
+            *values = receive(job, resume, name, values.len(), true, ranks)?;
         }
-        self.replica.reducer().restore(&carried).expect("as many numbers as it gave");
+        self.replica.restore_compression(&carried, self.steps_done).expect("as many numbers as it gave");
         self.replica.set_local_steps(local_steps as usize);
-        receive(job, resume, "buffers", self.replica.state.buffers.as_mut_slice(), true, ranks)?;
+        let buffers = &mut self.replica.state.buffers;
+        buffers.write(&receive(job, resume, "buffers", buffers.len(), true, ranks)?);
         if let Some(resume) = resume {
             self.resumed_at = resume.resumed_at();
             self.record.resume(self.steps_done, &resume.content.tables);

@@ -1,7 +1,6 @@
 //! A training under way: one epoch after the other.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,7 +13,8 @@ use super::sampling::{self, Sampling};
 use super::{Average, Optimizer, Schedule, weights};
 use crate::collective::progress;
 use crate::config::Config;
-use crate::data::{AugmentSeed, BatchPlan, Dataset, Datasets, Loader, LoaderOptions, Sampler};
+use crate::data::{AugmentSeed, BatchPlan, Batches, Datasets, Feed, LoaderOptions, Sampler};
+use crate::device::Timeline;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics::{Part, StepTimes};
@@ -26,7 +26,8 @@ use crate::store::{Checkpoint, Table};
 pub struct Training<'a> {
     pub(super) config: &'a Config,
     pub(super) job: &'a Job,
-    datasets: &'a Datasets,
+    train_feed: Feed,
+    test_feed: Feed,
     /// The model on this rank.
     pub replica: Replica,
     /// What was measured.
@@ -58,7 +59,7 @@ pub(super) struct EpochSoFar {
     /// From the first step's start to the last one's end, without what lay between two jobs.
     pub(super) seconds: f64,
     /// Of the steps whose times rank 0 does not have yet.
-    times: Vec<StepTimes>,
+    times: Vec<Timeline>,
 }
 
 /// How far a training has come.
@@ -110,9 +111,10 @@ impl<'a> Training<'a> {
         let total = (config.train.epochs * per_epoch).min(most);
         let global_batch = config.train.batch_per_rank * config.train.accumulate * job.world_size;
 
-        let replica = Replica::new(model, job.communicator.clone(), config)?;
+        let replica = Replica::new(model, job.target, job.communicator.clone(), config)?;
+        let device = job.target.is_gpu().then(|| job.target.device());
         Ok(Training {
-            optimizer: Optimizer::new(&replica.state.tensors, &config.optim),
+            optimizer: Optimizer::new(&replica.state, &config.optim),
             average: Average::new(config.optim.ema),
             averaged: false,
             must_be_finite: true,
@@ -120,9 +122,10 @@ impl<'a> Training<'a> {
             record: Record::new(config, job.world_size),
             agreement: Agreement::new(config.metrics.spread_steps),
             sampling: Sampling::new(samples),
+            train_feed: Feed::new(datasets.train.clone(), device),
+            test_feed: Feed::new(datasets.test.clone(), device),
             config,
             job,
-            datasets,
             replica,
             sampler,
             global_batch,
@@ -170,7 +173,7 @@ impl<'a> Training<'a> {
         self.exchange_average(true);
         let test = self.test()?;
         if self.agreement.is_measured() {
-            let own = self.test_share(0..self.datasets.test.len())?;
+            let own = self.test_share(0..self.test_feed.len())?;
             self.agreement.after_epoch(&job.communicator, &self.replica.state, epoch, &own)?;
         }
         progress.finish_and_clear();
@@ -213,6 +216,7 @@ impl<'a> Training<'a> {
     /// The times of the steps since the last call go to rank 0.
     pub(super) fn gather_times(&mut self) -> Result<()> {
         let times = std::mem::take(&mut self.so_far.times);
+        let times: Vec<StepTimes> = times.into_iter().map(|mut times| times.resolve()).collect::<Result<_>>()?;
         self.record.add_steps(&self.job.communicator, self.epochs_done, self.steps_done - times.len(), &times)
     }
 
@@ -263,13 +267,13 @@ impl<'a> Training<'a> {
         let (config, job, epoch) = (self.config, self.job, self.epochs_done);
         let seed = AugmentSeed { seed: config.run.seed, epoch: epoch as u64 };
         let options = loader_options(config, &self.replica, config.data.augment.then_some(seed));
-        let batches_of_steps: Vec<Vec<usize>> = plan.sizes.chunks(config.train.accumulate).map(<[_]>::to_vec).collect();
-        let mut loader = Loader::start(self.datasets.train.clone(), plan, options);
+        let sizes_of_steps: Vec<Vec<usize>> = plan.sizes.chunks(config.train.accumulate).map(<[_]>::to_vec).collect();
+        let mut batches = self.train_feed.batches(plan, options);
         if self.steps_done == 0 {
             self.agreement.after_step(&job.communicator, &self.replica.state, epoch, 0)?;
         }
         let (before, started) = (self.so_far.seconds, Instant::now());
-        for (done, batches) in batches_of_steps.iter().enumerate() {
+        for (done, sizes) in sizes_of_steps.iter().enumerate() {
             // Between two steps of an epoch; at its end the epoch's own question follows.
             if done > 0 {
                 let verdict = checkpoints.after_step(job, self.steps_done)?;
@@ -279,15 +283,13 @@ impl<'a> Training<'a> {
             }
             let step = self.steps_done;
             let lr = self.schedule.lr(step) * (1.0 + config.parallel.lr_spread * job.rank as f64);
-            let (one, time) =
-                timed_step(&mut loader, batches, &mut self.replica, &mut self.optimizer, job.world_size, lr)?;
-            if self.must_be_finite && !one.loss_sum.is_finite() {
-                return Err(Error::LossNotFinite { loss: one.loss_sum, epoch, step, rank: job.rank, lr });
+            let time = timed_step(&mut batches, sizes, &mut self.replica, &mut self.optimizer, job.world_size, lr)?;
+            if self.replica.knows_at_once() {
+                self.take_result(step, lr)?;
             }
             if let Some(average) = &mut self.average {
-                average.update(self.replica.state.parameters.as_slice());
+                average.update(&self.replica.state.parameters);
             }
-            self.so_far.result.add(one);
             self.so_far.times.push(time);
             self.so_far.steps += 1;
             self.steps_done += 1;
@@ -296,8 +298,11 @@ impl<'a> Training<'a> {
             self.so_far.seconds = before + started.elapsed().as_secs_f64();
             progress.inc(1);
         }
+        if !self.replica.knows_at_once() {
+            self.take_result(self.steps_done - 1, self.schedule.lr(self.steps_done - 1))?; // waits for the device
+        }
         // Of the last step, unless its times have gone to rank 0 already.
-        let mut unseen = StepTimes::default();
+        let mut unseen = Timeline::default();
         let last = self.so_far.times.last_mut().unwrap_or(&mut unseen);
         self.replica.end_local_steps(self.optimizer.moments(), last)?;
         self.so_far.seconds = before + started.elapsed().as_secs_f64();
@@ -305,23 +310,32 @@ impl<'a> Training<'a> {
         Ok(None)
     }
 
+    /// Counts what the steps since the last call gave, of which `step` was the last.
+    pub(super) fn take_result(&mut self, step: usize, lr: f64) -> Result<()> {
+        let result = self.replica.take_result()?;
+        self.so_far.result.add(result);
+        if self.must_be_finite && !result.loss_sum.is_finite() {
+            let (loss, epoch, rank) = (result.loss_sum, self.epochs_done, self.job.rank);
+            return Err(Error::LossNotFinite { loss, epoch, step, rank, lr });
+        }
+        Ok(())
+    }
+
     /// Loss and accuracy over the whole test set, each rank testing its own share of it, no sample twice.
     fn test(&mut self) -> Result<StepResult> {
-        let (rank, ranks, samples) = (self.job.rank, self.job.world_size, self.datasets.test.len());
+        let (rank, ranks, samples) = (self.job.rank, self.job.world_size, self.test_feed.len());
         let own = self.test_share(rank * samples / ranks..(rank + 1) * samples / ranks)?;
         Replica::sum_over_ranks(&self.job.communicator, own)
     }
 
     /// This rank's network on these test samples.
     fn test_share(&mut self, samples: Range<usize>) -> Result<StepResult> {
-        let dataset: &Arc<Dataset> = &self.datasets.test;
         let indices = (samples.start as u32..samples.end as u32).collect();
         let plan = BatchPlan::even(indices, self.config.train.test_batch);
-        let mut result = StepResult::default();
-        for batch in Loader::start(dataset.clone(), plan, loader_options(self.config, &self.replica, None)) {
-            result.add(self.replica.evaluate(&batch)?);
+        for batch in self.test_feed.batches(plan, loader_options(self.config, &self.replica, None)) {
+            self.replica.evaluate(&batch);
         }
-        Ok(result)
+        self.replica.take_result()
     }
 
     /// Puts the averaged weights into the model, or the trained ones back.
@@ -329,43 +343,42 @@ impl<'a> Training<'a> {
         if let Some(average) = &mut self.average
             && self.averaged != averaged
         {
-            average.swap(self.replica.state.parameters.as_mut_slice());
+            average.swap(&mut self.replica.state.parameters);
             self.averaged = averaged;
         }
     }
 }
 
-/// One optimiser step on the loader's next batches, which have these sizes, and how long each part of it took on this rank.
+/// One optimiser step on the next `batches`, which have these `sizes`, and how long each part of it takes on this rank.
 pub fn timed_step(
-    loader: &mut Loader,
-    batches: &[usize],
+    batches: &mut Batches,
+    sizes: &[usize],
     replica: &mut Replica,
     optimizer: &mut Optimizer,
     ranks: usize,
     lr: f64,
-) -> Result<(StepResult, StepTimes)> {
-    let mut time = StepTimes::default();
-    let mut result = StepResult::default();
-    let started = Instant::now();
+) -> Result<Timeline> {
+    let mut time = Timeline::default();
+    let clock = replica.clock().clone();
+    let started = clock.now()?;
     // The sampler pads, so every rank has as many samples as this one.
-    let global_batch = batches.iter().sum::<usize>() * ranks;
-    for number in 1..=batches.len() {
-        let waiting = Instant::now();
-        let batch = loader.next().expect("the loader yields every batch of its plan");
-        time.add(Part::Data, waiting.elapsed().as_secs_f64());
-        result.add(if number < batches.len() {
-            replica.accumulate(&batch, global_batch, &mut time)?
+    let global_batch = sizes.iter().sum::<usize>() * ranks;
+    for number in 1..=sizes.len() {
+        let waiting = clock.now()?;
+        let batch = batches.next().expect("every batch of the plan comes");
+        time.since(Part::Data, waiting, &clock)?;
+        if number < sizes.len() {
+            replica.accumulate(&batch, global_batch, &mut time)?;
         } else {
-            replica.step(&batch, global_batch, &mut time)?
-        });
+            replica.step(&batch, global_batch, &mut time)?;
+        }
     }
-    let update = Instant::now();
-    let state = &mut replica.state;
-    optimizer.step(state.parameters.as_mut_slice(), state.gradients.as_slice(), lr);
-    time.add(Part::Optimizer, update.elapsed().as_secs_f64());
+    let update = clock.now()?;
+    optimizer.step(&mut replica.state, lr)?;
+    time.since(Part::Optimizer, update, &clock)?;
     replica.updated(optimizer.moments(), &mut time)?;
-    time.add(Part::Step, started.elapsed().as_secs_f64());
-    Ok((result, time))
+    time.since(Part::Step, started, &clock)?;
+    Ok(time)
 }
 
 /// How batches are prepared for this model.

@@ -10,6 +10,7 @@ mod int8;
 mod powersgd;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -42,6 +43,8 @@ pub struct Reducer {
     wire: Arc<AllReduce>,
     /// `None`: as they are. Locked for a reduction at a time; the thread that overlaps and the caller take turns.
     compressor: Mutex<Option<Box<dyn Compressor>>>,
+    /// Steps still to come whose gradients go as they are.
+    plain_steps: AtomicUsize,
 }
 
 impl Reducer {
@@ -60,12 +63,24 @@ impl Reducer {
                 Some(Box::new(PowerSgd::new(&wire, &shapes, parallel.compression_rank, config.run.seed)?))
             }
         };
-        Ok(Reducer { wire, compressor: Mutex::new(compressor) })
+        Ok(Reducer {
+            wire,
+            compressor: Mutex::new(compressor),
+            plain_steps: AtomicUsize::new(parallel.compression_start),
+        })
+    }
+
+    /// Called after so many steps: the first ones of a training (`parallel.compression_start`) are not compressed.
+    pub fn steps_done(&self, steps: usize) {
+        let left = self.plain_steps.load(Ordering::Relaxed);
+        self.plain_steps.store(left.saturating_sub(steps), Ordering::Relaxed);
     }
 
     /// `gradients`, a bucket of the buffer, become their sum over the ranks. Buckets come in the same order on all ranks.
     pub fn reduce(&self, gradients: &mut Region, patience: Patience) -> Result<Finished> {
-        let Some(compressor) = &mut *self.compressor() else {
+        let mut compressor = self.compressor();
+        let compressor = compressor.as_mut().filter(|_| self.plain_steps.load(Ordering::Relaxed) == 0);
+        let Some(compressor) = compressor else {
             return self.wire.reduce(Kind::Gradients, gradients, patience);
         };
         let started = Instant::now();
@@ -73,7 +88,7 @@ impl Reducer {
         Ok(Finished { wait, transfer: started.elapsed().as_secs_f64() - wait })
     }
 
-    /// What the ledger counts for these elements.
+    /// What the ledger counts for these elements, once compression has started.
     pub fn bytes(&self, elements: &Range<usize>) -> u64 {
         match &*self.compressor() {
             Some(compressor) => compressor.bytes(elements),

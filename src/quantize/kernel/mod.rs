@@ -20,6 +20,8 @@ pub mod winograd;
 
 /// Pixels of a tile: with 4 (AVX-512) or 2 (AVX2) vectors of channels it fills the registers.
 const TILE: usize = 6;
+/// Pixels of the last tile where no more are left: 4x4 pixels of one image are tiles of 6, 6 and 4.
+const NARROW: usize = 4;
 /// 2x2 windows of a tile with a max-pool, one vector of channels.
 const WINDOWS: usize = 3;
 
@@ -68,6 +70,9 @@ pub unsafe trait Isa: Sized + 'static {
     unsafe fn load_weights(from: *const Self::Weight) -> Self::Register;
     /// `sum` + the products of `GROUP` inputs with each lane's weights.
     unsafe fn dot(sum: Self::Register, inputs: *const Self::Input, weights: Self::Register) -> Self::Register;
+    /// Asks for the cache line at `weights`, which may be any address.
+    #[inline(always)]
+    fn prefetch(_weights: *const Self::Weight) {}
     /// The greater, lane by lane.
     unsafe fn max(a: Self::Register, b: Self::Register) -> Self::Register;
     /// (sum * multiplier + residual * residual_multiplier + offset) >> shift, clamped to [0, 255]. `multiplier`: `LANES`
@@ -303,16 +308,23 @@ unsafe fn convolve<I: Isa>(convolution: &Convolution<I>, task: Task<I>) {
             }
             // Narrow tails (and batch 1 of fully connected layers) would waste most of a full tile.
             while position < task.positions {
-                let full = task.positions - position > 2;
-                match (block.vectors, full) {
-                    (4, true) if I::VECTORS >= 4 => tile::<I, 4, TILE>(convolution, &task, block, position),
-                    (4, false) if I::VECTORS >= 4 => tile::<I, 4, 1>(convolution, &task, block, position),
-                    (2, true) => tile::<I, 2, TILE>(convolution, &task, block, position),
-                    (2, false) => tile::<I, 2, 1>(convolution, &task, block, position),
-                    (_, true) => tile::<I, 1, TILE>(convolution, &task, block, position),
-                    (_, false) => tile::<I, 1, 1>(convolution, &task, block, position),
+                let pixels = match task.positions - position {
+                    1 | 2 => 1,
+                    left if left <= NARROW => NARROW,
+                    _ => TILE,
+                };
+                match (block.vectors, pixels) {
+                    (4, TILE) if I::VECTORS >= 4 => tile::<I, 4, TILE>(convolution, &task, block, position),
+                    (4, NARROW) if I::VECTORS >= 4 => tile::<I, 4, NARROW>(convolution, &task, block, position),
+                    (4, _) if I::VECTORS >= 4 => tile::<I, 4, 1>(convolution, &task, block, position),
+                    (2, TILE) => tile::<I, 2, TILE>(convolution, &task, block, position),
+                    (2, NARROW) => tile::<I, 2, NARROW>(convolution, &task, block, position),
+                    (2, _) => tile::<I, 2, 1>(convolution, &task, block, position),
+                    (_, TILE) => tile::<I, 1, TILE>(convolution, &task, block, position),
+                    (_, NARROW) => tile::<I, 1, NARROW>(convolution, &task, block, position),
+                    (_, _) => tile::<I, 1, 1>(convolution, &task, block, position),
                 }
-                position += if full { TILE } else { 1 };
+                position += pixels;
             }
         }
     }
@@ -346,8 +358,15 @@ unsafe fn tile<I: Isa, const VECTORS: usize, const PIXELS: usize>(
             }
         }
         let mut weights = convolution.weights.as_ptr().add(block.weights);
+        // Few images have few tiles a block, and then the weights come from far: the first tiles ask for the next block's,
+        // a cache line for each step of the loop.
+        let (number, steps) = (position / TILE, convolution.rows * convolution.groups);
+        let line = if number < VECTORS { 64 / size_of::<I::Weight>() } else { 0 };
+        let mut ahead = weights.wrapping_add(steps * (VECTORS * I::LANES * I::GROUP + number * line));
         for row in 0..convolution.rows {
             for group in 0..convolution.groups {
+                I::prefetch(ahead);
+                ahead = ahead.wrapping_add(line);
                 let mut registers = [I::load_weights(weights); VECTORS];
                 for (v, register) in registers.iter_mut().enumerate().skip(1) {
                     *register = I::load_weights(weights.add(v * I::LANES * I::GROUP));

@@ -64,6 +64,17 @@ unsafe impl Isa for Vnni {
     }
 
     #[inline(always)]
+    fn prefetch(weights: *const i8) {
+        // SAFETY: a hint that may name any address.
+        #[cfg(not(miri))]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(weights)
+        }
+        #[cfg(miri)]
+        let _ = weights;
+    }
+
+    #[inline(always)]
     unsafe fn max(a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: the features are enabled.
         unsafe { _mm512_max_epi32(a, b) }

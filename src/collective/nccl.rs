@@ -1,0 +1,262 @@
+//! NCCL, opened at run time: collectives on GPU memory, in the order of a stream of their own.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use libloading::os::unix::RTLD_NOW;
+
+use super::Communicator;
+use crate::error::{Error, Result};
+use crate::metrics::Kind;
+use crate::sys::gpu;
+
+/// As libtorch's wheels bring it and as NVIDIA's packages install it.
+const LIBRARY: &str = "libnccl.so.2";
+/// Between two looks at a communicator that is being made.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// `ncclComm_t`.
+type Comm = *mut c_void;
+/// `ncclResult_t`; see nccl.h.
+type Status = c_int;
+const SUCCESS: Status = 0;
+const IN_PROGRESS: Status = 7;
+const SUM: c_int = 0;
+
+/// Who makes a communicator together: 128 bytes that rank 0 draws.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UniqueId([u8; 128]);
+
+/// `ncclConfig_t` as of NCCL 2.18. Later versions take it by its size and version; what it lacks has their default.
+#[repr(C)]
+struct Config {
+    size: usize,
+    magic: c_uint,
+    version: c_uint,
+    blocking: c_int,
+    cga_cluster_size: c_int,
+    min_ctas: c_int,
+    max_ctas: c_int,
+    net_name: *const c_char,
+    split_share: c_int,
+}
+
+impl Config {
+    /// Calls return at once, and [`Nccl::settle`] waits with a limit. Source: `NCCL_CONFIG_INITIALIZER`, nccl.h 2.18.
+    fn without_blocking() -> Config {
+        /// `NCCL_CONFIG_UNDEF_INT`.
+        const DEFAULT: c_int = c_int::MIN;
+        Config {
+            size: size_of::<Config>(),
+            magic: 0xcafe_beef,
+            version: 21_800,
+            blocking: 0,
+            cga_cluster_size: DEFAULT,
+            min_ctas: DEFAULT,
+            max_ctas: DEFAULT,
+            net_name: std::ptr::null(),
+            split_share: DEFAULT,
+        }
+    }
+}
+
+macro_rules! functions {
+    ($($field:ident = $name:literal ($($argument:ty),*) -> $result:ty;)*) => {
+        /// NCCL's functions, by their names and signatures in nccl.h.
+        struct Functions {
+            $($field: unsafe extern "C" fn($($argument),*) -> $result,)*
+        }
+
+        impl Functions {
+            fn open() -> Result<Functions, String> {
+                let library = gpu::open(LIBRARY, RTLD_NOW)?;
+                // SAFETY: the signatures are nccl.h's; the library is never closed.
+                let functions = unsafe {
+                    Functions {
+                        $($field: *library
+                            .get(concat!($name, "\0").as_bytes())
+                            .map_err(|_| concat!("it has no ", $name, ": at least NCCL 2.18 is needed").to_owned())?,)*
+                    }
+                };
+                std::mem::forget(library);
+                Ok(functions)
+            }
+        }
+    };
+}
+
+functions! {
+    version = "ncclGetVersion" (*mut c_int) -> Status;
+    unique_id = "ncclGetUniqueId" (*mut UniqueId) -> Status;
+    init = "ncclCommInitRankConfig" (*mut Comm, c_int, UniqueId, c_int, *mut Config) -> Status;
+    state = "ncclCommGetAsyncError" (Comm, *mut Status) -> Status;
+    abort = "ncclCommAbort" (Comm) -> Status;
+    destroy = "ncclCommDestroy" (Comm) -> Status;
+    all_reduce = "ncclAllReduce" (*const c_void, *mut c_void, usize, c_int, c_int, Comm, *mut c_void) -> Status;
+    broadcast = "ncclBroadcast" (*const c_void, *mut c_void, usize, c_int, c_int, Comm, *mut c_void) -> Status;
+    error_text = "ncclGetErrorString" (Status) -> *const c_char;
+    last_error = "ncclGetLastError" (Comm) -> *const c_char;
+}
+
+/// The library, or why it cannot be had.
+fn library() -> Result<&'static Functions, &'static str> {
+    static LIBRARY_OR_REASON: OnceLock<Result<Functions, String>> = OnceLock::new();
+    LIBRARY_OR_REASON.get_or_init(Functions::open).as_ref().map_err(String::as_str)
+}
+
+/// The version of the NCCL here, as `2.28.9`. Error: why there is none.
+pub fn nccl_version() -> Result<String, String> {
+    let functions = library().map_err(|reason| format!("no NCCL here ({reason})"))?;
+    let mut version = 0;
+    // SAFETY: writes one int.
+    unsafe { (functions.version)(&mut version) };
+    Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+}
+
+/// A communicator of NCCL over the ranks of one of MPI's, each with a GPU of its own.
+pub struct Nccl {
+    functions: &'static Functions,
+    comm: Comm,
+    limit: Duration,
+    /// Nothing is to be asked of it any more but to go.
+    broken: bool,
+}
+
+impl Nccl {
+    /// All ranks of `ranks` call it, each after `gpu::use_gpu`. Error: no NCCL, or the ranks have not met within `limit`
+    /// (zero: it waits for ever).
+    pub fn start(ranks: &Communicator, limit: Duration) -> Result<Nccl> {
+        let opened = library().map_err(|reason| Error::Nccl { call: LIBRARY, reason: reason.into() });
+        let functions = opened?;
+        let mut id = UniqueId([0; 128]);
+        if ranks.rank() == 0 {
+            // SAFETY: writes the 128 bytes.
+            check(functions, std::ptr::null_mut(), "ncclGetUniqueId", unsafe { (functions.unique_id)(&mut id) })?;
+        }
+        // Rank 0's is the first.
+        let ids = ranks.all_gather(Kind::Control, &id.0)?;
+        id.0.copy_from_slice(&ids[..128]);
+        let mut nccl = Nccl { functions, comm: std::ptr::null_mut(), limit, broken: false };
+        let mut config = Config::without_blocking();
+        // SAFETY: `comm` is written; `config` is read before the call returns.
+        let status = unsafe {
+            (functions.init)(&mut nccl.comm, ranks.size() as c_int, id, ranks.rank() as c_int, &mut config)
+        };
+        nccl.settle("ncclCommInitRankConfig", status)?;
+        Ok(nccl)
+    }
+
+    /// Begins to sum `count` numbers at `values` (GPU memory, of `element`) over the ranks, on `stream`.
+    ///
+    /// # Safety
+    /// The memory stays valid and untouched until the stream has come past this.
+    pub unsafe fn all_reduce(
+        &mut self,
+        values: *mut c_void,
+        count: usize,
+        element: tch::Kind,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise; the communicator is ours.
+        let status = unsafe {
+            let element = data_type(element);
+            (self.functions.all_reduce)(values, values, count, element, SUM, self.comm, stream)
+        };
+        self.settle("ncclAllReduce", status)
+    }
+
+    /// Begins to give every rank rank 0's `count` numbers.
+    ///
+    /// # Safety
+    /// As [`all_reduce`](Self::all_reduce).
+    pub unsafe fn broadcast(
+        &mut self,
+        values: *mut c_void,
+        count: usize,
+        element: tch::Kind,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        // SAFETY: as above.
+        let status = unsafe {
+            let element = data_type(element);
+            (self.functions.broadcast)(values, values, count, element, 0, self.comm, stream)
+        };
+        self.settle("ncclBroadcast", status)
+    }
+
+    /// An error that came up since the last call: a peer that is gone, a network that fails.
+    pub fn look(&mut self) -> Result<()> {
+        let mut state = SUCCESS;
+        // SAFETY: the communicator is ours, one int is written.
+        let status = unsafe { (self.functions.state)(self.comm, &mut state) };
+        let state = if status == SUCCESS { state } else { status };
+        if state == IN_PROGRESS { Ok(()) } else { self.checked("a collective of NCCL", state) }
+    }
+
+    /// Waits until what a call began to set up is set up.
+    fn settle(&mut self, call: &'static str, status: Status) -> Result<()> {
+        let started = Instant::now();
+        let mut status = status;
+        while status == IN_PROGRESS {
+            if !self.limit.is_zero() && started.elapsed() > self.limit {
+                self.broken = true;
+                let reason = format!("not all ranks have come within {:.1} s", self.limit.as_secs_f64());
+                return Err(Error::Nccl { call, reason });
+            }
+            std::thread::sleep(LOOK);
+            // SAFETY: as in `look`.
+            let asked = unsafe { (self.functions.state)(self.comm, &mut status) };
+            if asked != SUCCESS {
+                status = asked;
+            }
+        }
+        self.checked(call, status)
+    }
+
+    fn checked(&mut self, call: &'static str, status: Status) -> Result<()> {
+        let result = check(self.functions, self.comm, call, status);
+        self.broken |= result.is_err();
+        result
+    }
+}
+
+impl Drop for Nccl {
+    fn drop(&mut self) {
+        if self.comm.is_null() {
+            return;
+        }
+        // SAFETY: ours, and not used again. A broken one would wait for its peers for ever if it were not aborted.
+        unsafe {
+            if self.broken { (self.functions.abort)(self.comm) } else { (self.functions.destroy)(self.comm) };
+        }
+    }
+}
+
+fn check(functions: &Functions, comm: Comm, call: &'static str, status: Status) -> Result<()> {
+    if status == SUCCESS {
+        return Ok(());
+    }
+    // SAFETY: both return texts of NCCL's that end in a 0; without a communicator the last error of any is given.
+    let reason = unsafe {
+        let text = |pointer: *const c_char| match pointer.is_null() {
+            true => String::new(),
+            false => CStr::from_ptr(pointer).to_string_lossy().lines().next().unwrap_or_default().to_owned(),
+        };
+        let (what, why) = (text((functions.error_text)(status)), text((functions.last_error)(comm)));
+        if why.is_empty() { what } else { format!("{what} ({why})") }
+    };
+    Err(Error::Nccl { call, reason })
+}
+
+/// `ncclDataType_t`.
+fn data_type(element: tch::Kind) -> c_int {
+    match element {
+        tch::Kind::Half => 6,
+        tch::Kind::Float => 7,
+        tch::Kind::Double => 8,
+        tch::Kind::BFloat16 => 9,
+        other => unreachable!("gradients of {other:?}"),
+    }
+}

@@ -1,0 +1,192 @@
+//! A data set that lies in a device's memory as u8, and batches that are cut out, mirrored and normalised there. The same
+//! numbers as [`Loader`](super::Loader) makes, bit for bit; nothing crosses the bus in an epoch but the indices at its start.
+
+use std::sync::Arc;
+
+use tch::{Device, Kind, Tensor};
+
+use super::augment::{Augmentation, PADDING};
+use super::{Batch, BatchPlan, Dataset, Loader, LoaderOptions, SIDE};
+
+/// Where batches of a data set come from.
+pub struct Feed {
+    dataset: Arc<Dataset>,
+    /// Images `[n, 3, 32, 32]` u8 and labels `[n]` int64, if they lie on a device.
+    resident: Option<(Tensor, Tensor)>,
+}
+
+impl Feed {
+    /// Copies the data set to `device`, if there is one.
+    pub fn new(dataset: Arc<Dataset>, device: Option<Device>) -> Feed {
+        let resident = device.map(|device| {
+            let (n, side) = (dataset.len() as i64, SIDE as i64);
+            let images = Tensor::from_data_size(&dataset.images, &[n, 3, side, side], Kind::Uint8);
+            let labels: Vec<i64> = dataset.labels.iter().map(|&label| i64::from(label)).collect();
+            (images.to_device(device), Tensor::from_slice(&labels).to_device(device))
+        });
+        Feed { dataset, resident }
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.dataset.len()
+    }
+
+    /// Whether there is no sample.
+    pub fn is_empty(&self) -> bool {
+        self.dataset.is_empty()
+    }
+
+    /// The batches of `plan`, in order. Panics if the plan does not fit itself or the data set.
+    pub fn batches(&self, plan: BatchPlan, options: LoaderOptions) -> Batches {
+        match &self.resident {
+            None => Batches::Loaded(Loader::start(self.dataset.clone(), plan, options)),
+            Some((images, labels)) => {
+                let (images, labels) = (images.shallow_clone(), labels.shallow_clone());
+                Batches::Resident(Box::new(Cutter::new(images, labels, plan, options)))
+            }
+        }
+    }
+}
+
+/// Gives the batches of a plan in order.
+pub enum Batches {
+    /// Prepared on a thread of the host.
+    Loaded(Loader),
+    /// Prepared on a device.
+    Resident(Box<Cutter>),
+}
+
+impl Iterator for Batches {
+    type Item = Batch;
+
+    fn next(&mut self) -> Option<Batch> {
+        match self {
+            Batches::Loaded(loader) => loader.next(),
+            Batches::Resident(cutter) => cutter.next(),
+        }
+    }
+}
+
+/// Cuts batches out of a data set on a device.
+pub struct Cutter {
+    images: Tensor,
+    labels: Tensor,
+    /// `[samples]` int64, into the data set.
+    indices: Tensor,
+    /// `[samples, 32]` int64 and u8: the row (column) of the image that each row (column) shows, and 0 where it shows the
+    /// padding. `None` without augmentation.
+    shown: Option<[(Tensor, Tensor); 2]>,
+    mean: Tensor,
+    std: Tensor,
+    channels_last: bool,
+    sizes: std::vec::IntoIter<usize>,
+    given: i64,
+}
+
+impl Cutter {
+    fn new(images: Tensor, labels: Tensor, plan: BatchPlan, options: LoaderOptions) -> Cutter {
+        let (planned, samples) = (plan.sizes.iter().sum::<usize>(), labels.numel());
+        assert_eq!(planned, plan.indices.len(), "the sizes of the batches must add up to the number of indices");
+        assert!(plan.indices.iter().all(|&index| (index as usize) < samples), "an index outside the data set");
+        let device = images.device();
+        let indices: Vec<i64> = plan.indices.iter().map(|&index| i64::from(index)).collect();
+        let shown = options.augment.map(|seed| {
+            let drawn: Vec<Augmentation> =
+                plan.indices.iter().map(|&index| Augmentation::draw(seed, index)).collect();
+            [Augmentation::rows, Augmentation::columns].map(|places| {
+                let places: Vec<Option<usize>> = drawn.iter().flat_map(|one| places(*one)).collect();
+                let from: Vec<i64> = places.iter().map(|place| place.unwrap_or(0) as i64).collect();
+                let inside: Vec<u8> = places.iter().map(|place| place.is_some() as u8).collect();
+                let shape = [-1, SIDE as i64];
+                let place = |tensor: Tensor| tensor.view(shape).to_device(device);
+                (place(Tensor::from_slice(&from)), place(Tensor::from_slice(&inside)))
+            })
+        });
+        let per_channel = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]).to_device(device);
+        Cutter {
+            indices: Tensor::from_slice(&indices).to_device(device),
+            shown,
+            mean: per_channel(options.mean),
+            std: per_channel(options.std),
+            channels_last: options.channels_last,
+            sizes: plan.sizes.into_iter(),
+            given: 0,
+            images,
+            labels,
+        }
+    }
+
+    fn next(&mut self) -> Option<Batch> {
+        let len = self.sizes.next()?;
+        let (from, n) = (self.given, len as i64);
+        self.given += n;
+        Some(tch::no_grad(|| {
+            let indices = self.indices.narrow(0, from, n);
+            let mut pixels = self.images.index_select(0, &indices);
+            if let Some([rows, columns]) = &self.shown {
+                let side = SIDE as i64;
+                for (axis, (place, inside)) in [(2, rows), (3, columns)] {
+                    let across = if axis == 2 { [n, 1, side, 1] } else { [n, 1, 1, side] };
+                    let place = place.narrow(0, from, n).view(across).expand([n, 3, side, side], false);
+                    pixels = pixels.gather(axis, &place, false) * inside.narrow(0, from, n).view(across);
+                }
+            }
+            // The three operations of PyTorch's `(pixels.float() / 255 - mean) / std`, each rounded to float32.
+            let images = (pixels.to_kind(Kind::Float) / 255.0 - &self.mean) / &self.std;
+            let images = match self.channels_last {
+                true => images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]),
+                false => images,
+            };
+            Batch { images, labels: self.labels.index_select(0, &indices), len }
+        }))
+    }
+}
+
+impl Augmentation {
+    /// The row of the image that each row of the result shows; `None`: the padding.
+    fn rows(self) -> [Option<usize>; SIDE] {
+        std::array::from_fn(|y| (y + self.top).checked_sub(PADDING).filter(|&row| row < SIDE))
+    }
+
+    /// The column of the image that each column of the result shows; `None`: the padding.
+    fn columns(self) -> [Option<usize>; SIDE] {
+        std::array::from_fn(|x| {
+            let x = if self.flip { SIDE - 1 - x } else { x };
+            (x + self.left).checked_sub(PADDING).filter(|&column| column < SIDE)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{AugmentSeed, IMAGE_BYTES};
+
+    #[test]
+    fn batches_are_the_loaders_bit_for_bit() {
+        let images = (0..60 * IMAGE_BYTES).map(|i| (i * 31 + i / 3072 * 17) as u8).collect();
+        let dataset = Arc::new(Dataset { images, labels: (0..60).map(|i| (i * 3 % 10) as u8).collect() });
+        let plan = BatchPlan { indices: (0..55).map(|i| i * 7 % 60).collect(), sizes: vec![16, 0, 16, 16, 7] };
+        let seed = AugmentSeed { seed: 5, epoch: 2 };
+        for (augment, channels_last) in [(None, false), (Some(seed), false), (Some(seed), true)] {
+            let options = LoaderOptions {
+                mean: [0.4914, 0.4822, 0.4465],
+                std: [0.2470, 0.2435, 0.2616],
+                augment,
+                channels_last,
+                prefetch: 2,
+            };
+            let [host, device] = [None, Some(Device::Cpu)]
+                .map(|device| Feed::new(dataset.clone(), device).batches(plan.clone(), options));
+            let mut batches = 0;
+            for (host, device) in host.zip(device) {
+                assert_eq!((host.len, host.images.size()), (device.len, device.images.size()));
+                assert!(host.images.equal(&device.images) && host.labels.equal(&device.labels));
+                assert!(host.len == 0 || host.images.stride() == device.images.stride());
+                batches += 1;
+            }
+            assert_eq!(batches, 5);
+        }
+    }
+}

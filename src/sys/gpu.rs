@@ -1,0 +1,302 @@
+//! A GPU without linking its libraries: the driver and libtorch's CUDA part are opened when they are asked for, streams and
+//! events come from libtorch.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use tch::Tensor;
+
+use super::libtorch::failure;
+use crate::error::{Error, Result};
+use crate::units::Second;
+
+/// NVIDIA's driver, its part that CUDA programs talk to.
+const DRIVER: &str = "libcuda.so.1";
+/// libtorch's part for CUDA. Its own neighbours (cuDNN, cuBLAS, NCCL) come with it.
+const LIBTORCH_CUDA: &str = "libtorch_cuda.so";
+
+/// A GPU that this process may use, as the driver shows it (after `CUDA_VISIBLE_DEVICES`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    /// The same for every process of the host.
+    pub uuid: [u8; 16],
+    /// For example `NVIDIA H200`.
+    pub name: String,
+}
+
+/// The GPUs that this process may use, in the driver's order. Error: what is missing, without a full stop.
+pub fn gpus() -> Result<Vec<Gpu>, String> {
+    let library = open(DRIVER, RTLD_NOW).map_err(|reason| format!("no NVIDIA driver here ({reason})"))?;
+    // SAFETY: the names and signatures are those of CUDA's driver API, cuda.h; pointers are to live variables of the sizes
+    // that it writes. The library stays open.
+    unsafe {
+        let status = |call: &str, code: c_int| match code {
+            0 => Ok(()),
+            100 => Err("the NVIDIA driver shows no GPU (is CUDA_VISIBLE_DEVICES empty?)".to_owned()),
+            code => Err(format!("the NVIDIA driver does not work ({call}: error {code}); try nvidia-smi")),
+        };
+        let missing = |error: libloading::Error| format!("the NVIDIA driver is too old ({error})");
+        let init = library.get::<unsafe extern "C" fn(c_uint) -> c_int>(b"cuInit\0").map_err(missing)?;
+        let count = library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount\0").map_err(missing)?;
+        let get = library.get::<unsafe extern "C" fn(*mut c_int, c_int) -> c_int>(b"cuDeviceGet\0").map_err(missing)?;
+        let name = library
+            .get::<unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int>(b"cuDeviceGetName\0")
+            .map_err(missing)?;
+        let uuid =
+            library.get::<unsafe extern "C" fn(*mut u8, c_int) -> c_int>(b"cuDeviceGetUuid\0").map_err(missing)?;
+        status("cuInit", init(0))?;
+        let mut devices = 0;
+        status("cuDeviceGetCount", count(&mut devices))?;
+        let mut found = Vec::new();
+        for index in 0..devices {
+            let (mut device, mut text, mut bytes) = (0, [0 as c_char; 128], [0u8; 16]);
+            status("cuDeviceGet", get(&mut device, index))?;
+            status("cuDeviceGetName", name(text.as_mut_ptr(), text.len() as c_int - 1, device))?;
+            status("cuDeviceGetUuid", uuid(bytes.as_mut_ptr(), device))?;
+            found.push(Gpu { uuid: bytes, name: CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned() });
+        }
+        std::mem::forget(library);
+        match found.is_empty() {
+            true => status("cuDeviceGetCount", 100).map(|()| found),
+            false => Ok(found),
+        }
+    }
+}
+
+/// Opens libtorch's CUDA part. Before this process has made its first tensor: later libtorch does not take it any more.
+/// Error: what is missing.
+pub fn open_libtorch_cuda() -> Result<(), String> {
+    let library = open(LIBTORCH_CUDA, RTLD_NOW | RTLD_GLOBAL)
+        .map_err(|reason| format!("this libtorch has no part for CUDA, or what that needs is not here ({reason})"))?;
+    std::mem::forget(library);
+    Ok(())
+}
+
+/// Opens a shared library for good, found as a program's libraries are. Error: the loader's reason.
+pub fn open(name: &str, flags: c_int) -> Result<Library, String> {
+    // SAFETY: runs the library's initialisers: NVIDIA's and libtorch's own, which make no demands on who loads them.
+    unsafe { Library::open(Some(name), flags) }.map_err(|error| {
+        let reason = match std::error::Error::source(&error) {
+            Some(source) => source.to_string(),
+            None => error.to_string(),
+        };
+        reason.lines().next().unwrap_or_default().to_owned()
+    })
+}
+
+unsafe extern "C" {
+    fn hpml_gpu_use(index: c_int) -> bool;
+    fn hpml_fast_kernels(tf32: bool);
+    fn hpml_range(name: *const c_char);
+    fn hpml_stream(index: c_int, own: bool) -> *mut c_void;
+    fn hpml_stream_free(stream: *mut c_void);
+    fn hpml_stream_handle(stream: *mut c_void) -> *mut c_void;
+    fn hpml_stream_synchronize(stream: *mut c_void) -> bool;
+    fn hpml_stream_wait(stream: *mut c_void, event: *mut c_void) -> bool;
+    fn hpml_event(stream: *mut c_void) -> *mut c_void;
+    fn hpml_event_free(event: *mut c_void);
+    fn hpml_event_happened(event: *mut c_void) -> c_int;
+    fn hpml_event_synchronize(event: *mut c_void) -> bool;
+    fn hpml_event_elapsed(from: *mut c_void, to: *mut c_void) -> f64;
+    fn hpml_fused_sgd(
+        parameters: *const torch_sys::C_tensor,
+        gradients: *const torch_sys::C_tensor,
+        velocity: *const torch_sys::C_tensor,
+        weight_decay: f64,
+        momentum: f64,
+        lr: f64,
+        nesterov: bool,
+        divisor: *const torch_sys::C_tensor,
+    ) -> bool;
+}
+
+fn failed<T>() -> Result<T> {
+    Err(Error::Gpu { reason: failure() })
+}
+
+fn ok(done: bool) -> Result<()> {
+    if done { Ok(()) } else { failed() }
+}
+
+/// From now on this thread's calls are for GPU `index`; convolutions are tried out once for each shape, and with `tf32`
+/// float32 is multiplied with 10 bits of mantissa.
+pub fn use_gpu(index: usize, tf32: bool) -> Result<()> {
+    // SAFETY: both take plain values.
+    unsafe {
+        ok(hpml_gpu_use(index as c_int))?;
+        hpml_fast_kernels(tf32);
+    }
+    Ok(())
+}
+
+/// A part of the time line that Nsight shows under a name, until it is dropped. Without a GPU nothing.
+pub struct Range(());
+
+/// Begins one.
+pub fn range(name: &str) -> Range {
+    let name = CString::new(name).unwrap_or_default();
+    // SAFETY: the text ends in a 0 and is copied.
+    unsafe { hpml_range(name.as_ptr()) };
+    Range(())
+}
+
+impl Drop for Range {
+    fn drop(&mut self) {
+        // SAFETY: ends what `range` began; they are dropped in turn.
+        unsafe { hpml_range(std::ptr::null()) };
+    }
+}
+
+/// What a GPU does in order.
+#[derive(Clone)]
+pub struct Stream(Rc<Raw>);
+
+struct Raw {
+    pointer: NonNull<c_void>,
+    free: unsafe extern "C" fn(*mut c_void),
+}
+
+impl Raw {
+    fn new(pointer: *mut c_void, free: unsafe extern "C" fn(*mut c_void)) -> Result<Raw> {
+        NonNull::new(pointer).map_or_else(failed, |pointer| Ok(Raw { pointer, free }))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // SAFETY: made by the function that belongs to this one, and freed once.
+        unsafe { (self.free)(self.pointer.as_ptr()) };
+    }
+}
+
+impl Stream {
+    /// The one that tensors of GPU `index` are computed on.
+    pub fn of_tensors(index: usize) -> Result<Stream> {
+        // SAFETY: returns an object of ours, or null.
+        Ok(Stream(Rc::new(Raw::new(unsafe { hpml_stream(index as c_int, false) }, hpml_stream_free)?)))
+    }
+
+    /// A new one, whose work goes before that of others.
+    pub fn urgent(index: usize) -> Result<Stream> {
+        // SAFETY: as above.
+        Ok(Stream(Rc::new(Raw::new(unsafe { hpml_stream(index as c_int, true) }, hpml_stream_free)?)))
+    }
+
+    /// CUDA's own handle, `cudaStream_t`; null is CUDA's default stream.
+    pub fn handle(&self) -> *mut c_void {
+        // SAFETY: a stream of ours.
+        unsafe { hpml_stream_handle(self.0.pointer.as_ptr()) }
+    }
+
+    /// Returns when all that was asked of it is done.
+    pub fn synchronize(&self) -> Result<()> {
+        // SAFETY: a stream of ours.
+        ok(unsafe { hpml_stream_synchronize(self.0.pointer.as_ptr()) })
+    }
+
+    /// What is asked of it from now on waits for `event`.
+    pub fn wait_for(&self, event: &Event) -> Result<()> {
+        // SAFETY: a stream and an event of ours.
+        ok(unsafe { hpml_stream_wait(self.0.pointer.as_ptr(), event.0.pointer.as_ptr()) })
+    }
+
+    /// Happens when all that was asked of it so far is done.
+    pub fn event(&self) -> Result<Event> {
+        // SAFETY: a stream of ours; returns an object of ours, or null.
+        Ok(Event(Rc::new(Raw::new(unsafe { hpml_event(self.0.pointer.as_ptr()) }, hpml_event_free)?)))
+    }
+}
+
+/// A moment on a GPU.
+#[derive(Clone)]
+pub struct Event(Rc<Raw>);
+
+impl Event {
+    /// Whether it has happened. Error: the GPU has failed.
+    pub fn has_happened(&self) -> Result<bool> {
+        // SAFETY: an event of ours.
+        match unsafe { hpml_event_happened(self.0.pointer.as_ptr()) } {
+            1 => Ok(true),
+            0 => Ok(false),
+            _ => failed(),
+        }
+    }
+
+    /// Returns when it has happened.
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: an event of ours.
+        ok(unsafe { hpml_event_synchronize(self.0.pointer.as_ptr()) })
+    }
+
+    /// Seconds since `earlier`; both must have happened. CUDA's clock has a resolution of half a microsecond.
+    pub fn since(&self, earlier: &Event) -> Result<Second> {
+        // SAFETY: events of ours.
+        match unsafe { hpml_event_elapsed(earlier.0.pointer.as_ptr(), self.0.pointer.as_ptr()) } {
+            milliseconds if milliseconds >= 0.0 => Ok(milliseconds / 1e3),
+            _ => failed(),
+        }
+    }
+}
+
+/// PyTorch's fused SGD on flat tensors `[elements]` of one device:
+/// `g = g / divisor + weight_decay p; v = momentum v + g; p -= lr v` (with Nesterov `lr (g + momentum v)`), in one pass.
+pub struct FusedSgd<'a> {
+    /// Multiplies parameters into the gradient.
+    pub weight_decay: f64,
+    /// Of the velocity.
+    pub momentum: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Nesterov's form.
+    pub nesterov: bool,
+    /// A number on the device, float32; `None`: 1.
+    pub divisor: Option<&'a Tensor>,
+}
+
+impl FusedSgd<'_> {
+    /// One step, in place.
+    pub fn step(&self, parameters: &Tensor, gradients: &Tensor, velocity: &Tensor) -> Result<()> {
+        let divisor = self.divisor.map_or(std::ptr::null(), Tensor::as_ptr);
+        // SAFETY: all pointers are live tensors for the length of the call, or null where that is allowed.
+        ok(unsafe {
+            hpml_fused_sgd(
+                parameters.as_ptr(),
+                gradients.as_ptr(),
+                velocity.as_ptr(),
+                self.weight_decay,
+                self.momentum,
+                self.lr,
+                self.nesterov,
+                divisor,
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn the_fused_step_is_sgds() {
+        let tensor = |from: f64| Tensor::arange(8, (Kind::Float, Device::Cpu)) * 0.125 + from;
+        let (parameters, gradients, velocity) = (tensor(0.5), tensor(-1.0), tensor(0.0));
+        let divisor = Tensor::from(2f32);
+        let gradient = &gradients / 2.0 + &parameters * 0.1;
+        let moved = &velocity * 0.9 + gradient;
+        let expected = &parameters - &moved * 0.25;
+        let rule = FusedSgd { weight_decay: 0.1, momentum: 0.9, lr: 0.25, nesterov: false, divisor: Some(&divisor) };
+        rule.step(&parameters, &gradients, &velocity).unwrap();
+        assert!(parameters.allclose(&expected, 1e-6, 1e-6, false) && velocity.allclose(&moved, 1e-6, 1e-6, false));
+    }
+
+    #[test]
+    fn what_is_not_here_is_named() {
+        let message = open("libhpml_is_not_here.so", RTLD_NOW).err().unwrap();
+        assert!(message.contains("libhpml_is_not_here.so"), "{message}");
+        let _ = range("a part without a GPU costs nothing and does nothing");
+    }
+}

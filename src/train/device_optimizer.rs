@@ -1,0 +1,68 @@
+//! The optimisers on a device's flat tensors: the formulas of `optimizer`, as calls that the host does not wait for.
+
+use tch::Tensor;
+
+use super::Optimizer;
+use super::optimizer::CLIP_EPSILON;
+use crate::config::OptimName;
+use crate::error::Result;
+use crate::parallel::{Flat, FlatTensor};
+use crate::sys::gpu::FusedSgd;
+
+/// One update of `parameters` by `gradients`, both `[elements]` float32.
+pub fn step(optimizer: &mut Optimizer, parameters: &mut Tensor, gradients: &Tensor, lr: f64) -> Result<()> {
+    optimizer.steps += 1;
+    let steps = optimizer.steps;
+    let Optimizer { config, tensors, first, second, .. } = optimizer;
+    let (Flat::Device(first), Flat::Device(second)) = (first, second) else {
+        unreachable!("moments share the parameters' memory");
+    };
+    tch::no_grad(|| {
+        let sgd = FusedSgd { weight_decay: config.weight_decay, momentum: config.momentum, lr, nesterov: config.nesterov, divisor: None };
+        // What the gradient is divided by, so that its norm is at most `clip_norm`; never less than 1.
+        let divisor = (config.clip_norm > 0.0).then(|| ((gradients.norm() + CLIP_EPSILON) / config.clip_norm).clamp_min(1.0));
+        if config.name == OptimName::Sgd {
+            return FusedSgd { divisor: divisor.as_ref(), ..sgd }.step(parameters, gradients, first);
+        }
+        for FlatTensor { elements, matrix } in &*tensors {
+            let part = |of: &Tensor| of.narrow(0, elements.start as i64, elements.len() as i64);
+            let (mut weights, mut gradient, mut first) = (part(parameters), part(gradients), part(first));
+            if let Some(divisor) = &divisor {
+                let _ = gradient.g_div_(divisor);
+            }
+            let weight_decay = if *matrix { config.weight_decay } else { 0.0 };
+            // 1 where one of the norms is 0.
+            let or_one = |trust: Tensor, one: &Tensor, other: &Tensor| {
+                trust.where_self(&one.gt(0.0).logical_and(&other.gt(0.0)), &Tensor::ones_like(one))
+            };
+            match config.name {
+                OptimName::Lars => {
+                    let mut scaled = &gradient + &weights * weight_decay;
+                    if *matrix {
+                        let (own, length) = (weights.norm(), gradient.norm());
+                        let trust = &own * config.trust / (&length + &own * weight_decay);
+                        let _ = scaled.g_mul_(&or_one(trust, &own, &length));
+                    }
+                    let _ = scaled.g_mul_scalar_(lr);
+                    let _ = first.g_mul_scalar_(config.momentum).g_add_(&scaled);
+                    let _ = if config.nesterov { weights.g_sub_(&(scaled + &first * config.momentum)) } else { weights.g_sub_(&first) };
+                }
+                _ => {
+                    let mut second = part(second);
+                    let (beta1, beta2) = (f64::from(config.momentum as f32), f64::from(config.beta2 as f32));
+                    let _ = first.g_mul_scalar_(beta1).g_add_(&(&gradient * (1.0 - beta1)));
+                    let _ = second.g_mul_scalar_(beta2).g_add_(&(gradient.square() * (1.0 - beta2)));
+                    let corrected = |moment: &Tensor, beta: f64| moment / (1.0 - beta.powi(steps));
+                    let adam = corrected(&first, beta1) / (corrected(&second, beta2).sqrt() + config.epsilon);
+                    let mut direction = adam + &weights * weight_decay;
+                    if *matrix {
+                        let (own, length) = (weights.norm(), direction.norm());
+                        let _ = direction.g_mul_(&or_one(&own / &length, &own, &length));
+                    }
+                    let _ = weights.g_sub_(&(direction * lr));
+                }
+            }
+        }
+        Ok(())
+    })
+}
