@@ -70,9 +70,9 @@ pub unsafe trait Isa: Sized + 'static {
     unsafe fn load_weights(from: *const Self::Weight) -> Self::Register;
     /// `sum` + the products of `GROUP` inputs with each lane's weights.
     unsafe fn dot(sum: Self::Register, inputs: *const Self::Input, weights: Self::Register) -> Self::Register;
-    /// Asks for the cache line at `weights`, which may be any address.
+    /// Asks for the cache line at `weights`, which alone may be any address.
     #[inline(always)]
-    fn prefetch(_weights: *const Self::Weight) {}
+    unsafe fn prefetch(_weights: *const Self::Weight) {}
     /// The greater, lane by lane.
     unsafe fn max(a: Self::Register, b: Self::Register) -> Self::Register;
     /// (sum * multiplier + residual * residual_multiplier + offset) >> shift, clamped to [0, 255]. `multiplier`: `LANES`

@@ -64,7 +64,7 @@ unsafe impl Isa for Vnni {
     }
 
     #[inline(always)]
-    fn prefetch(weights: *const i8) {
+    unsafe fn prefetch(weights: *const i8) {
         // SAFETY: a hint that may name any address.
         #[cfg(not(miri))]
         unsafe {
