@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::Algorithm;
+use crate::config::{Algorithm, Device};
 
 /// Data-parallel training under MPI that measures what it costs.
 #[derive(Debug, Parser)]
@@ -36,6 +36,9 @@ pub enum Command {
     /// Print the default configuration, every key explained
     #[command(after_help = "Two commands that work:\n  hpml config > mine.toml\n  mpirun -n 4 hpml train mine.toml")]
     Config,
+    /// Say what this host has to compute and to communicate with: cores, GPUs, libtorch, NCCL, MPI
+    #[command(after_help = "Two commands that work:\n  hpml devices\n  srun --ntasks-per-node=1 --label hpml devices")]
+    Devices,
     /// Print what a run file holds
     #[command(
         after_help = "Two commands that work:\n  hpml inspect results/net.h5\n  hpml inspect results/net.h5 | less"
@@ -252,6 +255,9 @@ pub struct Allreduce {
     /// So many iterations instead; 0: --seconds decides
     #[arg(long, default_value = "0")]
     pub iters: usize,
+    /// Whose memory: cpu (the host's), cuda (a GPU's, by NCCL or with another --algorithm than auto through the host), auto
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
     /// As in parallel.all_reduce; may be repeated
     #[arg(long = "algorithm", value_name = "NAME", default_values = ["auto", "mpi"])]
     pub algorithms: Vec<Algorithm>,

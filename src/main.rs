@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Command::Eval { file, predictions, common } => print(eval(&file, predictions.as_deref(), &common)),
         Command::Export { file, onnx, force } => print(quantize::command::export(&file, &onnx, force)),
         Command::Config => print(Ok(config::documented_defaults())),
+        Command::Devices => print(Ok(launch::describe_host())),
         Command::Inspect { file } => print(store::inspect(&file)),
         Command::Report(args) => print(report::report(&args)),
     }

@@ -58,11 +58,18 @@ fn overlap_and_profile_with_several_buckets_train_the_same_and_the_parts_add_up(
             train(2, &out, &[&resnet, &more[..], ways].concat()).succeeded();
             losses.push(column(&out, "epochs/train_loss")[0]);
             if timing == "profile" {
-                let sum = |name: &str| column(&out, &format!("steps/{name}")).iter().sum::<f64>();
-                let parts = ["data", "forward", "backward", "comm_wait", "comm", "optimizer"];
-                let parts: f64 = parts.into_iter().map(sum).sum();
-                // Six short steps; what is missing is where the system took the core away between two parts.
-                assert!((parts / sum("step") - 1.0).abs() < 0.05, "{ways:?}: {parts} of {}", sum("step"));
+                let steps = column(&out, "steps/step");
+                let mut shares = vec![0.0; steps.len()];
+                for part in ["data", "forward", "backward", "comm_wait", "comm", "optimizer"] {
+                    let seconds = column(&out, &format!("steps/{part}"));
+                    shares
+                        .iter_mut()
+                        .zip(seconds.iter().zip(&steps))
+                        .for_each(|(share, (part, step))| *share += part / step);
+                }
+                // Twelve short steps: a busy system takes the core away between two parts of some, but not of all.
+                let fullest = shares.iter().copied().fold(0.0, f64::max);
+                assert!((fullest - 1.0).abs() < 0.02, "{ways:?}: {shares:?}");
             }
         }
         assert_eq!((losses[0], losses[2]), (losses[1], losses[3]), "{ways:?}");

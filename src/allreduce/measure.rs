@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use crate::collective::{AllReduce, Combine, Communicator, Element, HostBuffer, Patience};
+use super::bench::{Bench, Place};
+use crate::collective::{Combine, Communicator, Element};
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::units::{Bytes, Second};
@@ -55,22 +56,6 @@ pub struct Timing {
     pub wrong: u64,
 }
 
-/// One way to all-reduce, and the buffers for it.
-pub struct Bench<T: Element> {
-    /// The way.
-    pub all_reduce: AllReduce,
-    /// Read only, out of place.
-    pub source: HostBuffer<T>,
-    /// The result; the source as well, in place.
-    pub target: HostBuffer<T>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    In,
-    Out,
-}
-
 impl<T: Element> Bench<T> {
     /// Measures and checks the first `elements` of the buffers.
     pub fn measure(&mut self, communicator: &Communicator, elements: usize, budget: &Budget) -> Result<Row> {
@@ -80,7 +65,7 @@ impl<T: Element> Bench<T> {
             bytes: bytes as Bytes,
             elements,
             element: T::NAME,
-            algorithm: self.all_reduce.algorithm_for(bytes).as_str(),
+            algorithm: self.algorithm(bytes),
             out_of_place: self.measure_place(communicator, Place::Out, elements, budget)?,
             in_place: self.measure_place(communicator, Place::In, elements, budget)?,
         })
@@ -96,11 +81,11 @@ impl<T: Element> Bench<T> {
         const WARM_UP: usize = 3;
         const MOST: usize = 20_000;
         // Zeros stay zeros, however often they are summed in place.
-        self.source.as_mut_slice()[..elements].fill(T::default());
-        self.target.as_mut_slice()[..elements].fill(T::default());
+        self.fill(Place::Out, elements, |_| 0.0);
+        self.fill(Place::In, elements, |_| 0.0);
         let warm_up = Instant::now();
         for _ in 0..WARM_UP {
-            self.once(communicator, place, elements)?;
+            self.after_all(communicator, place, elements)?;
         }
         let iterations = match budget.iterations {
             0 => {
@@ -110,7 +95,7 @@ impl<T: Element> Bench<T> {
             }
             given => given,
         };
-        let own: Result<Vec<f64>> = (0..iterations).map(|_| self.once(communicator, place, elements)).collect();
+        let own: Result<Vec<f64>> = (0..iterations).map(|_| self.after_all(communicator, place, elements)).collect();
         let mut slowest = own?;
         let mut fastest = slowest.clone();
         communicator.all_reduce(Kind::Metrics, Combine::Max, &mut slowest)?;
@@ -120,13 +105,9 @@ impl<T: Element> Bench<T> {
     }
 
     /// One iteration: a barrier, then the collective, of which this rank's seconds are returned.
-    fn once(&mut self, communicator: &Communicator, place: Place, elements: usize) -> Result<Second> {
-        let source = (place == Place::Out).then(|| self.source.region(0..elements));
-        let mut target = self.target.region(0..elements);
+    fn after_all(&mut self, communicator: &Communicator, place: Place, elements: usize) -> Result<Second> {
         communicator.barrier()?;
-        let start = Instant::now();
-        self.all_reduce.run(Kind::Gradients, source.as_ref(), &mut target, Patience::Eager)?;
-        Ok(start.elapsed().as_secs_f64())
+        self.once(place, elements)
     }
 
     /// Sums small integers, which is exact in any order, and counts over all ranks what is not.
@@ -135,14 +116,11 @@ impl<T: Element> Bench<T> {
         // bf16 holds integers up to 256; ranks beyond that many would need another check.
         let period = (256 / ranks).clamp(2, 8);
         let value = |rank: usize, index: usize| ((rank + index) % period) as f32;
-        let buffer = if place == Place::In { &mut self.target } else { &mut self.source };
-        for (index, element) in buffer.as_mut_slice()[..elements].iter_mut().enumerate() {
-            *element = T::from_f32(value(communicator.rank(), index));
-        }
-        self.once(communicator, place, elements)?;
-        let sums: Vec<T> =
-            (0..period).map(|index| T::from_f32((0..ranks).map(|rank| value(rank, index)).sum())).collect();
-        let result = &self.target.as_slice()[..elements];
+        let rank = communicator.rank();
+        self.fill(place, elements, |index| value(rank, index));
+        self.after_all(communicator, place, elements)?;
+        let sums: Vec<f32> = (0..period).map(|index| (0..ranks).map(|rank| value(rank, index)).sum()).collect();
+        let result = self.result(elements);
         let wrong = result.iter().enumerate().filter(|(index, element)| **element != sums[index % period]).count();
         let mut total = [wrong as f64];
         communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut total)?;

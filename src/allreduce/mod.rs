@@ -2,18 +2,20 @@
 //! In: the ranks and a list of sizes. Out: rows of times, bandwidths and wrong sums; printed as they come, and tables for a
 //! run file. Never touches a model: it is the yardstick beside which a training's own collectives are held.
 
+mod bench;
 mod measure;
 mod table;
 
 use std::path::Path;
 
 use crate::cli;
-use crate::collective::{AllReduce, Bf16, Element};
-use crate::config::{Algorithm, Config, Device};
+use crate::collective::{Bf16, Element};
+use crate::config::{Config, Launch};
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::store::RunFile;
-pub use measure::{Bench, Budget, Row, Timing};
+pub use bench::Bench;
+pub use measure::{Budget, Row, Timing};
 pub use table::table;
 
 /// Gradients of the two networks, in elements: what training all-reduces. (A test compares them with the models.)
@@ -27,7 +29,7 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
         return job.agree(Err(Error::ConfigValue { place, key, value, expected }));
     }
     let mut config = Config::default();
-    config.launch.device = Device::Cpu; // it is the host's memory that is summed
+    config.launch = Launch { device: args.device, allow_gpu_sharing: true, ..config.launch };
     job.configure(&config)?;
     job.let_ranks_wait();
     let file = args.out.as_ref().filter(|_| job.is_root()).map(|out| create(out, args.force, &config, job));
@@ -38,8 +40,8 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
     let mut rows = Vec::new();
     for kind in &args.types {
         rows.extend(match kind {
-            cli::ElementType::Float32 => measure_type::<f32>(args, job)?,
-            cli::ElementType::Bf16 => measure_type::<Bf16>(args, job)?,
+            cli::ElementType::Float32 => measure_type::<f32>(args, job, &config)?,
+            cli::ElementType::Bf16 => measure_type::<Bf16>(args, job, &config)?,
         });
     }
     if let Some(file) = &mut file {
@@ -50,25 +52,20 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
 }
 
 /// All sizes of one type. The algorithms take turns at each size, so that drift of the machine meets them alike.
-fn measure_type<T: Element>(args: &cli::Allreduce, job: &Job) -> Result<Vec<Row>> {
+fn measure_type<T: Element>(args: &cli::Allreduce, job: &Job, config: &Config) -> Result<Vec<Row>> {
     let counts = element_counts(args, size_of::<T>());
     let largest = counts.last().copied().unwrap_or(0);
-    let reducers: Result<Vec<_>> = args
-        .algorithms
-        .iter()
-        .map(|&algorithm| {
-            let all_reduce = AllReduce::new(job.communicator.clone(), algorithm)?;
-            let (source, target) = (all_reduce.buffer::<T>(largest)?, all_reduce.buffer::<T>(largest)?);
-            Ok(measure::Bench { all_reduce, source, target })
-        })
+    let algorithms = args.algorithms.iter();
+    let benches: Result<Vec<_>> = algorithms
+        .map(|&algorithm| Bench::<T>::new(&job.communicator, job.target, algorithm, largest, config))
         .collect();
-    let mut reducers = reducers?;
+    let mut benches = job.agree(benches)?;
     let budget = Budget { seconds: args.seconds, iterations: args.iters };
     let mut rows = Vec::new();
     for elements in counts {
-        let mut measured: Vec<Algorithm> = Vec::new();
-        for bench in &mut reducers {
-            let algorithm = bench.all_reduce.algorithm_for(elements * size_of::<T>());
+        let mut measured: Vec<&str> = Vec::new();
+        for bench in &mut benches {
+            let algorithm = bench.algorithm(elements * size_of::<T>());
             if measured.contains(&algorithm) {
                 continue; // auto chose what was asked for by name, too
             }

@@ -35,7 +35,7 @@ pub struct DeviceCollectives {
 
 enum Way {
     Nccl { nccl: Nccl, compute: Stream, own: Stream },
-    Host { all_reduce: AllReduce, buffer: HostBuffer },
+    Host { all_reduce: Box<AllReduce>, buffer: HostBuffer },
 }
 
 struct Begun {
@@ -68,23 +68,29 @@ impl DeviceCollectives {
         elements: usize,
         limit: Duration,
     ) -> Result<DeviceCollectives> {
-        // NCCL refuses two ranks on one GPU unless they seem to be on different hosts.
-        let refused = |shared: bool| shared && std::env::var_os("NCCL_HOSTID").is_none();
         let way = match target {
-            Target::Gpu { index, shared }
-                if algorithm == Algorithm::Auto && ranks.size() > 1 && !refused(shared) =>
-            Way::Nccl {
+            Target::Gpu { index, .. } if ranks.size() > 1 && !Self::go_through_host(target, algorithm) => Way::Nccl {
                 nccl: Nccl::start(&ranks, limit)?,
                 compute: Stream::of_tensors(index)?,
                 own: Stream::urgent(index)?,
             },
             _ => {
-                let all_reduce = AllReduce::new(ranks.clone(), algorithm)?;
+                let all_reduce = Box::new(AllReduce::new(ranks.clone(), algorithm)?);
                 let buffer = all_reduce.buffer(elements)?;
                 Way::Host { all_reduce, buffer }
             }
         };
         Ok(DeviceCollectives { ranks, way, begun: VecDeque::new(), asked: Instant::now() })
+    }
+
+    /// Whether what ranks with such a `target` send each other goes through the host's memory instead of NCCL.
+    pub fn go_through_host(target: Target, algorithm: Algorithm) -> bool {
+        match target {
+            // NCCL refuses two ranks on one GPU unless they seem to be on different hosts.
+            Target::Gpu { shared: true, .. } if std::env::var_os("NCCL_HOSTID").is_none() => true,
+            Target::Gpu { .. } => algorithm != Algorithm::Auto,
+            Target::Cpu | Target::Emulated => true,
+        }
     }
 
     /// The ranks that it is over.
@@ -99,22 +105,28 @@ impl DeviceCollectives {
 
     /// Begins to sum `values` (contiguous, on the device) over the ranks, once the device has computed them.
     pub fn all_reduce(&mut self, kind: Kind, values: &Tensor) -> Result<Span> {
+        self.all_reduce_into(kind, values, values)
+    }
+
+    /// The same into `target`, of the same length and kind.
+    pub fn all_reduce_into(&mut self, kind: Kind, source: &Tensor, target: &Tensor) -> Result<Span> {
         self.watch()?;
         match &mut self.way {
             Way::Nccl { nccl, compute, own } => {
-                let (begun, span) = begin(kind, Collective::AllReduce, values, compute, own, |handle| {
+                let (begun, span) = begin(kind, Collective::AllReduce, source, compute, own, |handle| {
+                    let (from, to) = (source.data_ptr(), target.data_ptr());
                     // SAFETY: flat buffers live as long as the training, whose next use of them waits for the stream (`join`).
-                    unsafe { nccl.all_reduce(values.data_ptr(), values.numel(), values.kind(), handle) }
+                    unsafe { nccl.all_reduce(from, to, source.numel(), source.kind(), handle) }
                 })?;
                 self.begun.push_back(begun);
                 Ok(span)
             }
             Way::Host { all_reduce, buffer } => {
-                let mut region = buffer.region(0..values.numel());
-                values.copy_data(region.as_mut_slice(), values.numel());
+                let mut region = buffer.region(0..source.numel());
+                source.copy_data(region.as_mut_slice(), source.numel());
                 let waiting = Instant::now();
                 let wait = all_reduce.reduce(kind, &mut region, Patience::Eager)?.wait;
-                tch::no_grad(|| values.shallow_clone().copy_(&Tensor::from_slice(region.as_slice())));
+                tch::no_grad(|| target.shallow_clone().copy_(&Tensor::from_slice(region.as_slice())));
                 let from = waiting + Duration::from_secs_f64(wait);
                 Ok(Span { wait, from: Moment::Host(from), to: Moment::Host(Instant::now().max(from)) })
             }

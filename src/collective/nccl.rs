@@ -141,20 +141,21 @@ impl Nccl {
         let mut nccl = Nccl { functions, comm: std::ptr::null_mut(), limit, broken: false };
         let mut config = Config::without_blocking();
         // SAFETY: `comm` is written; `config` is read before the call returns.
-        let status = unsafe {
-            (functions.init)(&mut nccl.comm, ranks.size() as c_int, id, ranks.rank() as c_int, &mut config)
-        };
+        let status =
+            unsafe { (functions.init)(&mut nccl.comm, ranks.size() as c_int, id, ranks.rank() as c_int, &mut config) };
         nccl.settle("ncclCommInitRankConfig", status)?;
         Ok(nccl)
     }
 
-    /// Begins to sum `count` numbers at `values` (GPU memory, of `element`) over the ranks, on `stream`.
+    /// Begins to sum `count` numbers at `source` (GPU memory, of `element`) over the ranks into `target`, which may be the
+    /// same place, on `stream`.
     ///
     /// # Safety
     /// The memory stays valid and untouched until the stream has come past this.
     pub unsafe fn all_reduce(
         &mut self,
-        values: *mut c_void,
+        source: *const c_void,
+        target: *mut c_void,
         count: usize,
         element: tch::Kind,
         stream: *mut c_void,
@@ -162,7 +163,7 @@ impl Nccl {
         // SAFETY: the caller's promise; the communicator is ours.
         let status = unsafe {
             let element = data_type(element);
-            (self.functions.all_reduce)(values, values, count, element, SUM, self.comm, stream)
+            (self.functions.all_reduce)(source, target, count, element, SUM, self.comm, stream)
         };
         self.settle("ncclAllReduce", status)
     }
@@ -229,7 +230,11 @@ impl Drop for Nccl {
         }
         // SAFETY: ours, and not used again. A broken one would wait for its peers for ever if it were not aborted.
         unsafe {
-            if self.broken { (self.functions.abort)(self.comm) } else { (self.functions.destroy)(self.comm) };
+            if self.broken {
+                (self.functions.abort)(self.comm)
+            } else {
+                (self.functions.destroy)(self.comm)
+            };
         }
     }
 }

@@ -7,7 +7,10 @@ const COMMENTS: &[(&str, &str)] = &[
     ("run.seed", "seeds the parameters, the order of the samples and the augmentation; integer, 0 or more"),
     ("run.out", "the run file (HDF5); empty: results/MODEL-RANKSranks-TIME.h5"),
     ("launch.device", "auto, cpu or cuda; auto takes a GPU where every rank of a host has one of its own"),
-    ("launch.allow_gpu_sharing", "let several ranks of a host have the same GPU, whose sums then go through host memory"),
+    (
+        "launch.allow_gpu_sharing",
+        "let several ranks of a host have the same GPU, whose sums then go through host memory",
+    ),
     ("launch.threads", "compute threads per rank; 0: cores of the host / ranks on it"),
     (
         "launch.comm_timeout_s",

@@ -59,12 +59,13 @@ pub struct Launch {
 }
 
 /// Where a rank computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Device {
     /// A GPU if there is one for every rank of the host, CPU cores otherwise.
     Auto,
     /// CPU cores.
+    #[default]
     Cpu,
     /// GPU number `local_rank`.
     Cuda,

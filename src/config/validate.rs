@@ -158,8 +158,8 @@ impl Config {
         Ok(())
     }
 
-    /// What CPU ranks can do and GPU ranks cannot: an error that names it.
-    pub fn check_for_gpu(&self) -> Result<()> {
+    /// What CPU ranks can do and GPU ranks cannot, or not `through_host` memory: an error that names it.
+    pub fn check_for_gpu(&self, through_host: bool) -> Result<()> {
         let parallel = &self.parallel;
         let refused = [
             ("parallel.buffers", parallel.buffers == BufferSync::Sync, "sync".to_owned()),
@@ -167,7 +167,8 @@ impl Config {
             ("parallel.compression_start", parallel.compression_start > 0, parallel.compression_start.to_string()),
             (
                 "parallel.compression",
-                matches!(parallel.compression, Compression::Int8 | Compression::PowerSgd),
+                parallel.compression != Compression::None
+                    && (through_host || matches!(parallel.compression, Compression::Int8 | Compression::PowerSgd)),
                 parallel.compression.as_str().to_owned(),
             ),
         ];
@@ -177,7 +178,9 @@ impl Config {
                 place: "launch.device".into(),
                 key: key.into(),
                 value,
-                expected: "works on CPU ranks only: set launch.device = \"cpu\", or leave it out".into(),
+                expected: "GPU ranks do not (bf16 and fp16 compression they do by NCCL): leave it out, or set launch.device = \
+                           \"cpu\""
+                    .into(),
             }),
         }
     }

@@ -92,8 +92,7 @@ impl Cutter {
         let device = images.device();
         let indices: Vec<i64> = plan.indices.iter().map(|&index| i64::from(index)).collect();
         let shown = options.augment.map(|seed| {
-            let drawn: Vec<Augmentation> =
-                plan.indices.iter().map(|&index| Augmentation::draw(seed, index)).collect();
+            let drawn: Vec<Augmentation> = plan.indices.iter().map(|&index| Augmentation::draw(seed, index)).collect();
             [Augmentation::rows, Augmentation::columns].map(|places| {
                 let places: Vec<Option<usize>> = drawn.iter().flat_map(|one| places(*one)).collect();
                 let from: Vec<i64> = places.iter().map(|place| place.unwrap_or(0) as i64).collect();

@@ -15,8 +15,8 @@ type Uuid = u64;
 pub struct Found {
     /// The GPUs that it sees, in the driver's order.
     pub gpus: Vec<Uuid>,
-    /// Their names.
-    pub names: Vec<String>,
+    /// Their names and whole UUIDs; of this process's own alone.
+    pub about: Vec<gpu::Gpu>,
     /// Whether CPU cores are to be treated as GPUs.
     pub emulated: bool,
     /// What is missing, if it found none.
@@ -35,7 +35,7 @@ pub fn look(device: Device) -> Found {
     match found {
         Ok(gpus) => Found {
             gpus: gpus.iter().map(|gpu| u64::from_be_bytes(gpu.uuid[8..].try_into().expect("16 bytes"))).collect(),
-            names: gpus.into_iter().map(|gpu| gpu.name).collect(),
+            about: gpus,
             ..Found::default()
         },
         Err(missing) => Found { missing: Some(missing), ..Found::default() },
@@ -107,7 +107,7 @@ impl Found {
         }
     }
 
-    /// From another rank's [`to_text`](Self::to_text), without the names.
+    /// From another rank's [`to_text`](Self::to_text), without what is `about` them.
     pub fn from_text(text: &str) -> Found {
         if let Some(missing) = text.strip_prefix("missing ") {
             return Found { missing: Some(missing.into()), ..Found::default() };

@@ -3,9 +3,11 @@
 
 mod choose;
 mod clock;
+mod gauge;
 
 pub use choose::{Choice, Found, assign, look};
-pub use clock::{Clock, Moment, Timeline};
+pub use clock::{Clock, Moment, Timeline, seconds_between};
+pub use gauge::{Gauge, Reading};
 
 use crate::error::Result;
 use crate::sys::gpu;

@@ -2,6 +2,7 @@
 //! launcher. Out: a [`Job`]. An error of any rank ends all of them, with one message and a non-zero status.
 
 mod affinity;
+mod host;
 mod signals;
 mod watchdog;
 
@@ -10,11 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::collective::{Combine, Communicator, Universe, progress};
+use crate::collective::{Combine, Communicator, DeviceCollectives, Universe, progress};
 use crate::config::{Config, Precision};
 use crate::device::{self, Choice, Found, Target};
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
+pub use host::describe_host;
 pub use signals::{STOPPED, Signals, signal_name};
 
 /// The running job as one rank sees it.
@@ -29,6 +31,8 @@ pub struct Job {
     pub local_rank: usize,
     /// Where this rank computes.
     pub target: Target,
+    /// Of its GPU, if it has one.
+    pub gpu_uuid: [u8; 16],
     /// Host, compute threads and device of every rank.
     pub places: Vec<Place>,
     /// CPUs of this host that any of its ranks may use.
@@ -107,8 +111,8 @@ impl Job {
     fn new(communicator: Arc<Communicator>, watchdog: Option<watchdog::Watchdog>) -> Result<Job> {
         let (rank, world_size) = (communicator.rank(), communicator.size());
         let local_rank = communicator.split_by_host()?.rank();
-        let (target, places) = (Target::Cpu, Vec::new());
-        Ok(Job { communicator, rank, world_size, local_rank, target, places, cores: 0, watchdog })
+        let (target, gpu_uuid, places) = (Target::Cpu, [0; 16], Vec::new());
+        Ok(Job { communicator, rank, world_size, local_rank, target, gpu_uuid, places, cores: 0, watchdog })
     }
 
     /// Turns an error of any rank into an error of all: every rank calls this at the same point with its own result.
@@ -171,10 +175,15 @@ impl Job {
             log::warn!("ranks share a GPU: what is measured is not what each would do with its own");
         }
         self.target = targets[self.rank];
-        self.agree(if self.target.is_gpu() { config.check_for_gpu() } else { Ok(()) })?;
+        let through_host = DeviceCollectives::go_through_host(self.target, config.parallel.all_reduce);
+        self.agree(if self.target.is_gpu() { config.check_for_gpu(through_host) } else { Ok(()) })?;
         self.agree(self.target.enter(config.model.precision == Precision::Tf32))?;
         let name = match self.target {
-            Target::Gpu { index, .. } => format!("{} {}", self.target, own.names.get(index).map_or("", String::as_str)),
+            Target::Gpu { index, .. } => {
+                let gpu = &own.about[index];
+                self.gpu_uuid = gpu.uuid;
+                format!("{} {}", self.target, gpu.name)
+            }
             target => target.to_string(),
         };
         self.communicator.all_gather_text(Kind::Control, name.trim())

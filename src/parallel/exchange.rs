@@ -10,7 +10,7 @@ use super::{Bucket, Flat, FlatState, LocalSteps, Reducer};
 use crate::collective::{AllReduce, Communicator, DeviceCollectives, Finished, Patience, Region, Span, Worker};
 use crate::config::{self, BufferSync, Compression, Timing};
 use crate::device::{Clock, Target, Timeline};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::metrics::{Kind, Part};
 use crate::model::Model;
 
@@ -37,7 +37,10 @@ impl Exchange {
         let gradients = Flat::Host(all_reduce.buffer(elements)?);
         let reducer = Arc::new(Reducer::new(all_reduce.clone(), model, config)?);
         let local = LocalSteps::new(all_reduce, config.parallel.local_steps);
-        Ok((Exchange::Host(HostExchange { communicator: communicator.clone(), reducer, local, worker: None }), gradients))
+        Ok((
+            Exchange::Host(HostExchange { communicator: communicator.clone(), reducer, local, worker: None }),
+            gradients,
+        ))
     }
 
     /// Local steps, if ranks train on their own for some.
@@ -206,14 +209,9 @@ impl DeviceExchange {
         let wire = DeviceCollectives::new(communicator, target, config.parallel.all_reduce, elements, limit)?;
         let rounded = match config.parallel.compression {
             _ if wire.communicator().size() == 1 => None,
-            Compression::Bf16 if !wire.is_through_host() => Some(tch::Kind::BFloat16),
-            Compression::Fp16 if !wire.is_through_host() => Some(tch::Kind::Half),
-            Compression::None => None,
-            other => {
-                let (place, key) = ("parallel".into(), "parallel.compression".into());
-                let expected = "on GPUs must be none, or bf16 or fp16 through NCCL (parallel.all_reduce = \"auto\")".into();
-                return Err(Error::ConfigValue { place, key, value: other.as_str().into(), expected });
-            }
+            Compression::Bf16 => Some(tch::Kind::BFloat16),
+            Compression::Fp16 => Some(tch::Kind::Half),
+            Compression::None | Compression::Int8 | Compression::PowerSgd => None, // refused by Config::check_for_gpu
         };
         let overlaps = timing == Timing::Overlap && wire.communicator().size() > 1;
         let clock = Clock::of(target, timing)?;

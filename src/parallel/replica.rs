@@ -421,12 +421,7 @@ struct Pass {
 
 impl Pass {
     /// The backward pass of the last segment that is left.
-    fn backward(
-        &mut self,
-        sync_batch_norm: Option<&SyncBatchNorm>,
-        clock: &Clock,
-        times: &mut Timeline,
-    ) -> Result<()> {
+    fn backward(&mut self, sync_batch_norm: Option<&SyncBatchNorm>, clock: &Clock, times: &mut Timeline) -> Result<()> {
         let _range = range("backward");
         let start = clock.now()?;
         let mut segment = self.segments.pop().expect("a segment that has not been through");

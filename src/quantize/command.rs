@@ -9,12 +9,14 @@ use super::finetune;
 use super::float::{self, FloatTorch};
 use super::integer::{IntNet, predictions};
 use super::ladder::{self, Ladder};
+use super::matrix::MatrixEngine;
 use super::network::{FloatNet, IMAGE_BYTES};
 use super::simulated::Simulated;
 use super::{checkpoint, onnx, scheme};
 use crate::collective::Combine;
 use crate::config::Config;
 use crate::data::{self, Dataset, Datasets};
+use crate::device::{self, Choice, Target};
 use crate::error::{AtPath, Error, Result};
 use crate::launch::Job;
 use crate::metrics;
@@ -223,6 +225,7 @@ fn histograms(weights: &[Distribution], activations: &[Distribution]) -> Table {
 ///
 /// With `list` the class of every test image by the integer network is written there, a line each.
 pub fn eval(config: &Config, file: &Path, list: Option<&Path>) -> Result<String> {
+    let gpu = gpu(config)?; // before the first tensor
     let net = load(file)?;
     let mut config = config.clone();
     (config.data.mean, config.data.std) = (net.mean, net.std);
@@ -255,8 +258,27 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>) -> Result<String>
     row("float32, int8 weights", &mut |pixels| Ok(float::predictions(&torch.logits(pixels))))?;
     row("simulated int8", &mut |pixels| Ok(predictions(&simulated.run(pixels)?)))?;
     row("true int8", &mut |pixels| Ok(predictions(&engine.run(pixels))))?;
+    match gpu {
+        Ok(Some(target)) => {
+            let matrices = MatrixEngine::new(&net, target.device());
+            row(&format!("true int8, {target}"), &mut |pixels| Ok(predictions(&matrices.run(pixels))))?;
+        }
+        Ok(None) => {}
+        Err(missing) => text += &format!("# not on a GPU: {missing}\n"),
+    }
     text += "# speed: the best of repeated calls over at least a second, from u8 pixels to the predicted class";
     Ok(text)
+}
+
+/// The GPU that `launch.device` takes, or what is missing for one. Error: it does not work.
+fn gpu(config: &Config) -> Result<Result<Option<Target>, String>> {
+    let found = device::look(config.launch.device);
+    let choice = device::assign(&config.launch, &["this host".to_owned()], &[found]);
+    let target = choice.map(|Choice { targets, .. }| targets.into_iter().find(|target| target.is_gpu()));
+    if let Ok(Some(target)) = target {
+        target.enter(false)?;
+    }
+    Ok(target)
 }
 
 /// The float network whose weights and biases are those integers times their scales.

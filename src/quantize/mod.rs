@@ -4,7 +4,7 @@
 //!
 //! [`network`] folds batch norm and lists the layers; [`calibration`] measures distributions; [`scheme`] chooses scales;
 //! [`integer`] states the arithmetic, which [`simulated`] (float tensors), [`reference`] (plain loops) and [`engine`]
-//! (vector kernels) execute to the same integers; [`ladder`] compares them and counts hits; [`finetune`] trains for
+//! (vector kernels) and [`matrix`] (a GPU's matrix units) execute to the same integers; [`ladder`] compares them and counts hits; [`finetune`] trains for
 //! the integers where they lose too much; [`checkpoint`] and [`onnx`] take
 //! the result out. Only [`command`] knows of ranks and files.
 
@@ -17,6 +17,7 @@ pub mod float;
 pub mod integer;
 pub mod kernel;
 pub mod ladder;
+pub mod matrix;
 pub mod network;
 pub mod onnx;
 pub mod reference;

@@ -4,7 +4,8 @@ use super::calibration::{self, UNIT};
 use super::engine::{Engine, Kernel};
 use super::float::FloatTorch;
 use super::integer::Quantization;
-use super::network::{FloatNet, IMAGE_BYTES};
+use super::matrix::MatrixEngine;
+use super::network::{CLASSES, FloatNet, IMAGE_BYTES};
 use super::reference::Reference;
 use super::simulated::Simulated;
 use super::{IntNet, checkpoint, finetune, ladder, onnx, scheme};
@@ -107,6 +108,11 @@ fn every_execution_gives_the_same_integers() {
         let simulated = Simulated::new(&net);
         let expected = Reference::new(&net).run(&pixels);
         assert_eq!(simulated.run(&pixels).unwrap(), expected, "{name:?} simulated");
+        let matrices = MatrixEngine::new(&net, tch::Device::Cpu);
+        for images in [5, 1] {
+            let (pixels, expected) = (&pixels[..images * IMAGE_BYTES], &expected[..images * CLASSES]);
+            assert_eq!(matrices.run(pixels), expected, "{name:?} as matrices, {images} images");
+        }
         for kernel in Kernel::ALL.into_iter().filter(|kernel| kernel.detected()) {
             let mut engine = Engine::new(&net, kernel);
             let logits = engine.run(&pixels);

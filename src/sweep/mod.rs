@@ -21,7 +21,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::allreduce::{self, Bench, Budget};
 use crate::cli;
-use crate::collective::{AllReduce, Combine, Communicator, Patience};
+use crate::collective::{Combine, Communicator, Patience};
 use crate::config::{Config, ModelName};
 use crate::data::{self, Datasets};
 use crate::error::Result;
@@ -107,10 +107,8 @@ fn measure_all_reduce(
     let mut rows = Vec::new();
     for (&ranks, group) in groups.iter().filter(|(ranks, _)| **ranks > 1) {
         if let Some(group) = group {
-            let all_reduce = AllReduce::new(group.clone(), config.parallel.all_reduce)?;
             let largest = *elements.last().expect("there are sizes");
-            let (source, target) = (all_reduce.buffer::<f32>(largest)?, all_reduce.buffer::<f32>(largest)?);
-            let mut bench = Bench { all_reduce, source, target };
+            let mut bench = Bench::<f32>::new(group, job.target, config.parallel.all_reduce, largest, config)?;
             for &elements in &elements {
                 rows.push(bench.measure(group, elements, &Budget { seconds: 0.2, iterations: 0 })?);
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::scaling::{self, Measurement, Row, Status};
-use super::visit::Outcome;
+use super::visit::{GpuUse, Outcome};
 use super::{Case, memory};
 use crate::cli;
 use crate::config::Config;
@@ -35,6 +35,7 @@ struct About {
     out_of_memory: bool,
     peak_memory: Bytes,
     gradient_bytes: Bytes,
+    gpu: Option<GpuUse>,
 }
 
 impl Record {
@@ -105,6 +106,7 @@ impl Record {
         about.out_of_memory |= outcome.out_of_memory;
         about.peak_memory = about.peak_memory.max(outcome.peak_memory);
         about.gradient_bytes = about.gradient_bytes.max(outcome.gradient_bytes);
+        about.gpu = outcome.gpu.or(about.gpu);
         if !outcome.out_of_memory {
             let steps = outcome.times.first().map_or(0, Vec::len);
             let by_step = (0..steps).map(|step| outcome.times.iter().map(|rank| rank[step]).collect()).collect();
@@ -139,6 +141,7 @@ impl Record {
             out_of_memory: self.out_of_memory(number),
             peak_memory: about.peak_memory,
             gradient_bytes: about.gradient_bytes,
+            gpu: about.gpu,
             bare_busbw: self.bare_busbw(self.cases[number].ranks, about.gradient_bytes),
         }
     }
@@ -217,7 +220,8 @@ impl Record {
         for (number, about) in self.about.iter_mut().enumerate() {
             let out_of_memory = status.get(number).is_some_and(|status| status == Status::OutOfMemory.as_str());
             let (peak_memory, gradient_bytes) = (peaks[number] as Bytes, gradients[number] as Bytes);
-            *about = About { out_of_memory, peak_memory, gradient_bytes };
+            let gpu = scaling::gpu_use(&scaling, number);
+            *about = About { out_of_memory, peak_memory, gradient_bytes, gpu };
         }
 
         if !names.iter().any(|name| name == "steps") {

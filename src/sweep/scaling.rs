@@ -6,6 +6,7 @@ use crate::store::{Column, Table, Values};
 use crate::units::{Bytes, Second, gigabytes_per_second};
 
 use super::Case;
+use super::visit::GpuUse;
 
 /// What became of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub struct Measurement {
     pub peak_memory: Bytes,
     /// What a step all-reduces.
     pub gradient_bytes: Bytes,
+    /// What the GPUs took, if there are any.
+    pub gpu: Option<GpuUse>,
     /// busbw of the bare all-reduce of these bytes on these ranks, bytes per second; NaN if it was not measured.
     pub bare_busbw: f64,
 }
@@ -68,6 +71,8 @@ pub struct Row {
     pub gradient_bytes: Bytes,
     pub volume: f64,
     pub peak_memory: Bytes,
+    pub gpu: Option<GpuUse>,
+    pub epoch_joules: f64,
 }
 
 impl Row {
@@ -119,6 +124,8 @@ impl Row {
             gradient_bytes: measurement.gradient_bytes,
             volume: 2.0 * (case.ranks as f64 - 1.0) / case.ranks as f64 * measurement.gradient_bytes as f64,
             peak_memory: measurement.peak_memory,
+            gpu: measurement.gpu,
+            epoch_joules: measurement.gpu.map_or(f64::NAN, |gpu| gpu.joules_per_image * samples as f64),
         }
     }
 }
@@ -175,7 +182,25 @@ pub fn table(rows: &[Row]) -> Table {
     more("gradient_bytes", "B", "gradients of one rank: what a step all-reduces", &|row| row.gradient_bytes as f64);
     more("volume", "B", "2 (n-1) / n * gradient_bytes: least that a rank sends in a step", &|row| row.volume);
     more("peak_memory", "B", "most that a rank had resident", &|row| row.peak_memory as f64);
+    if rows.iter().any(|row| row.gpu.is_some()) {
+        let of = |value: fn(&GpuUse) -> f64| move |row: &Row| row.gpu.as_ref().map_or(f64::NAN, value);
+        let busy = "mean over the GPUs of the share of time in which each computed anything (NVML)";
+        more("gpu_utilization", "percent", busy, &of(|gpu| gpu.utilization));
+        more("gpu_memory", "B", "the most that was taken of a GPU", &of(|gpu| gpu.memory as f64));
+        more("epoch_joules", "J", "energy of all GPUs in an epoch of the training samples", &|row| row.epoch_joules);
+        more("joules_per_image", "J", "energy of all GPUs by training image", &of(|gpu| gpu.joules_per_image));
+    }
     Table::new("scaling", "case", columns)
+}
+
+/// What row `number` of a file's `/scaling` says of its GPUs.
+pub fn gpu_use(scaling: &Table, number: usize) -> Option<GpuUse> {
+    let at = |name: &str| scaling.numbers(name).get(number).copied().filter(|value| value.is_finite());
+    Some(GpuUse {
+        utilization: at("gpu_utilization")?,
+        memory: at("gpu_memory")? as Bytes,
+        joules_per_image: at("joules_per_image")?,
+    })
 }
 
 fn slowest(ranks: &[StepTimes]) -> Second {
@@ -229,6 +254,7 @@ mod tests {
             steps,
             out_of_memory: false,
             peak_memory: 5,
+            gpu: None,
             gradient_bytes: 1_000_000_000,
             bare_busbw: 4e9,
         }

@@ -7,6 +7,7 @@ use super::{Case, memory};
 use crate::collective::{Combine, Communicator};
 use crate::config::{Config, ModelName};
 use crate::data::{BatchPlan, Dataset, Feed, Sampler};
+use crate::device::{Gauge, Reading};
 use crate::error::Result;
 use crate::launch::{self, Job};
 use crate::metrics::{Kind, StepTimes};
@@ -31,6 +32,36 @@ pub(super) struct Outcome {
     pub out_of_memory: bool,
     /// Gradients in bytes: what a step all-reduces.
     pub gradient_bytes: Bytes,
+    /// What the GPUs took in the counted steps, if there are any.
+    pub gpu: Option<GpuUse>,
+}
+
+/// Of the GPUs of a case.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct GpuUse {
+    /// Mean over the GPUs of the share of time in which each computed anything, per cent.
+    pub utilization: f64,
+    /// The most that was taken of one.
+    pub memory: Bytes,
+    /// Energy of all of them, by image.
+    pub joules_per_image: f64,
+}
+
+impl GpuUse {
+    /// From each rank's reading over steps of so many images in all. A collective.
+    fn of(own: Option<Reading>, images: usize, group: &Communicator) -> Result<Option<GpuUse>> {
+        let reading = own.unwrap_or_default();
+        let mut sums = [own.is_some() as u8 as f64, reading.utilization, reading.joules];
+        let mut memory = [reading.memory as f64];
+        group.all_reduce(Kind::Metrics, Combine::Sum, &mut sums)?;
+        group.all_reduce(Kind::Metrics, Combine::Max, &mut memory)?;
+        let [gpus, utilization, joules] = sums;
+        Ok((gpus > 0.0).then(|| GpuUse {
+            utilization: utilization / gpus,
+            memory: memory[0] as Bytes,
+            joules_per_image: joules / images as f64,
+        }))
+    }
 }
 
 /// Visits `case` on the ranks of `group` (all of them call this). `needed` is what a rank probably takes, 0 if unknown.
@@ -50,7 +81,7 @@ pub(super) fn visit(
     // A tenth is left to what else runs here.
     let room = memory::room(sharing) / 10 * 9;
     let too_much = needed > memory::resident() + room;
-    let mut outcome = Outcome { times: Vec::new(), peak_memory: 0, out_of_memory: true, gradient_bytes: 0 };
+    let mut outcome = Outcome { times: Vec::new(), peak_memory: 0, out_of_memory: true, gradient_bytes: 0, gpu: None };
     if any(group, too_much)? {
         return Ok(outcome);
     }
@@ -87,6 +118,7 @@ pub(super) fn visit(
             break;
         }
     }
+    let gauge = Gauge::start(job.target, &job.gpu_uuid);
     let mut times = Vec::new();
     let mut until = if warm > seconds { 1 } else { LEAST_STEPS };
     let started = Instant::now();
@@ -103,6 +135,10 @@ pub(super) fn visit(
         until = affordable.clamp(until + 1, 2 * until).min(MOST_STEPS);
     }
 
+    if job.target.is_gpu() {
+        let images = times.len() * case.ranks * case.batch_per_rank;
+        outcome.gpu = GpuUse::of(gauge.as_ref().map(Gauge::read), images, group)?;
+    }
     let own: Vec<f32> = times.iter().flat_map(|time| *time.as_array()).collect();
     let all = group.gather(Kind::Metrics, &own)?;
     let of_rank = |values: &[f32]| values.chunks(StepTimes::PARTS).map(StepTimes::from_slice).collect();

@@ -89,6 +89,7 @@ pub fn open(name: &str, flags: c_int) -> Result<Library, String> {
 unsafe extern "C" {
     fn hpml_gpu_use(index: c_int) -> bool;
     fn hpml_fast_kernels(tf32: bool);
+    fn hpml_gpu_give_back();
     fn hpml_range(name: *const c_char);
     fn hpml_stream(index: c_int, own: bool) -> *mut c_void;
     fn hpml_stream_free(stream: *mut c_void);
@@ -129,6 +130,12 @@ pub fn use_gpu(index: usize, tf32: bool) -> Result<()> {
         hpml_fast_kernels(tf32);
     }
     Ok(())
+}
+
+/// Gives memory that no tensor has any more back to the GPU. Without one nothing.
+pub fn give_back_memory() {
+    // SAFETY: no arguments.
+    unsafe { hpml_gpu_give_back() };
 }
 
 /// A part of the time line that Nsight shows under a name, until it is dropped. Without a GPU nothing.
@@ -298,5 +305,6 @@ mod tests {
         let message = open("libhpml_is_not_here.so", RTLD_NOW).err().unwrap();
         assert!(message.contains("libhpml_is_not_here.so"), "{message}");
         let _ = range("a part without a GPU costs nothing and does nothing");
+        give_back_memory();
     }
 }

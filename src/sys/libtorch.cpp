@@ -1,6 +1,7 @@
 // The libtorch calls that tch does not carry. Tensors are at::Tensor*, as tch's Tensor::as_ptr gives them. Streams and
 // events go through libtorch's interface for all devices, so that nothing here needs CUDA's headers or libraries.
 #include <ATen/ATen.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/profiler/stubs/base.h>
@@ -67,6 +68,14 @@ extern "C" void hpml_fast_kernels(bool tf32) noexcept {
 extern "C" bool hpml_gpu_use(int index) noexcept {
     return guarded(false, [&] {
         guard().setDevice(gpu(index));
+        return true;
+    });
+}
+
+// Gives memory that no tensor has any more back to the GPU, if there is one.
+extern "C" void hpml_gpu_give_back() noexcept {
+    guarded(false, [&] {
+        if (c10::impl::hasDeviceGuardImpl(c10::DeviceType::CUDA)) at::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache();
         return true;
     });
 }

@@ -33,8 +33,10 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Gives freed memory back to the system after all: between two pieces of work that do not need it at the same time.
+/// Gives freed memory back to the system (and the GPU) after all: between two pieces of work that do not need it at the same
+/// time.
 pub fn give_back_freed_memory() {
+    gpu::give_back_memory();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: releases pages that the allocator holds free.
     unsafe {

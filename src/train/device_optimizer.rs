@@ -18,9 +18,16 @@ pub fn step(optimizer: &mut Optimizer, parameters: &mut Tensor, gradients: &Tens
         unreachable!("moments share the parameters' memory");
     };
     tch::no_grad(|| {
-        let sgd = FusedSgd { weight_decay: config.weight_decay, momentum: config.momentum, lr, nesterov: config.nesterov, divisor: None };
+        let sgd = FusedSgd {
+            weight_decay: config.weight_decay,
+            momentum: config.momentum,
+            lr,
+            nesterov: config.nesterov,
+            divisor: None,
+        };
         // What the gradient is divided by, so that its norm is at most `clip_norm`; never less than 1.
-        let divisor = (config.clip_norm > 0.0).then(|| ((gradients.norm() + CLIP_EPSILON) / config.clip_norm).clamp_min(1.0));
+        let divisor =
+            (config.clip_norm > 0.0).then(|| ((gradients.norm() + CLIP_EPSILON) / config.clip_norm).clamp_min(1.0));
         if config.name == OptimName::Sgd {
             return FusedSgd { divisor: divisor.as_ref(), ..sgd }.step(parameters, gradients, first);
         }
@@ -45,7 +52,11 @@ pub fn step(optimizer: &mut Optimizer, parameters: &mut Tensor, gradients: &Tens
                     }
                     let _ = scaled.g_mul_scalar_(lr);
                     let _ = first.g_mul_scalar_(config.momentum).g_add_(&scaled);
-                    let _ = if config.nesterov { weights.g_sub_(&(scaled + &first * config.momentum)) } else { weights.g_sub_(&first) };
+                    let _ = if config.nesterov {
+                        weights.g_sub_(&(scaled + &first * config.momentum))
+                    } else {
+                        weights.g_sub_(&first)
+                    };
                 }
                 _ => {
                     let mut second = part(second);

@@ -5,6 +5,7 @@ mod agreement;
 mod checkpoints;
 mod closing;
 mod device_optimizer;
+mod gpus;
 mod optimizer;
 mod record;
 mod resume;

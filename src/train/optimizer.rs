@@ -11,6 +11,9 @@ use crate::parallel::{Flat, FlatState, FlatTensor, norm};
 /// What clipping divides by is kept above this, as in PyTorch.
 pub(super) const CLIP_EPSILON: f64 = 1e-6;
 
+/// A name, and a number for each parameter.
+pub type Moment<'a> = (&'static str, Cow<'a, [f32]>);
+
 /// Updates parameters by gradients, both `[elements]`, in the same order at every call.
 ///
 /// Sources: SGD: PyTorch, torch/optim/sgd.py, no dampening. LARS: You, Gitman, Ginsburg, Large Batch Training of
@@ -46,7 +49,7 @@ impl Optimizer {
     }
 
     /// The moments under their names, and how many steps made them; [`restore`](Self::restore) takes them back.
-    pub fn state(&self) -> (i64, [(&'static str, Cow<'_, [f32]>); 2]) {
+    pub fn state(&self) -> (i64, [Moment<'_>; 2]) {
         (i64::from(self.steps), [("first_moment", self.first.read()), ("second_moment", self.second.read())])
     }
 

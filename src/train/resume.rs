@@ -212,14 +212,7 @@ fn save(job: &Job, name: &str, values: &[f32], own: bool) -> Result<Option<Named
 }
 
 /// What [`save`] saved on `ranks` ranks, of this `length`. Where each had its own and there are not as many now: rank 0's.
-fn receive(
-    job: &Job,
-    resume: Option<&Resume>,
-    name: &str,
-    length: usize,
-    own: bool,
-    ranks: usize,
-) -> Result<Vec<f32>> {
+fn receive(job: &Job, resume: Option<&Resume>, name: &str, length: usize, own: bool, ranks: usize) -> Result<Vec<f32>> {
     let rows = if own { ranks } else { 1 };
     let saved = resume.map(|resume| resume.floats(name, rows.saturating_mul(length))).transpose();
     let mut values = job.agree(saved)?.map_or_else(|| vec![0.0; rows * length], <[f32]>::to_vec);
@@ -325,7 +318,9 @@ impl Training<'_> {
             correct: number("correct") as usize,
             samples: number("samples") as usize,
         };
-        for (name, moment) in ["first_moment", "second_moment"].iter().zip(self.optimizer.restore(optimizer_steps as i64)) {
+        for (name, moment) in
+            ["first_moment", "second_moment"].iter().zip(self.optimizer.restore(optimizer_steps as i64))
+        {
             moment.write(&receive(job, resume, name, moment.len(), own, ranks)?);
         }
         let parameters = &mut self.replica.state.parameters;
@@ -346,6 +341,7 @@ impl Training<'_> {
             self.resumed_at = resume.resumed_at();
             self.record.resume(self.steps_done, &resume.content.tables);
             self.agreement.resume(&resume.content.tables);
+            self.gpus.resume(&resume.content.tables);
             self.draw_again(self.epochs_done);
         } else {
             self.record.resume(self.steps_done, &[]);

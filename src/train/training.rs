@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::agreement::{self, Agreement};
 use super::checkpoints::{Checkpoints, Verdict};
+use super::gpus::Gpus;
 use super::record::{EpochRow, Record};
 use super::resume::Resume;
 use super::sampling::{self, Sampling};
@@ -26,6 +27,7 @@ use crate::store::{Checkpoint, Table};
 pub struct Training<'a> {
     pub(super) config: &'a Config,
     pub(super) job: &'a Job,
+    pub(super) gpus: Gpus,
     train_feed: Feed,
     test_feed: Feed,
     /// The model on this rank.
@@ -122,6 +124,7 @@ impl<'a> Training<'a> {
             record: Record::new(config, job.world_size),
             agreement: Agreement::new(config.metrics.spread_steps),
             sampling: Sampling::new(samples),
+            gpus: Gpus::new(job.target, &job.gpu_uuid),
             train_feed: Feed::new(datasets.train.clone(), device),
             test_feed: Feed::new(datasets.test.clone(), device),
             config,
@@ -161,10 +164,12 @@ impl<'a> Training<'a> {
         let steps = plan.sizes.len().div_ceil(config.train.accumulate);
         let progress = progress_bar(job, epoch, config.train.epochs, steps + self.so_far.steps);
         progress.set_position(self.so_far.steps as u64);
+        self.gpus.begin_epoch();
         if let Some(signal) = self.train(plan, &progress, checkpoints)? {
             progress.finish_and_clear();
             return Ok(Progress::Stopped(signal));
         }
+        self.gpus.end_epoch(&job.communicator, epoch)?;
         if job.is_root() {
             self.sampling.draw(config, job.world_size, epoch, self.so_far.steps);
         }
@@ -247,9 +252,9 @@ impl<'a> Training<'a> {
         tables
     }
 
-    /// What was measured beside the record: `/sampling`, and `/spread` and `/ranks` where asked for.
+    /// What was measured beside the record: `/sampling`, `/gpu` where there are GPUs, `/spread` and `/ranks` where asked for.
     pub fn more_tables(&self) -> Vec<Table> {
-        std::iter::once(self.sampling.table()).chain(self.agreement.tables()).collect()
+        std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.agreement.tables()).collect()
     }
 
     /// The weights that were tested last, with PyTorch's names.

@@ -4,6 +4,7 @@ mod allreduce;
 mod comm;
 mod environment;
 mod epochs;
+mod gpus;
 mod prediction;
 mod quantization;
 mod ranks;
@@ -21,7 +22,7 @@ use crate::error::Result;
 /// Makes a section of one file; `None` if the file has nothing of the kind.
 type Make = fn(&Source) -> Result<Option<Section>>;
 
-const SECTIONS: [Make; 10] = [
+const SECTIONS: [Make; 11] = [
     scaling::section,
     prediction::section,
     allreduce::section,
@@ -31,6 +32,7 @@ const SECTIONS: [Make; 10] = [
     sampling::section,
     steps::section,
     comm::section,
+    gpus::section,
     quantization::section,
 ];
 

@@ -89,6 +89,9 @@ fn batches(cases: &Cases) -> Sheet {
         "images_per_second",
         "epoch_seconds",
         "peak_memory",
+        "gpu_utilization",
+        "gpu_memory",
+        "epoch_joules",
     ];
     cases
         .frame

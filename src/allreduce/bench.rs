@@ -1,0 +1,129 @@
+//! One way to all-reduce and the buffers for it, on the host or on a device.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tch::Tensor;
+
+use crate::collective::{AllReduce, Communicator, DeviceCollectives, Element, HostBuffer, Patience};
+use crate::config::{Algorithm, Config};
+use crate::device::{Target, seconds_between};
+use crate::error::{Error, Result};
+use crate::metrics::Kind;
+use crate::units::Second;
+
+/// From one buffer into another, or within one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    In,
+    Out,
+}
+
+/// What is measured. In place the target is the source as well.
+pub enum Bench<T: Element> {
+    /// In the host's memory.
+    Host(Box<HostBench<T>>),
+    /// In a device's.
+    Device(DeviceBench),
+}
+
+/// In the host's memory.
+pub struct HostBench<T: Element> {
+    all_reduce: AllReduce,
+    source: HostBuffer<T>,
+    target: HostBuffer<T>,
+}
+
+/// In a device's memory: `[elements]` each.
+pub struct DeviceBench {
+    wire: DeviceCollectives,
+    source: Tensor,
+    target: Tensor,
+}
+
+impl<T: Element> Bench<T> {
+    /// On the ranks of `ranks`, of which this one has `target`, for buffers of at most `elements`; as [`Config`] says how long
+    /// ranks wait for each other. Error: a way that does not exist there.
+    pub fn new(
+        ranks: &Arc<Communicator>,
+        target: Target,
+        algorithm: Algorithm,
+        elements: usize,
+        config: &Config,
+    ) -> Result<Bench<T>> {
+        if !target.is_gpu() {
+            let all_reduce = AllReduce::new(ranks.clone(), algorithm)?;
+            let (source, target) = (all_reduce.buffer(elements)?, all_reduce.buffer(elements)?);
+            return Ok(Bench::Host(Box::new(HostBench { all_reduce, source, target })));
+        }
+        if DeviceCollectives::go_through_host(target, algorithm) && T::KIND != tch::Kind::Float {
+            let (place, key, value) = ("command line".into(), "--type".into(), T::NAME.into());
+            let expected = "goes from GPU to GPU by NCCL alone (--algorithm auto): leave it out".into();
+            return Err(Error::ConfigValue { place, key, value, expected });
+        }
+        let limit = Duration::try_from_secs_f64(config.launch.comm_timeout_s).unwrap_or(Duration::ZERO);
+        let wire = DeviceCollectives::new(ranks.clone(), target, algorithm, elements, limit)?;
+        let [source, target] = [(); 2].map(|()| Tensor::zeros([elements as i64], (T::KIND, target.device())));
+        Ok(Bench::Device(DeviceBench { wire, source, target }))
+    }
+
+    /// What carries a buffer of so many bytes.
+    pub(super) fn algorithm(&self, bytes: usize) -> &'static str {
+        match self {
+            Bench::Host(host) => host.all_reduce.algorithm_for(bytes).as_str(),
+            Bench::Device(device) if device.wire.is_through_host() => "host",
+            Bench::Device(_) => "nccl",
+        }
+    }
+
+    /// Fills the first `elements` of what is read in `place`.
+    pub(super) fn fill(&mut self, place: Place, elements: usize, value: impl Fn(usize) -> f32) {
+        match self {
+            Bench::Host(host) => {
+                let buffer = if place == Place::In { &mut host.target } else { &mut host.source };
+                let elements = buffer.as_mut_slice()[..elements].iter_mut().enumerate();
+                elements.for_each(|(index, element)| *element = T::from_f32(value(index)));
+            }
+            Bench::Device(device) => {
+                let buffer = if place == Place::In { &device.target } else { &device.source };
+                let values: Vec<f32> = (0..elements).map(value).collect();
+                tch::no_grad(|| buffer.narrow(0, 0, elements as i64).copy_(&Tensor::from_slice(&values)));
+            }
+        }
+    }
+
+    /// The first `elements` of the result.
+    pub(super) fn result(&self, elements: usize) -> Vec<f32> {
+        match self {
+            Bench::Host(host) => host.target.as_slice()[..elements].iter().map(|element| element.to_f32()).collect(),
+            Bench::Device(device) => {
+                let result = device.target.narrow(0, 0, elements as i64).to_kind(tch::Kind::Float);
+                let mut values = vec![0.0; elements];
+                result.copy_data(&mut values, elements);
+                values
+            }
+        }
+    }
+
+    /// One all-reduce, without asking first whether all have come. This rank's seconds.
+    pub(super) fn once(&mut self, place: Place, elements: usize) -> Result<Second> {
+        match self {
+            Bench::Host(host) => {
+                let source = (place == Place::Out).then(|| host.source.region(0..elements));
+                let mut target = host.target.region(0..elements);
+                let start = Instant::now();
+                host.all_reduce.run(Kind::Gradients, source.as_ref(), &mut target, Patience::Eager)?;
+                Ok(start.elapsed().as_secs_f64())
+            }
+            Bench::Device(device) => {
+                let part = |of: &Tensor| of.narrow(0, 0, elements as i64);
+                let target = part(&device.target);
+                let source = if place == Place::In { target.shallow_clone() } else { part(&device.source) };
+                let span = device.wire.all_reduce_into(Kind::Gradients, &source, &target)?;
+                device.wire.join()?;
+                device.wire.finish()?;
+                Ok(span.wait + seconds_between(&span.from, &span.to)?)
+            }
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What a host has, for people: `hpml devices`.
+
+use super::affinity;
+use crate::collective::{Universe, nccl_version};
+use crate::sys::gpu;
+
+/// A line for each thing that hpml computes or communicates with, and what is missing.
+pub fn describe_host() -> String {
+    let mut lines = vec![
+        format!("host         {}", super::hostname()),
+        format!("cores        {}", affinity::together(&[&affinity::allowed_cpus()])),
+        format!("libtorch     {}", env!("HPML_LIBTORCH_VERSION")),
+        format!("MPI          {}", Universe::library_version()),
+    ];
+    let gpus = gpu::gpus();
+    match &gpus {
+        Ok(gpus) => {
+            lines.extend(gpus.iter().enumerate().map(|(index, gpu)| format!("cuda:{index}       {}", gpu.name)))
+        }
+        Err(missing) => lines.push(format!("GPUs         none: {missing}")),
+    }
+    let libtorch = gpu::open_libtorch_cuda();
+    let cuda = libtorch.as_ref().map_or_else(|missing| format!("cannot be used: {missing}"), |()| "here".into());
+    lines.push(format!("libtorch's part for CUDA  {cuda}"));
+    lines.push(format!("NCCL         {}", nccl_version().unwrap_or_else(|missing| missing)));
+    let verdict = match gpus.is_ok() && libtorch.is_ok() {
+        true => "a GPU for each rank, as many ranks as GPUs",
+        false => "CPU cores",
+    };
+    lines.push(format!("launch.device = \"auto\" takes {verdict}"));
+    lines.join("\n")
+}

@@ -1,0 +1,213 @@
+//! The choice between GPUs and CPU cores, what is said where a GPU cannot be had, and a GPU's code on CPU cores
+//! (`HPML_EMULATE_GPU`): flat tensors on a device, batches cut there, results read at an epoch's end, sums by way of the
+//! host. What it cannot test without a GPU: streams, events, NCCL.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Mpirun, checkpoints, folder, kill, parameters, text};
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn train(ranks: usize, out: &Path, settings: &[&str]) -> Mpirun {
+    let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+    Mpirun::ranks(ranks).args(["train", "--out", text(out)]).args(settings).timeout(SOON)
+}
+
+/// The same on a device.
+fn on_device(ranks: usize, out: &Path, settings: &[&str]) -> Mpirun {
+    train(ranks, out, settings).args(["--set", "launch.device=cuda"]).env("HPML_EMULATE_GPU", "1")
+}
+
+/// Builds a library of NVIDIA's of our own; the folder that it lies in.
+fn fake(folder: &Path, source: &str, library: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(source);
+    let library = folder.join(library);
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).status();
+    assert!(built.expect("a C compiler, which building hpml needs too").success());
+    folder.to_owned()
+}
+
+fn has_driver() -> bool {
+    let devices = Mpirun::alone().arg("devices").run().succeeded();
+    !devices.stdout.contains("no NVIDIA driver here")
+}
+
+#[test]
+fn without_a_gpu_auto_says_so_in_a_line_and_cuda_is_refused() {
+    if has_driver() {
+        eprintln!("left out: this host has an NVIDIA driver");
+        return;
+    }
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let few = ["train.max_steps=2", "data.test_samples=10"];
+    let run = train(2, &out, &few).run().succeeded();
+    let told: Vec<&str> = run.stderr.lines().filter(|line| line.contains("CPU cores")).collect();
+    assert!(told.len() == 1 && told[0].contains("libcuda.so.1"), "{}", run.stderr);
+    let silent =
+        train(2, &folder.path().join("cpu.h5"), &[&few[..], &["launch.device=cpu"]].concat()).run().succeeded();
+    assert!(!silent.stderr.contains("CPU cores"), "{}", silent.stderr);
+    let refused = train(2, &folder.path().join("gpu.h5"), &["launch.device=cuda"]).run();
+    common::assert_refused(&refused, &["launch.device", "no NVIDIA driver", "libcuda.so.1", "\"auto\""]);
+}
+
+#[test]
+fn what_a_driver_lacks_is_named() {
+    if has_driver() {
+        eprintln!("left out: this host has an NVIDIA driver");
+        return;
+    }
+    let folder = folder();
+    let libraries = fake(folder.path(), "fake_driver.c", "libcuda.so.1");
+    let out = folder.path().join("run.h5");
+    let refused = |settings: &[(&str, &str)], named: &[&str]| {
+        let run = train(2, &out, &["launch.device=cuda"]).env("LD_LIBRARY_PATH", text(&libraries));
+        let run = settings.iter().fold(run, |run, (name, value)| run.env(name, value)).run();
+        common::assert_refused(&run, &[named, &["launch.device"]].concat());
+    };
+    refused(&[("FAKE_CUDA_INIT", "100")], &["shows no GPU", "CUDA_VISIBLE_DEVICES"]);
+    refused(&[("FAKE_CUDA_INIT", "803")], &["cuInit: error 803", "nvidia-smi"]);
+    refused(&[("FAKE_CUDA_COUNT", "0")], &["shows no GPU"]);
+    // Then it is libtorch that lacks something, unless it is the whole of PyTorch: then there is a GPU too few.
+    let run = train(2, &out, &["launch.device=cuda"]).env("LD_LIBRARY_PATH", text(&libraries)).run();
+    let message = run.messages().join("\n");
+    assert!(message.contains("libtorch has no part for CUDA") || message.contains("allow_gpu_sharing"), "{message}");
+}
+
+#[test]
+fn a_device_trains_to_what_the_host_does() {
+    let cases: [(usize, &[&str]); 6] = [
+        (1, &["data.augment=true"]),
+        (2, &["train.accumulate=2", "optim.nesterov=true", "optim.weight_decay=0.001"]),
+        (3, &["optim.name=lamb", "optim.clip_norm=0.5", "train.lr=0.001"]),
+        (2, &["optim.name=lars", "optim.ema=0.9", "metrics.timing=profile", "parallel.bucket_mb=0.1"]),
+        (2, &["model.name=resnet18", "model.width=4", "train.batch_per_rank=16", "train.lr=0.001"]),
+        (2, &["model.name=resnet18", "model.width=4", "parallel.buffers=average", "train.lr=0.0001"]),
+    ];
+    for (ranks, settings) in cases {
+        let folder = folder();
+        let (host, device) = (folder.path().join("host.h5"), folder.path().join("device.h5"));
+        let settings = [settings, &["train.max_steps=12", "data.test_samples=100", "run.seed=3"]].concat();
+        train(ranks, &host, &settings).run().succeeded();
+        let run = on_device(ranks, &device, &settings).run().succeeded();
+        assert!(run.stdout.contains("cpu as a GPU"), "{}", run.stdout);
+        let values = |file: &Path| -> Vec<f32> {
+            parameters(file).into_iter().flat_map(|(_, bits)| bits).map(f32::from_bits).collect()
+        };
+        let (one, two) = (values(&host), values(&device));
+        assert_eq!(one.len(), two.len());
+        let pairs = || one.iter().zip(&two);
+        let apart = pairs().map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+        let norm = one.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+        assert!(apart < 1e-5 * norm, "{settings:?}: {}", apart / norm);
+        for column in ["epochs/train_loss", "epochs/test_loss"] {
+            let (one, two) = (common::column(&host, column)[0], common::column(&device, column)[0]);
+            assert!((one / two - 1.0).abs() < 1e-4, "{settings:?} {column}: {one} {two}");
+        }
+        // Parameters, gradients, buffers; the ranks ask each other about signals by the clock.
+        for column in ["epochs/train_samples", "epochs/test_samples", "comm/messages", "comm/bytes"] {
+            let counts = |file: &Path| common::column(file, column).into_iter().take(3).collect::<Vec<_>>();
+            assert_eq!(counts(&host), counts(&device), "{settings:?}: {column}");
+        }
+    }
+}
+
+#[test]
+fn a_device_repeats_pytorchs_losses() {
+    let Some(data) = common::cifar10("a_device_repeats_pytorchs_losses") else { return };
+    const PARITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/parity.h5");
+    let run = Mpirun::ranks(2)
+        .args([Path::new("verify"), Path::new(PARITY), Path::new("--data"), &data])
+        .args(["--set", "launch.threads=1", "--set", "launch.device=cuda"])
+        .env("HPML_EMULATE_GPU", "1")
+        .timeout(Duration::from_secs(900))
+        .run();
+    if !run.stderr.contains("made from other") {
+        assert!(run.succeeded().stdout.contains("DDP on 2 ranks"));
+    }
+}
+
+#[test]
+fn a_device_that_is_cut_goes_on_bit_for_bit() {
+    let folder = folder();
+    let (whole, pieces) = (folder.path().join("whole.h5"), folder.path().join("pieces.h5"));
+    let settings = ["train.epochs=8", "data.train_samples=2000", "data.test_samples=200", "optim.ema=0.9"];
+    on_device(2, &whole, &settings).run().succeeded();
+    let run = on_device(2, &pieces, &settings).spawn().until("epoch", || pieces.exists());
+    kill("USR1", run.child.id());
+    let first = run.wait();
+    assert_eq!(first.status.code(), Some(75), "{}\n{}", first.stdout, first.stderr);
+    assert_eq!(checkpoints(&pieces).len(), 1);
+    on_device(2, &pieces, &settings).args(["--resume", "auto"]).run().succeeded();
+    assert_eq!(parameters(&whole), parameters(&pieces));
+    assert_eq!(common::column(&whole, "epochs/test_accuracy"), common::column(&pieces, "epochs/test_accuracy"));
+}
+
+#[test]
+fn what_the_gpus_take_is_in_the_run_file_and_in_the_sweeps() {
+    let folder = folder();
+    let libraries = fake(folder.path(), "fake_nvml.c", "libnvidia-ml.so.1");
+    let (run, scaling) = (folder.path().join("run.h5"), folder.path().join("scaling.h5"));
+    let settings = ["train.epochs=2", "data.train_samples=400", "data.test_samples=100"];
+    on_device(2, &run, &settings).env("LD_LIBRARY_PATH", text(&libraries)).run().succeeded();
+    let column = |name: &str| common::column(&run, &format!("gpu/{name}"));
+    assert_eq!((column("epoch"), column("rank")), (vec![0.0, 0.0, 1.0, 1.0], vec![0.0, 1.0, 0.0, 1.0]));
+    assert_eq!((column("utilization"), column("memory")), (vec![50.0; 4], vec![1e9; 4]));
+    assert_eq!(column("energy"), [1000.0; 4]);
+    let report = Mpirun::alone().args(["report", text(&run), "--markdown"]).run().succeeded();
+    assert!(report.stdout.contains("GPUs by epoch"), "{}", report.stdout);
+
+    let cases = [
+        "launch.device=cuda",
+        "sweep.batch_per_rank=[8]",
+        "sweep.seconds=0.3",
+        "sweep.rounds=1",
+        "sweep.model=['net']",
+    ];
+    let sweep = Mpirun::ranks(2).args(["sweep", "--out", text(&scaling)]).timeout(Duration::from_secs(300));
+    let sweep = sweep.args(cases.iter().flat_map(|setting| ["--set", setting]));
+    sweep.env("HPML_EMULATE_GPU", "1").env("LD_LIBRARY_PATH", text(&libraries)).run().succeeded();
+    let column = |name: &str| common::column(&scaling, &format!("scaling/{name}"));
+    assert!(column("gpu_utilization").iter().all(|&share| share == 50.0));
+    assert!(column("epoch_joules").iter().all(|joules| joules.is_finite() && *joules > 0.0));
+}
+
+#[test]
+fn the_all_reduce_of_a_devices_memory_sums_right() {
+    let run = Mpirun::ranks(3)
+        .args(["allreduce", "--device", "cuda", "--max", "64K", "--type", "float32", "--seconds", "0.01"])
+        .env("HPML_EMULATE_GPU", "1")
+        .run()
+        .succeeded();
+    let rows: Vec<Vec<&str>> = run.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    let rows: Vec<&Vec<&str>> = rows.iter().filter(|row| row.contains(&"host")).collect();
+    assert!(rows.len() > 5, "{}", run.stdout);
+    let refused = Mpirun::ranks(2).args(["allreduce", "--device", "cuda"]).env("HPML_EMULATE_GPU", "1").run();
+    common::assert_refused(&refused, &["--type = bf16", "NCCL"]);
+}
+
+#[test]
+fn what_only_cpu_ranks_can_do_is_refused_by_name() {
+    let folder = folder();
+    for (setting, named) in [
+        ("parallel.compression=powersgd", "parallel.compression = powersgd"),
+        ("parallel.compression=bf16", "parallel.compression = bf16"),
+        ("parallel.local_steps=4", "parallel.local_steps = 4"),
+        ("parallel.buffers=sync", "parallel.buffers = sync"),
+    ] {
+        let run = on_device(2, &folder.path().join("run.h5"), &[setting]).run();
+        common::assert_refused(&run, &["launch.device", named, "\"cpu\""]);
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_it_at_the_epochs_end() {
+    let folder = folder();
+    let settings = ["train.lr=1e30", "data.train_samples=400", "data.test_samples=100"];
+    let run = on_device(2, &folder.path().join("run.h5"), &settings).run();
+    assert!(!run.status.success() && run.messages()[0].contains("train.lr"), "{}", run.stderr);
+}
