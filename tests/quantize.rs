@@ -55,6 +55,34 @@ fn training_ends_in_int8_that_eval_and_export_take() {
     assert!(!again.status.success() && again.messages()[0].contains("--force"), "{}", again.stderr);
 }
 
+/// Batch norm's statistics are each rank's own between two broadcasts, but there is one network to quantize.
+#[test]
+fn what_a_training_quantizes_is_what_it_saves() {
+    for buffers in ["broadcast", "local"] {
+        let folder = folder();
+        let (run, again) = (folder.path().join("run.h5"), folder.path().join("again.h5"));
+        let sets = [
+            "model.name=resnet18".into(),
+            "model.width=8".into(),
+            "train.max_steps=8".into(),
+            "data.test_samples=200".into(),
+            "quantize.enabled=true".into(),
+            "quantize.calibration_images=64".into(),
+            format!("parallel.buffers={buffers}"),
+        ];
+        let train = Mpirun::ranks(2).args(["train", "--out", text(&run)]);
+        train.args(sets.iter().flat_map(|set| ["--set", set])).run().succeeded();
+        Mpirun::ranks(2).args(["quantize", text(&run), "--out", text(&again)]).run().succeeded();
+        let first = folder.path().join("run-int8.h5");
+        assert_eq!(checkpoint(&first), checkpoint(&again), "{buffers}");
+        assert_eq!(column(&first, "quantization/accuracy"), column(&again, "quantization/accuracy"), "{buffers}");
+        if buffers == "broadcast" {
+            let tested = *column(&run, "epochs/test_accuracy").last().unwrap();
+            assert_eq!(column(&first, "quantization/accuracy")[0], tested);
+        }
+    }
+}
+
 #[test]
 fn a_short_training_wins_back_what_too_narrow_ranges_lose() {
     let folder = folder();

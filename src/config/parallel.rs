@@ -56,7 +56,7 @@ impl Algorithm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BufferSync {
-    /// Rank 0's are broadcast before every step, as DistributedDataParallel does.
+    /// Rank 0's are broadcast before every step and every test, as DistributedDataParallel does.
     Broadcast,
     /// Their mean over the ranks is taken at the end of every epoch.
     Average,

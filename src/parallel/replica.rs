@@ -285,16 +285,27 @@ impl Replica {
         Ok(())
     }
 
-    /// Makes batch norm's statistics the mean over the ranks, where the configuration asks for that at an epoch's end.
+    /// Makes batch norm's statistics rank 0's or the mean over the ranks, where the configuration asks for that: what is tested,
+    /// quantized and saved at an epoch's end is one network. (DistributedDataParallel, too, broadcasts before a test's forward pass.)
     pub fn end_epoch(&mut self) -> Result<()> {
-        if self.buffer_sync == BufferSync::Average && !self.state.buffers.is_empty() {
-            let mut buffers = self.state.buffers.read().into_owned();
-            self.communicator.all_reduce_sum(Kind::Buffers, &mut buffers)?;
-            let ranks = self.communicator.size() as f32;
-            buffers.iter_mut().for_each(|value| *value /= ranks);
-            self.state.buffers.write(&buffers);
+        if self.state.buffers.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        match self.buffer_sync {
+            BufferSync::Broadcast => {
+                let untimed = &mut Timeline::default();
+                self.exchange.broadcast_buffers(false, &mut self.state, untimed)
+            }
+            BufferSync::Average => {
+                let mut buffers = self.state.buffers.read().into_owned();
+                self.communicator.all_reduce_sum(Kind::Buffers, &mut buffers)?;
+                let ranks = self.communicator.size() as f32;
+                buffers.iter_mut().for_each(|value| *value /= ranks);
+                self.state.buffers.write(&buffers);
+                Ok(())
+            }
+            BufferSync::Local | BufferSync::Sync => Ok(()),
+        }
     }
 
     /// A hash of this rank's parameters, after making sure that all ranks have the same one, if they are meant to.

@@ -102,7 +102,8 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
     }
     drop(checkpoints); // from here on a signal ends the job: all is written, and to quantize can be repeated
     if config.quantize.enabled {
-        let checkpoint = training.checkpoint();
+        let mut checkpoint = training.checkpoint();
+        weights::share(&job.communicator, &mut checkpoint)?;
         let quantized = command::quantize_state(config, job, &checkpoint.tensors, &datasets)?;
         let written = run_file.as_mut().map(|run_file| {
             let mut tables = training.tables();

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use crate::collective::Communicator;
 use crate::error::{Error, Result};
+use crate::metrics::Kind;
 use crate::model::{Model, Role};
 use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues};
 
@@ -21,6 +23,16 @@ pub fn checkpoint(model: &Model, epochs: usize, steps: usize) -> Checkpoint {
     let attributes =
         vec![("epochs".into(), Attribute::Int(epochs as i64)), ("steps".into(), Attribute::Int(steps as i64))];
     Checkpoint { tensors: tensors.collect(), attributes }
+}
+
+/// Gives every rank rank 0's, for work that all share: batch norm's statistics may be each rank's own.
+pub fn share(ranks: &Communicator, checkpoint: &mut Checkpoint) -> Result<()> {
+    for tensor in &mut checkpoint.tensors {
+        if let TensorValues::F32(values) = &mut tensor.values {
+            ranks.broadcast(Kind::Parameters, values)?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies tensors under PyTorch's names into the model, each of which must be there in the right shape. `path` and `group`
