@@ -92,7 +92,11 @@ fn the_bytes_in_the_ledger_are_those_of_the_compressed_gradients() {
     assert_eq!(bytes(&["parallel.compression=fp16"]), net / 2.0 + 2.0 * 4.0);
     assert_eq!(bytes(&["parallel.compression=int8"]), 2.0 * (61_770.0 + 4.0 * 242.0));
     assert!(bytes(&["parallel.compression=int8", "parallel.compression_block=64"]) <= 0.27 * net);
-    assert!(bytes(&["parallel.compression=powersgd"]) < 0.1 * net);
+    let powersgd = bytes(&["parallel.compression=powersgd"]);
+    assert!(powersgd < 0.1 * net);
+    // One of the two steps as it is.
+    let late = bytes(&["parallel.compression=powersgd", "parallel.compression_start=1"]);
+    assert_eq!(late, net / 2.0 + powersgd / 2.0);
 
     let resnet = 2.0 * 4.0 * 11_173_962.0;
     for (compression, most) in [("int8", 0.255), ("powersgd", 0.1)] {

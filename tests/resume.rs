@@ -37,7 +37,7 @@ fn a_resumed_training_ends_bit_for_bit_where_an_uncut_one_does() {
         (3, &["optim.nesterov=true", "parallel.all_reduce=mpi", "train.label_smoothing=0.1"]),
         // What each rank's compression owes to later steps.
         (2, &["parallel.compression=int8", "parallel.bucket_mb=0.1"]),
-        (2, &["parallel.compression=powersgd"]),
+        (2, &["parallel.compression=powersgd", "parallel.compression_start=200"]),
         (2, &["parallel.local_steps=7"]),
         // Each rank has a network of its own.
         (2, &["parallel.broadcast_parameters=false", "parallel.same_seed=false", "metrics.spread_steps=50"]),

@@ -1,4 +1,4 @@
-//! When which gradient is reduced. In: a model and a communicator. Out: a [`Replica`] that keeps its parameters equal on
+//! When which gradient is reduced. In: a model, where it computes, and a communicator. Out: a [`Replica`] that keeps its parameters equal on
 //! all ranks: forward and backward pass by segments, each segment's gradients on their way to the other ranks while
 //! the segments before it still compute. Never calls MPI itself, never updates a parameter.
 
@@ -9,10 +9,12 @@ mod exchange;
 mod flat;
 mod local;
 mod replica;
+mod tally;
 
 pub use batch_norm::SyncBatchNorm;
 pub use bucket::Bucket;
 pub use compress::Reducer;
 pub use flat::{Flat, FlatState, FlatTensor, gather_gradient, move_into, norm};
 pub use local::LocalSteps;
-pub use replica::{Replica, StepResult};
+pub use replica::Replica;
+pub use tally::StepResult;
