@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
-use super::replica::backward_with;
 use crate::collective::{Communicator, Finished};
 use crate::config::Timing;
 use crate::error::{Error, Result};
 use crate::metrics;
 use crate::model::Standardized;
+use crate::sys::backward_with;
 
 /// The cuts of the passes under way and what their collectives took. All ranks call its methods together.
 pub struct SyncBatchNorm {

@@ -16,6 +16,7 @@ use crate::device::{Clock, Moment, Target, Timeline};
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Part};
 use crate::model::{Mode, Model};
+use crate::sys::backward_with;
 use crate::sys::gpu::range;
 
 /// The model on this rank. All ranks call its methods together.
@@ -383,12 +384,6 @@ struct Segment {
     gradient: Option<Tensor>,
     /// Of its batch norms, if they are synchronised.
     cuts: Vec<Cut>,
-}
-
-/// The backward pass from `output`, whose own gradient is given. tch has no `backward(gradient)`; this product has it as
-/// its gradient, bit for bit.
-pub(super) fn backward_with(output: &Tensor, gradient: &Tensor) {
-    (output * gradient).sum(tch::Kind::Float).backward();
 }
 
 /// Adds the time since `start` to `part`, but for that of batch norm's collectives, which nothing hides.

@@ -41,6 +41,14 @@ extern "C" void *hpml_im2col_conv2d(const void *input, const void *weight, int64
     });
 }
 
+// The backward pass from `output`, whose own gradient is given.
+extern "C" bool hpml_backward(const void *output, const void *gradient) noexcept {
+    return guarded(false, [&] {
+        tensor(output).backward(tensor(gradient));
+        return true;
+    });
+}
+
 // One step of SGD on flat tensors, in one kernel: the gradient is divided by `divisor` if that is not null.
 extern "C" bool hpml_fused_sgd(const void *parameters, const void *gradients, const void *velocity, double weight_decay,
                                double momentum, double lr, bool nesterov, const void *divisor) noexcept {

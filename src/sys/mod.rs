@@ -5,7 +5,7 @@
 pub mod gpu;
 mod libtorch;
 
-pub use libtorch::im2col_conv2d;
+pub use libtorch::{backward_with, im2col_conv2d};
 
 /// Makes the allocator keep freed memory instead of giving it back to the system.
 ///
