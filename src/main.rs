@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 /// they tell when they have met.
 fn start(config: Result<Config>, work: impl FnOnce(&mut Job, Result<Config>) -> Result<()>) -> ExitCode {
     let launch = config.as_ref().map_or_else(|_| config::Launch::default(), |config| config.launch.clone());
-    launch::run(launch.comm_timeout_s, |job| work(job, config))
+    launch::run(launch.comm_timeout(), |job| work(job, config))
 }
 
 fn train(job: &mut Job, loaded: Result<Config>, args: &cli::Train) -> Result<()> {

@@ -66,10 +66,10 @@ fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, pa
     let mut replica = Replica::new(model, job.target, job.communicator.clone(), &config)?;
     let mut optimizer = Optimizer::new(&replica.state, &config.optim);
     let plan = job.agree(own_samples(job, parity, images, path))?;
-    let device = job.target.is_gpu().then(|| job.target.device());
-    let loader = Feed::new(images.clone(), device).batches(plan, loader_options(&config, &replica, None));
+    let feed = Feed::new(images.clone(), job.target.own_memory());
+    let batches = feed.batches(plan, loader_options(&config, &replica, None));
     let (mut losses, mut input_difference) = (Vec::new(), 0f64);
-    for (batch, expected_sum) in loader.zip(&parity.input_sum) {
+    for (batch, expected_sum) in batches.zip(&parity.input_sum) {
         let mut sum = [batch.images.sum(tch::Kind::Double).double_value(&[])];
         job.communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sum)?;
         input_difference = input_difference.max(relative(sum[0], *expected_sum));

@@ -1,7 +1,7 @@
 //! One way to all-reduce and the buffers for it, on the host or on a device.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tch::Tensor;
 
@@ -61,8 +61,7 @@ impl<T: Element> Bench<T> {
             let expected = "goes from GPU to GPU by NCCL alone (--algorithm auto): leave it out".into();
             return Err(Error::ConfigValue { place, key, value, expected });
         }
-        let limit = Duration::try_from_secs_f64(config.launch.comm_timeout_s).unwrap_or(Duration::ZERO);
-        let wire = DeviceCollectives::new(ranks.clone(), target, algorithm, elements, limit)?;
+        let wire = DeviceCollectives::new(ranks.clone(), target, algorithm, elements, config.launch.comm_timeout())?;
         let [source, target] = [(); 2].map(|()| Tensor::zeros([elements as i64], (T::KIND, target.device())));
         Ok(Bench::Device(DeviceBench { wire, source, target }))
     }

@@ -2,7 +2,6 @@
 //! host memory where there is no NCCL.
 
 use std::collections::VecDeque;
-use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,14 +27,22 @@ const ASK: Duration = Duration::from_millis(100);
 pub struct DeviceCollectives {
     ranks: Arc<Communicator>,
     way: Way,
-    /// Begun, and not seen to be over.
-    begun: VecDeque<Begun>,
-    asked: Instant,
 }
 
 enum Way {
-    Nccl { nccl: Nccl, compute: Stream, own: Stream },
+    Nccl(Lane),
     Host { all_reduce: Box<AllReduce>, buffer: HostBuffer },
+}
+
+/// NCCL beside the stream that tensors are computed on.
+struct Lane {
+    nccl: Nccl,
+    compute: Stream,
+    own: Stream,
+    /// Begun, and not seen to be over.
+    begun: VecDeque<Begun>,
+    /// When NCCL was asked last whether a peer is gone.
+    asked: Instant,
 }
 
 struct Begun {
@@ -69,18 +76,18 @@ impl DeviceCollectives {
         limit: Duration,
     ) -> Result<DeviceCollectives> {
         let way = match target {
-            Target::Gpu { index, .. } if ranks.size() > 1 && !Self::go_through_host(target, algorithm) => Way::Nccl {
-                nccl: Nccl::start(&ranks, limit)?,
-                compute: Stream::of_tensors(index)?,
-                own: Stream::urgent(index)?,
-            },
+            Target::Gpu { index, .. } if ranks.size() > 1 && !Self::go_through_host(target, algorithm) => {
+                let (compute, own) = (Stream::of_tensors(index)?, Stream::urgent(index)?);
+                let nccl = Nccl::start(&ranks, limit)?;
+                Way::Nccl(Lane { nccl, compute, own, begun: VecDeque::new(), asked: Instant::now() })
+            }
             _ => {
                 let all_reduce = Box::new(AllReduce::new(ranks.clone(), algorithm)?);
                 let buffer = all_reduce.buffer(elements)?;
                 Way::Host { all_reduce, buffer }
             }
         };
-        Ok(DeviceCollectives { ranks, way, begun: VecDeque::new(), asked: Instant::now() })
+        Ok(DeviceCollectives { ranks, way })
     }
 
     /// Whether what ranks with such a `target` send each other goes through the host's memory instead of NCCL.
@@ -112,15 +119,7 @@ impl DeviceCollectives {
     pub fn all_reduce_into(&mut self, kind: Kind, source: &Tensor, target: &Tensor) -> Result<Span> {
         self.watch()?;
         match &mut self.way {
-            Way::Nccl { nccl, compute, own } => {
-                let (begun, span) = begin(kind, Collective::AllReduce, source, compute, own, |handle| {
-                    let (from, to) = (source.data_ptr(), target.data_ptr());
-                    // SAFETY: flat buffers live as long as the training, whose next use of them waits for the stream (`join`).
-                    unsafe { nccl.all_reduce(from, to, source.numel(), source.kind(), handle) }
-                })?;
-                self.begun.push_back(begun);
-                Ok(span)
-            }
+            Way::Nccl(lane) => lane.begin(kind, Collective::AllReduce, source, target),
             Way::Host { all_reduce, buffer } => {
                 let mut region = buffer.region(0..source.numel());
                 source.copy_data(region.as_mut_slice(), source.numel());
@@ -137,14 +136,7 @@ impl DeviceCollectives {
     pub fn broadcast(&mut self, kind: Kind, values: &Tensor) -> Result<Span> {
         self.watch()?;
         match &mut self.way {
-            Way::Nccl { nccl, compute, own } => {
-                let (begun, span) = begin(kind, Collective::Broadcast, values, compute, own, |handle| {
-                    // SAFETY: as in `all_reduce`.
-                    unsafe { nccl.broadcast(values.data_ptr(), values.numel(), values.kind(), handle) }
-                })?;
-                self.begun.push_back(begun);
-                Ok(span)
-            }
+            Way::Nccl(lane) => lane.begin(kind, Collective::Broadcast, values, values),
             Way::Host { .. } => {
                 let mut copy = vec![0f32; values.numel()];
                 values.copy_data(&mut copy, values.numel());
@@ -158,42 +150,38 @@ impl DeviceCollectives {
 
     /// What the device computes from now on waits for all that was begun.
     pub fn join(&mut self) -> Result<()> {
-        if let (Way::Nccl { compute, .. }, Some(last)) = (&self.way, self.begun.back()) {
-            compute.wait_for(&last.to)?;
+        match &self.way {
+            Way::Nccl(Lane { compute, begun, .. }) => begun.back().map_or(Ok(()), |last| compute.wait_for(&last.to)),
+            Way::Host { .. } => Ok(()),
         }
-        Ok(())
     }
 
     /// Returns when all that was begun is over. Error: a peer is gone, or the GPU has failed.
     pub fn finish(&mut self) -> Result<()> {
-        loop {
-            self.watch()?;
-            if self.begun.is_empty() {
-                return Ok(());
-            }
+        while self.watch()? {
             std::thread::sleep(LOOK);
         }
+        Ok(())
     }
 
-    /// Counts what is over, and asks whether all peers are still there. It is called with every collective, so that who
-    /// watches this rank sees how far it has come.
-    fn watch(&mut self) -> Result<()> {
-        while let Some(first) = self.begun.front() {
+    /// Counts what is over, and asks whether all peers are still there; whether anything is left. It is called with every
+    /// collective, so that who watches this rank sees how far it has come.
+    fn watch(&mut self) -> Result<bool> {
+        let Way::Nccl(Lane { nccl, begun, asked, .. }) = &mut self.way else { return Ok(false) };
+        while let Some(first) = begun.front() {
             if !first.to.has_happened()? {
                 break;
             }
             let (bytes, seconds) = (first.bytes, first.to.since(&first.from)?);
             let sent = first.collective.sent(self.ranks.size(), bytes);
             self.ranks.record(first.kind, bytes as Bytes, sent, seconds);
-            self.begun.pop_front();
+            begun.pop_front();
         }
-        if let Way::Nccl { nccl, .. } = &mut self.way
-            && self.asked.elapsed() > ASK
-        {
-            self.asked = Instant::now();
+        if asked.elapsed() > ASK {
+            *asked = Instant::now();
             nccl.look()?;
         }
-        Ok(())
+        Ok(!begun.is_empty())
     }
 }
 
@@ -204,21 +192,18 @@ impl Drop for DeviceCollectives {
     }
 }
 
-/// What `call` asks of the stream `own`, after what was asked of `compute` so far.
-fn begin(
-    kind: Kind,
-    collective: Collective,
-    values: &Tensor,
-    compute: &Stream,
-    own: &Stream,
-    call: impl FnOnce(*mut c_void) -> Result<()>,
-) -> Result<(Begun, Span)> {
-    let bytes = values.numel() * values.kind().elt_size_in_bytes();
-    own.wait_for(&compute.event()?)?;
-    let inside = progress::enter(kind, bytes);
-    let from = own.event()?;
-    call(own.handle())?;
-    let to = own.event()?;
-    let span = Span { wait: 0.0, from: Moment::Gpu(from.clone()), to: Moment::Gpu(to.clone()) };
-    Ok((Begun { kind, collective, bytes, from, to, _inside: inside }, span))
+impl Lane {
+    /// Begins a collective on NCCL's stream, after what was asked of the tensors' so far.
+    fn begin(&mut self, kind: Kind, collective: Collective, source: &Tensor, target: &Tensor) -> Result<Span> {
+        let bytes = source.numel() * source.kind().elt_size_in_bytes();
+        self.own.wait_for(&self.compute.event()?)?;
+        let inside = progress::enter(kind, bytes);
+        let from = self.own.event()?;
+        // SAFETY: flat buffers live as long as the training, whose next use of them waits for the stream (`join`).
+        unsafe { self.nccl.begin(collective, source, target, &self.own) }?;
+        let to = self.own.event()?;
+        let span = Span { wait: 0.0, from: Moment::Gpu(from.clone()), to: Moment::Gpu(to.clone()) };
+        self.begun.push_back(Begun { kind, collective, bytes, from, to, _inside: inside });
+        Ok(span)
+    }
 }

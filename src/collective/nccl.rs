@@ -5,11 +5,13 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use libloading::os::unix::RTLD_NOW;
+use tch::Tensor;
 
 use super::Communicator;
+use super::traffic::Collective;
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
-use crate::sys::gpu;
+use crate::sys::gpu::{self, Stream};
 
 /// As libtorch's wheels bring it and as NVIDIA's packages install it.
 const LIBRARY: &str = "libnccl.so.2";
@@ -147,44 +149,33 @@ impl Nccl {
         Ok(nccl)
     }
 
-    /// Begins to sum `count` numbers at `source` (GPU memory, of `element`) over the ranks into `target`, which may be the
-    /// same place, on `stream`.
+    /// Begins, on `stream`, to sum `source` over the ranks into `target` or to give every rank rank 0's `source` there: tensors of
+    /// one length and kind in GPU memory, contiguous, perhaps the same.
     ///
     /// # Safety
-    /// The memory stays valid and untouched until the stream has come past this.
-    pub unsafe fn all_reduce(
+    /// Their memory stays valid and untouched until the stream has come past this.
+    pub unsafe fn begin(
         &mut self,
-        source: *const c_void,
-        target: *mut c_void,
-        count: usize,
-        element: tch::Kind,
-        stream: *mut c_void,
+        collective: Collective,
+        source: &Tensor,
+        target: &Tensor,
+        stream: &Stream,
     ) -> Result<()> {
+        let (from, to, count) = (source.data_ptr().cast_const(), target.data_ptr(), source.numel());
+        let (element, stream) = (data_type(source.kind()), stream.handle());
         // SAFETY: the caller's promise; the communicator is ours.
-        let status = unsafe {
-            let element = data_type(element);
-            (self.functions.all_reduce)(source, target, count, element, SUM, self.comm, stream)
+        let (call, status) = unsafe {
+            match collective {
+                Collective::AllReduce => {
+                    ("ncclAllReduce", (self.functions.all_reduce)(from, to, count, element, SUM, self.comm, stream))
+                }
+                Collective::Broadcast => {
+                    ("ncclBroadcast", (self.functions.broadcast)(from, to, count, element, 0, self.comm, stream))
+                }
+                other => unreachable!("{other:?} goes through MPI"),
+            }
         };
-        self.settle("ncclAllReduce", status)
-    }
-
-    /// Begins to give every rank rank 0's `count` numbers.
-    ///
-    /// # Safety
-    /// As [`all_reduce`](Self::all_reduce).
-    pub unsafe fn broadcast(
-        &mut self,
-        values: *mut c_void,
-        count: usize,
-        element: tch::Kind,
-        stream: *mut c_void,
-    ) -> Result<()> {
-        // SAFETY: as above.
-        let status = unsafe {
-            let element = data_type(element);
-            (self.functions.broadcast)(values, values, count, element, 0, self.comm, stream)
-        };
-        self.settle("ncclBroadcast", status)
+        self.settle(call, status)
     }
 
     /// An error that came up since the last call: a peer that is gone, a network that fails.

@@ -11,6 +11,7 @@ mod parallel;
 mod validate;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -58,13 +59,20 @@ pub struct Launch {
     pub comm_timeout_s: f64,
 }
 
+impl Launch {
+    /// How long ranks wait for each other; zero: for ever.
+    pub fn comm_timeout(&self) -> Duration {
+        Duration::try_from_secs_f64(self.comm_timeout_s).unwrap_or(Duration::ZERO)
+    }
+}
+
 /// Where a rank computes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Device {
     /// A GPU if there is one for every rank of the host, CPU cores otherwise.
     Auto,
-    /// CPU cores.
+    /// CPU cores. What `hpml allreduce` takes if it is not told otherwise.
     #[default]
     Cpu,
     /// GPU number `local_rank`.

@@ -1,6 +1,6 @@
 //! What a GPU takes: how busy it is, memory, energy, by NVIDIA's management library (opened at run time).
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub struct Gauge {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     /// Millijoules at the last reading.
-    before: AtomicU64,
+    before: u64,
 }
 
 #[derive(Default)]
@@ -65,7 +65,7 @@ impl Gauge {
 
     fn of(uuid: &str) -> Result<Gauge, NvmlError> {
         let nvml = Arc::new(Nvml::init()?);
-        let before = AtomicU64::new(nvml.device_by_uuid(uuid)?.total_energy_consumption()?);
+        let before = nvml.device_by_uuid(uuid)?.total_energy_consumption()?;
         let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
         let watch = {
             let (nvml, uuid, seen, stop) = (nvml.clone(), uuid.to_owned(), seen.clone(), stop.clone());
@@ -82,14 +82,12 @@ impl Gauge {
     }
 
     /// What it took since the last reading, or since the start.
-    pub fn read(&self) -> Reading {
+    pub fn read(&mut self) -> Reading {
         let _ = look(&self.nvml, &self.uuid, &self.seen);
         let seen = std::mem::take(&mut *self.seen.lock().expect("no thread panics while it looks"));
         let device = self.nvml.device_by_uuid(self.uuid.as_str());
-        let now = device.and_then(|device| device.total_energy_consumption());
-        let before = self.before.load(Ordering::Relaxed);
-        let now = now.unwrap_or(before);
-        self.before.store(now, Ordering::Relaxed);
+        let now = device.and_then(|device| device.total_energy_consumption()).unwrap_or(self.before);
+        let before = std::mem::replace(&mut self.before, now);
         Reading {
             utilization: f64::from(seen.sum) / f64::from(seen.looks.max(1)),
             memory: seen.memory,

@@ -13,10 +13,9 @@ use crate::error::Result;
 use crate::sys::gpu;
 
 /// Where a rank computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// CPU cores.
-    #[default]
     Cpu,
     /// One of the GPUs that this process sees.
     Gpu {
@@ -36,6 +35,11 @@ impl Target {
             Target::Cpu | Target::Emulated => tch::Device::Cpu,
             Target::Gpu { index, .. } => tch::Device::Cuda(index),
         }
+    }
+
+    /// The device whose memory is not the host's, or is treated so; `None`: CPU cores.
+    pub fn own_memory(self) -> Option<tch::Device> {
+        self.is_gpu().then(|| self.device())
     }
 
     /// Whether its memory is not the host's, or is treated so.

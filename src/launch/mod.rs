@@ -66,10 +66,9 @@ pub fn leave_to_first_rank(status: i32) {
 }
 
 /// Initialises MPI, runs `work` on every rank and ends the job: 0 if all went well, [`STOPPED`] if a signal stopped it and it
-/// can be resumed, 1 otherwise. Ranks that do not meet within `comm_timeout_s` seconds end it too; 0: they wait for ever.
-pub fn run(comm_timeout_s: f64, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
+/// can be resumed, 1 otherwise. Ranks that do not meet within `patience` end it too; zero: they wait for ever.
+pub fn run(patience: Duration, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
     prepare_open_mpi(); // sets the environment, so before there is another thread
-    let patience = patience(comm_timeout_s);
     let watchdog = watchdog::meeting("met", patience);
     let universe = Universe::start().expect("MPI is initialised once, here");
     let communicator = Arc::new(universe.world());
@@ -101,10 +100,6 @@ pub fn run(comm_timeout_s: f64, work: impl FnOnce(&mut Job) -> Result<()>) -> Ex
     drop(universe); // waits for the other ranks
     drop(watchdog);
     status
-}
-
-fn patience(comm_timeout_s: f64) -> Duration {
-    Duration::try_from_secs_f64(comm_timeout_s).unwrap_or(Duration::ZERO)
 }
 
 impl Job {
@@ -193,7 +188,7 @@ impl Job {
     /// For commands in which all ranks always work together. A collective, once.
     pub fn watch(&mut self, config: &Config) -> Result<()> {
         progress::share(&self.communicator.split_by_host()?)?;
-        self.watchdog = watchdog::start(self, patience(config.launch.comm_timeout_s));
+        self.watchdog = watchdog::start(self, config.launch.comm_timeout());
         Ok(())
     }
 

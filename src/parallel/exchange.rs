@@ -2,13 +2,13 @@
 //! out of the host's memory or a device's.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tch::Tensor;
 
 use super::{Bucket, Flat, FlatState, LocalSteps, Reducer};
 use crate::collective::{AllReduce, Communicator, DeviceCollectives, Finished, Patience, Region, Span, Worker};
-use crate::config::{self, BufferSync, Compression, Timing};
+use crate::config::{self, Compression, Timing};
 use crate::device::{Clock, Target, Timeline};
 use crate::error::Result;
 use crate::metrics::{Kind, Part};
@@ -29,9 +29,9 @@ impl Exchange {
         config: &config::Config,
     ) -> Result<(Exchange, Flat)> {
         let elements = model.parameter_count();
-        if target.is_gpu() {
+        if let Some(device) = target.own_memory() {
             let exchange = DeviceExchange::new(elements, target, communicator.clone(), config)?;
-            return Ok((Exchange::Device(Box::new(exchange)), Flat::zeros(elements, Some(target.device()))));
+            return Ok((Exchange::Device(Box::new(exchange)), Flat::zeros(elements, Some(device))));
         }
         let all_reduce = Arc::new(AllReduce::new(communicator.clone(), config.parallel.all_reduce)?);
         let gradients = Flat::Host(all_reduce.buffer(elements)?);
@@ -205,8 +205,8 @@ impl DeviceExchange {
         config: &config::Config,
     ) -> Result<DeviceExchange> {
         let timing = config.metrics.timing;
-        let limit = Duration::try_from_secs_f64(config.launch.comm_timeout_s).unwrap_or(Duration::ZERO);
-        let wire = DeviceCollectives::new(communicator, target, config.parallel.all_reduce, elements, limit)?;
+        let (algorithm, limit) = (config.parallel.all_reduce, config.launch.comm_timeout());
+        let wire = DeviceCollectives::new(communicator, target, algorithm, elements, limit)?;
         let rounded = match config.parallel.compression {
             _ if wire.communicator().size() == 1 => None,
             Compression::Bf16 => Some(tch::Kind::BFloat16),
@@ -301,9 +301,4 @@ pub(super) fn add_collective(times: &mut Timeline, finished: Finished, exposed: 
 fn add_span(times: &mut Timeline, span: Span) {
     times.add(Part::CommWait, span.wait);
     times.span(Part::Comm, span.from, span.to);
-}
-
-/// Statistics that are to be equal but for the step they come from.
-pub(super) fn broadcasts(sync: BufferSync, state: &FlatState) -> bool {
-    sync == BufferSync::Broadcast && !state.buffers.is_empty()
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tch::{Reduction, Tensor};
 
 use super::batch_norm::Cut;
-use super::exchange::{Exchange, add_collective, broadcasts};
+use super::exchange::{Exchange, add_collective};
 use super::tally::{StepResult, Tally};
 use super::{Bucket, FlatState, LocalSteps, SyncBatchNorm};
 use crate::collective::{Combine, Communicator, Finished};
@@ -209,7 +209,7 @@ impl Replica {
     }
 
     fn forward_pass(&self, batch: &Batch, global_batch: usize, times: &mut Timeline) -> Result<Pass> {
-        let _range = range("forward");
+        let _range = range(c"forward");
         let start = self.clock.now()?;
         let segments = self.forward(&batch.images);
         let logits = segments.last().expect("a model has stages").output.shallow_clone();
@@ -261,24 +261,18 @@ impl Replica {
 
     /// Gives every rank rank 0's batch-norm statistics, where the configuration asks for that; with a barrier before.
     fn broadcast_buffers(&mut self, barrier: bool, times: &mut Timeline) -> Result<()> {
-        if broadcasts(self.buffer_sync, &self.state) {
+        if self.buffer_sync == BufferSync::Broadcast && !self.state.buffers.is_empty() {
             self.exchange.broadcast_buffers(barrier, &mut self.state, times)?;
         }
         Ok(())
     }
 
-    /// Makes batch norm's statistics rank 0's or the mean over the ranks, where the configuration asks for that: what is tested,
-    /// quantized and saved at an epoch's end is one network. (DistributedDataParallel, too, broadcasts before a test's forward pass.)
+    /// Makes batch norm's statistics rank 0's or the mean over the ranks, where the configuration asks for that: what is tested
+    /// and saved at an epoch's end is one network. (DistributedDataParallel, too, broadcasts before a test's forward pass.)
     pub fn end_epoch(&mut self) -> Result<()> {
-        if self.state.buffers.is_empty() {
-            return Ok(());
-        }
         match self.buffer_sync {
-            BufferSync::Broadcast => {
-                let untimed = &mut Timeline::default();
-                self.exchange.broadcast_buffers(false, &mut self.state, untimed)
-            }
-            BufferSync::Average => {
+            BufferSync::Broadcast => self.broadcast_buffers(false, &mut Timeline::default()), // no step's time
+            BufferSync::Average if !self.state.buffers.is_empty() => {
                 let mut buffers = self.state.buffers.read().into_owned();
                 self.communicator.all_reduce_sum(Kind::Buffers, &mut buffers)?;
                 let ranks = self.communicator.size() as f32;
@@ -286,7 +280,7 @@ impl Replica {
                 self.state.buffers.write(&buffers);
                 Ok(())
             }
-            BufferSync::Local | BufferSync::Sync => Ok(()),
+            BufferSync::Average | BufferSync::Local | BufferSync::Sync => Ok(()),
         }
     }
 
@@ -357,7 +351,7 @@ struct Pass {
 impl Pass {
     /// The backward pass of the last segment that is left.
     fn backward(&mut self, sync_batch_norm: Option<&SyncBatchNorm>, clock: &Clock, times: &mut Timeline) -> Result<()> {
-        let _range = range("backward");
+        let _range = range(c"backward");
         let start = clock.now()?;
         let mut segment = self.segments.pop().expect("a segment that has not been through");
         match &segment.gradient {

@@ -4,9 +4,8 @@
 //!
 //! [`network`] folds batch norm and lists the layers; [`calibration`] measures distributions; [`scheme`] chooses scales;
 //! [`integer`] states the arithmetic, which [`simulated`] (float tensors), [`reference`] (plain loops) and [`engine`]
-//! (vector kernels) and [`matrix`] (a GPU's matrix units) execute to the same integers; [`ladder`] compares them and counts hits; [`finetune`] trains for
-//! the integers where they lose too much; [`checkpoint`] and [`onnx`] take
-//! the result out. Only [`command`] knows of ranks and files.
+//! (vector kernels) and [`matrix`] (a GPU's matrix units) execute to the same integers; [`ladder`] compares them and counts
+//! hits; [`finetune`] trains for the integers where they lose too much; [`checkpoint`] and [`onnx`] take the result out. Only [`command`] knows of ranks and files.
 
 pub mod calibration;
 pub mod checkpoint;

@@ -131,6 +131,13 @@ impl Table {
     pub fn numbers(&self, name: &str) -> Vec<f64> {
         self.column(name).and_then(|column| column.values.numbers()).unwrap_or_default()
     }
+
+    /// The numbers of these columns row by row, as many rows as all of them have.
+    pub fn rows<const N: usize>(&self, names: [&str; N]) -> Vec<[f64; N]> {
+        let columns = names.map(|name| self.numbers(name));
+        let rows = columns.iter().map(Vec::len).min().unwrap_or(0);
+        (0..rows).map(|row| columns.each_ref().map(|column| column[row])).collect()
+    }
 }
 
 /// A small value attached to a group or dataset.

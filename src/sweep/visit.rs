@@ -88,7 +88,7 @@ pub(super) fn visit(
 
     memory::forget_peak();
     let mut replica = Replica::new(new_model(&config, case.model), job.target, group.clone(), &config)?;
-    let feed = Feed::new(dataset.clone(), job.target.is_gpu().then(|| job.target.device()));
+    let feed = Feed::new(dataset.clone(), job.target.own_memory());
     outcome.gradient_bytes = replica.gradient_bytes();
     let warmup = config.metrics.warmup_steps.max(1);
     let plan = plan(case, &config, group.rank(), dataset.len(), warmup + MOST_STEPS);
@@ -118,7 +118,7 @@ pub(super) fn visit(
             break;
         }
     }
-    let gauge = Gauge::start(job.target, &job.gpu_uuid);
+    let mut gauge = Gauge::start(job.target, &job.gpu_uuid);
     let mut times = Vec::new();
     let mut until = if warm > seconds { 1 } else { LEAST_STEPS };
     let started = Instant::now();
@@ -137,7 +137,7 @@ pub(super) fn visit(
 
     if job.target.is_gpu() {
         let images = times.len() * case.ranks * case.batch_per_rank;
-        outcome.gpu = GpuUse::of(gauge.as_ref().map(Gauge::read), images, group)?;
+        outcome.gpu = GpuUse::of(gauge.as_mut().map(Gauge::read), images, group)?;
     }
     let own: Vec<f32> = times.iter().flat_map(|time| *time.as_array()).collect();
     let all = group.gather(Kind::Metrics, &own)?;

@@ -1,7 +1,7 @@
 //! A GPU without linking its libraries: the driver and libtorch's CUDA part are opened when they are asked for, streams and
 //! events come from libtorch.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -142,8 +142,7 @@ pub fn give_back_memory() {
 pub struct Range(());
 
 /// Begins one.
-pub fn range(name: &str) -> Range {
-    let name = CString::new(name).unwrap_or_default();
+pub fn range(name: &CStr) -> Range {
     // SAFETY: the text ends in a 0 and is copied.
     unsafe { hpml_range(name.as_ptr()) };
     Range(())
@@ -304,7 +303,7 @@ mod tests {
     fn what_is_not_here_is_named() {
         let message = open("libhpml_is_not_here.so", RTLD_NOW).err().unwrap();
         assert!(message.contains("libhpml_is_not_here.so"), "{message}");
-        let _ = range("a part without a GPU costs nothing and does nothing");
+        let _ = range(c"a part without a GPU costs nothing and does nothing");
         give_back_memory();
     }
 }

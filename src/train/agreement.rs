@@ -49,30 +49,28 @@ impl Agreement {
 
     /// Goes on with the [`tables`](Self::tables) of before.
     pub fn resume(&mut self, tables: &[Table]) {
-        let columns = |group: &str, names: &[&str]| -> Vec<Vec<f64>> {
-            let table = tables.iter().find(|table| table.group == group);
-            names.iter().map(|name| table.map_or(Vec::new(), |table| table.numbers(name))).collect()
+        let table = |group: &str| tables.iter().find(|table| table.group == group);
+        let spread = |[epoch, step, parameters, buffers]: [f64; 4]| Spread {
+            epoch: epoch as usize,
+            step: step as usize,
+            parameters,
+            buffers,
         };
-        let rows = |columns: &[Vec<f64>]| columns.iter().map(Vec::len).min().unwrap_or(0);
-        let spread = columns("spread", &["epoch", "steps_done", "parameter_spread", "buffer_spread"]);
-        self.spreads = (0..rows(&spread))
-            .map(|row| Spread {
-                epoch: spread[0][row] as usize,
-                step: spread[1][row] as usize,
-                parameters: spread[2][row],
-                buffers: spread[3][row],
-            })
-            .collect();
-        let ranks = columns("ranks", &["epoch", "rank", "test_loss", "test_accuracy", "parameter_distance"]);
-        self.ranks = (0..rows(&ranks))
-            .map(|row| RankRow {
-                epoch: ranks[0][row] as usize,
-                rank: ranks[1][row] as usize,
-                test_loss: ranks[2][row],
-                test_accuracy: ranks[3][row],
-                distance: ranks[4][row],
-            })
-            .collect();
+        if let Some(table) = table("spread") {
+            let rows = table.rows(["epoch", "steps_done", "parameter_spread", "buffer_spread"]);
+            self.spreads = rows.into_iter().map(spread).collect();
+        }
+        let rank = |[epoch, rank, test_loss, test_accuracy, distance]: [f64; 5]| RankRow {
+            epoch: epoch as usize,
+            rank: rank as usize,
+            test_loss,
+            test_accuracy,
+            distance,
+        };
+        if let Some(table) = table("ranks") {
+            let rows = table.rows(["epoch", "rank", "test_loss", "test_accuracy", "parameter_distance"]);
+            self.ranks = rows.into_iter().map(rank).collect();
+        }
     }
 
     /// Whether anything is measured at all.

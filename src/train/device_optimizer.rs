@@ -18,18 +18,13 @@ pub fn step(optimizer: &mut Optimizer, parameters: &mut Tensor, gradients: &Tens
         unreachable!("moments share the parameters' memory");
     };
     tch::no_grad(|| {
-        let sgd = FusedSgd {
-            weight_decay: config.weight_decay,
-            momentum: config.momentum,
-            lr,
-            nesterov: config.nesterov,
-            divisor: None,
-        };
         // What the gradient is divided by, so that its norm is at most `clip_norm`; never less than 1.
         let divisor =
             (config.clip_norm > 0.0).then(|| ((gradients.norm() + CLIP_EPSILON) / config.clip_norm).clamp_min(1.0));
         if config.name == OptimName::Sgd {
-            return FusedSgd { divisor: divisor.as_ref(), ..sgd }.step(parameters, gradients, first);
+            let (weight_decay, momentum, nesterov) = (config.weight_decay, config.momentum, config.nesterov);
+            let rule = FusedSgd { weight_decay, momentum, lr, nesterov, divisor: divisor.as_ref() };
+            return rule.step(parameters, gradients, first);
         }
         for FlatTensor { elements, matrix } in &*tensors {
             let part = |of: &Tensor| of.narrow(0, elements.start as i64, elements.len() as i64);

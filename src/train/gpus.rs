@@ -28,8 +28,8 @@ impl Gpus {
     }
 
     /// From here on it is the training that takes it.
-    pub fn begin_epoch(&self) {
-        if let Some(gauge) = &self.gauge {
+    pub fn begin_epoch(&mut self) {
+        if let Some(gauge) = &mut self.gauge {
             gauge.read();
         }
     }
@@ -40,7 +40,7 @@ impl Gpus {
             return Ok(());
         }
         const NONE: f64 = -1.0;
-        let own = self.gauge.as_ref().map(Gauge::read);
+        let own = self.gauge.as_mut().map(Gauge::read);
         let own = own.map_or([NONE; 3], |own| [own.utilization, own.memory as f64, own.joules]);
         for (rank, values) in ranks.all_gather(Kind::Metrics, &own)?.chunks(own.len()).enumerate() {
             if let [utilization, memory, joules] = *values
@@ -56,13 +56,11 @@ impl Gpus {
     /// Goes on with the tables of before.
     pub fn resume(&mut self, tables: &[Table]) {
         let Some(table) = tables.iter().find(|table| table.group == "gpu") else { return };
-        let names = ["epoch", "rank", "utilization", "memory", "energy"];
-        let [epoch, rank, utilization, memory, energy] = names.map(|name| table.numbers(name));
-        let rows = [&epoch, &rank, &utilization, &memory, &energy].into_iter().map(Vec::len).min().unwrap_or(0);
-        let reading =
-            |row| Reading { utilization: utilization[row], memory: memory[row] as Bytes, joules: energy[row] };
-        let row = |row| Row { epoch: epoch[row] as i64, rank: rank[row] as i64, reading: reading(row) };
-        self.rows = (0..rows).map(row).collect();
+        let row = |[epoch, rank, utilization, memory, joules]: [f64; 5]| {
+            let reading = Reading { utilization, memory: memory as Bytes, joules };
+            Row { epoch: epoch as i64, rank: rank as i64, reading }
+        };
+        self.rows = table.rows(["epoch", "rank", "utilization", "memory", "energy"]).into_iter().map(row).collect();
     }
 
     /// `/gpu`, a row an epoch and rank; `None` without any.

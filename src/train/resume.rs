@@ -235,10 +235,10 @@ impl Training<'_> {
         let started = Instant::now();
         let was_averaged = self.averaged;
         self.exchange_average(false);
-        self.gather_times()?;
         if !self.replica.knows_at_once() && self.steps_done > 0 {
-            self.take_result(self.steps_done - 1, self.config.train.lr)?;
+            self.take_result(self.steps_done - 1, self.config.train.lr)?; // waits for the device
         }
+        self.gather_times()?;
         let result = Replica::sum_over_ranks(&self.job.communicator, self.so_far.result)?;
         let own = self.ranks_are_apart();
         let mut saved = Vec::new();

@@ -114,7 +114,7 @@ impl<'a> Training<'a> {
         let global_batch = config.train.batch_per_rank * config.train.accumulate * job.world_size;
 
         let replica = Replica::new(model, job.target, job.communicator.clone(), config)?;
-        let device = job.target.is_gpu().then(|| job.target.device());
+        let device = job.target.own_memory();
         Ok(Training {
             optimizer: Optimizer::new(&replica.state, &config.optim),
             average: Average::new(config.optim.ema),
