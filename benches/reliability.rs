@@ -244,7 +244,7 @@ fn complaints(fault: &Fault, finished: &Finished, rank: usize) -> Vec<String> {
     }
     // Hit before it listens to signals, before the ranks know each other or after its last step, it has nothing to say.
     let knows = !finished.stderr.contains("the ranks have not");
-    let speaks = !fault.survives && knows && matches!(finished.status.code(), Some(1 | 75));
+    let speaks = !fault.survives && knows && matches!(finished.status.code(), Some(1 | 69 | 75));
     for word in fault.says.iter().map(|word| word.replace("{rank}", &rank.to_string())) {
         if speaks && !finished.stderr.contains(&word) {
             faults.push(format!("{}: {word} is not in its message: {}", fault.name, finished.stderr));

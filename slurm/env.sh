@@ -4,7 +4,7 @@
 container=()                            # or the image that holds it: (apptainer exec --nv hpml.sif)
 HPML=${HPML:-$PWD/target/release/hpml}  # sbatch starts jobs in the folder where it was called
 HPML_LAUNCH=${HPML_LAUNCH:-srun}        # srun: Slurm starts the ranks; mpirun: MPI's launcher does, from the first node
-srun_options=(--kill-on-bad-exit=1)     # add --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH, Intel MPI) if it is not the default
+srun_options=(--wait=30 --kill-on-bad-exit=0) # add --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH, Intel MPI) if it is not the default
 mpirun_options=(--bind-to none)         # Open MPI's; without it a rank gets one core whatever --cpus-per-task says
 
 # hpml divides the cores of a task over its ranks itself.
@@ -18,7 +18,8 @@ launch() {
     local launcher signalled status
     terminated=no
     case $HPML_LAUNCH in
-        # srun takes --cpus-per-task no longer from the job. A rank that dies takes the others along: they would wait for it.
+        # srun takes --cpus-per-task no longer from the job. A rank that dies takes the others along, 30 s later: they would
+        # wait for it. Not at once: of ranks that all end with an error srun would kill the slower ones and give that status.
         srun) srun "${srun_options[@]}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${container[@]}" "$HPML" "$@" & ;;
         mpirun) mpirun "${mpirun_options[@]}" "${container[@]}" "$HPML" "$@" & ;;
         *) echo "slurm/env.sh: HPML_LAUNCH=$HPML_LAUNCH: must be srun or mpirun" >&2; return 2 ;;
@@ -37,11 +38,13 @@ launch() {
 }
 
 # What a job does at its end that may be continued: queues itself again, under the same job id, if hpml was cut short.
-#   status 0: done. 1: an error that hpml has told. 75: cut short, with a checkpoint. Others: a rank or a node was lost.
+#   status 0: done. 1, 2, 101: an error that hpml has told and would meet again. 75: cut short, with a checkpoint.
+#   69 (told by hpml) and others: a rank, a node or the network was lost.
 again() {
     local status=$1 before=${SLURM_RESTART_COUNT:-0} most=${HPML_RESTARTS:-100}
     # A cancelled job must stay so, and a preempted one is queued again by Slurm.
-    if [ "$status" = 0 ] || [ "$status" = 1 ] || [ "$status" = 2 ] || [ "$terminated" = yes ]; then exit "$status"; fi
+    case $status in 0 | 1 | 2 | 101) exit "$status" ;; esac
+    if [ "$terminated" = yes ]; then exit "$status"; fi
     if [ "$before" -ge "$most" ]; then
         echo "slurm: status $status after $before restarts, which is all HPML_RESTARTS allows" >&2
         exit "$status"

@@ -2,6 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+/// Exit status of a job that the same start would fail in the same way.
+pub const FAILED: u8 = 1;
+/// Exit status of a job that a signal stopped and that can be resumed: EX_TEMPFAIL of sysexits.h, "try again later".
+pub const STOPPED: u8 = 75;
+/// Exit status of a job that has lost a rank, a host or the network between them, so that another start may do better:
+/// EX_UNAVAILABLE of sysexits.h.
+pub const LOST: u8 = 69;
+
 /// Result of every fallible function here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -47,6 +55,9 @@ pub enum Error {
 
     #[error("the GPU: {reason}: look at it with nvidia-smi, or set launch.device = \"cpu\"")]
     Gpu { reason: String },
+
+    #[error("no NCCL here ({reason}): parallel.all_reduce = \"mpi\" does without it")]
+    NcclMissing { reason: String },
 
     #[error("{call}: {reason}: NCCL_DEBUG=INFO tells more, parallel.all_reduce = \"mpi\" does without NCCL")]
     Nccl { call: &'static str, reason: String },
@@ -107,6 +118,18 @@ pub enum Error {
     /// An error that all ranks know of and another rank prints.
     #[error("ended by an error on rank {rank}")]
     OnRank { rank: usize },
+}
+
+impl Error {
+    /// With which status a process ends that has met this: what a batch script decides by whether to queue the job again.
+    pub fn status(&self) -> u8 {
+        match self {
+            Error::Agreed(error) => error.status(),
+            Error::Stopped { .. } => STOPPED,
+            Error::Mpi { .. } | Error::Nccl { .. } => LOST,
+            _ => FAILED,
+        }
+    }
 }
 
 /// Adds the path to an error of the file system.

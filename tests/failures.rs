@@ -158,7 +158,7 @@ fn a_stopped_rank_ends_the_job_with_a_message_that_names_it() {
     let run = endless(3, &out, &["--set", "launch.comm_timeout_s=3"]).until("epoch", || out.exists());
     kill("STOP", run.rank_pids(3)[1]);
     let run = run.wait();
-    assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
+    assert_eq!(run.status.code(), Some(69), "{}", run.stderr);
     let messages = run.messages();
     assert_eq!(messages.len(), 1, "{}", run.stderr);
     for words in ["rank 1 of this host is stopped", "after step", "launch.comm_timeout_s"] {
@@ -174,7 +174,7 @@ fn a_rank_stopped_before_the_ranks_have_met_ends_the_job() {
     let run = endless(2, &out, &["--set", "launch.comm_timeout_s=3"]);
     kill("STOP", run.rank_pids(2)[1]);
     let run = run.wait();
-    assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
+    assert_eq!(run.status.code(), Some(69), "{}", run.stderr);
     // Which of the two depends on how far it had come.
     let said = |words: &str| run.messages().iter().any(|message| message.contains(words));
     assert!(said("the ranks have not met") || said("rank 1"), "{}", run.stderr);

@@ -217,6 +217,11 @@ fn every_script_runs_and_what_is_cut_short_goes_on() {
         "data.train_samples=400",
     ];
     let sweep = lab.submit("srun", "sweep", &sweep);
+    // A lost rank takes the other along, and both begin again.
+    let lost = lab.submit("srun", "lost", &["--time=10", "slurm/chain.sbatch", "small.toml"]);
+    let third = lab.file(&format!("lost-{lost}.h5"));
+    lab.wait("the first epoch", || third.exists().then_some(()));
+    kill("KILL", &lab.ranks(&lost)[..1]);
     // What a restart would meet again is not queued again.
     let wrong = lab.submit("srun", "wrong", &["slurm/chain.sbatch", "none.toml"]);
     assert_eq!(lab.ended(&wrong, "JobState"), ["FAILED"]);
@@ -225,16 +230,17 @@ fn every_script_runs_and_what_is_cut_short_goes_on() {
     lab.wait("USR1 before the time limit", || ranks.iter().any(|&pid| has_usr1(pid)).then_some(()));
     kill("CONT", &ranks);
 
-    for id in [&srun, &mpirun, &array, &sweep, &chain2, &chain, &report] {
+    for id in [&srun, &mpirun, &array, &sweep, &chain2, &chain, &lost, &report] {
         lab.completed(id);
     }
-    for id in [&chain, &chain2] {
+    for id in [&chain, &chain2, &lost] {
         assert_ne!(lab.ended(id, "Restarts"), ["0"], "{}", lab.logs());
     }
     let uncut = lab.file(&format!("srun-{srun}.h5"));
     let hosts = texts(&uncut, "environment/host");
     assert!(hosts.len() == 2 && hosts[0] != hosts[1], "{hosts:?}");
-    for name in [format!("mpirun-{mpirun}"), format!("chain-{chain}"), format!("chain2-{chain2}")] {
+    let others = [("mpirun", &mpirun), ("chain", &chain), ("chain2", &chain2), ("lost", &lost)];
+    for name in others.map(|(script, id)| format!("{script}-{id}")) {
         let other = lab.file(&format!("{name}.h5"));
         let checksums = |file: &Path| texts(file, "epochs/parameter_checksum");
         assert_eq!(checksums(&uncut), checksums(&other), "{name}");

@@ -130,8 +130,7 @@ impl Nccl {
     /// All ranks of `ranks` call it, each after `gpu::use_gpu`. Error: no NCCL, or the ranks have not met within `limit`
     /// (zero: it waits for ever).
     pub fn start(ranks: &Communicator, limit: Duration) -> Result<Nccl> {
-        let opened = library().map_err(|reason| Error::Nccl { call: LIBRARY, reason: reason.into() });
-        let functions = opened?;
+        let functions = library().map_err(|reason| Error::NcclMissing { reason: reason.into() })?;
         let mut id = UniqueId([0; 128]);
         if ranks.rank() == 0 {
             // SAFETY: writes the 128 bytes.

@@ -17,7 +17,7 @@ use crate::device::{self, Choice, Found, Target};
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
 pub use host::describe_host;
-pub use signals::{STOPPED, Signals, signal_name};
+pub use signals::{Signals, signal_name};
 
 /// The running job as one rank sees it.
 pub struct Job {
@@ -65,8 +65,8 @@ pub fn leave_to_first_rank(status: i32) {
     }
 }
 
-/// Initialises MPI, runs `work` on every rank and ends the job: 0 if all went well, [`STOPPED`] if a signal stopped it and it
-/// can be resumed, 1 otherwise. Ranks that do not meet within `patience` end it too; zero: they wait for ever.
+/// Initialises MPI, runs `work` on every rank and ends the job: 0 if all went well, else the error's status. Ranks that do not
+/// meet within `patience` end it too; zero: they wait for ever.
 pub fn run(patience: Duration, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
     prepare_open_mpi(); // sets the environment, so before there is another thread
     let watchdog = watchdog::meeting("met", patience);
@@ -76,30 +76,26 @@ pub fn run(patience: Duration, work: impl FnOnce(&mut Job) -> Result<()>) -> Exi
     start_log(rank);
     end_job_on_panic(rank);
     let result = Job::new(communicator, watchdog).and_then(|mut job| work(&mut job));
-    let status = match result {
-        Ok(()) => ExitCode::SUCCESS,
+    let status = result.as_ref().map_or_else(Error::status, |()| 0);
+    match result {
+        Ok(()) | Err(Error::OnRank { .. }) => {}
         // All ranks know of it and are here: one of them speaks.
-        Err(Error::Agreed(error)) => {
-            eprintln!("hpml: {error}");
-            ExitCode::FAILURE
-        }
-        Err(Error::OnRank { .. }) => ExitCode::FAILURE,
+        Err(Error::Agreed(error)) => eprintln!("hpml: {error}"),
         // All ranks stopped together.
         Err(error @ Error::Stopped { .. }) => {
             if rank == 0 {
                 eprintln!("hpml: {error}");
             }
-            ExitCode::from(STOPPED)
         }
         Err(error) => {
             eprintln!("hpml: rank {rank}: {error}");
-            Communicator::abort(1)
+            Communicator::abort(status.into())
         }
-    };
+    }
     let watchdog = watchdog::meeting("all ended", patience);
     drop(universe); // waits for the other ranks
     drop(watchdog);
-    status
+    ExitCode::from(status)
 }
 
 impl Job {

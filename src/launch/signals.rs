@@ -7,9 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 
-/// Exit status of a job that a signal stopped and that can be resumed: EX_TEMPFAIL of sysexits.h, "try again later".
-pub const STOPPED: u8 = 75;
-
 /// Exit status of a second Ctrl-C, as a shell shows it.
 const INTERRUPTED: i32 = 128 + SIGINT;
 

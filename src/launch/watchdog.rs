@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{Job, Place};
 use crate::collective::Communicator;
 use crate::collective::progress::{self, Progress};
+use crate::error::LOST;
 use crate::units::format_bytes;
 
 /// The thread looks so often. It counts its looks instead of reading a clock: a process that was itself stopped for an hour
@@ -38,7 +39,7 @@ pub(super) fn meeting(met: &'static str, limit: Duration) -> Option<Watchdog> {
                      launch.comm_timeout_s is how long to wait",
                     limit.as_secs_f64()
                 );
-                crate::sys::exit_now(1);
+                crate::sys::exit_now(LOST.into());
             }
         }
     };
@@ -74,7 +75,7 @@ pub(super) fn start(job: &Job, limit: Duration) -> Option<Watchdog> {
             if LOOK * looks >= limit {
                 std::thread::spawn(|| {
                     std::thread::sleep(ABORT);
-                    crate::sys::exit_now(1);
+                    crate::sys::exit_now(LOST.into());
                 });
                 if host.iter().any(|other| other.told) {
                     return; // that one ends the job
@@ -86,7 +87,7 @@ pub(super) fn start(job: &Job, limit: Duration) -> Option<Watchdog> {
                     std::thread::sleep(OTHERS);
                     end_launcher();
                 }
-                Communicator::abort(1);
+                Communicator::abort(LOST.into());
             }
         }
     };
