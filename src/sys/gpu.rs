@@ -34,7 +34,7 @@ pub fn gpus() -> Result<Vec<Gpu>, String> {
     unsafe {
         let status = |call: &str, code: c_int| match code {
             0 => Ok(()),
-            100 => Err("the NVIDIA driver shows no GPU (is CUDA_VISIBLE_DEVICES empty?)".to_owned()),
+            100 => Err("the NVIDIA driver shows no GPU (is CUDA_VISIBLE_DEVICES empty, or its kernel module not loaded? nvidia-smi tells)".to_owned()),
             code => Err(format!("the NVIDIA driver does not work ({call}: error {code}); try nvidia-smi")),
         };
         let missing = |error: libloading::Error| format!("the NVIDIA driver is too old ({error})");
