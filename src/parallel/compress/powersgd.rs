@@ -7,7 +7,6 @@ use std::ops::Range;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use tch::Tensor;
 
 use super::Compressor;
 use crate::collective::{AllReduce, HostBuffer, Patience, Region};
@@ -25,10 +24,13 @@ const DEPENDENT: f64 = 1e-5;
 /// orthonormal, `Q = transposed M P`; the result is `P transposed Q`, the best that P's columns can do. P and Q are
 /// sums over the ranks of what each makes of its own part, so plain all-reduces carry them. Each rank keeps back what P's
 /// columns do not reach of its own part. Vectors, and matrices whose P and Q are no smaller, go as they are, beside P.
+///
+/// In plain loops. Every rank must find the same bits of what is made of sums; and a library's product starts threads, which
+/// the thread that computes beside this one has no core for.
 pub struct PowerSgd {
     tensors: Vec<Part>,
     /// `[elements]`: this rank's gradient and what it still owes; 0 for what goes as it is.
-    error: HostBuffer,
+    error: Vec<f32>,
     /// All P `[rows, rank]` and all tensors that go as they are, in the model's order.
     left: HostBuffer,
     /// All Q, transposed: `[rank, columns]`.
@@ -72,7 +74,7 @@ impl PowerSgd {
     pub fn new(wire: &AllReduce, shapes: &[Vec<i64>], rank: usize, seed: u64) -> Result<PowerSgd> {
         let (tensors, [elements, left, right]) = plan(shapes, rank);
         let (left, start) = (wire.buffer(left)?, vec![0.0; right]);
-        let (right, error) = (wire.buffer(right)?, HostBuffer::zeros(elements));
+        let (right, error) = (wire.buffer(right)?, vec![0.0; elements]);
         Ok(PowerSgd { tensors, error, left, right, start, seed })
     }
 
@@ -97,13 +99,14 @@ impl PowerSgd {
         let Part { elements, left, right, matrix } = &self.tensors[index];
         let own = &mut self.left.as_mut_slice()[left.clone()];
         let Some(shape) = matrix else { return own.copy_from_slice(gradient) };
-        let error = &mut self.error.as_mut_slice()[elements.clone()];
-        error.iter_mut().zip(gradient).for_each(|(error, gradient)| *error += gradient);
+        let error = &mut self.error[elements.clone()];
         let start = &mut self.start[right.clone()];
         normalize(start, shape.columns, self.seed.wrapping_add(right.start as u64));
-        let start = Tensor::from_slice(start).view([shape.rank as i64, shape.columns as i64]);
-        let matrix = self.error.view(elements.start, &[shape.rows as i64, shape.columns as i64], false);
-        matrix.matmul(&start.tr()).copy_data(own, own.len());
+        let rows = error.chunks_mut(shape.columns).zip(gradient.chunks(shape.columns));
+        for ((row, gradient), p) in rows.zip(own.chunks_mut(shape.rank)) {
+            row.iter_mut().zip(gradient).for_each(|(error, gradient)| *error += gradient);
+            p.iter_mut().zip(start.chunks(shape.columns)).for_each(|(p, direction)| *p = dot(row, direction));
+        }
     }
 
     /// Makes P's columns orthonormal, with which this rank's summand of Q is made; keeps back what they do not reach.
@@ -113,10 +116,12 @@ impl PowerSgd {
         let p = &mut self.left.as_mut_slice()[left.clone()];
         orthonormalize(p, shape.rank);
         let q = &mut self.right.as_mut_slice()[right.clone()];
-        let matrix = self.error.view(elements.start, &[shape.rows as i64, shape.columns as i64], false);
-        let transposed = Tensor::from_slice(p).view([shape.rows as i64, shape.rank as i64]).tr();
-        transposed.matmul(&matrix).contiguous().copy_data(q, q.len());
-        add_product(p, q, -1.0, *shape, &mut self.error.as_mut_slice()[elements.clone()]);
+        let error = &mut self.error[elements.clone()];
+        q.fill(0.0);
+        for (weights, row) in p.chunks(shape.rank).zip(error.chunks(shape.columns)) {
+            weights.iter().zip(q.chunks_mut(shape.columns)).for_each(|(&weight, q)| add(weight, row, q));
+        }
+        add_product(p, q, -1.0, *shape, error);
     }
 
     /// The sum over the ranks, restored.
@@ -137,21 +142,19 @@ impl Compressor for PowerSgd {
         let offset = gradients.range().start;
         let (left, right) = self.sent(&tensors);
         let place = |part: &Part| part.elements.start - offset..part.elements.end - offset;
-        tch::no_grad(|| {
-            for index in tensors.clone() {
-                self.project(index, &gradients.as_slice()[place(&self.tensors[index])]);
-            }
-            let mut wait = wire.reduce(Kind::Gradients, &mut self.left.region(left), patience)?.wait;
-            if !right.is_empty() {
-                tensors.clone().for_each(|index| self.project_back(index));
-                wait += wire.reduce(Kind::Gradients, &mut self.right.region(right), patience)?.wait;
-            }
-            for index in tensors {
-                let place = place(&self.tensors[index]);
-                self.restore(index, &mut gradients.as_mut_slice()[place]);
-            }
-            Ok(wait)
-        })
+        for index in tensors.clone() {
+            self.project(index, &gradients.as_slice()[place(&self.tensors[index])]);
+        }
+        let mut wait = wire.reduce(Kind::Gradients, &mut self.left.region(left), patience)?.wait;
+        if !right.is_empty() {
+            tensors.clone().for_each(|index| self.project_back(index));
+            wait += wire.reduce(Kind::Gradients, &mut self.right.region(right), patience)?.wait;
+        }
+        for index in tensors {
+            let place = place(&self.tensors[index]);
+            self.restore(index, &mut gradients.as_mut_slice()[place]);
+        }
+        Ok(wait)
     }
 
     fn bytes(&self, elements: &Range<usize>) -> u64 {
@@ -160,7 +163,7 @@ impl Compressor for PowerSgd {
     }
 
     fn state(&mut self) -> Vec<(&'static str, &mut [f32])> {
-        vec![("powersgd.error", self.error.as_mut_slice()), ("powersgd.start", &mut self.start)]
+        vec![("powersgd.error", &mut self.error), ("powersgd.start", &mut self.start)]
     }
 }
 
@@ -204,17 +207,17 @@ fn normalize(rows: &mut [f32], columns: usize, seed: u64) {
 
 /// Makes the columns of `matrix` `[_, columns]` orthonormal, one after the other; one that depends on those before becomes 0.
 ///
-/// Gram-Schmidt in float64, each column twice. In plain loops: every rank must find the same bits.
+/// Gram-Schmidt in float64, each column twice.
 fn orthonormalize(matrix: &mut [f32], columns: usize) {
     let rows = matrix.len() / columns;
     let mut done: Vec<Vec<f64>> = Vec::with_capacity(columns);
     for column in 0..columns {
         let mut values: Vec<f64> = (0..rows).map(|row| f64::from(matrix[row * columns + column])).collect();
-        let length = |values: &[f64]| dot(values, values).sqrt();
+        let length = |values: &[f64]| dot64(values, values).sqrt();
         let before = length(&values);
         for _ in 0..2 {
             for other in &done {
-                let along = dot(&values, other);
+                let along = dot64(&values, other);
                 values.iter_mut().zip(other).for_each(|(value, other)| *value -= along * other);
             }
         }
@@ -229,17 +232,31 @@ fn orthonormalize(matrix: &mut [f32], columns: usize) {
     }
 }
 
-/// `sums += sign p q`, with `p` `[rows, rank]`, `q` `[rank, columns]`. In plain loops, for the same bits on every rank.
+/// `sums += sign p q`, with `p` `[rows, rank]`, `q` `[rank, columns]`.
 fn add_product(p: &[f32], q: &[f32], sign: f32, shape: Shape, sums: &mut [f32]) {
     for (weights, row) in p.chunks(shape.rank).zip(sums.chunks_mut(shape.columns)) {
-        for (weight, direction) in weights.iter().zip(q.chunks(shape.columns)) {
-            let weight = sign * weight;
-            row.iter_mut().zip(direction).for_each(|(sum, value)| *sum += weight * value);
-        }
+        weights.iter().zip(q.chunks(shape.columns)).for_each(|(&weight, direction)| add(sign * weight, direction, row));
     }
 }
 
-fn dot(one: &[f64], other: &[f64]) -> f64 {
+/// `sums += weight values`.
+fn add(weight: f32, values: &[f32], sums: &mut [f32]) {
+    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
+}
+
+/// In as many sums as keep wide vectors busy.
+fn dot(one: &[f32], other: &[f32]) -> f32 {
+    const SUMS: usize = 32;
+    let mut sums = [0f32; SUMS];
+    let (ones, others) = (one.chunks_exact(SUMS), other.chunks_exact(SUMS));
+    let rest: f32 = ones.remainder().iter().zip(others.remainder()).map(|(a, b)| a * b).sum();
+    for (ones, others) in ones.zip(others) {
+        sums.iter_mut().zip(ones.iter().zip(others)).for_each(|(sum, (a, b))| *sum += a * b);
+    }
+    sums.iter().sum::<f32>() + rest
+}
+
+fn dot64(one: &[f64], other: &[f64]) -> f64 {
     one.iter().zip(other).map(|(a, b)| a * b).sum()
 }
 
@@ -259,7 +276,8 @@ mod tests {
     fn powersgd(shapes: &[Vec<i64>], rank: usize) -> PowerSgd {
         let (tensors, [elements, left, right]) = plan(shapes, rank);
         let start = vec![0.0; right];
-        let [error, left, right] = [elements, left, right].map(HostBuffer::zeros);
+        let error = vec![0.0; elements];
+        let [left, right] = [left, right].map(HostBuffer::zeros);
         PowerSgd { tensors, error, left, right, start, seed: 1 }
     }
 
@@ -272,16 +290,14 @@ mod tests {
             }
             ranks.iter_mut().for_each(|rank| buffer(rank).copy_from_slice(&total));
         }
-        tch::no_grad(|| {
-            ranks.iter_mut().zip(gradients).for_each(|(rank, gradient)| rank.project(0, gradient));
-            sum(ranks, |rank| rank.left.as_mut_slice());
-            ranks.iter_mut().for_each(|rank| rank.project_back(0));
-            sum(ranks, |rank| rank.right.as_mut_slice());
-            let mut results = vec![vec![0.0; gradients[0].len()]; ranks.len()];
-            ranks.iter_mut().zip(&mut results).for_each(|(rank, result)| rank.restore(0, result));
-            assert!(results.iter().all(|result| *result == results[0]));
-            results.swap_remove(0)
-        })
+        ranks.iter_mut().zip(gradients).for_each(|(rank, gradient)| rank.project(0, gradient));
+        sum(ranks, |rank| rank.left.as_mut_slice());
+        ranks.iter_mut().for_each(|rank| rank.project_back(0));
+        sum(ranks, |rank| rank.right.as_mut_slice());
+        let mut results = vec![vec![0.0; gradients[0].len()]; ranks.len()];
+        ranks.iter_mut().zip(&mut results).for_each(|(rank, result)| rank.restore(0, result));
+        assert!(results.iter().all(|result| *result == results[0]));
+        results.swap_remove(0)
     }
 
     fn largest_difference(one: &[f32], two: &[f32]) -> f32 {
@@ -334,7 +350,7 @@ mod tests {
             left.push(norm(&owed));
             gradients = [zero.clone(), zero.clone()];
         }
-        assert!(left.windows(2).all(|pair| pair[1] <= 1.0001 * pair[0]), "{left:?}");
+        assert!(left.windows(2).all(|pair| pair[1] <= pair[0] + 1e-6 * left[0]), "{left:?}"); // to rounding
         assert!(left[7] < 0.01 * left[0], "{left:?}");
     }
 
@@ -353,7 +369,7 @@ mod tests {
             }
         }
         for (index, owed) in owed.iter().enumerate() {
-            let kept: f64 = ranks.iter().map(|rank| f64::from(rank.error.as_slice()[index])).sum();
+            let kept: f64 = ranks.iter().map(|rank| f64::from(rank.error[index])).sum();
             assert!((owed - kept).abs() < 1e-3, "{index}: {owed} {kept}"); // rounding of 30 steps of values up to 30
         }
     }
