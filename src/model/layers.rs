@@ -1,5 +1,7 @@
 //! Layers with PyTorch's initial values, and the builder that collects their state.
 
+use std::ffi::CString;
+
 use tch::{Device, Kind, Tensor};
 
 use super::{Entry, Forward, Mode, Model, Role, Stage};
@@ -21,7 +23,8 @@ impl Builder {
     /// Ends a stage: it owns every entry made since the last one.
     pub(super) fn stage(&mut self, name: &str, forward: Forward) {
         let start = self.stages.last().map_or(0, |stage| stage.entries.end);
-        self.stages.push(Stage { name: name.into(), entries: start..self.state.len(), forward });
+        let name = CString::new(name).expect("names are words");
+        self.stages.push(Stage { name, entries: start..self.state.len(), forward });
     }
 
     pub(super) fn finish(self, channels_last: bool) -> Model {

@@ -6,11 +6,13 @@ mod cnn;
 mod layers;
 mod resnet;
 
+use std::ffi::CString;
 use std::ops::Range;
 
 use tch::Tensor;
 
 use crate::config::{self, ModelName};
+use crate::sys::gpu::range;
 
 /// Whether batch norm takes its statistics from the batch (and updates the running ones) or uses the running ones.
 #[derive(Clone, Copy)]
@@ -58,8 +60,8 @@ type Forward = Box<dyn Fn(&Tensor, Mode) -> Tensor>;
 
 /// A piece of the network between two points where the backward pass can be cut.
 pub struct Stage {
-    /// For example `layer1.0`.
-    pub name: String,
+    /// For example `layer1.0`; its forward pass's in Nsight.
+    pub name: CString,
     /// Its entries in [`Model::state`].
     pub entries: Range<usize>,
     forward: Forward,
@@ -68,6 +70,7 @@ pub struct Stage {
 impl Stage {
     /// Input of the stage to its output. The first stage takes `[n, 3, 32, 32]`, the last gives logits `[n, 10]`.
     pub fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
+        let _range = range(&self.name);
         (self.forward)(input, mode)
     }
 }

@@ -1,5 +1,6 @@
 //! One rank's copy of the model and its part of a training step.
 
+use std::ffi::CString;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use crate::data::Batch;
 use crate::device::{Clock, Moment, Target, Timeline};
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Part};
-use crate::model::{Mode, Model};
+use crate::model::{Mode, Model, Stage};
 use crate::sys::backward_with;
 use crate::sys::gpu::range;
 
@@ -28,6 +29,8 @@ pub struct Replica {
     communicator: Arc<Communicator>,
     exchange: Exchange,
     buckets: Vec<Bucket>,
+    /// Theirs.
+    names: Vec<BucketNames>,
     buffer_sync: BufferSync,
     /// With `parallel.buffers = "sync"`; then every segment is a stage and there is no worker.
     sync_batch_norm: Option<SyncBatchNorm>,
@@ -72,6 +75,7 @@ impl Replica {
             exchange.overlap();
         }
         Ok(Replica {
+            names: buckets.iter().map(|bucket| BucketNames::new(&model.stages[bucket.stages.clone()])).collect(),
             model,
             state,
             communicator,
@@ -155,7 +159,7 @@ impl Replica {
         }
         let mut pass = self.forward_pass(batch, global_batch, times)?;
         while !pass.segments.is_empty() {
-            pass.backward(self.sync_batch_norm.as_ref(), &self.clock, times)?;
+            pass.backward(&self.names, self.sync_batch_norm.as_ref(), &self.clock, times)?;
         }
         self.count(&pass, batch, times)
     }
@@ -177,7 +181,7 @@ impl Replica {
         let mut pass = self.forward_pass(batch, global_batch, times)?;
         // From the last segment to the first, a segment for every bucket.
         for bucket in 0..self.buckets.len() {
-            pass.backward(self.sync_batch_norm.as_ref(), &self.clock, times)?;
+            pass.backward(&self.names, self.sync_batch_norm.as_ref(), &self.clock, times)?;
             self.bucket_is_ready(bucket, times)?;
         }
         self.exchange.finish(&self.buckets, &self.state, times)?;
@@ -327,6 +331,7 @@ impl Replica {
 
     /// Called when a bucket's gradients are complete, in the order of the buckets.
     fn bucket_is_ready(&mut self, index: usize, times: &mut Timeline) -> Result<()> {
+        let _range = range(&self.names[index].all_reduce);
         let last = index + 1 == self.buckets.len();
         self.exchange.ready(&self.buckets[index], last, &self.state, times)
     }
@@ -335,6 +340,23 @@ impl Replica {
         let start = self.clock.now()?;
         self.tally.add(&pass.logits, &batch.labels, &pass.mean_loss);
         times.since(Part::Forward, start, &self.clock)
+    }
+}
+
+/// How Nsight shows what is done for a bucket.
+struct BucketNames {
+    backward: CString,
+    all_reduce: CString,
+}
+
+impl BucketNames {
+    /// After the first and the last of its `stages`.
+    fn new(stages: &[Stage]) -> BucketNames {
+        let name = |index: usize| stages[index].name.to_string_lossy();
+        let last = stages.len() - 1;
+        let stages = if last == 0 { name(0).into_owned() } else { format!("{} to {}", name(0), name(last)) };
+        let of = |what: &str| CString::new(format!("{what} {stages}")).expect("names are words");
+        BucketNames { backward: of("backward"), all_reduce: of("all_reduce") }
     }
 }
 
@@ -350,8 +372,14 @@ struct Pass {
 
 impl Pass {
     /// The backward pass of the last segment that is left.
-    fn backward(&mut self, sync_batch_norm: Option<&SyncBatchNorm>, clock: &Clock, times: &mut Timeline) -> Result<()> {
-        let _range = range(c"backward");
+    fn backward(
+        &mut self,
+        names: &[BucketNames],
+        sync_batch_norm: Option<&SyncBatchNorm>,
+        clock: &Clock,
+        times: &mut Timeline,
+    ) -> Result<()> {
+        let _range = range(&names[names.len() - self.segments.len()].backward);
         let start = clock.now()?;
         let mut segment = self.segments.pop().expect("a segment that has not been through");
         match &segment.gradient {

@@ -22,6 +22,7 @@ use crate::metrics::{Part, StepTimes};
 use crate::model::Model;
 use crate::parallel::{Replica, StepResult};
 use crate::store::{Checkpoint, Table};
+use crate::sys::gpu::range;
 
 /// Everything that changes while a network is trained. All ranks call its methods together.
 pub struct Training<'a> {
@@ -363,6 +364,7 @@ pub fn timed_step(
     ranks: usize,
     lr: f64,
 ) -> Result<Timeline> {
+    let _range = range(c"step");
     let mut time = Timeline::default();
     let clock = replica.clock().clone();
     let started = clock.now()?;
@@ -370,7 +372,10 @@ pub fn timed_step(
     let global_batch = sizes.iter().sum::<usize>() * ranks;
     for number in 1..=sizes.len() {
         let waiting = clock.now()?;
-        let batch = batches.next().expect("every batch of the plan comes");
+        let batch = {
+            let _range = range(c"batch");
+            batches.next().expect("every batch of the plan comes")
+        };
         time.since(Part::Data, waiting, &clock)?;
         if number < sizes.len() {
             replica.accumulate(&batch, global_batch, &mut time)?;
@@ -379,7 +384,10 @@ pub fn timed_step(
         }
     }
     let update = clock.now()?;
-    optimizer.step(&mut replica.state, lr)?;
+    {
+        let _range = range(c"optimizer");
+        optimizer.step(&mut replica.state, lr)?;
+    }
     time.since(Part::Optimizer, update, &clock)?;
     replica.updated(optimizer.moments(), &mut time)?;
     time.since(Part::Step, started, &clock)?;
