@@ -4,8 +4,9 @@
 container=()                            # or the image that holds it: (apptainer exec --nv hpml.sif)
 HPML=${HPML:-$PWD/target/release/hpml}  # sbatch starts jobs in the folder where it was called
 HPML_LAUNCH=${HPML_LAUNCH:-srun}        # srun: Slurm starts the ranks; mpirun: MPI's launcher does, from the first node
-srun_options=(--wait=30 --kill-on-bad-exit=0) # add --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH, Intel MPI) if it is not the default
-mpirun_options=(--bind-to none)         # Open MPI's; without it a rank gets one core whatever --cpus-per-task says
+srun=(srun --wait=30 --kill-on-bad-exit=0) # add --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH, Intel MPI) where it must be said
+mpirun=(mpirun --bind-to none)          # Open MPI's; unbound, or a rank gets one core whatever --cpus-per-task says.
+                                        # Intel MPI: (mpiexec.hydra), since its mpirun is a script that no signal gets through
 
 # hpml divides the cores of a task over its ranks itself.
 unset OMP_NUM_THREADS
@@ -20,8 +21,8 @@ launch() {
     case $HPML_LAUNCH in
         # srun takes --cpus-per-task no longer from the job. A rank that dies takes the others along, 30 s later: they would
         # wait for it. Not at once: of ranks that all end with an error srun would kill the slower ones and give that status.
-        srun) srun "${srun_options[@]}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${container[@]}" "$HPML" "$@" & ;;
-        mpirun) mpirun "${mpirun_options[@]}" "${container[@]}" "$HPML" "$@" & ;;
+        srun) "${srun[@]}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${container[@]}" "$HPML" "$@" & ;;
+        mpirun) "${mpirun[@]}" "${container[@]}" "$HPML" "$@" & ;;
         *) echo "slurm/env.sh: HPML_LAUNCH=$HPML_LAUNCH: must be srun or mpirun" >&2; return 2 ;;
     esac
     launcher=$!

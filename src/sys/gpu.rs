@@ -32,12 +32,13 @@ pub fn gpus() -> Result<Vec<Gpu>, String> {
     // SAFETY: the names and signatures are those of CUDA's driver API, cuda.h; pointers are to live variables of the sizes
     // that it writes. The library stays open.
     unsafe {
-        let status = |call: &str, code: c_int| {
-            match code {
+        let status = |call: &str, code: c_int| match code {
             0 => Ok(()),
-            100 => Err("the NVIDIA driver shows no GPU (is CUDA_VISIBLE_DEVICES empty, or its kernel module not loaded? nvidia-smi tells)".to_owned()),
+            100 => {
+                Err("the NVIDIA driver shows no GPU (CUDA_VISIBLE_DEVICES empty, or no kernel module: nvidia-smi)"
+                    .into())
+            }
             code => Err(format!("the NVIDIA driver does not work ({call}: error {code}); try nvidia-smi")),
-        }
         };
         let missing = |error: libloading::Error| format!("the NVIDIA driver is too old ({error})");
         let init = library.get::<unsafe extern "C" fn(c_uint) -> c_int>(b"cuInit\0").map_err(missing)?;
