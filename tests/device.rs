@@ -65,7 +65,7 @@ fn what_a_driver_lacks_is_named() {
     let libraries = fake(folder.path(), "fake_driver.c", "libcuda.so.1");
     let out = folder.path().join("run.h5");
     let refused = |settings: &[(&str, &str)], named: &[&str]| {
-        let run = train(2, &out, &["launch.device=cuda"]).env("LD_LIBRARY_PATH", text(&libraries));
+        let run = train(2, &out, &["launch.device=cuda"]).libraries(&libraries);
         let run = settings.iter().fold(run, |run, (name, value)| run.env(name, value)).run();
         common::assert_refused(&run, &[named, &["launch.device"]].concat());
     };
@@ -73,7 +73,7 @@ fn what_a_driver_lacks_is_named() {
     refused(&[("FAKE_CUDA_INIT", "803")], &["cuInit: error 803", "nvidia-smi"]);
     refused(&[("FAKE_CUDA_COUNT", "0")], &["shows no GPU"]);
     // Then it is libtorch that lacks something, unless it is the whole of PyTorch: then there is a GPU too few.
-    let run = train(2, &out, &["launch.device=cuda"]).env("LD_LIBRARY_PATH", text(&libraries)).run();
+    let run = train(2, &out, &["launch.device=cuda"]).libraries(&libraries).run();
     let message = run.messages().join("\n");
     assert!(message.contains("libtorch has no part for CUDA") || message.contains("allow_gpu_sharing"), "{message}");
 }
@@ -153,7 +153,7 @@ fn what_the_gpus_take_is_in_the_run_file_and_in_the_sweeps() {
     let libraries = fake(folder.path(), "fake_nvml.c", "libnvidia-ml.so.1");
     let (run, scaling) = (folder.path().join("run.h5"), folder.path().join("scaling.h5"));
     let settings = ["train.epochs=2", "data.train_samples=400", "data.test_samples=100"];
-    on_device(2, &run, &settings).env("LD_LIBRARY_PATH", text(&libraries)).run().succeeded();
+    on_device(2, &run, &settings).libraries(&libraries).run().succeeded();
     let column = |name: &str| common::column(&run, &format!("gpu/{name}"));
     assert_eq!((column("epoch"), column("rank")), (vec![0.0, 0.0, 1.0, 1.0], vec![0.0, 1.0, 0.0, 1.0]));
     assert_eq!((column("utilization"), column("memory")), (vec![50.0; 4], vec![1e9; 4]));
@@ -170,7 +170,7 @@ fn what_the_gpus_take_is_in_the_run_file_and_in_the_sweeps() {
     ];
     let sweep = Mpirun::ranks(2).args(["sweep", "--out", text(&scaling)]).timeout(Duration::from_secs(300));
     let sweep = sweep.args(cases.iter().flat_map(|setting| ["--set", setting]));
-    sweep.env("HPML_EMULATE_GPU", "1").env("LD_LIBRARY_PATH", text(&libraries)).run().succeeded();
+    sweep.env("HPML_EMULATE_GPU", "1").libraries(&libraries).run().succeeded();
     let column = |name: &str| common::column(&scaling, &format!("scaling/{name}"));
     assert!(column("gpu_utilization").iter().all(|&share| share == 50.0));
     assert!(column("epoch_joules").iter().all(|joules| joules.is_finite() && *joules > 0.0));

@@ -19,6 +19,9 @@ const NARROW_RESNET: [&str; 6] =
 
 /// Whether the MPI here is an Open MPI that counts its messages itself.
 fn can_monitor() -> bool {
+    if !common::is_open_mpi("the_ledger_tells_what_mpi_sent") {
+        return false;
+    }
     let info = Command::new("ompi_info").output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     let can = info.is_ok_and(|info| info.contains("pml: monitoring"));
     if !can {

@@ -99,11 +99,9 @@ fn an_existing_output_is_kept_without_force_and_replaced_with_it() {
 #[test]
 fn ranks_with_different_configurations_are_refused() {
     // Each rank runs its own shell, which gives its rank as the seed.
-    let script = format!("exec {} train --set run.seed=$OMPI_COMM_WORLD_RANK", env!("CARGO_BIN_EXE_hpml"));
-    let mut command = std::process::Command::new("mpirun");
-    command.args(["-n", "2", "--oversubscribe", "sh", "-c", &script]);
-    command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
-    let run = Mpirun::command(command).timeout(SOON).run();
+    let (hpml, rank) = (env!("CARGO_BIN_EXE_hpml"), "${OMPI_COMM_WORLD_RANK:-$PMI_RANK}");
+    let script = format!("exec {hpml} train --set run.seed={rank}");
+    let run = Mpirun::program(2, ["sh", "-c", &script]).timeout(SOON).run();
     assert_refused(&run, &["rank 1", "another configuration"]);
 }
 
@@ -142,7 +140,8 @@ fn a_killed_rank_ends_the_job_and_leaves_the_last_epoch_readable() {
         let run = run.wait();
         assert!(killed_at.elapsed() < Duration::from_secs(10), "{:?}", killed_at.elapsed());
         assert!(!run.status.success());
-        assert!(run.stderr.contains("signal 9"), "{}", run.stderr);
+        let launcher_says = format!("{}{}", run.stdout, run.stderr).to_lowercase();
+        assert!(launcher_says.contains("signal 9") || launcher_says.contains("signal: 9"), "{launcher_says}");
         let epochs = common::column(&out, "epochs/epoch");
         assert!(!epochs.is_empty());
         assert_eq!(common::column(&out, "epochs/test_accuracy").len(), epochs.len());
@@ -174,7 +173,8 @@ fn a_rank_stopped_before_the_ranks_have_met_ends_the_job() {
     let run = endless(2, &out, &["--set", "launch.comm_timeout_s=3"]);
     kill("STOP", run.rank_pids(2)[1]);
     let run = run.wait();
-    assert_eq!(run.status.code(), Some(69), "{}", run.stderr);
+    // Intel's launcher knows no other status before MPI has started.
+    assert!(matches!(run.status.code(), Some(69 | 255)), "{}: {}", run.status, run.stderr);
     // Which of the two depends on how far it had come.
     let said = |words: &str| run.messages().iter().any(|message| message.contains(words));
     assert!(said("the ranks have not met") || said("rank 1"), "{}", run.stderr);

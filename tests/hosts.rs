@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use common::{Mpirun, checkpoints, column, folder, text, texts};
+use common::{Mpirun, checkpoints, column, folder, is_open_mpi, text, texts};
 
 /// Hosts that stand until this is dropped.
 struct Hosts {
@@ -16,6 +16,9 @@ struct Hosts {
 impl Hosts {
     /// `count` hosts for the test of this name; `None`, with the reason on stderr, where they cannot be made.
     fn up(count: usize, test: &str) -> Option<Hosts> {
+        if !is_open_mpi(test) {
+            return None; // hosts.sh plays its remote shell
+        }
         // Short: host names go with Open MPI's into paths of sockets. Unique: tests run beside each other.
         let hosts = Hosts { prefix: format!("h{}{count}", std::process::id()) };
         let output = hosts.script(&["up", &count.to_string(), "1gbit"]);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{parameters, texts};
+use common::{is_open_mpi, parameters, texts};
 use wait_timeout::ChildExt;
 
 /// For Slurm to start or to end, with the installation of its packages.
@@ -54,6 +54,9 @@ impl Lab {
         if !scripts.join("up").exists() {
             eprintln!("{test}: left out: no Slurm to try it with (a slurm-lab folder beside the checkout)");
             return None;
+        }
+        if !is_open_mpi(test) {
+            return None; // its srun speaks Open MPI's PMIx
         }
         let state = tempfile::Builder::new().prefix("hpml-slurm").tempdir_in("/tmp").unwrap();
         let mut lab = Lab { scripts, state, home: common::folder(), deadline: Instant::now() };

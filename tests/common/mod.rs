@@ -4,6 +4,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use wait_timeout::ChildExt;
@@ -25,8 +26,15 @@ pub struct Finished {
 impl Mpirun {
     /// `mpirun -n RANKS hpml`.
     pub fn ranks(ranks: usize) -> Mpirun {
-        let mut command = Command::new("mpirun");
-        command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_hpml")]);
+        Mpirun::program(ranks, [env!("CARGO_BIN_EXE_hpml")])
+    }
+
+    /// `mpirun -n RANKS PROGRAM`, a program with arguments.
+    pub fn program<'a>(ranks: usize, program: impl IntoIterator<Item = &'a str>) -> Mpirun {
+        // Intel's mpirun is a script, which no signal gets through.
+        let launcher = if mpirun_says("Intel(R) MPI") { "mpiexec.hydra" } else { "mpirun" };
+        let mut command = Command::new(launcher);
+        command.args(["-n", &ranks.to_string()]).args(program);
         Mpirun::command(command)
     }
 
@@ -64,6 +72,12 @@ impl Mpirun {
     pub fn env(mut self, name: &str, value: &str) -> Mpirun {
         self.command.env(name, value);
         self
+    }
+
+    /// The first place to look for libraries.
+    pub fn libraries(self, folder: &Path) -> Mpirun {
+        let others = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+        self.env("LD_LIBRARY_PATH", &format!("{}:{others}", text(folder)))
     }
 
     pub fn timeout(mut self, timeout: Duration) -> Mpirun {
@@ -134,7 +148,7 @@ impl Running {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let mut ranks: Vec<(usize, u32)> =
-                children(self.child.id()).filter_map(|pid| Some((rank_of(pid)?, pid))).collect();
+                descendants(self.child.id()).into_iter().filter_map(|pid| Some((rank_of(pid)?, pid))).collect();
             if ranks.len() == count {
                 ranks.sort();
                 return ranks.into_iter().map(|(_, pid)| pid).collect();
@@ -143,6 +157,27 @@ impl Running {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Whether `mpirun --version` says this.
+fn mpirun_says(words: &str) -> bool {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    let ask = || Command::new("mpirun").arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+    VERSION.get_or_init(|| String::from_utf8_lossy(&ask()).into_owned()).contains(words)
+}
+
+/// Whether the launcher is Open MPI's; says that `test` is left out otherwise.
+pub fn is_open_mpi(test: &str) -> bool {
+    let is = mpirun_says("Open MPI") || mpirun_says("Open RTE");
+    if !is {
+        eprintln!("{test}: left out: this MPI is not Open MPI");
+    }
+    is
+}
+
+/// Its children, theirs, and so on: some launchers start ranks through another process.
+fn descendants(parent: u32) -> Vec<u32> {
+    children(parent).flat_map(|pid| std::iter::once(pid).chain(descendants(pid))).collect()
 }
 
 fn children(parent: u32) -> impl Iterator<Item = u32> {
@@ -154,10 +189,16 @@ fn children(parent: u32) -> impl Iterator<Item = u32> {
     })
 }
 
+/// What launchers call a process's rank in its environment.
+const RANK: [&str; 2] = ["OMPI_COMM_WORLD_RANK", "PMI_RANK"];
+
 fn rank_of(pid: u32) -> Option<usize> {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
     let mut variables = environment.split(|&byte| byte == 0).filter_map(|variable| std::str::from_utf8(variable).ok());
-    variables.find_map(|variable| variable.strip_prefix("OMPI_COMM_WORLD_RANK="))?.parse().ok()
+    variables
+        .find_map(|variable| RANK.iter().find_map(|name| variable.strip_prefix(name)?.strip_prefix('=')))?
+        .parse()
+        .ok()
 }
 
 impl Finished {
