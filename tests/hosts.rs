@@ -4,6 +4,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::{Mpirun, checkpoints, column, folder, is_open_mpi, text, texts};
@@ -20,7 +21,8 @@ impl Hosts {
             return None; // hosts.sh plays its remote shell
         }
         // Short: host names go with Open MPI's into paths of sockets. Unique: tests run beside each other.
-        let hosts = Hosts { prefix: format!("h{}{count}", std::process::id()) };
+        static SETS: AtomicUsize = AtomicUsize::new(0);
+        let hosts = Hosts { prefix: format!("h{}{}", std::process::id(), SETS.fetch_add(1, Ordering::Relaxed)) };
         let output = hosts.script(&["up", &count.to_string(), "1gbit"]);
         if output.status.success() {
             return Some(hosts);
