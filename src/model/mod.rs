@@ -60,7 +60,7 @@ type Forward = Box<dyn Fn(&Tensor, Mode) -> Tensor>;
 
 /// A piece of the network between two points where the backward pass can be cut.
 pub struct Stage {
-    /// For example `layer1.0`; its forward pass's in Nsight.
+    /// For example `layer1.0`. In Nsight the name of its forward pass.
     pub name: CString,
     /// Its entries in [`Model::state`].
     pub entries: Range<usize>,

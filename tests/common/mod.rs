@@ -32,7 +32,7 @@ impl Mpirun {
     /// `mpirun -n RANKS PROGRAM`, a program with arguments.
     pub fn program<'a>(ranks: usize, program: impl IntoIterator<Item = &'a str>) -> Mpirun {
         // Intel's mpirun is a script, which no signal gets through.
-        let launcher = if mpirun_says("Intel(R) MPI") { "mpiexec.hydra" } else { "mpirun" };
+        let launcher = if is_intel_mpi() { "mpiexec.hydra" } else { "mpirun" };
         let mut command = Command::new(launcher);
         command.args(["-n", &ranks.to_string()]).args(program);
         Mpirun::command(command)
@@ -164,6 +164,11 @@ fn mpirun_says(words: &str) -> bool {
     static VERSION: OnceLock<String> = OnceLock::new();
     let ask = || Command::new("mpirun").arg("--version").output().map(|output| output.stdout).unwrap_or_default();
     VERSION.get_or_init(|| String::from_utf8_lossy(&ask()).into_owned()).contains(words)
+}
+
+/// Whether the launcher is Intel MPI's.
+pub fn is_intel_mpi() -> bool {
+    mpirun_says("Intel(R) MPI")
 }
 
 /// Whether the launcher is Open MPI's; says that `test` is left out otherwise.
