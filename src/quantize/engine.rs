@@ -5,7 +5,7 @@
 //! that ReLU, residual, max-pool and requantization are all done while an output is still in a register.
 
 use super::integer::{IntNet, Integers, image_count};
-use super::kernel::{Convolution, Isa, Packing, Run, Scale};
+use super::kernel::{Convolution, Isa, Packing, Run, Scale, TILE};
 #[cfg(target_arch = "x86_64")]
 use super::kernel::{avx2::Avx2, vnni::Vnni};
 use super::network::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Layer, Node, Operation};
@@ -151,15 +151,26 @@ struct Plan<I: Isa> {
 impl<I: Isa> Plan<I> {
     fn new(net: &IntNet) -> Plan<I> {
         let layouts = layouts::<I>(net);
-        // Half a megabyte of the largest tensor: below the second-level cache's size, above the kernel's start-up costs.
+        // Half a megabyte of the largest tensor: below the second-level cache's size, above the kernel's start-up costs. And
+        // full tiles of what an image has one of, as of corners.
         const CHUNK_ELEMENTS: usize = 1 << 19;
         let largest = layouts.iter().map(Layout::image).max().expect("there is the image");
-        let chunk = (CHUNK_ELEMENTS / largest).clamp(1, 64);
+        let chunk = (CHUNK_ELEMENTS / largest / TILE).clamp(1, 10) * TILE;
         let border = |index: usize| I::input(net.quantization(index).zero_point);
         let tensors = layouts.iter().enumerate();
         let tensors = tensors.map(|(index, layout)| vec![border(index); chunk * layout.image()]).collect();
         let step = |(index, node): (usize, &Node<Integers>)| step(net, &layouts, chunk, index, node);
-        let steps = net.nodes.iter().enumerate().map(step).collect();
+        let mut steps: Vec<Step<I>> = net.nodes.iter().enumerate().map(step).collect();
+        let mut next = 0;
+        for step in steps.iter_mut().rev() {
+            let convolution: &mut dyn Run<I> = match &mut step.kind {
+                Kind::Convolution(convolution) => convolution.as_mut(),
+                Kind::Last(convolution) => convolution.as_mut(),
+                Kind::AveragePool { .. } => continue,
+            };
+            convolution.followed_by(next);
+            next = convolution.address();
+        }
         Plan { chunk, table: net.input_table(), layouts, tensors, steps }
     }
 
@@ -297,6 +308,9 @@ fn packing<'a>(
         kernel: geometry.kernel,
         stride: geometry.stride,
         side: results,
+        padding: geometry.padding,
+        border: net.quantization(node.input).zero_point,
+        input_side: input.side,
         input_channels: input.stored,
         row_stride: input.row(),
         window: layer.max_pool.then_some([0, right, down, right + down]),

@@ -71,6 +71,9 @@ impl Winograd {
                 kernel: 1,
                 stride: 1,
                 side: 1,
+                padding: 0,
+                border: 0,
+                input_side: 1,
                 input_channels: inputs,
                 row_stride: inputs,
                 window: None,
@@ -201,6 +204,13 @@ impl Run<Avx2> for Winograd {
             unsafe { self.finish(residual, output.as_mut_ptr(), first, count) };
         }
     }
+
+    fn address(&self) -> usize {
+        self.products[0].address()
+    }
+
+    /// Its weights are read once for many tiles.
+    fn followed_by(&mut self, _address: usize) {}
 }
 
 /// `B^T` times four vectors of i16.

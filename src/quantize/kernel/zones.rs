@@ -1,0 +1,119 @@
+//! Which taps of the kernel a pixel needs. At an image's edge some lie in the padding, whose values are the zero point:
+//! they add the same to every such pixel, so that is added once to where the sums start, and the taps are left out. Of a
+//! 3x3 kernel over 4x4 pixels 44 of 144 taps are padding, over 8x8 92 of 576.
+
+use std::ops::Range;
+
+use super::{Isa, Packing, TILE};
+
+/// Pixels whose kernels leave out the same taps. The tables have all images of a chunk, image after image.
+pub(super) struct Zone {
+    /// Kernel rows inside the image.
+    pub rows: Range<usize>,
+    /// Groups of inputs of one kernel row inside the image.
+    pub groups: Range<usize>,
+    /// `[vectors * LANES]`: what the sums start from.
+    pub start: Vec<i32>,
+    /// Pixels (windows) of one image.
+    pub per_image: usize,
+    /// First tap (also if it is left out) of each pixel.
+    pub inputs: Vec<u32>,
+    /// Where each result goes.
+    pub outputs: Vec<u32>,
+    /// Where its residual lies, empty without one.
+    pub residuals: Vec<u32>,
+}
+
+/// Ways to divide an image: as it is; by kernel rows; by kernel rows and columns. The further, the fewer products; but the
+/// less is left for full tiles when images are few.
+pub(super) struct Zones(Vec<Vec<Zone>>);
+
+impl Zones {
+    pub fn new<I: Isa, W: Copy + Into<i16>>(packing: &Packing<W>) -> Zones {
+        let whole = |_: usize| (0..packing.kernel, 0..packing.kernel);
+        if packing.padding == 0 || packing.window.is_some() {
+            return Zones(vec![divided::<I, W>(packing, whole)]);
+        }
+        let inside = |at: usize| {
+            let first = at * packing.stride; // in the padded image
+            let end = (packing.input_side + packing.padding).saturating_sub(first);
+            packing.padding.saturating_sub(first).min(packing.kernel)..end.min(packing.kernel)
+        };
+        let bands = |pixel: usize| (inside(pixel / packing.side), 0..packing.kernel);
+        let fields = |pixel: usize| (inside(pixel / packing.side), inside(pixel % packing.side));
+        Zones(vec![divided::<I, W>(packing, whole), divided::<I, W>(packing, bands), divided::<I, W>(packing, fields)])
+    }
+
+    /// The cheapest division of so many images.
+    pub fn of(&self, images: usize) -> &[Zone] {
+        let cost = |zones: &&Vec<Zone>| zones.iter().map(|zone| zone.cost(images)).sum::<usize>();
+        self.0.iter().min_by_key(cost).expect("there is the whole image")
+    }
+
+    /// All pixels, undivided.
+    pub fn whole(&self) -> &Zone {
+        &self.0[0][0]
+    }
+}
+
+impl Zone {
+    /// In units of a pixel's time for one step of the inner loop.
+    fn cost(&self, images: usize) -> usize {
+        /// Below so many pixels a tile waits for the weights.
+        const LEAST: usize = 4;
+        /// Steps that a tile's beginning and end take.
+        const ENDS: usize = 8;
+        let pixels = images * self.per_image;
+        let tiles = pixels.div_ceil(TILE);
+        (self.rows.len() * self.groups.len() + ENDS) * pixels.max(tiles * LEAST)
+    }
+}
+
+fn divided<I: Isa, W: Copy + Into<i16>>(
+    packing: &Packing<W>,
+    taps: impl Fn(usize) -> (Range<usize>, Range<usize>),
+) -> Vec<Zone> {
+    let mut kinds: Vec<(Range<usize>, Range<usize>)> = Vec::new();
+    for kind in (0..packing.per_image).map(&taps) {
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    let zone = |(rows, columns): (Range<usize>, Range<usize>)| {
+        let inside = |&place: &usize| taps(place % packing.per_image) == (rows.clone(), columns.clone());
+        let places: Vec<usize> = (0..packing.inputs.len()).filter(inside).collect();
+        let chosen = |table: &[u32]| places.iter().map(|&place| table[place]).collect();
+        let groups = packing.input_channels / I::GROUP; // of one tap; fewer taps than one a group only with no padding
+        Zone {
+            groups: match columns == (0..packing.kernel) {
+                true => 0..packing.kernel * packing.input_channels / I::GROUP,
+                false => columns.start * groups..columns.end * groups,
+            },
+            start: start::<I, W>(packing, &rows, &columns),
+            per_image: (0..packing.per_image).filter(inside).count(),
+            inputs: chosen(&packing.inputs),
+            outputs: chosen(&packing.outputs),
+            residuals: if packing.residuals.is_empty() { Vec::new() } else { chosen(&packing.residuals) },
+            rows,
+        }
+    };
+    kinds.into_iter().map(zone).collect()
+}
+
+/// `packing.start` and what the taps outside of `rows` and `columns` add, in whole registers.
+fn start<I: Isa, W: Copy + Into<i16>>(packing: &Packing<W>, rows: &Range<usize>, columns: &Range<usize>) -> Vec<i32> {
+    let outputs = packing.start.len();
+    let taps = packing.weight.len() / outputs;
+    let left_out = |&(at, _): &(usize, &W)| {
+        let (y, x) = (at / packing.kernel % packing.kernel, at % packing.kernel);
+        !(rows.contains(&y) && columns.contains(&x))
+    };
+    let added = |weights: &[W]| -> i32 {
+        let taps = weights.iter().enumerate().filter(left_out);
+        taps.map(|(_, &weight)| packing.border as i32 * weight.into() as i32).sum()
+    };
+    let mut start: Vec<i32> =
+        packing.start.iter().zip(packing.weight.chunks(taps)).map(|(start, weights)| start + added(weights)).collect();
+    start.resize(outputs.next_multiple_of(I::LANES), 0);
+    start
+}
