@@ -111,13 +111,23 @@ pub(super) struct Conv {
 }
 
 impl Conv {
+    /// Whether oneDNN, with a stride, would write past its workspace in the gradient of the weight: 1x1, channels last, fewer
+    /// channels than lanes (8 or 16). It ends in a crash (oneDNN's issue 6035; seen with libtorch 2.11 and AVX2).
+    fn is_narrow(&self) -> bool {
+        matches!(self.weight.size()[..], [_, inputs, 1, 1] if inputs < 16)
+    }
+
     pub(super) fn forward(&self, input: &Tensor) -> Tensor {
         if self.precision != Precision::Bf16 && is_small(input) {
             return sys::im2col_conv2d(input, &self.weight, self.stride, self.padding);
         }
-        let (input, weight) = (cast(input, self.precision), cast(&self.weight, self.precision));
-        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        input.conv2d(&weight, None::<&Tensor>, stride, padding, [1, 1], 1)
+        let (mut input, weight) = (cast(input, self.precision), cast(&self.weight, self.precision));
+        let mut stride = self.stride;
+        if stride > 1 && self.is_narrow() {
+            input = input.slice(2, None, None, stride).slice(3, None, None, stride);
+            stride = 1;
+        }
+        input.conv2d(&weight, None::<&Tensor>, [stride; 2], [self.padding; 2], [1, 1], 1)
     }
 }
 
@@ -165,5 +175,28 @@ impl BatchNorm {
         };
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
         input.batch_norm(weight, bias, Some(&self.mean), Some(&self.variance), train, MOMENTUM, EPSILON, true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn a_narrow_shortcut_has_its_gradient() {
+        let mut build =
+            Builder::new(&config::Model { precision: Precision::Float32, ..config::Config::default().model });
+        for inputs in [4, 12, 24] {
+            let conv = build.conv("shortcut", [inputs, 8, 1], 2, 0);
+            let input = Tensor::randn([32, 16, 16, inputs], (Kind::Float, Device::Cpu)).permute([0, 3, 1, 2]);
+            let output = conv.forward(&input);
+            let gradient = Tensor::randn_like(&output);
+            (&output * &gradient).sum(Kind::Float).backward();
+            let seen = input.slice(2, None, None, 2).slice(3, None, None, 2).to_kind(Kind::Double);
+            let expected = Tensor::einsum("bohw,bihw->oi", &[gradient.to_kind(Kind::Double), seen], None::<&[i64]>);
+            let apart = (conv.weight.grad().view([8, inputs]).to_kind(Kind::Double) - &expected).abs().max();
+            assert!(apart.double_value(&[]) < 1e-5 * expected.abs().max().double_value(&[]), "{inputs}: {apart:?}");
+        }
     }
 }
