@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use libloading::os::unix::RTLD_NOW;
 use tch::Tensor;
 
-use super::Communicator;
+use super::{Communicator, progress};
 use super::traffic::Collective;
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
 use crate::sys::gpu::{self, Stream};
+use crate::units::format_bytes;
 
 /// As libtorch's wheels bring it and as NVIDIA's packages install it.
 const LIBRARY: &str = "libnccl.so.2";
@@ -241,6 +242,13 @@ fn check(functions: &Functions, comm: Comm, call: &'static str, status: Status) 
         };
         let (what, why) = (text((functions.error_text)(status)), text((functions.last_error)(comm)));
         if why.is_empty() { what } else { format!("{what} ({why})") }
+    };
+    let progress = progress::here();
+    let reason = match progress.waits_for {
+        Some((kind, bytes)) => {
+            format!("{reason}, in step {}, {} of {}", progress.step, format_bytes(bytes), kind.as_str())
+        }
+        None => reason,
     };
     Err(Error::Nccl { call, reason })
 }

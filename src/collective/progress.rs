@@ -88,6 +88,11 @@ pub fn of_host() -> Vec<Progress> {
     }
 }
 
+/// Of this rank.
+pub(super) fn here() -> Progress {
+    own().read()
+}
+
 /// In a collective until it is dropped.
 pub(super) struct Inside;
 
