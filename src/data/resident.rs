@@ -74,7 +74,7 @@ pub struct Cutter {
     labels: Tensor,
     /// `[samples]` int64, into the data set.
     indices: Tensor,
-    /// `[samples, 32]` int64 and u8: the row (column) of the image that each row (column) shows, and 0 where it shows the
+    /// `[samples, 32]` int64 and u8: the row (column) of the image that each row (column) shows, and 0 where that is the
     /// padding. `None` without augmentation.
     shown: Option<[(Tensor, Tensor); 2]>,
     mean: Tensor,
@@ -93,13 +93,19 @@ impl Cutter {
         let indices: Vec<i64> = plan.indices.iter().map(|&index| i64::from(index)).collect();
         let shown = options.augment.map(|seed| {
             let drawn: Vec<Augmentation> = plan.indices.iter().map(|&index| Augmentation::draw(seed, index)).collect();
-            [Augmentation::rows, Augmentation::columns].map(|places| {
-                let places: Vec<Option<usize>> = drawn.iter().flat_map(|one| places(*one)).collect();
-                let from: Vec<i64> = places.iter().map(|place| place.unwrap_or(0) as i64).collect();
-                let inside: Vec<u8> = places.iter().map(|place| place.is_some() as u8).collect();
-                let shape = [-1, SIDE as i64];
-                let place = |tensor: Tensor| tensor.view(shape).to_device(device);
-                (place(Tensor::from_slice(&from)), place(Tensor::from_slice(&inside)))
+            let of_each = |value: fn(&Augmentation) -> usize| {
+                let values: Vec<i64> = drawn.iter().map(|one| value(one) as i64).collect();
+                Tensor::from_slice(&values).to_device(device).view([-1, 1])
+            };
+            let (side, place) = (SIDE as i64, Tensor::arange(SIDE as i64, (Kind::Int64, device)));
+            // Place 31 - x instead of x where it is mirrored.
+            let mirrored = &place + of_each(|one| one.flip as usize) * (&place * -2 + (side - 1));
+            let rows = &place + of_each(|one| one.top);
+            let columns = mirrored + of_each(|one| one.left);
+            [rows, columns].map(|padded| {
+                let from = padded - PADDING as i64;
+                let inside = from.ge(0).logical_and(&from.lt(side)).to_kind(Kind::Uint8);
+                (from.clamp(0, side - 1), inside)
             })
         });
         let per_channel = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]).to_device(device);
@@ -139,21 +145,6 @@ impl Cutter {
             };
             Batch { images, labels: self.labels.index_select(0, &indices), len }
         }))
-    }
-}
-
-impl Augmentation {
-    /// The row of the image that each row of the result shows; `None`: the padding.
-    fn rows(self) -> [Option<usize>; SIDE] {
-        std::array::from_fn(|y| (y + self.top).checked_sub(PADDING).filter(|&row| row < SIDE))
-    }
-
-    /// The column of the image that each column of the result shows; `None`: the padding.
-    fn columns(self) -> [Option<usize>; SIDE] {
-        std::array::from_fn(|x| {
-            let x = if self.flip { SIDE - 1 - x } else { x };
-            (x + self.left).checked_sub(PADDING).filter(|&column| column < SIDE)
-        })
     }
 }
 

@@ -165,7 +165,6 @@ impl<'a> Training<'a> {
         let steps = plan.sizes.len().div_ceil(config.train.accumulate);
         let progress = progress_bar(job, epoch, config.train.epochs, steps + self.so_far.steps);
         progress.set_position(self.so_far.steps as u64);
-        self.gpus.begin_epoch();
         if let Some(signal) = self.train(plan, &progress, checkpoints)? {
             progress.finish_and_clear();
             return Ok(Progress::Stopped(signal));
@@ -274,11 +273,12 @@ impl<'a> Training<'a> {
         let seed = AugmentSeed { seed: config.run.seed, epoch: epoch as u64 };
         let options = loader_options(config, &self.replica, config.data.augment.then_some(seed));
         let sizes_of_steps: Vec<Vec<usize>> = plan.sizes.chunks(config.train.accumulate).map(<[_]>::to_vec).collect();
-        let mut batches = self.train_feed.batches(plan, options);
         if self.steps_done == 0 {
             self.agreement.after_step(&job.communicator, &self.replica.state, epoch, 0)?;
         }
+        self.gpus.begin_epoch();
         let (before, started) = (self.so_far.seconds, Instant::now());
+        let mut batches = self.train_feed.batches(plan, options);
         for (done, sizes) in sizes_of_steps.iter().enumerate() {
             // Between two steps of an epoch; at its end the epoch's own question follows.
             if done > 0 {
