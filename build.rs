@@ -29,7 +29,7 @@ fn compile_shim(lib: &Path) {
     cc::Build::new()
         .cpp(true)
         .std("c++20")
-        .file("src/sys/libtorch.cpp")
+        .files(["libtorch.cpp", "batch_norm.cpp", "graph.cpp"].map(|file| format!("src/sys/{file}")))
         .include(include.join("torch/csrc/api/include"))
         .include(include)
         .flag_if_supported("-Wno-unused-parameter")

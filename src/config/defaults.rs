@@ -4,7 +4,7 @@ use super::*;
 
 impl Default for Launch {
     fn default() -> Self {
-        Launch { device: Device::Auto, allow_gpu_sharing: false, threads: 0, comm_timeout_s: 600.0 }
+        Launch { device: Device::Auto, allow_gpu_sharing: false, cuda_graphs: true, threads: 0, comm_timeout_s: 600.0 }
     }
 }
 
@@ -28,7 +28,14 @@ impl Default for Data {
 
 impl Default for Model {
     fn default() -> Self {
-        Model { name: ModelName::Net, bias: false, width: 64, precision: Precision::Float32, channels_last: true }
+        Model {
+            name: ModelName::Net,
+            bias: false,
+            width: 64,
+            precision: Precision::Float32,
+            channels_last: true,
+            fused_batch_norm: true,
+        }
     }
 }
 

@@ -11,6 +11,11 @@ const COMMENTS: &[(&str, &str)] = &[
         "launch.allow_gpu_sharing",
         "let several ranks of a host have the same GPU, whose sums then go through host memory",
     ),
+    (
+        "launch.cuda_graphs",
+        "on a GPU: record what a step's passes ask of it, and ask for it again in a call for each bucket; takes the memory of one \
+         more pass",
+    ),
     ("launch.threads", "compute threads per rank; 0: cores of the host / ranks on it"),
     (
         "launch.comm_timeout_s",
@@ -45,6 +50,11 @@ const COMMENTS: &[(&str, &str)] = &[
     (
         "model.channels_last",
         "keep images and convolution weights as NHWC in memory, faster on most hardware (resnet18 only)",
+    ),
+    (
+        "model.fused_batch_norm",
+        "on a GPU: batch norm, shortcut and ReLU in kernels of hpml's own (NVRTC compiles them); false: libtorch's, in more \
+         passes over memory",
     ),
     ("train.epochs", "passes over the training data"),
     ("train.batch_per_rank", "samples per rank and step; global batch = this x ranks"),

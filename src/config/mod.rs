@@ -55,6 +55,7 @@ pub struct Run {
 pub struct Launch {
     pub device: Device,
     pub allow_gpu_sharing: bool,
+    pub cuda_graphs: bool,
     pub threads: usize,
     pub comm_timeout_s: f64,
 }
@@ -88,6 +89,7 @@ pub struct Model {
     pub width: usize,
     pub precision: Precision,
     pub channels_last: bool,
+    pub fused_batch_norm: bool,
 }
 
 /// The networks that hpml trains.

@@ -13,11 +13,13 @@ pub(super) struct Builder {
     state: Vec<Entry>,
     stages: Vec<Stage>,
     precision: Precision,
+    fused_batch_norm: bool,
 }
 
 impl Builder {
     pub(super) fn new(config: &config::Model) -> Builder {
-        Builder { state: Vec::new(), stages: Vec::new(), precision: config.precision }
+        let &config::Model { precision, fused_batch_norm, .. } = config;
+        Builder { state: Vec::new(), stages: Vec::new(), precision, fused_batch_norm }
     }
 
     /// Ends a stage: it owns every entry made since the last one.
@@ -59,7 +61,7 @@ impl Builder {
         let mean = entry("running_mean", Role::Buffer, Tensor::zeros([channels], float));
         let variance = entry("running_var", Role::Buffer, Tensor::ones([channels], float));
         let _ = entry("num_batches_tracked", Role::Counter, Tensor::new());
-        BatchNorm { weight, bias, mean, variance }
+        BatchNorm { weight, bias, mean, variance, fused: self.fused_batch_norm }
     }
 
     /// PyTorch's default for convolutions and linear layers: `kaiming_uniform_(a = sqrt(5))`, that is uniform in
@@ -150,12 +152,39 @@ pub(super) struct BatchNorm {
     bias: Tensor,
     mean: Tensor,
     variance: Tensor,
+    /// In kernels of our own, where there are any.
+    fused: bool,
 }
 
+// PyTorch's defaults.
+const MOMENTUM: f64 = 0.1;
+const EPSILON: f64 = 1e-5;
+
 impl BatchNorm {
+    /// ReLU of the normalised `input`, plus `shortcut` if there is one.
+    pub(super) fn rectified(&self, input: &Tensor, shortcut: Option<&Tensor>, mode: Mode) -> Tensor {
+        self.in_one(input, shortcut, true, mode).unwrap_or_else(|| {
+            let mut output = self.in_passes(input, mode);
+            match shortcut {
+                Some(shortcut) => output.g_add_(shortcut).relu_(),
+                None => output.relu_(),
+            }
+        })
+    }
+
     pub(super) fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
-        const MOMENTUM: f64 = 0.1; // PyTorch's defaults
-        const EPSILON: f64 = 1e-5;
+        self.in_one(input, None, false, mode).unwrap_or_else(|| self.in_passes(input, mode))
+    }
+
+    fn in_one(&self, input: &Tensor, shortcut: Option<&Tensor>, rectified: bool, mode: Mode) -> Option<Tensor> {
+        let BatchNorm { weight, bias, mean: running_mean, variance: running_variance, fused } = self;
+        let (momentum, epsilon) = (MOMENTUM, EPSILON);
+        let norm = sys::BatchNorm { weight, bias, running_mean, running_variance, momentum, epsilon };
+        let trains = matches!(mode, Mode::Train);
+        if *fused && trains { norm.apply(input, shortcut, rectified) } else { None }
+    }
+
+    fn in_passes(&self, input: &Tensor, mode: Mode) -> Tensor {
         let train = match mode {
             Mode::TrainWith(standardize) => {
                 let standardized = standardize(input, EPSILON);

@@ -15,7 +15,7 @@ pub(super) fn resnet18(config: &config::Model) -> Model {
     let mut build = Builder::new(config);
     let conv1 = build.conv("conv1", [3, width, 3], 1, 1);
     let bn1 = build.batch_norm("bn1", width);
-    build.stage("stem", Box::new(move |images, mode| bn1.forward(&conv1.forward(images), mode).relu_()));
+    build.stage("stem", Box::new(move |images, mode| bn1.rectified(&conv1.forward(images), None, mode)));
 
     let mut inputs = width;
     for (layer, stride) in [(1, 1), (2, 2), (3, 2), (4, 2)] {
@@ -63,12 +63,11 @@ impl Block {
     }
 
     fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
-        let hidden = self.bn1.forward(&self.conv1.forward(input), mode).relu_();
-        let mut output = self.bn2.forward(&self.conv2.forward(&hidden), mode);
+        let hidden = self.bn1.rectified(&self.conv1.forward(input), None, mode);
         let shortcut = match &self.shortcut {
             Some((conv, norm)) => norm.forward(&conv.forward(input), mode),
             None => input.shallow_clone(),
         };
-        output.g_add_(&shortcut).relu_()
+        self.bn2.rectified(&self.conv2.forward(&hidden), Some(&shortcut), mode)
     }
 }

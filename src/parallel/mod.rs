@@ -8,6 +8,7 @@ mod compress;
 mod exchange;
 mod flat;
 mod local;
+mod pass;
 mod replica;
 mod tally;
 

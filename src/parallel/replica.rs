@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use tch::{Reduction, Tensor};
 
-use super::batch_norm::Cut;
 use super::exchange::{Exchange, add_collective};
+use super::pass::{Pass, Recorder, Segment, Segments};
 use super::tally::{StepResult, Tally};
 use super::{Bucket, FlatState, LocalSteps, SyncBatchNorm};
 use crate::collective::{Combine, Communicator, Finished};
@@ -17,7 +17,6 @@ use crate::device::{Clock, Moment, Target, Timeline};
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Part};
 use crate::model::{Mode, Model, Stage};
-use crate::sys::backward_with;
 use crate::sys::gpu::range;
 
 /// The model on this rank. All ranks call its methods together.
@@ -41,6 +40,8 @@ pub struct Replica {
     keeps_ranks_equal: bool,
     /// Whether the gradients hold those of earlier batches of this step.
     accumulated: bool,
+    /// On a GPU, if steps are to be recorded.
+    recorder: Option<Recorder>,
     tally: Tally,
 }
 
@@ -88,6 +89,10 @@ impl Replica {
             label_smoothing: config.train.label_smoothing,
             keeps_ranks_equal: config.parallel.keeps_ranks_equal(),
             accumulated: false,
+            recorder: match target {
+                Target::Gpu { index, .. } if config.launch.cuda_graphs => Recorder::new(index),
+                _ => None,
+            },
             tally: Tally::new(target),
         })
     }
@@ -158,8 +163,8 @@ impl Replica {
             return Ok(());
         }
         let mut pass = self.forward_pass(batch, global_batch, times)?;
-        while !pass.segments.is_empty() {
-            pass.backward(&self.names, self.sync_batch_norm.as_ref(), &self.clock, times)?;
+        while pass.left() > 0 {
+            self.backward(&mut pass, times)?;
         }
         self.count(&pass, batch, times)
     }
@@ -181,7 +186,7 @@ impl Replica {
         let mut pass = self.forward_pass(batch, global_batch, times)?;
         // From the last segment to the first, a segment for every bucket.
         for bucket in 0..self.buckets.len() {
-            pass.backward(&self.names, self.sync_batch_norm.as_ref(), &self.clock, times)?;
+            self.backward(&mut pass, times)?;
             self.bucket_is_ready(bucket, times)?;
         }
         self.exchange.finish(&self.buckets, &self.state, times)?;
@@ -212,19 +217,30 @@ impl Replica {
         times.since(Part::Backward, start, &self.clock)
     }
 
-    fn forward_pass(&self, batch: &Batch, global_batch: usize, times: &mut Timeline) -> Result<Pass> {
+    fn forward_pass(&mut self, batch: &Batch, global_batch: usize, times: &mut Timeline) -> Result<Pass> {
         let _range = range(c"forward");
         let start = self.clock.now()?;
-        let segments = self.forward(&batch.images);
-        let logits = segments.last().expect("a model has stages").output.shallow_clone();
-        let smoothing = self.label_smoothing;
-        let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, smoothing);
         // The step's samples that share a gradient: all, or those of this rank where every rank updates with its own.
         let sharing = if self.exchange.is_local() { global_batch / self.communicator.size() } else { global_batch };
         let share = batch.len as f64 / sharing as f64;
-        let loss = if share == 1.0 { mean_loss.shallow_clone() } else { &mean_loss * share };
+        let mut recorder = self.recorder.take();
+        let replayed = match &mut recorder {
+            Some(recorder) => recorder.pass(batch, share, |images, labels| self.forward(images, labels, share))?,
+            None => None,
+        };
+        self.recorder = recorder;
+        let pass = replayed.unwrap_or_else(|| self.forward(&batch.images, &batch.labels, share));
         add_pass(times, Part::Forward, start, &self.clock, self.sync_batch_norm.as_ref())?;
-        Ok(Pass { segments, logits, mean_loss, loss })
+        Ok(pass)
+    }
+
+    /// The backward pass of the last segment that is left of a `pass`.
+    fn backward(&self, pass: &mut Pass, times: &mut Timeline) -> Result<()> {
+        let batch_norm = self.sync_batch_norm.as_ref();
+        let _range = range(&self.names[self.names.len() - pass.left()].backward);
+        let start = self.clock.now()?;
+        pass.backward(batch_norm)?;
+        add_pass(times, Part::Backward, start, &self.clock, batch_norm)
     }
 
     /// One forward and backward pass that no other rank learns of: to see whether the memory is there. Leaves gradients
@@ -309,8 +325,8 @@ impl Replica {
         Ok(StepResult { loss_sum: sums[0], correct: sums[1] as usize, samples: sums[2] as usize })
     }
 
-    /// The forward pass, cut where the backward pass will be: before each bucket's first stage.
-    fn forward(&self, images: &Tensor) -> Vec<Segment> {
+    /// The forward pass of a `share` of a step, cut where the backward pass will be: before each bucket's first stage.
+    fn forward(&self, images: &Tensor, labels: &Tensor, share: f64) -> Pass {
         let standardize = |input: &Tensor, epsilon: f64| {
             self.sync_batch_norm.as_ref().expect("used with it alone").standardize(input, epsilon)
         };
@@ -326,7 +342,11 @@ impl Replica {
             let cuts = self.sync_batch_norm.as_ref().map_or(Vec::new(), SyncBatchNorm::take_cuts);
             segments.push(Segment { input, output, gradient: None, cuts });
         }
-        segments
+        let logits = segments.last().expect("a model has stages").output.shallow_clone();
+        let smoothing = self.label_smoothing;
+        let mean_loss = logits.cross_entropy_loss(labels, None::<&Tensor>, Reduction::Mean, -100, smoothing);
+        let loss = if share == 1.0 { mean_loss.shallow_clone() } else { &mean_loss * share };
+        Pass::asked(Segments { all: segments, loss }, logits, mean_loss)
     }
 
     /// Called when a bucket's gradients are complete, in the order of the buckets.
@@ -358,54 +378,6 @@ impl BucketNames {
         let of = |what: &str| CString::new(format!("{what} {stages}")).expect("names are words");
         BucketNames { backward: of("backward"), all_reduce: of("all_reduce") }
     }
-}
-
-/// One batch on its way through the network and back.
-struct Pass {
-    /// Those whose backward pass is still to come.
-    segments: Vec<Segment>,
-    logits: Tensor,
-    mean_loss: Tensor,
-    /// What is differentiated: the batch's part of the step's loss.
-    loss: Tensor,
-}
-
-impl Pass {
-    /// The backward pass of the last segment that is left.
-    fn backward(
-        &mut self,
-        names: &[BucketNames],
-        sync_batch_norm: Option<&SyncBatchNorm>,
-        clock: &Clock,
-        times: &mut Timeline,
-    ) -> Result<()> {
-        let _range = range(&names[names.len() - self.segments.len()].backward);
-        let start = clock.now()?;
-        let mut segment = self.segments.pop().expect("a segment that has not been through");
-        match &segment.gradient {
-            None => self.loss.backward(),
-            Some(gradient) => backward_with(&segment.output, gradient),
-        }
-        if let Some(batch_norm) = sync_batch_norm {
-            batch_norm.backward(std::mem::take(&mut segment.cuts));
-        }
-        if let (Some(before), Some(input)) = (self.segments.last_mut(), &segment.input) {
-            before.gradient = Some(input.grad());
-        }
-        drop(segment); // its activations are freed within the time of the backward pass
-        add_pass(times, Part::Backward, start, clock, sync_batch_norm)
-    }
-}
-
-/// The part of the network between two cuts, as one forward pass left it.
-struct Segment {
-    /// Cut off from the graph before it; `None` for the images.
-    input: Option<Tensor>,
-    output: Tensor,
-    /// Of the loss by `output`; `None` for the last segment, whose output goes into the loss itself.
-    gradient: Option<Tensor>,
-    /// Of its batch norms, if they are synchronised.
-    cuts: Vec<Cut>,
 }
 
 /// Adds the time since `start` to `part`, but for that of batch norm's collectives, which nothing hides.

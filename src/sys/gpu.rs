@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::units::Second;
 
 /// NVIDIA's driver, its part that CUDA programs talk to.
-const DRIVER: &str = "libcuda.so.1";
+pub(super) const DRIVER: &str = "libcuda.so.1";
 /// libtorch's part for CUDA. Its own neighbours (cuDNN, cuBLAS, NCCL) come with it.
 const LIBTORCH_CUDA: &str = "libtorch_cuda.so";
 

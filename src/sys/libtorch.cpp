@@ -8,17 +8,18 @@
 
 #include <string>
 
-namespace {
-thread_local std::string failure;
+// The message of the last call on this thread that failed.
+thread_local std::string hpml_failure_text;
 
+namespace {
 // What `work` returns, or `otherwise` and its message for hpml_failure if it throws.
 template <class Work, class Value> Value guarded(Value otherwise, Work work) noexcept {
     try {
         return work();
     } catch (const std::exception &error) {
-        failure = error.what();
+        hpml_failure_text = error.what();
     } catch (...) {
-        failure = "unknown C++ exception";
+        hpml_failure_text = "unknown C++ exception";
     }
     return otherwise;
 }
@@ -30,8 +31,7 @@ c10::Device gpu(int index) { return {c10::DeviceType::CUDA, static_cast<c10::Dev
 c10::impl::VirtualGuardImpl guard() { return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA); }
 } // namespace
 
-// The message of the last call on this thread that failed.
-extern "C" const char *hpml_failure() noexcept { return failure.c_str(); }
+extern "C" const char *hpml_failure() noexcept { return hpml_failure_text.c_str(); }
 
 extern "C" void *hpml_im2col_conv2d(const void *input, const void *weight, int64_t kernel, int64_t stride,
                                     int64_t padding) noexcept {

@@ -3,8 +3,12 @@
 #![allow(unsafe_code)]
 
 pub mod gpu;
+mod graph;
+mod kernels;
 mod libtorch;
 
+pub use graph::{Graph, GraphPool};
+pub use kernels::BatchNorm;
 pub use libtorch::{backward_with, im2col_conv2d};
 
 /// Makes the allocator keep freed memory instead of giving it back to the system.

@@ -1,0 +1,117 @@
+// CUDA graphs: what is asked of a GPU, recorded once and asked again in one call. libtorch's own class, whose allocator keeps the
+// memory of a recording for it; called by its symbols, since its header needs CUDA's.
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <dlfcn.h>
+
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+
+// As in libtorch.cpp: the message of the last call on this thread that failed.
+extern thread_local std::string hpml_failure_text;
+
+namespace {
+using Pool = std::pair<unsigned long long, unsigned long long>; // c10::MempoolId_t
+
+template <class Function> Function *find(const char *name) {
+    void *found = dlsym(RTLD_DEFAULT, name);
+    if (found == nullptr) throw std::runtime_error(std::string("this libtorch has no ") + name);
+    return reinterpret_cast<Function *>(found);
+}
+
+// at::cuda::CUDAGraph's members, with `this` as the first argument. Source: ATen/cuda/CUDAGraph.h of libtorch 2.11.
+struct Functions {
+    void (*construct)(void *, bool) = find<void(void *, bool)>("_ZN2at4cuda9CUDAGraphC1Eb");
+    void (*destroy)(void *) = find<void(void *)>("_ZN2at4cuda9CUDAGraphD1Ev");
+    void (*begin)(void *, Pool, int) =
+        find<void(void *, Pool, int)>("_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode");
+    void (*end)(void *) = find<void(void *)>("_ZN2at4cuda9CUDAGraph11capture_endEv");
+    void (*replay)(void *) = find<void(void *)>("_ZN2at4cuda9CUDAGraph6replayEv");
+    Pool (*pool)() = find<Pool()>("_ZN2at4cuda17graph_pool_handleEv");
+};
+
+const Functions &functions() {
+    static const Functions found;
+    return found;
+}
+
+class Graph {
+    // Four times what the class takes.
+    alignas(16) unsigned char memory[1024];
+    // The stream of before, while it is recorded.
+    std::optional<c10::Stream> before;
+
+  public:
+    Graph() { functions().construct(memory, false); }
+    ~Graph() {
+        try {
+            if (before) end();
+        } catch (...) { // the recording has failed already
+        }
+        functions().destroy(memory);
+    }
+    Graph(const Graph &) = delete;
+    Graph &operator=(const Graph &) = delete;
+
+    // CUDA does not record its default stream.
+    void begin(c10::Device device, Pool pool) {
+        const c10::impl::VirtualGuardImpl guard(device.type());
+        before = guard.exchangeStream(guard.getNewStream(device, 0));
+        const int thread_local_mode = 1; // cudaStreamCaptureModeThreadLocal: NCCL's threads may do what a recording may not
+        functions().begin(memory, pool, thread_local_mode);
+    }
+    void end() {
+        const c10::Stream own = *std::exchange(before, std::nullopt);
+        const c10::impl::VirtualGuardImpl guard(own.device_type());
+        struct Back {
+            const c10::impl::VirtualGuardImpl &guard;
+            c10::Stream stream;
+            ~Back() { guard.exchangeStream(stream); }
+        } back{guard, own};
+        functions().end(memory);
+    }
+    void replay() { functions().replay(memory); }
+};
+
+template <class Work> bool done(Work work) noexcept {
+    try {
+        work();
+        return true;
+    } catch (const std::exception &error) {
+        hpml_failure_text = error.what();
+    } catch (...) {
+        hpml_failure_text = "unknown C++ exception";
+    }
+    return false;
+}
+} // namespace
+
+// A name for the memory of recordings that are replayed in the order in which they were made.
+extern "C" bool hpml_graph_pool(unsigned long long *pool) noexcept {
+    return done([&] { std::tie(pool[0], pool[1]) = functions().pool(); });
+}
+
+// Records what this thread, and autograd for it, asks of the GPU from now on; nothing of it is done. Null: it has failed.
+extern "C" void *hpml_graph_begin(int index, const unsigned long long *pool) noexcept {
+    std::unique_ptr<Graph> graph;
+    const bool begun = done([&] {
+        graph = std::make_unique<Graph>();
+        graph->begin({c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index)}, {pool[0], pool[1]});
+    });
+    return begun ? graph.release() : nullptr;
+}
+
+extern "C" bool hpml_graph_end(void *graph) noexcept {
+    return done([&] { static_cast<Graph *>(graph)->end(); });
+}
+
+// Asks the GPU for all of it, on the stream of tensors.
+extern "C" bool hpml_graph_replay(void *graph) noexcept {
+    return done([&] { static_cast<Graph *>(graph)->replay(); });
+}
+
+extern "C" void hpml_graph_free(void *graph) noexcept { delete static_cast<Graph *>(graph); }

@@ -1,0 +1,305 @@
+//! Kernels of our own for GPUs: CUDA source that NVRTC compiles for the GPU at hand when they are first wanted, launched
+//! through NVIDIA's driver. Where either is missing, libtorch's operations do the same in more passes.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr::null_mut;
+use std::sync::OnceLock;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use tch::{Device, Kind, Tensor};
+
+use super::gpu::{self, DRIVER};
+use super::libtorch::failure;
+
+const SOURCE: &str = include_str!("batch_norm.cu");
+/// As libtorch's wheels bring it (it finds it through the first) and as NVIDIA's packages install it.
+const COMPILERS: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
+const LIBTORCHS_COMPILER: &str = "libcaffe2_nvrtc.so";
+
+/// By what follows the name of each kernel; the order is that of batch_norm.cpp.
+const TYPES: [&str; 2] = ["bf16", "f32"];
+const KERNELS: [(&str, &str); 8] = [
+    ("statistics", ""),
+    ("normalize", ""),
+    ("gradient_sums", "_open"),
+    ("gradient_sums", "_own"),
+    ("gradient_sums", "_result"),
+    ("input_gradient", "_open"),
+    ("input_gradient", "_own"),
+    ("input_gradient", "_result"),
+];
+/// Blocks of a launch on each multiprocessor, and float32 that each leaves for the last one.
+const BLOCKS: i32 = 2;
+const PARTIAL: i64 = 128;
+
+unsafe extern "C" {
+    fn hpml_batch_norm_kernels(
+        launch: *const c_void,
+        functions: *const *mut c_void,
+        blocks: c_int,
+        partial: *const torch_sys::C_tensor,
+        arrived: *const torch_sys::C_tensor,
+    );
+    fn hpml_batch_norm_takes(input: *const torch_sys::C_tensor) -> bool;
+    fn hpml_batch_norm(
+        input: *const torch_sys::C_tensor,
+        weight: *const torch_sys::C_tensor,
+        bias: *const torch_sys::C_tensor,
+        shortcut: *const torch_sys::C_tensor,
+        running_mean: *const torch_sys::C_tensor,
+        running_variance: *const torch_sys::C_tensor,
+        rectified: bool,
+        momentum: f64,
+        epsilon: f64,
+    ) -> *mut torch_sys::C_tensor;
+}
+
+/// Batch norm over the batch, in training.
+pub struct BatchNorm<'a> {
+    /// `[c]` float32.
+    pub weight: &'a Tensor,
+    /// `[c]` float32.
+    pub bias: &'a Tensor,
+    /// `[c]` float32, updated.
+    pub running_mean: &'a Tensor,
+    /// `[c]` float32, updated.
+    pub running_variance: &'a Tensor,
+    /// The new statistics' part of the running ones.
+    pub momentum: f64,
+    /// Added to the variance.
+    pub epsilon: f64,
+}
+
+impl BatchNorm<'_> {
+    /// `input` `[n, c, h, w]`, normalised, with `shortcut` of the same shape and kind added, then `rectified`; autograd knows it.
+    /// `None`: no GPU, no compiler, or not such a tensor (bf16 or float32, channels last, 8, 16, 32 or k x 64 of them).
+    pub fn apply(&self, input: &Tensor, shortcut: Option<&Tensor>, rectified: bool) -> Option<Tensor> {
+        let Device::Cuda(index) = input.device() else { return None };
+        // SAFETY: all pointers are live tensors for the length of the call, or null where that is allowed; the result is a new
+        // tensor that is ours, or null.
+        unsafe {
+            if !are_ready(index) || !hpml_batch_norm_takes(input.as_ptr()) {
+                return None;
+            }
+            let output = hpml_batch_norm(
+                input.as_ptr(),
+                self.weight.as_ptr(),
+                self.bias.as_ptr(),
+                shortcut.map_or(std::ptr::null(), Tensor::as_ptr),
+                self.running_mean.as_ptr(),
+                self.running_variance.as_ptr(),
+                rectified,
+                self.momentum,
+                self.epsilon,
+            );
+            assert!(!output.is_null(), "Torch({})", failure());
+            Some(Tensor::from_ptr(output))
+        }
+    }
+}
+
+/// Whether the kernels are there for GPU `index`, the only one of this process; compiles them the first time.
+fn are_ready(index: usize) -> bool {
+    static READY: OnceLock<bool> = OnceLock::new();
+    *READY.get_or_init(|| match load(index) {
+        Ok(()) => true,
+        Err(reason) => {
+            log::warn!("batch norm takes libtorch's kernels, which are slower than hpml's own: {reason}");
+            false
+        }
+    })
+}
+
+/// Compiles the kernels and hands them to batch_norm.cpp. Error: what is missing.
+fn load(index: usize) -> Result<(), String> {
+    type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
+    type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+    type LoadModule = unsafe extern "C" fn(*mut *mut c_void, *const c_void) -> c_int;
+    type Function = unsafe extern "C" fn(*mut *mut c_void, *mut c_void, *const c_char) -> c_int;
+    let driver = gpu::open(DRIVER, RTLD_NOW)?;
+    let old = |error: libloading::Error| format!("the NVIDIA driver is too old ({error})");
+    let status = |call: &str, code: c_int| match code {
+        0 => Ok(()),
+        code => Err(format!("{call}: error {code}")),
+    };
+    // What blocks tell each other; it also makes libtorch's context, into which the kernels are loaded, this thread's.
+    let zeros = |elements: i64, kind: Kind| Tensor::zeros([elements], (kind, Device::Cuda(index)));
+    // SAFETY: the names and signatures are those of CUDA's driver API, cuda.h; pointers are to live variables of the sizes
+    // that it writes. The library and the module stay open.
+    unsafe {
+        let get = driver.get::<Get>(b"cuDeviceGet\0").map_err(old)?;
+        let attribute = driver.get::<Attribute>(b"cuDeviceGetAttribute\0").map_err(old)?;
+        let load_module = driver.get::<LoadModule>(b"cuModuleLoadData\0").map_err(old)?;
+        let function = driver.get::<Function>(b"cuModuleGetFunction\0").map_err(old)?;
+        let launch = driver.get::<unsafe extern "C" fn()>(b"cuLaunchKernel\0").map_err(old)?;
+        let mut device = 0;
+        status("cuDeviceGet", get(&mut device, index as c_int))?;
+        // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR
+        let mut values = [0; 3];
+        for (value, code) in values.iter_mut().zip([16, 75, 76]) {
+            status("cuDeviceGetAttribute", attribute(value, code, device))?;
+        }
+        let [processors, major, minor] = values;
+        let blocks = processors * BLOCKS;
+        let (partial, arrived) = (zeros(i64::from(blocks) * PARTIAL, Kind::Float), zeros(i64::from(blocks), Kind::Int));
+        let binary = compile(&format!("sm_{major}{minor}"))?;
+        let mut module = null_mut();
+        status("cuModuleLoadData", load_module(&mut module, binary.as_ptr().cast()))?;
+        let mut functions = Vec::new();
+        for name in names() {
+            let mut found = null_mut();
+            status("cuModuleGetFunction", function(&mut found, module, name.as_ptr()))?;
+            functions.push(found);
+        }
+        let launch = *launch as *const c_void;
+        hpml_batch_norm_kernels(launch, functions.as_ptr(), blocks, partial.as_ptr(), arrived.as_ptr());
+    }
+    std::mem::forget(driver);
+    Ok(())
+}
+
+/// Of the kernels in the source.
+fn names() -> impl Iterator<Item = CString> {
+    let of = |kind: &str, (kernel, gate): (&str, &str)| CString::new(format!("{kernel}_{kind}{gate}"));
+    TYPES.into_iter().flat_map(move |kind| KERNELS.map(|kernel| of(kind, kernel).expect("names are words")))
+}
+
+/// The kernels' code for GPUs of an `architecture`, as `sm_90`. Error: there is no NVRTC, or what it does not take.
+fn compile(architecture: &str) -> Result<Vec<u8>, String> {
+    type Program = *mut c_void;
+    type Create = unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> c_int;
+    type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int;
+    type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
+    type Text = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
+    let nvrtc = compiler()?;
+    let old = |error: libloading::Error| format!("NVRTC is too old ({error})");
+    let [source, name] = [SOURCE, "batch_norm.cu"].map(|text| CString::new(text).expect("text without zeros"));
+    let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".into()];
+    let options = options.map(|option| CString::new(option).expect("text without zeros"));
+    let pointers = options.each_ref().map(|option| option.as_ptr());
+    // SAFETY: the names and signatures are those of nvrtc.h; texts end in a 0, buffers have the sizes that it was asked for.
+    unsafe {
+        let create = nvrtc.get::<Create>(b"nvrtcCreateProgram\0").map_err(old)?;
+        let build = nvrtc.get::<Compile>(b"nvrtcCompileProgram\0").map_err(old)?;
+        let [log_size, size] = [&b"nvrtcGetProgramLogSize\0"[..], b"nvrtcGetCUBINSize\0"].map(|n| nvrtc.get::<Size>(n));
+        let [log, binary] = [&b"nvrtcGetProgramLog\0"[..], b"nvrtcGetCUBIN\0"].map(|n| nvrtc.get::<Text>(n));
+        let (log_size, size, log, binary) =
+            (log_size.map_err(old)?, size.map_err(old)?, log.map_err(old)?, binary.map_err(old)?);
+        let mut program = null_mut();
+        let made = create(&mut program, source.as_ptr(), name.as_ptr(), 0, std::ptr::null(), std::ptr::null());
+        let code = if made == 0 { build(program, pointers.len() as c_int, pointers.as_ptr()) } else { made };
+        let (ask, give) = if code == 0 { (size, binary) } else { (log_size, log) };
+        let mut bytes = 0;
+        ask(program, &mut bytes);
+        let mut result = vec![0u8; bytes + 1];
+        give(program, result.as_mut_ptr().cast());
+        match code {
+            0 => Ok(result),
+            code => {
+                let text = CStr::from_bytes_until_nul(&result).unwrap_or_default().to_string_lossy();
+                let line = text.lines().find(|line| line.contains("error")).unwrap_or_default();
+                Err(format!("NVRTC for {architecture}: error {code} {line}"))
+            }
+        }
+    }
+}
+
+/// NVRTC. Error: the reason why it cannot be had.
+fn compiler() -> Result<Library, String> {
+    let _ = gpu::open(LIBTORCHS_COMPILER, RTLD_NOW | RTLD_GLOBAL).map(std::mem::forget);
+    let found: Vec<Result<Library, String>> = COMPILERS.map(|name| gpu::open(name, RTLD_NOW)).into();
+    let reason = found[0].as_ref().err().cloned();
+    let library = found.into_iter().find_map(Result::ok);
+    library.ok_or_else(|| format!("no NVRTC here ({})", reason.unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_compile_for_each_generation() {
+        if let Err(reason) = compiler() {
+            eprintln!("left out: {reason}");
+            return;
+        }
+        for architecture in ["sm_75", "sm_80", "sm_90", "sm_100"] {
+            let binary = compile(architecture).unwrap();
+            let has = |name: &CString| binary.windows(name.as_bytes().len()).any(|window| window == name.as_bytes());
+            assert!(names().all(|name| has(&name)), "{architecture}");
+        }
+        assert!(compile("sm_1").unwrap_err().contains("sm_1"));
+    }
+
+    /// What libtorch makes of the same in float64, gradients of everything included.
+    #[test]
+    fn values_and_gradients_are_libtorchs() {
+        if gpu::gpus().is_err() || gpu::open_libtorch_cuda().is_err() {
+            eprintln!("left out: no GPU here");
+            return;
+        }
+        let device = Device::Cuda(0);
+        let apart = |own: &Tensor, expected: &Tensor| {
+            let own = own.to_kind(Kind::Double);
+            ((&own - expected).norm() / expected.norm()).double_value(&[])
+        };
+        for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)] {
+            for (shape, shortcut, rectified) in [
+                ([64, 64, 32, 32], false, true),
+                ([32, 64, 9, 7], true, true),
+                ([5, 512, 4, 4], true, true),
+                ([33, 128, 8, 8], false, false),
+                ([3, 16, 5, 5], true, true),
+                ([3, 8, 1, 2], false, true),
+            ] {
+                let random = |mean: f64| {
+                    let values = Tensor::randn(shape, (Kind::Float, device)) + mean;
+                    values.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]).to_kind(kind)
+                };
+                let channels = |from: f64| Tensor::rand([shape[1]], (Kind::Float, device)) + from;
+                let (x, other, given) = (random(3.0), shortcut.then(|| random(0.5)), random(0.1));
+                let (weight, bias) = (channels(0.5), channels(-0.5));
+                let mut results = Vec::new();
+                for own in [true, false] {
+                    let leaf = |tensor: &Tensor| {
+                        let kind = if own { tensor.kind() } else { Kind::Double };
+                        tensor.to_kind(kind).detach().copy().set_requires_grad(true)
+                    };
+                    let (x, other, weight, bias) = (leaf(&x), other.as_ref().map(leaf), leaf(&weight), leaf(&bias));
+                    let [mean, variance] = [0.0, 1.0].map(|value| {
+                        Tensor::full([shape[1]], value, (if own { Kind::Float } else { Kind::Double }, device))
+                    });
+                    let (momentum, epsilon) = (0.1, 1e-5);
+                    let y = if own {
+                        let (running_mean, running_variance) = (&mean, &variance);
+                        let (weight, bias) = (&weight, &bias);
+                        let norm = BatchNorm { weight, bias, running_mean, running_variance, momentum, epsilon };
+                        norm.apply(&x, other.as_ref(), rectified).expect("there is a GPU and NVRTC")
+                    } else {
+                        let (w, b, m, v) = (Some(&weight), Some(&bias), Some(&mean), Some(&variance));
+                        let mut y = x.batch_norm(w, b, m, v, true, momentum, epsilon, false);
+                        if let Some(other) = &other {
+                            y += other;
+                        }
+                        if rectified { y.relu() } else { y }
+                    };
+                    (&y * given.to_kind(y.kind())).sum(Kind::Double).backward();
+                    let mut all = vec![y.detach(), x.grad(), weight.grad(), bias.grad(), mean, variance];
+                    all.extend(other.map(|other| other.grad()));
+                    results.push(all);
+                }
+                for (index, (own, expected)) in results[0].iter().zip(&results[1]).enumerate() {
+                    let apart = apart(own, expected);
+                    assert!(apart < bound, "{kind:?} {shape:?} {shortcut} {rectified}, result {index}: {apart}");
+                }
+            }
+        }
+    }
+}
