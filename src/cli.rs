@@ -258,11 +258,11 @@ pub struct Allreduce {
     /// Whose memory: cpu (the host's), cuda (a GPU's, by NCCL or with another --algorithm than auto through the host), auto
     #[arg(long, default_value = "cpu")]
     pub device: Device,
-    /// As in parallel.all_reduce; may be repeated
-    #[arg(long = "algorithm", value_name = "NAME", default_values = ["auto", "mpi"])]
+    /// As in parallel.all_reduce; may be repeated [default: auto mpi]
+    #[arg(long = "algorithm", value_name = "NAME")]
     pub algorithms: Vec<Algorithm>,
-    /// Type of the elements; may be repeated
-    #[arg(long = "type", value_name = "TYPE", default_values = ["float32", "bf16"])]
+    /// Type of the elements; may be repeated [default: float32, and bf16 where an algorithm has it]
+    #[arg(long = "type", value_name = "TYPE")]
     pub types: Vec<ElementType>,
     /// Run file to write (HDF5); none if left out
     #[arg(long, value_name = "FILE.h5")]

@@ -87,8 +87,13 @@ fn verify_config(common: &Common) -> Result<Config> {
 }
 
 fn quantize(job: &mut Job, loaded: Result<Config>, args: &cli::Quantize) -> Result<()> {
-    // Calibration and integers are the host's work.
-    let loaded = loaded.map(|config| Config { launch: Launch { device: Device::Cpu, ..config.launch }, ..config });
+    // A run of GPUs is quantized where there are none, too.
+    let is_chosen = args.common.set.iter().any(|setting| setting.trim_start().starts_with("launch.device"));
+    let anywhere = |config: Config| match is_chosen {
+        true => config,
+        false => Config { launch: Launch { device: Device::Auto, ..config.launch }, ..config },
+    };
+    let loaded = loaded.map(anywhere);
     let config = watched(job, loaded)?;
     let out = args.out.clone().unwrap_or_else(|| quantize::command::beside(&args.run));
     quantize::command::quantize(&config, job, &args.run, &out, args.force)

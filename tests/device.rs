@@ -180,14 +180,15 @@ fn what_the_gpus_take_is_in_the_run_file_and_in_the_sweeps() {
 #[test]
 fn the_all_reduce_of_a_devices_memory_sums_right() {
     let run = Mpirun::ranks(3)
-        .args(["allreduce", "--device", "cuda", "--max", "64K", "--type", "float32", "--seconds", "0.01"])
+        .args(["allreduce", "--device", "cuda", "--max", "64K", "--seconds", "0.01"])
         .env("HPML_EMULATE_GPU", "1")
         .run()
         .succeeded();
     let rows: Vec<Vec<&str>> = run.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     let rows: Vec<&Vec<&str>> = rows.iter().filter(|row| row.contains(&"host")).collect();
     assert!(rows.len() > 5, "{}", run.stdout);
-    let refused = Mpirun::ranks(2).args(["allreduce", "--device", "cuda"]).env("HPML_EMULATE_GPU", "1").run();
+    let asked = ["allreduce", "--device", "cuda", "--type", "bf16"];
+    let refused = Mpirun::ranks(2).args(asked).env("HPML_EMULATE_GPU", "1").run();
     common::assert_refused(&refused, &["--type = bf16", "NCCL"]);
 }
 

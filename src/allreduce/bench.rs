@@ -8,7 +8,7 @@ use tch::Tensor;
 use crate::collective::{AllReduce, Communicator, DeviceCollectives, Element, HostBuffer, Patience};
 use crate::config::{Algorithm, Config};
 use crate::device::{Target, seconds_between};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::metrics::Kind;
 use crate::units::Second;
 
@@ -43,7 +43,7 @@ pub struct DeviceBench {
 
 impl<T: Element> Bench<T> {
     /// On the ranks of `ranks`, of which this one has `target`, for buffers of at most `elements`; as [`Config`] says how long
-    /// ranks wait for each other. Error: a way that does not exist there.
+    /// ranks wait for each other.
     pub fn new(
         ranks: &Arc<Communicator>,
         target: Target,
@@ -55,11 +55,6 @@ impl<T: Element> Bench<T> {
             let all_reduce = AllReduce::new(ranks.clone(), algorithm)?;
             let (source, target) = (all_reduce.buffer(elements)?, all_reduce.buffer(elements)?);
             return Ok(Bench::Host(Box::new(HostBench { all_reduce, source, target })));
-        }
-        if DeviceCollectives::go_through_host(target, algorithm) && T::KIND != tch::Kind::Float {
-            let (place, key, value) = ("command line".into(), "--type".into(), T::NAME.into());
-            let expected = "goes from GPU to GPU by NCCL alone (--algorithm auto): leave it out".into();
-            return Err(Error::ConfigValue { place, key, value, expected });
         }
         let wire = DeviceCollectives::new(ranks.clone(), target, algorithm, elements, config.launch.comm_timeout())?;
         let [source, target] = [(); 2].map(|()| Tensor::zeros([elements as i64], (T::KIND, target.device())));

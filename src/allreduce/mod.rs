@@ -8,9 +8,10 @@ mod table;
 
 use std::path::Path;
 
-use crate::cli;
-use crate::collective::{Bf16, Element};
-use crate::config::{Config, Launch};
+use crate::cli::{self, ElementType};
+use crate::collective::{Bf16, DeviceCollectives, Element};
+use crate::config::{Algorithm, Config, Launch};
+use crate::device::Target;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::store::RunFile;
@@ -31,6 +32,7 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
     let mut config = Config::default();
     config.launch = Launch { device: args.device, allow_gpu_sharing: true, ..config.launch };
     job.configure(&config)?;
+    let plan = job.agree(plan(args, job.target))?;
     job.let_ranks_wait();
     let file = args.out.as_ref().filter(|_| job.is_root()).map(|out| create(out, args.force, &config, job));
     let mut file = job.agree(file.transpose())?;
@@ -38,10 +40,10 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
         table::print_header(job);
     }
     let mut rows = Vec::new();
-    for kind in &args.types {
+    for (kind, algorithms) in &plan {
         rows.extend(match kind {
-            cli::ElementType::Float32 => measure_type::<f32>(args, job, &config)?,
-            cli::ElementType::Bf16 => measure_type::<Bf16>(args, job, &config)?,
+            ElementType::Float32 => measure_type::<f32>(args, algorithms, job, &config)?,
+            ElementType::Bf16 => measure_type::<Bf16>(args, algorithms, job, &config)?,
         });
     }
     if let Some(file) = &mut file {
@@ -51,12 +53,41 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
     Ok(())
 }
 
+/// The types that are measured, and by which algorithms each: what was asked for, or else what exists on such a `target`. Error:
+/// what was asked for does not.
+fn plan(args: &cli::Allreduce, target: Target) -> Result<Vec<(ElementType, Vec<Algorithm>)>> {
+    let or =
+        |asked: &[Algorithm]| if asked.is_empty() { vec![Algorithm::Auto, Algorithm::Mpi] } else { asked.to_vec() };
+    let types = if args.types.is_empty() { &[ElementType::Float32, ElementType::Bf16] } else { &args.types[..] };
+    let mut plan = Vec::new();
+    for &kind in types {
+        let through_host = |&algorithm: &Algorithm| DeviceCollectives::go_through_host(target, algorithm);
+        let lacking = |algorithm: &Algorithm| target.is_gpu() && kind == ElementType::Bf16 && through_host(algorithm);
+        let (lacking, algorithms): (Vec<_>, Vec<_>) = or(&args.algorithms).into_iter().partition(lacking);
+        let asked = !args.types.is_empty();
+        if asked && !lacking.is_empty() && (algorithms.is_empty() || !args.algorithms.is_empty()) {
+            let (place, key, value) = ("command line".into(), "--type".into(), "bf16".into());
+            let expected = "goes from GPU to GPU by NCCL alone (--algorithm auto): leave it out".into();
+            return Err(Error::ConfigValue { place, key, value, expected });
+        }
+        if !algorithms.is_empty() {
+            plan.push((kind, algorithms));
+        }
+    }
+    Ok(plan)
+}
+
 /// All sizes of one type. The algorithms take turns at each size, so that drift of the machine meets them alike.
-fn measure_type<T: Element>(args: &cli::Allreduce, job: &Job, config: &Config) -> Result<Vec<Row>> {
+fn measure_type<T: Element>(
+    args: &cli::Allreduce,
+    algorithms: &[Algorithm],
+    job: &Job,
+    config: &Config,
+) -> Result<Vec<Row>> {
     let counts = element_counts(args, size_of::<T>());
     let largest = counts.last().copied().unwrap_or(0);
-    let algorithms = args.algorithms.iter();
     let benches: Result<Vec<_>> = algorithms
+        .iter()
         .map(|&algorithm| Bench::<T>::new(&job.communicator, job.target, algorithm, largest, config))
         .collect();
     let mut benches = job.agree(benches)?;

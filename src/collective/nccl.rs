@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use libloading::os::unix::RTLD_NOW;
 use tch::Tensor;
 
-use super::{Communicator, progress};
 use super::traffic::Collective;
+use super::{Communicator, progress};
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
 use crate::sys::gpu::{self, Stream};

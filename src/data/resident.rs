@@ -77,6 +77,8 @@ pub struct Cutter {
     /// `[samples, 32]` int64 and u8: the row (column) of the image that each row (column) shows, and 0 where that is the
     /// padding. `None` without augmentation.
     shown: Option<[(Tensor, Tensor); 2]>,
+    /// 255: CUDA would multiply by the reciprocal of a number, which rounds otherwise.
+    full: Tensor,
     mean: Tensor,
     std: Tensor,
     channels_last: bool,
@@ -112,6 +114,7 @@ impl Cutter {
         Cutter {
             indices: Tensor::from_slice(&indices).to_device(device),
             shown,
+            full: per_channel([255.0; 3]),
             mean: per_channel(options.mean),
             std: per_channel(options.std),
             channels_last: options.channels_last,
@@ -138,7 +141,7 @@ impl Cutter {
                 }
             }
             // The three operations of PyTorch's `(pixels.float() / 255 - mean) / std`, each rounded to float32.
-            let images = (pixels.to_kind(Kind::Float) / 255.0 - &self.mean) / &self.std;
+            let images = (pixels.to_kind(Kind::Float) / &self.full - &self.mean) / &self.std;
             let images = match self.channels_last {
                 true => images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]),
                 false => images,

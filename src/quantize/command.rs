@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use tch::Kind;
+
 use super::calibration::{self, BINS, Distribution, PERCENTILES};
 use super::engine::{Engine, Kernel};
 use super::finetune;
@@ -44,7 +46,7 @@ pub fn quantize(config: &Config, job: &Job, run: &Path, out: &Path, force: bool)
     }
     let quantized = quantize_state(config, job, &checkpoint.tensors, &datasets)?;
     let written = job.is_root().then(|| {
-        print(&quantized, config);
+        print(&quantized, config, job.target);
         write(config, &quantized, run, out, force)
     });
     job.agree(written.unwrap_or(Ok(())))
@@ -89,13 +91,14 @@ pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], dataset
     let test = &datasets.test;
     let own = job.rank * test.len() / job.world_size..(job.rank + 1) * test.len() / job.world_size;
     let (pixels, labels) = (&test.images[own.start * IMAGE_BYTES..own.end * IMAGE_BYTES], &test.labels[own]);
-    let mut ladder = summed(job, ladder::measure(&net, &integers, pixels, labels))?;
+    let mut ladder = summed(job, ladder::measure(&net, &integers, pixels, labels, job.target))?;
     if config.quantize.finetune_epochs > 0.0 && loses_too_much(&ladder, config) {
         let finetuned = finetune::finetune(&net, &integers, &datasets.train, config, job)?;
         // The same on every rank: so is what follows.
         match scheme::with_scales_of(&finetuned, &integers) {
             Ok(finetuned) => {
-                let with_it = ladder.clone().and(summed(job, ladder::finetuned(&finetuned, pixels, labels))?);
+                let with_it =
+                    ladder.clone().and(summed(job, ladder::finetuned(&finetuned, pixels, labels, job.target))?);
                 if with_it.drop() < ladder.drop() {
                     (ladder, integers) = (with_it, finetuned);
                 } else if job.is_root() {
@@ -135,7 +138,7 @@ fn first(dataset: &Dataset, images: usize) -> Result<&[u8]> {
 }
 
 /// The accuracy table on stdout.
-pub fn print(quantized: &Quantized, config: &Config) {
+pub fn print(quantized: &Quantized, config: &Config, target: Target) {
     let Quantized { net, ladder, .. } = quantized;
     let quantize = &config.quantize;
     let per = if quantize.per_channel { "per channel" } else { "per tensor" };
@@ -155,7 +158,7 @@ pub fn print(quantized: &Quantized, config: &Config) {
     println!(
         "# {} images; simulated and true integers ({}): {} of {} elements differ",
         ladder.samples,
-        Kernel::best().as_str(),
+        if target.is_gpu() { format!("int8 matrices, {target}") } else { Kernel::best().as_str().into() },
         ladder.differing,
         ladder.compared
     );
@@ -237,13 +240,15 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>) -> Result<String>
         let lines: String = classes.iter().map(|class| format!("{class}\n")).collect();
         std::fs::write(list, lines).at(list)?;
     }
-    let torch = FloatTorch::new(&as_float(&net));
-    let simulated = Simulated::new(&net);
+    // On a GPU all but the CPU's own kernels.
+    let target = *gpu.as_ref().ok().and_then(Option::as_ref).unwrap_or(&Target::Cpu);
+    let torch = FloatTorch::on(&as_float(&net), target.device());
+    let simulated = Simulated::on(&net, target.device(), if target.is_gpu() { Kind::Double } else { Kind::Float });
     let mut engine = Engine::new(&net, Kernel::best());
     let mut text =
         format!("# {}: {} test images, 1 thread, int8 by {}\n", file.display(), test.len(), Kernel::best().as_str());
-    text += "#                     form   accuracy    batch 1   batch 128\n";
-    text += "#                                (%)    (img/s)     (img/s)\n";
+    text += "#                         form   accuracy    batch 1   batch 128\n";
+    text += "#                                    (%)    (img/s)     (img/s)\n";
     let mut row = |name: &str, predict: &mut dyn FnMut(&[u8]) -> Result<Vec<u8>>| -> Result<()> {
         let mut hits = 0;
         for (pixels, labels) in test.images.chunks(128 * IMAGE_BYTES).zip(test.labels.chunks(128)) {
@@ -252,11 +257,12 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>) -> Result<String>
         let accuracy = 100.0 * hits as f64 / test.len().max(1) as f64;
         let one = images_per_second(&test.images[..IMAGE_BYTES.min(test.images.len())], predict)?;
         let many = images_per_second(&test.images[..(128 * IMAGE_BYTES).min(test.images.len())], predict)?;
-        text += &format!("{name:>26} {accuracy:>10.2} {one:>10.0} {many:>11.0}\n");
+        text += &format!("{name:>30} {accuracy:>10.2} {one:>10.0} {many:>11.0}\n");
         Ok(())
     };
-    row("float32, int8 weights", &mut |pixels| Ok(float::predictions(&torch.logits(pixels))))?;
-    row("simulated int8", &mut |pixels| Ok(predictions(&simulated.run(pixels)?)))?;
+    let on = |name: &str| if target.is_gpu() { format!("{name}, {target}") } else { name.to_owned() };
+    row(&on("float32, int8 weights"), &mut |pixels| Ok(float::predictions(&torch.logits(pixels))))?;
+    row(&on("simulated int8"), &mut |pixels| Ok(predictions(&simulated.run(pixels)?)))?;
     row("true int8", &mut |pixels| Ok(predictions(&engine.run(pixels))))?;
     match gpu {
         Ok(Some(target)) => {

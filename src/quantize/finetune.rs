@@ -108,7 +108,7 @@ impl Rounded {
             offset += tensor.numel();
             tensor
         };
-        let mut nodes = float::tensor_nodes(net);
+        let mut nodes = float::tensor_nodes(net, tch::Device::Cpu);
         for node in &mut nodes {
             let Operation::Convolution(layer) = &mut node.operation else { continue };
             layer.numbers.0 = adopt(layer.numbers.0.shallow_clone());

@@ -1,6 +1,6 @@
 //! The folded network in float32 on libtorch: what calibration measures and the float rows of the accuracy table.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::integer::image_count;
 use super::network::{FloatNet, Floats, Geometry, Node, Operation};
@@ -18,8 +18,13 @@ pub struct FloatTorch {
 impl FloatTorch {
     /// Copies the weights.
     pub fn new(net: &FloatNet) -> FloatTorch {
-        let channels = |values: &[f32; 3]| Tensor::from_slice(values).view([1, 3, 1, 1]);
-        FloatTorch { mean: channels(&net.mean), std: channels(&net.std), nodes: tensor_nodes(net) }
+        FloatTorch::on(net, Device::Cpu)
+    }
+
+    /// Copies the weights to `device`, where it then computes.
+    pub fn on(net: &FloatNet, device: Device) -> FloatTorch {
+        let channels = |values: &[f32; 3]| Tensor::from_slice(values).view([1, 3, 1, 1]).to_device(device);
+        FloatTorch { mean: channels(&net.mean), std: channels(&net.std), nodes: tensor_nodes(net, device) }
     }
 
     /// `input`, then the names of the layers but the last: those that a layer reads.
@@ -42,15 +47,18 @@ impl FloatTorch {
 
     fn forward(&self, pixels: &[u8]) -> Vec<Tensor> {
         let _guard = tch::no_grad_guard();
-        let images = pixel_tensor(pixels).to_kind(Kind::Float) / 255.0;
+        let images = pixel_tensor(pixels).to_device(self.mean.device()).to_kind(Kind::Float) / 255.0;
         forward(&self.nodes, (images - &self.mean) / &self.std, |_, values| values)
     }
 }
 
-/// The network's nodes with their numbers as tensors.
-pub(super) fn tensor_nodes(net: &FloatNet) -> Vec<Node<Tensors>> {
+/// The network's nodes with their numbers as tensors on `device`.
+pub(super) fn tensor_nodes(net: &FloatNet, device: Device) -> Vec<Node<Tensors>> {
     let numbers = |node: &Node<Floats>| match node.layer() {
-        Some(layer) => Ok(tensors(layer.geometry, &layer.numbers)),
+        Some(layer) => {
+            let (weight, bias) = tensors(layer.geometry, &layer.numbers);
+            Ok((weight.to_device(device), bias.map(|bias| bias.to_device(device))))
+        }
         None => Ok((Tensor::new(), None)),
     };
     net.nodes.iter().map(|node| node.with_numbers(numbers).expect("copying cannot fail")).collect()

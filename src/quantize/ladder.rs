@@ -1,18 +1,21 @@
 //! What each step of the quantization costs in accuracy: the float network, its weights in int8, then activations and
-//! biases, and the naive step that forgets the biases. The last row is the integer network itself.
+//! biases, and the naive step that forgets the biases. The last row is the integer network itself. A rank's GPU does all of
+//! it, where it has one.
 
 use tch::Kind;
 
 use super::engine::{Engine, Kernel};
 use super::float::{self, FloatTorch};
 use super::integer::{IntNet, predictions};
+use super::matrix::{self, MatrixEngine};
 use super::network::{FloatNet, IMAGE_BYTES};
 use super::scheme;
 use super::simulated::Simulated;
+use crate::device::Target;
 use crate::error::Result;
 
-/// Images computed together.
-const BATCH: usize = 100;
+/// Images computed together, on CPU cores and on a device.
+const BATCH: [usize; 2] = [100, 500];
 
 /// Hits of every case, and how far simulation and kernels agree, over this rank's images. All are integers below 2^53,
 /// so that sums over the ranks are exact.
@@ -62,20 +65,62 @@ impl Ladder {
     }
 }
 
-/// Runs every case over `pixels` `[n, 3, 32, 32]` with their `labels`. Errors: a simulated value out of range.
-pub fn measure(net: &FloatNet, integers: &IntNet, pixels: &[u8], labels: &[u8]) -> Result<Ladder> {
-    let mut floats = vec![("float32", FloatTorch::new(net))];
-    floats.push(("weights", FloatTorch::new(&scheme::with_quantized_weights(net, integers))));
+/// Runs every case over `pixels` `[n, 3, 32, 32]` with their `labels`, on `target`. Errors: a simulated value out of range.
+pub fn measure(net: &FloatNet, integers: &IntNet, pixels: &[u8], labels: &[u8], target: Target) -> Result<Ladder> {
+    let torch = |net: &FloatNet| FloatTorch::on(net, target.device());
+    let mut floats = vec![("float32", torch(net))];
+    floats.push(("weights", torch(&scheme::with_quantized_weights(net, integers))));
     if net.has_bias() {
-        floats.push(("weights, bias unscaled", FloatTorch::new(&scheme::with_unscaled_biases(net, integers))));
+        floats.push(("weights, bias unscaled", torch(&scheme::with_unscaled_biases(net, integers))));
     }
     let last = if net.has_bias() { "weights+activations+bias" } else { "weights+activations" };
-    run(&floats, last, integers, pixels, labels)
+    run(&floats, last, integers, pixels, labels, target)
 }
 
 /// The case of a finetuned integer network alone.
-pub fn finetuned(integers: &IntNet, pixels: &[u8], labels: &[u8]) -> Result<Ladder> {
-    run(&[], "finetuned", integers, pixels, labels)
+pub fn finetuned(integers: &IntNet, pixels: &[u8], labels: &[u8], target: Target) -> Result<Ladder> {
+    run(&[], "finetuned", integers, pixels, labels, target)
+}
+
+/// Both executions of the same integers.
+enum Executions {
+    Cores(Simulated, Box<Engine>),
+    Device(Simulated, MatrixEngine),
+}
+
+impl Executions {
+    fn on(target: Target, integers: &IntNet) -> Executions {
+        match target.own_memory() {
+            None => Executions::Cores(Simulated::new(integers), Box::new(Engine::new(integers, Kernel::best()))),
+            Some(device) => {
+                Executions::Device(Simulated::on(integers, device, Kind::Double), MatrixEngine::new(integers, device))
+            }
+        }
+    }
+
+    /// The true one's logits of `pixels`, and of all elements that were compared how many differ.
+    fn run(&mut self, pixels: &[u8]) -> Result<(Vec<i32>, u64, u64)> {
+        match self {
+            Executions::Cores(simulated, engine) => {
+                let logits = engine.run(pixels);
+                let (compared, differing) = compare(simulated, engine, pixels, &logits)?;
+                Ok((logits, compared, differing))
+            }
+            Executions::Device(simulated, matrices) => {
+                let (tensors, simulated_logits) = simulated.trace(pixels)?;
+                let (own, logits) = matrices.trace(pixels);
+                assert_eq!(tensors.len(), own.len(), "the same tensors");
+                let mut compared = logits.len() as u64;
+                let mut differing = unequal(&simulated_logits, &logits);
+                for (all, own) in tensors.iter().zip(&own) {
+                    let own = own.to_kind(Kind::Float) + matrix::HALF;
+                    compared += all.numel() as u64;
+                    differing += all.ne_tensor(&own.permute([0, 3, 1, 2])).sum(Kind::Int64).int64_value(&[]) as u64;
+                }
+                Ok((logits, compared, differing))
+            }
+        }
+    }
 }
 
 fn run(
@@ -84,19 +129,19 @@ fn run(
     integers: &IntNet,
     pixels: &[u8],
     labels: &[u8],
+    target: Target,
 ) -> Result<Ladder> {
     let names = floats.iter().map(|(name, _)| *name).chain([last]);
     let mut ladder = Ladder { cases: names.map(|name| (name, 0)).collect(), samples: 0, compared: 0, differing: 0 };
-    let simulated = Simulated::new(integers);
-    let mut engine = Engine::new(integers, Kernel::best());
+    let mut executions = Executions::on(target, integers);
+    let batch = BATCH[usize::from(target.is_gpu())];
     let hits = |predicted: &[u8], labels: &[u8]| predicted.iter().zip(labels).filter(|(a, b)| a == b).count() as u64;
-    for (pixels, labels) in pixels.chunks(BATCH * IMAGE_BYTES).zip(labels.chunks(BATCH)) {
+    for (pixels, labels) in pixels.chunks(batch * IMAGE_BYTES).zip(labels.chunks(batch)) {
         for ((_, net), (_, count)) in floats.iter().zip(&mut ladder.cases) {
             *count += hits(&float::predictions(&net.logits(pixels)), labels);
         }
-        let logits = engine.run(pixels);
+        let (logits, compared, differing) = executions.run(pixels)?;
         ladder.cases.last_mut().expect("it was added").1 += hits(&predictions(&logits), labels);
-        let (compared, differing) = compare(&simulated, &mut engine, pixels, &logits)?;
         ladder.compared += compared;
         ladder.differing += differing;
         ladder.samples += labels.len() as u64;

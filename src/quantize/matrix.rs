@@ -11,7 +11,7 @@ use super::integer::{IntNet, Integers, RESIDUAL_SHIFT, image_count};
 use super::network::{CLASSES, Geometry, IMAGE_SIDE, Layer, Node};
 
 /// What is taken from a u8 to make it an i8.
-const HALF: i64 = 128;
+pub(super) const HALF: i64 = 128;
 /// The least rows of a product.
 const ROWS: usize = 17;
 
@@ -62,6 +62,11 @@ impl MatrixEngine {
 
     /// Pixels `[n, 3, 32, 32]` to logits `[n, 10]` at the last layer's output scale.
     pub fn run(&self, pixels: &[u8]) -> Vec<i32> {
+        self.trace(pixels).1
+    }
+
+    /// Every u8 tensor less 128, as `[n, side, side, channels]` int8 (0: the quantized images), and the logits.
+    pub fn trace(&self, pixels: &[u8]) -> (Vec<Tensor>, Vec<i32>) {
         tch::no_grad(|| {
             let (n, side) = (image_count(pixels) as i64, IMAGE_SIDE as i64);
             let images = Tensor::from_data_size(pixels, &[n, 3, side * side], Kind::Uint8).to_device(self.device);
@@ -81,7 +86,7 @@ impl MatrixEngine {
                     }
                 }
             }
-            logits
+            (tensors, logits)
         })
     }
 }

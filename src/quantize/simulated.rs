@@ -2,21 +2,26 @@
 //! Its sums come from libtorch's float convolutions, so that nothing but the definition is shared with the kernels.
 //!
 //! float32 adds integers exactly up to 2^24. Where a layer's sums could grow beyond, its input channels are cut into
-//! groups whose sums provably cannot, and those are added in float64.
+//! groups whose sums provably cannot, and those are added in float64. A GPU convolves in float64: its fast algorithms for
+//! float32 (Winograd's) multiply with fractions.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::float::{convolve, max_pool, pixel_tensor};
 use super::integer::{IntNet, Integers, RESIDUAL_SHIFT};
 use super::network::{Layer, Node, Operation};
 use crate::error::{Error, Result};
 
-/// Below this every integer has its own float32.
-const EXACT: i64 = 1 << 24;
+/// Below this every integer has its own float32, or float64.
+fn exact(kind: Kind) -> i64 {
+    if kind == Kind::Double { 1 << 53 } else { 1 << 24 }
+}
 
 /// The simulated network.
 pub struct Simulated {
     net: IntNet,
+    device: Device,
+    kind: Kind,                  // of the convolutions
     table: Tensor,               // [3 * 256] f32
     groups: Vec<Vec<Group>>,     // per node
     multipliers: Vec<Tensor>,    // per node [1, outputs, 1, 1] i64
@@ -27,14 +32,19 @@ pub struct Simulated {
 struct Group {
     first: i64,
     count: i64,
-    weight: Tensor, // [outputs, count, kernel, kernel] f32
+    weight: Tensor, // [outputs, count, kernel, kernel]
 }
 
 impl Simulated {
     /// Copies the integers into float tensors.
     pub fn new(net: &IntNet) -> Simulated {
+        Simulated::on(net, Device::Cpu, Kind::Float)
+    }
+
+    /// The same on a `device`, which convolves numbers of a `kind`: float32 if it adds as it is told, else float64.
+    pub fn on(net: &IntNet, device: Device, kind: Kind) -> Simulated {
         let table: Vec<f32> = net.input_table().iter().flatten().map(|&value| value as f32).collect();
-        let per_channel = |values: Vec<i64>| Tensor::from_slice(&values).view([1, -1, 1, 1]);
+        let per_channel = |values: Vec<i64>| Tensor::from_slice(&values).view([1, -1, 1, 1]).to_device(device);
         let multiplier = |node: &Node<Integers>| {
             let numbers = node.numbers();
             let multiplier = numbers.requantization.as_ref().map_or(&[0][..], |r| &r.multiplier);
@@ -45,11 +55,13 @@ impl Simulated {
             Some(per_channel(bias.iter().map(|&value| value as i64).collect()).to_kind(Kind::Double))
         };
         let group = |node: &Node<Integers>| match node.layer() {
-            Some(layer) => groups(layer, net.quantization(node.input).zero_point),
+            Some(layer) => groups(layer, net.quantization(node.input).zero_point, device, kind),
             None => Vec::new(),
         };
         Simulated {
-            table: Tensor::from_slice(&table),
+            device,
+            kind,
+            table: Tensor::from_slice(&table).to_device(device),
             groups: net.nodes.iter().map(group).collect(),
             multipliers: net.nodes.iter().map(multiplier).collect(),
             biases: net.nodes.iter().map(bias).collect(),
@@ -67,8 +79,8 @@ impl Simulated {
     /// Errors: a value out of its range or not whole, with its layer; no checked network does that.
     pub fn trace(&self, pixels: &[u8]) -> Result<(Vec<Tensor>, Vec<i32>)> {
         let _guard = tch::no_grad_guard();
-        let shift = Tensor::from_slice(&[0i64, 256, 512]).view([1, 3, 1, 1]);
-        let indices = pixel_tensor(pixels).to_kind(Kind::Int64) + shift;
+        let shift = Tensor::from_slice(&[0i64, 256, 512]).view([1, 3, 1, 1]).to_device(self.device);
+        let indices = pixel_tensor(pixels).to_device(self.device).to_kind(Kind::Int64) + shift;
         let mut tensors = vec![self.table.index_select(0, &indices.flatten(0, -1)).view_as(&indices)];
         for (index, node) in self.net.nodes.iter().enumerate() {
             let sums = match &node.operation {
@@ -95,7 +107,7 @@ impl Simulated {
 
     /// bias + sum of (x - zero_point) * w, whole numbers in float64. `[n, outputs, side, side]`
     fn sums(&self, index: usize, node: &Node<Integers>, layer: &Layer<Integers>, input: &Tensor) -> Tensor {
-        let centred = input - self.net.quantization(node.input).zero_point as f64;
+        let centred = input.to_kind(self.kind) - self.net.quantization(node.input).zero_point as f64;
         let parts = self.groups[index].iter().map(|group| {
             let input = centred.narrow(1, group.first, group.count);
             convolve(&input, &group.weight, None, layer.geometry).to_kind(Kind::Double)
@@ -108,8 +120,8 @@ impl Simulated {
     }
 }
 
-/// The fewest equal groups in which no output's sum of magnitudes reaches 2^24.
-fn groups(layer: &Layer<Integers>, zero_point: u8) -> Vec<Group> {
+/// The fewest equal groups in which no output's sum of magnitudes reaches what numbers of a `kind` hold.
+fn groups(layer: &Layer<Integers>, zero_point: u8, device: Device, kind: Kind) -> Vec<Group> {
     let geometry = layer.geometry;
     let (area, taps) = (geometry.kernel * geometry.kernel, geometry.taps());
     let most = zero_point.max(255 - zero_point) as i64;
@@ -117,7 +129,7 @@ fn groups(layer: &Layer<Integers>, zero_point: u8) -> Vec<Group> {
         layer.numbers.weight.chunks(taps).all(|output| {
             let sums =
                 output.chunks(channels * area).map(|group| group.iter().map(|w| w.unsigned_abs() as i64).sum::<i64>());
-            sums.max().is_none_or(|sum| sum * most < EXACT)
+            sums.max().is_none_or(|sum| sum * most < exact(kind))
         })
     };
     let splits = (1..=geometry.inputs).map(|groups| geometry.inputs.div_ceil(groups));
@@ -125,6 +137,7 @@ fn groups(layer: &Layer<Integers>, zero_point: u8) -> Vec<Group> {
     let [outputs, kernel] = [geometry.outputs, geometry.kernel].map(|extent| extent as i64);
     let weight: Vec<f32> = layer.numbers.weight.iter().map(|&weight| weight as f32).collect();
     let weight = Tensor::from_slice(&weight).view([outputs, geometry.inputs as i64, kernel, kernel]);
+    let weight = weight.to_kind(kind).to_device(device);
     let firsts = (0..geometry.inputs).step_by(channels);
     let group = |first: usize| {
         let (first, count) = (first as i64, channels.min(geometry.inputs - first) as i64);

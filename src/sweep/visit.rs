@@ -7,7 +7,7 @@ use super::{Case, memory};
 use crate::collective::{Combine, Communicator};
 use crate::config::{Config, ModelName};
 use crate::data::{BatchPlan, Dataset, Feed, Sampler};
-use crate::device::{Gauge, Reading};
+use crate::device::{Gauge, Reading, Target};
 use crate::error::Result;
 use crate::launch::{self, Job};
 use crate::metrics::{Kind, StepTimes};
@@ -93,7 +93,9 @@ pub(super) fn visit(
     let warmup = config.metrics.warmup_steps.max(1);
     let plan = plan(case, &config, group.rank(), dataset.len(), warmup + MOST_STEPS);
     // Before a step that others wait in: one on its own, whose failure is no more than an answer.
-    let fits = fits_alone(&mut replica, &plan.indices[..case.batch_per_rank], &config, &feed, room, needed == 0);
+    // A GPU tells whenever it has no memory left, and each size of batch would have cuDNN try its algorithms.
+    let step_by_step = needed == 0 && !matches!(job.target, Target::Gpu { .. });
+    let fits = fits_alone(&mut replica, &plan.indices[..case.batch_per_rank], &config, &feed, room, step_by_step);
     if any(group, !fits)? {
         outcome.peak_memory = memory::peak();
         drop(replica);

@@ -109,7 +109,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
             let mut tables = training.tables();
             tables.extend(quantized.tables.iter().cloned());
             run_file.flush(&tables, Some(&checkpoint))?;
-            command::print(&quantized, config);
+            command::print(&quantized, config, job.target);
             command::write(config, &quantized, run_file.path(), &command::beside(run_file.path()), force)
         });
         job.agree(written.unwrap_or(Ok(())))?;
