@@ -1,6 +1,6 @@
 //! The choice between GPUs and CPU cores, what is said where a GPU cannot be had, and a GPU's code on CPU cores
 //! (`HPML_EMULATE_GPU`): flat tensors on a device, batches cut there, results read at an epoch's end, sums by way of the
-//! host. What it cannot test without a GPU: streams, events, NCCL.
+//! host. What it cannot test without a GPU: streams, events, recordings, NCCL.
 
 mod common;
 

@@ -10,7 +10,7 @@ use super::batch_norm::Cut;
 use crate::data::Batch;
 use crate::error::Result;
 use crate::sys::backward_with;
-use crate::sys::gpu::Stream;
+use crate::sys::gpu::{self, Stream};
 use crate::sys::{Graph, GraphPool, give_back_freed_memory};
 
 /// One batch on its way.
@@ -97,6 +97,9 @@ impl Segments {
 
 /// Passes with so many images are asked for call by call before one is recorded: by then cuDNN has tried its algorithms.
 const ASKED_BEFORE: usize = 2;
+/// A pass that takes more of a GPU's memory is not recorded: a recording has its memory for itself, and so many images keep a
+/// GPU busy without one.
+const MOST_OF_MEMORY: f64 = 0.4;
 
 /// Records the passes of one size of batch on a GPU.
 pub(super) struct Recorder {
@@ -106,13 +109,15 @@ pub(super) struct Recorder {
     seen: Option<(usize, f64)>,
     times: usize,
     recorded: Option<Rc<Recorded>>,
+    /// Whether a pass takes too much for it.
+    too_large: bool,
 }
 
 impl Recorder {
     /// On GPU `index`; `None`, which is told, if this libtorch cannot.
     pub fn new(index: usize) -> Option<Recorder> {
-        match GraphPool::new() {
-            Ok(pool) => Some(Recorder { index, pool, seen: None, times: 0, recorded: None }),
+        match GraphPool::new().and_then(|pool| gpu::memory(index, true).map(|_| pool)) {
+            Ok(pool) => Some(Recorder { index, pool, seen: None, times: 0, recorded: None, too_large: false }),
             Err(error) => {
                 log::warn!("steps are not recorded: {error}");
                 None
@@ -132,12 +137,17 @@ impl Recorder {
             return Ok(None); // an epoch's last batch
         }
         self.times += 1;
-        if self.times <= ASKED_BEFORE {
+        if self.times <= ASKED_BEFORE || self.too_large {
             return Ok(None);
         }
         let recorded = match &self.recorded {
             Some(recorded) => recorded.clone(),
             None => {
+                let memory = gpu::memory(self.index, false)?;
+                if memory.most as f64 > MOST_OF_MEMORY * memory.all as f64 {
+                    self.too_large = true;
+                    return Ok(None);
+                }
                 // What the passes so far have left free is not for the recording's pool.
                 Stream::of_tensors(self.index)?.synchronize()?;
                 give_back_freed_memory();

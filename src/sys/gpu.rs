@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use super::libtorch::failure;
 use crate::error::{Error, Result};
-use crate::units::Second;
+use crate::units::{Bytes, Second};
 
 /// NVIDIA's driver, its part that CUDA programs talk to.
 pub(super) const DRIVER: &str = "libcuda.so.1";
@@ -93,6 +93,7 @@ unsafe extern "C" {
     fn hpml_gpu_use(index: c_int) -> bool;
     fn hpml_fast_kernels(tf32: bool);
     fn hpml_gpu_give_back();
+    fn hpml_gpu_memory(index: c_int, forget: bool, most: *mut u64, all: *mut u64) -> bool;
     fn hpml_range(name: *const c_char);
     fn hpml_stream(index: c_int, own: bool) -> *mut c_void;
     fn hpml_stream_free(stream: *mut c_void);
@@ -139,6 +140,23 @@ pub fn use_gpu(index: usize, tf32: bool) -> Result<()> {
 pub fn give_back_memory() {
     // SAFETY: no arguments.
     unsafe { hpml_gpu_give_back() };
+}
+
+/// Memory of a GPU as libtorch knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// What tensors of this process have had at most.
+    pub most: Bytes,
+    /// All there is.
+    pub all: Bytes,
+}
+
+/// That of GPU `index`; with `forget` the most counts from now.
+pub fn memory(index: usize, forget: bool) -> Result<Memory> {
+    let mut memory = Memory { most: 0, all: 0 };
+    // SAFETY: writes two numbers.
+    ok(unsafe { hpml_gpu_memory(index as c_int, forget, &mut memory.most, &mut memory.all) })?;
+    Ok(memory)
 }
 
 /// A part of the time line that Nsight shows under a name, until it is dropped. Without a GPU nothing.

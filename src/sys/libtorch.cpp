@@ -88,6 +88,19 @@ extern "C" void hpml_gpu_give_back() noexcept {
     });
 }
 
+// Bytes that tensors have had at most since `forget`, and all there are on a GPU.
+extern "C" bool hpml_gpu_memory(int index, bool forget, uint64_t *most, uint64_t *all) noexcept {
+    return guarded(false, [&] {
+        auto *allocator = at::getDeviceAllocator(c10::DeviceType::CUDA);
+        const auto device = static_cast<c10::DeviceIndex>(index);
+        if (forget) allocator->resetPeakStats(device);
+        const auto total = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+        *most = static_cast<uint64_t>(allocator->getDeviceStats(device).allocated_bytes[total].peak);
+        *all = allocator->getMemoryInfo(device).second;
+        return true;
+    });
+}
+
 // Names a part of the time line for Nsight, if there is a GPU; null ends the last one begun.
 extern "C" void hpml_range(const char *name) noexcept {
     guarded(false, [&] {
