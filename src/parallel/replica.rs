@@ -306,8 +306,13 @@ impl Replica {
 
     /// A hash of this rank's parameters, after making sure that all ranks have the same one, if they are meant to.
     pub fn agreed_checksum(&self, epoch: usize) -> Result<u64> {
-        let bytes: Vec<u8> = self.state.parameters.read().iter().flat_map(|value| value.to_le_bytes()).collect();
-        let digest = blake3::hash(&bytes);
+        let mut hasher = blake3::Hasher::new();
+        for values in self.state.parameters.read().chunks(1 << 14) {
+            // In pieces that stay in the cache.
+            let bytes: Vec<[u8; 4]> = values.iter().map(|value| value.to_le_bytes()).collect();
+            hasher.update(bytes.as_flattened());
+        }
+        let digest = hasher.finalize();
         let own = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a blake3 hash has 32 bytes"));
         let all = self.communicator.all_gather(Kind::Control, &[own])?;
         match all.iter().position(|&other| other != all[0]) {

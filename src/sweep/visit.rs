@@ -7,7 +7,7 @@ use super::{Case, memory};
 use crate::collective::{Combine, Communicator};
 use crate::config::{Config, ModelName};
 use crate::data::{BatchPlan, Dataset, Feed, Sampler};
-use crate::device::{Gauge, Reading, Target};
+use crate::device::{Gauge, Reading, Target, Timeline};
 use crate::error::Result;
 use crate::launch::{self, Job};
 use crate::metrics::{Kind, StepTimes};
@@ -106,15 +106,13 @@ pub(super) fn visit(
     let mut optimizer = Optimizer::new(&replica.state, &config.optim);
     let mut batches = feed.batches(plan, loader_options(&config, &replica, None));
     let sizes = [case.batch_per_rank];
-    let mut step = || {
-        let mut times = timed_step(&mut batches, &sizes, &mut replica, &mut optimizer, case.ranks, config.train.lr)?;
-        replica.take_result()?; // on a device: when its collectives are over
-        times.resolve()
-    };
+    let mut step =
+        |replica: &mut Replica| timed_step(&mut batches, &sizes, replica, &mut optimizer, case.ranks, config.train.lr);
     let started = Instant::now();
     let mut warm = 0.0;
     for done in 1..=warmup {
-        step()?;
+        step(&mut replica)?;
+        replica.take_result()?; // on a device: when its collectives are over
         warm = longest(group, started)? / done as f64;
         if warm > seconds {
             break;
@@ -125,8 +123,11 @@ pub(super) fn visit(
     let mut until = if warm > seconds { 1 } else { LEAST_STEPS };
     let started = Instant::now();
     loop {
-        while times.len() < until {
-            times.push(step()?);
+        // On a device all of them are asked for before one is waited for, as in a training.
+        let asked: Vec<Timeline> = (times.len()..until).map(|_| step(&mut replica)).collect::<Result<_>>()?;
+        replica.take_result()?;
+        for mut one in asked {
+            times.push(one.resolve()?);
         }
         let taken = longest(group, started)?;
         if taken >= seconds || until == MOST_STEPS {

@@ -75,6 +75,9 @@ impl BatchNorm<'_> {
     /// `None`: no GPU, no compiler, or not such a tensor (bf16 or float32, channels last, 8, 16, 32 or k x 64 of them).
     pub fn apply(&self, input: &Tensor, shortcut: Option<&Tensor>, rectified: bool) -> Option<Tensor> {
         let Device::Cuda(index) = input.device() else { return None };
+        if shortcut.is_some_and(|other| other.size() != input.size() || other.kind() != input.kind()) {
+            return None;
+        }
         // SAFETY: all pointers are live tensors for the length of the call, or null where that is allowed; the result is a new
         // tensor that is ours, or null.
         unsafe {
