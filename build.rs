@@ -11,8 +11,10 @@ fn main() {
         compile_shim(Path::new(&lib));
     }
     println!("cargo:rustc-env=HPML_GIT_COMMIT={}", git_commit());
-    println!("cargo:rerun-if-changed=.git/HEAD");
-    println!("cargo:rerun-if-changed=.git/index");
+    // What each commit and checkout is written to; the index would do, but looking at it already changes it.
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).exists()) {
+        println!("cargo:rerun-if-changed={log}");
+    }
     println!("cargo:rerun-if-changed=src");
 
     let mpi = build_probe_mpi::probe().expect("no MPI found: install Open MPI or MPICH, or point MPICC at its mpicc");
@@ -23,17 +25,33 @@ fn main() {
     println!("cargo:rustc-link-lib=hdf5_hl");
 }
 
-/// libtorch's C++ calls that tch lacks.
+/// libtorch's C++ calls that tch lacks: thin, so that optimising them would only cost time here. Half a minute of libtorch's
+/// headers, which is why they are compiled anew only if they or libtorch are others: this script runs after every edit.
 fn compile_shim(lib: &Path) {
+    let files = ["libtorch.cpp", "batch_norm.cpp", "graph.cpp"].map(|file| format!("src/sys/{file}"));
+    let sources = files.iter().map(|file| std::fs::read_to_string(file).expect("a source of ours"));
+    let made_from = sources.chain([lib.display().to_string(), libtorch_version(lib)]).collect::<String>();
+
+    let out = std::env::var("OUT_DIR").expect("set by cargo");
+    let stamp = Path::new(&out).join("shim-made-from");
+    if std::fs::read_to_string(&stamp).is_ok_and(|before| before == made_from) {
+        println!("cargo:rustc-link-search=native={out}");
+        println!("cargo:rustc-link-lib=static=hpml_libtorch");
+        println!("cargo:rustc-link-lib=stdc++");
+        return;
+    }
     let include = lib.with_file_name("include");
     cc::Build::new()
         .cpp(true)
         .std("c++20")
-        .files(["libtorch.cpp", "batch_norm.cpp", "graph.cpp"].map(|file| format!("src/sys/{file}")))
+        .opt_level(1)
+        .debug(false)
+        .files(files)
         .include(include.join("torch/csrc/api/include"))
         .include(include)
         .flag_if_supported("-Wno-unused-parameter")
         .compile("hpml_libtorch");
+    std::fs::write(&stamp, made_from).expect("cargo's folder is ours to write");
 }
 
 fn libtorch_version(lib: &Path) -> String {
@@ -50,9 +68,11 @@ fn libtorch_version(lib: &Path) -> String {
 }
 
 fn git_commit() -> String {
-    let describe = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]).output();
-    match describe {
-        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-        _ => "unknown".into(),
-    }
+    git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]).unwrap_or_else(|| "unknown".into())
+}
+
+/// What git says; `None`: it is not there, or this is no checkout.
+fn git(args: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(args).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
