@@ -320,18 +320,9 @@ fn images_per_second(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec
 
 /// `hpml export FILE --onnx OUT`. An existing file is replaced only with `force`; a failed write leaves nothing behind.
 pub fn export(file: &Path, out: &Path, force: bool) -> Result<String> {
+    store::check_output(out, force)?;
     let bytes = onnx::to_onnx(&load(file)?);
-    if out.exists() && !force {
-        return Err(Error::OutputExists { path: out.to_owned() });
-    }
-    let mut part = out.as_os_str().to_owned();
-    part.push(".part");
-    let part = PathBuf::from(part);
-    let written = std::fs::write(&part, &bytes).and_then(|()| std::fs::rename(&part, out));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&part); // it may not be there
-    }
-    written.at(out)?;
+    store::write_output(out, &bytes)?;
     Ok(format!(
         "{} written to {}: pixels uint8 [n, 3, 32, 32] to logits [n, 10]",
         format_bytes(bytes.len() as u64),

@@ -7,7 +7,6 @@
 
 mod compare;
 mod figure;
-mod output;
 mod plot;
 mod render;
 mod sections;
@@ -18,6 +17,7 @@ use std::path::Path;
 
 use crate::cli;
 use crate::error::{Error, Result};
+use crate::store;
 pub use figure::{Axis, Bar, Bars, Figure, Histogram, Lines, Panel, Scale, Series, Style};
 pub use plot::{png, svg};
 pub use sheet::{Cell, Heading, Section, Sheet};
@@ -69,7 +69,7 @@ fn write_files(args: &cli::Report, sources: &[Source], sections: &[Section]) -> 
         }
     }
     targets.extend(args.html.iter().map(|path| (path.clone(), None)));
-    targets.iter().try_for_each(|(path, _)| output::check(path, args.force))?;
+    targets.iter().try_for_each(|(path, _)| store::check_output(path, args.force))?;
 
     let cannot = |path: &Path, reason| Error::Output { path: path.to_owned(), reason };
     for (path, figure) in &targets {
@@ -81,7 +81,7 @@ fn write_files(args: &cli::Report, sources: &[Source], sections: &[Section]) -> 
                 render::html(&titles, sections).map(String::into_bytes)
             }
         };
-        output::write(path, &bytes.map_err(|reason| cannot(path, reason))?)?;
+        store::write_output(path, &bytes.map_err(|reason| cannot(path, reason))?)?;
     }
 
     let mut lines = String::new();

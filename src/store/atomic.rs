@@ -1,17 +1,19 @@
 //! A file that is either the old one or the new one: written under another name, synced, renamed.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use hdf5::file::FileCloseDegree;
 use hdf5::plist::group_create::LinkCreationOrder;
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Result};
 
 /// A finished file under a hidden name beside its target. Dropped, it is removed.
 pub(super) struct Temporary {
-    path: PathBuf,
+    path: TempPath,
     target: PathBuf,
 }
 
@@ -23,7 +25,8 @@ impl Temporary {
         fill: impl FnOnce(&hdf5::File) -> hdf5::Result<()>,
     ) -> Result<Temporary> {
         let cannot = |reason: String| Error::Output { path: target.to_owned(), reason };
-        let temporary = Temporary { path: folder_of(target).join(unique_name()), target: target.to_owned() };
+        let made = beside(target).map_err(|error| cannot(error.to_string()))?;
+        let temporary = Temporary { path: made.into_temp_path(), target: target.to_owned() };
         let mut builder = hdf5::File::with_options();
         // From format 1.10 on object headers carry a checksum too, not only chunks.
         builder.with_fapl(|plist| plist.libver_v110().fclose_degree(FileCloseDegree::Strong));
@@ -33,7 +36,7 @@ impl Temporary {
                 fs::copy(from, &temporary.path).map_err(|error| cannot(error.to_string()))?;
                 builder.open_rw(&temporary.path)
             }
-            None => builder.create_excl(&temporary.path),
+            None => builder.create(&temporary.path),
         };
         let file = file.map_err(|error| cannot(reason(&error)))?;
         fill(&file).and_then(|()| file.flush()).and_then(|()| file.close()).map_err(|error| cannot(reason(&error)))?;
@@ -55,8 +58,8 @@ impl Temporary {
 
     /// Puts the file in the place of another one of the target's folder, in one step.
     pub(super) fn rename_to(self, target: &Path) -> Result<()> {
-        let renamed = fs::rename(&self.path, target);
-        renamed.map_err(|error| Error::Output { path: target.to_owned(), reason: error.to_string() })?;
+        let renamed = self.path.persist(target);
+        renamed.map_err(|error| Error::Output { path: target.to_owned(), reason: error.error.to_string() })?;
         // So that the new name survives a power cut as well. Some file systems cannot sync a folder: the file is safe.
         if let Ok(folder) = fs::File::open(folder_of(&self.target)) {
             let _ = folder.sync_all();
@@ -65,11 +68,12 @@ impl Temporary {
     }
 }
 
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // After a rename there is nothing of that name.
-        let _ = fs::remove_file(&self.path);
-    }
+/// A new file under a hidden name in the folder of `target`, removed when dropped.
+pub(super) fn beside(target: &Path) -> io::Result<NamedTempFile> {
+    let mut named = tempfile::Builder::new();
+    // As any new file's mode, less the umask: others of one's group read the results.
+    named.prefix(".hpml-").suffix(".part").permissions(fs::Permissions::from_mode(0o666));
+    named.tempfile_in(folder_of(target))
 }
 
 /// The folder that a file lies in, `.` for a bare name.
@@ -78,12 +82,6 @@ pub(super) fn folder_of(path: &Path) -> &Path {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
-}
-
-/// Hidden, and another one for every process and time.
-fn unique_name() -> String {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    format!(".hpml-{}-{:x}.h5.part", std::process::id(), since.as_nanos())
 }
 
 /// The cause of an HDF5 error, which stands last in its stack, in the system's words if the system refused.

@@ -1,4 +1,4 @@
-//! The one reader and writer of HDF5: run files, checkpoints, parity files.
+//! The one reader and writer of HDF5 (run files, checkpoints, parity files), and of what is made from it.
 //!
 //! In: tables (named columns over named dimensions), tensors under PyTorch's names, attributes. Out: a file that h5py,
 //! xarray (`open_dataset(FILE, group="epochs", engine="h5netcdf")`) and netCDF4 read without knowing hpml: every dataset
@@ -14,6 +14,7 @@ mod heap;
 mod input;
 mod inspect;
 mod layout;
+mod output;
 mod parity;
 mod run_file;
 mod schema;
@@ -27,6 +28,7 @@ use crate::error::{Error, Result};
 pub use checkpoint::read_checkpoint;
 pub use checkpoint_folder::{CheckpointFolder, Resumable, Written, has_checkpoints, newest_checkpoint, read_resumable};
 pub use inspect::inspect;
+pub use output::{check_output, write_output};
 pub use parity::{Parity, read_parity};
 pub use run_file::RunFile;
 pub use schema::FORMAT_VERSION;
