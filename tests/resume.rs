@@ -43,7 +43,8 @@ fn a_resumed_training_ends_bit_for_bit_where_an_uncut_one_does() {
         (2, &["parallel.broadcast_parameters=false", "parallel.same_seed=false", "metrics.spread_steps=50"]),
     ];
     for (ranks, settings) in cases {
-        let args: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        let args: Vec<&str> =
+            ["train.epochs=5"].iter().chain(settings).flat_map(|setting| ["--set", setting]).collect();
         let folder = folder();
         let (whole, pieces) = (folder.path().join("whole.h5"), folder.path().join("pieces.h5"));
         train(ranks, &whole, &args).run().succeeded();
