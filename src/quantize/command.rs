@@ -39,11 +39,7 @@ pub struct Quantized {
 pub fn quantize(config: &Config, job: &Job, run: &Path, out: &Path, force: bool) -> Result<()> {
     let checkpoint = job.agree(store::read_checkpoint(run).and_then(float_only(run)))?;
     let datasets = job.agree(data::open(config))?;
-    if job.is_root() && out.exists() && !force {
-        job.agree(Err(Error::OutputExists { path: out.to_owned() }))?;
-    } else {
-        job.agree(Ok(()))?; // before the work, not after it
-    }
+    job.agree(if job.is_root() { store::check_output(out, force) } else { Ok(()) })?;
     let quantized = quantize_state(config, job, &checkpoint.tensors, &datasets)?;
     let written = job.is_root().then(|| {
         print(&quantized, config, job.target);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::atomic::{Temporary, folder_of};
 use super::input::Input;
 use super::layout::{self, Header};
+use super::output::check_found;
 use super::{Attribute, Checkpoint, Table};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 /// A run file that is being written, by one process.
 ///
 /// The file of that name is at every moment the one that was there before or that of a finished flush; a flush killed
-/// half-way leaves at most a hidden `.hpml-*.h5.part` beside it. File locks are not needed for that (`main` turns
+/// half-way leaves at most a hidden `.hpml-*.part` beside it. File locks are not needed for that (`main` turns
 /// HDF5's off, since network file systems often have none): a file is never written to after it has its name.
 pub struct RunFile {
     path: PathBuf,
@@ -85,15 +86,9 @@ impl RunFile {
         })
     }
 
+    // Its links have been followed: one that is there now is not ours.
     fn check_target(&self) -> Result<()> {
-        match fs::symlink_metadata(&self.path) {
-            Ok(found) if found.is_dir() => Err(self.cannot("it is a folder".into())),
-            // A rename would put a file in the place of /dev/null.
-            Ok(found) if !found.is_file() => Err(self.cannot("it is not a regular file".into())),
-            Ok(_) if !self.replace => Err(Error::OutputExists { path: self.path.clone() }),
-            _ if self.path.file_name().is_none() => Err(self.cannot("it is no file name".into())),
-            _ => Ok(()),
-        }
+        check_found(fs::symlink_metadata(&self.path), &self.path, self.replace)
     }
 
     fn cannot(&self, reason: String) -> Error {
