@@ -13,6 +13,7 @@ use tch::Tensor;
 
 use crate::config::{self, ModelName};
 use crate::sys::gpu::range;
+use crate::sys::seeded;
 
 /// Whether batch norm takes its statistics from the batch (and updates the running ones) or uses the running ones.
 #[derive(Clone, Copy)]
@@ -88,11 +89,10 @@ pub struct Model {
 impl Model {
     /// Builds the network with the initial values that PyTorch gives it after `torch.manual_seed(seed)`.
     pub fn new(config: &config::Model, seed: u64) -> Model {
-        tch::manual_seed(seed as i64);
-        match config.name {
+        seeded(seed, || match config.name {
             ModelName::Net => cnn::net(config),
             ModelName::Resnet18 => resnet::resnet18(config),
-        }
+        })
     }
 
     /// Images `[n, 3, 32, 32]` to logits `[n, 10]`, float32.

@@ -61,14 +61,13 @@ fn quantized(net: &FloatNet, edit: impl Fn(&mut config::Quantize)) -> IntNet {
 fn folding_batch_norm_leaves_the_logits() {
     let config = config::Model { name: ModelName::Resnet18, width: 16, ..config::Model::default() };
     let mut model = Model::new(&config, 3);
-    // Once: tests beside this one draw from libtorch's generator, too.
-    let values = state(ModelName::Resnet18, false);
-    for (entry, tensor) in model.state.iter_mut().filter(|e| e.role != Role::Counter).zip(&values) {
+    for (entry, tensor) in
+        model.state.iter_mut().filter(|e| e.role != Role::Counter).zip(state(ModelName::Resnet18, false))
+    {
         let TensorValues::F32(values) = &tensor.values else { unreachable!() };
         tch::no_grad(|| entry.tensor.copy_(&tch::Tensor::from_slice(values).view_as(&entry.tensor)));
     }
-    let net = FloatNet::from_state(&values, [0.49, 0.48, 0.45], [0.2, 0.2, 0.21]).unwrap();
-    let net = FloatTorch::new(&net);
+    let net = FloatTorch::new(&float_net(ModelName::Resnet18, false));
     let images = net.tensors(&pixels(3)).remove(0);
     let expected = tch::no_grad(|| model.forward(&images, crate::model::Mode::Eval));
     let difference = (net.logits(&pixels(3)) - &expected).abs().max().double_value(&[]);

@@ -1,5 +1,7 @@
 //! The libtorch calls that tch does not carry.
 
+use std::sync::{Mutex, PoisonError};
+
 use tch::Tensor;
 
 unsafe extern "C" {
@@ -42,6 +44,15 @@ pub fn im2col_conv2d(input: &Tensor, weight: &Tensor, stride: i64, padding: i64)
     }
 }
 
+/// What `draw` makes of libtorch's generator for the CPU after `torch.manual_seed(seed)`. The generator is the whole process's:
+/// whoever draws, a test beside another one too, draws in here and undisturbed.
+pub fn seeded<T>(seed: u64, draw: impl FnOnce() -> T) -> T {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed as i64);
+    draw()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,7 +61,7 @@ mod tests {
     #[test]
     fn a_given_gradient_goes_back_as_through_a_product_with_it() {
         let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-        let (x, gradient) = (random(&[5, 7]), random(&[5, 7]));
+        let (x, gradient) = seeded(1, || (random(&[5, 7]), random(&[5, 7])));
         let [own, expected] = [0, 1].map(|way| {
             let x = x.copy().set_requires_grad(true);
             let output = x.tanh();
@@ -66,7 +77,7 @@ mod tests {
     #[test]
     fn values_and_gradients_are_those_of_conv2d() {
         let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let (x, w) = (random(&[3, 6, 14, 14]), random(&[16, 6, 5, 5]));
+        let (x, w) = seeded(1, || (random(&[3, 6, 14, 14]), random(&[16, 6, 5, 5])));
         let mut gradients = Vec::new();
         let mut outputs = Vec::new();
         for im2col in [false, true] {

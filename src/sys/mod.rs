@@ -9,7 +9,7 @@ mod libtorch;
 
 pub use graph::{Graph, GraphPool};
 pub use kernels::BatchNorm;
-pub use libtorch::{backward_with, im2col_conv2d};
+pub use libtorch::{backward_with, im2col_conv2d, seeded};
 
 /// Makes the allocator keep freed memory instead of giving it back to the system.
 ///
