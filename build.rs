@@ -26,11 +26,16 @@ fn main() {
 }
 
 /// libtorch's C++ calls that tch lacks: thin, so that optimising them would only cost time here. Half a minute of libtorch's
-/// headers, which is why they are compiled anew only if they or libtorch are others: this script runs after every edit.
+/// headers, which is why they are compiled anew only if they, libtorch or the compiler are others: this script runs after every edit.
 fn compile_shim(lib: &Path) {
     let files = ["libtorch.cpp", "batch_norm.cpp", "graph.cpp"].map(|file| format!("src/sys/{file}"));
     let sources = files.iter().map(|file| std::fs::read_to_string(file).expect("a source of ours"));
-    let made_from = sources.chain([lib.display().to_string(), libtorch_version(lib)]).collect::<String>();
+    let compiler = ["CXX", "CXXFLAGS"].map(|name| {
+        println!("cargo:rerun-if-env-changed={name}");
+        std::env::var(name).unwrap_or_default()
+    });
+    let libtorch = [lib.display().to_string(), libtorch_version(lib)];
+    let made_from = sources.chain(compiler).chain(libtorch).collect::<String>();
 
     let out = std::env::var("OUT_DIR").expect("set by cargo");
     let stamp = Path::new(&out).join("shim-made-from");
