@@ -82,6 +82,9 @@ pub enum Command {
         /// Also write the class of every test image, by true int8, a line each
         #[arg(long, value_name = "FILE")]
         predictions: Option<PathBuf>,
+        /// Overwrite it if it exists
+        #[arg(long)]
+        force: bool,
         /// `--set`, `--data`
         #[command(flatten)]
         common: Common,
@@ -129,13 +132,13 @@ pub struct Train {
     /// `--set`, `--data`
     #[command(flatten)]
     pub common: Common,
-    /// Run file to write (HDF5) [default: results/MODEL-RANKSranks-TIME.h5]
+    /// Run file to write (HDF5) [default: a new results/MODEL-RANKSranks-TIME.h5, with the Slurm job's id if there is one]
     #[arg(long, value_name = "FILE.h5")]
     pub out: Option<PathBuf>,
-    /// Go on from a checkpoint: auto for the newest whole one beside the run file (anew if there is none), or its file
-    #[arg(long, value_name = "auto|FILE.h5", conflicts_with = "force")]
+    /// Go on from a checkpoint: auto for the newest whole one of the run file's run (anew if there is none), or its file
+    #[arg(long, value_name = "auto|FILE.h5")]
     pub resume: Option<String>,
-    /// Overwrite the run file if it exists
+    /// Replace a run file of another training and its checkpoints, and take the name from a job that writes it
     #[arg(long)]
     pub force: bool,
 }

@@ -41,6 +41,12 @@ pub enum Error {
     #[error("{}: exists already: choose another name, or overwrite it with --force", path.display())]
     OutputExists { path: PathBuf },
 
+    #[error("{}: is being written by {owner}: wait for it, end it or choose another name; --force takes the name from it", path.display())]
+    OutputOwned { path: PathBuf, owner: String },
+
+    #[error("{}: {owner} has taken this name with --force: nothing more of this job is written to it", path.display())]
+    OutputLost { path: PathBuf, owner: String },
+
     #[error("{}: cannot be written: {reason}: choose another place or make room there", path.display())]
     Output { path: PathBuf, reason: String },
 
@@ -87,6 +93,9 @@ pub enum Error {
         checkpoint.display()
     )]
     ResumeDiffers { key: String, now: String, saved: String, checkpoint: PathBuf },
+
+    #[error("--resume: {}: {message}", path.display())]
+    ResumeRefused { path: PathBuf, message: String },
 
     #[error("{call} failed on rank {rank}: MPI error {code}")]
     Mpi { call: &'static str, rank: usize, code: i32 },

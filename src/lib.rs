@@ -14,6 +14,7 @@ pub mod error;
 pub mod launch;
 pub mod metrics;
 pub mod model;
+pub mod output;
 pub mod parallel;
 pub mod predict;
 pub mod quantize;

@@ -35,7 +35,9 @@ fn main() -> ExitCode {
             start(config_of(&args.run, &args.common), |job, config| quantize(job, config, &args))
         }
         Command::Predict(args) => print(predict::run(&args)),
-        Command::Eval { file, predictions, common } => print(eval(&file, predictions.as_deref(), &common)),
+        Command::Eval { file, predictions, force, common } => {
+            print(eval(&file, predictions.as_deref(), force, &common))
+        }
         Command::Export { file, onnx, force } => print(quantize::command::export(&file, &onnx, force)),
         Command::Config => print(Ok(config::documented_defaults())),
         Command::Devices => print(Ok(launch::describe_host())),
@@ -107,8 +109,8 @@ fn watched(job: &mut Job, loaded: Result<Config>) -> Result<Config> {
     Ok(config)
 }
 
-fn eval(file: &Path, predictions: Option<&Path>, common: &Common) -> Result<String> {
-    quantize::command::eval(&config_of(file, common)?, file, predictions)
+fn eval(file: &Path, predictions: Option<&Path>, force: bool, common: &Common) -> Result<String> {
+    quantize::command::eval(&config_of(file, common)?, file, predictions, force)
 }
 
 /// The configuration that a run file was made with, and what the command line changes in it.

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::Command;
 
 use hpml::config::Config;
-use hpml::store::{Attribute, Checkpoint, Column, NamedTensor, RunFile, Table, TensorValues, Values};
+use hpml::store::{
+    Attribute, Checkpoint, Column, FileKind, Identity, NamedTensor, RunFile, Table, TensorValues, Values,
+};
 
 /// A run file with everything in it that the store can write.
 fn write(path: &Path) {
@@ -43,7 +45,9 @@ fn write(path: &Path) {
     let tensors = vec![NamedTensor::new("conv1.bias", vec![2], TensorValues::F32(vec![0.1, -0.0])), tensor];
     let checkpoint = Checkpoint { tensors, attributes: vec![("epochs".into(), Attribute::Int(3))] };
 
-    let mut file = RunFile::create(path, false, &Config::default(), environment, vec![ranks]).unwrap();
+    let mut file =
+        RunFile::create(path, false, Identity::new(FileKind::Training), &Config::default(), environment, vec![ranks])
+            .unwrap();
     file.flush(&[Table::new("epochs", "epoch", epochs), Table::new("steps", "row", steps), comm], None).unwrap();
     let mut again = RunFile::open(path).unwrap();
     again.flush(&[Table::new("histograms", "layer", histograms)], Some(&checkpoint)).unwrap();

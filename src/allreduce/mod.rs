@@ -6,15 +6,14 @@ mod bench;
 mod measure;
 mod table;
 
-use std::path::Path;
-
 use crate::cli::{self, ElementType};
 use crate::collective::{Bf16, DeviceCollectives, Element};
 use crate::config::{Algorithm, Config, Launch};
 use crate::device::Target;
 use crate::error::{Error, Result};
 use crate::launch::Job;
-use crate::store::RunFile;
+use crate::output;
+use crate::store::{FileKind, Identity, Owner, RunFile};
 pub use bench::Bench;
 pub use measure::{Budget, Row, Timing};
 pub use table::table;
@@ -34,7 +33,8 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
     job.configure(&config)?;
     let plan = job.agree(plan(args, job.target))?;
     job.let_ranks_wait();
-    let file = args.out.as_ref().filter(|_| job.is_root()).map(|out| create(out, args.force, &config, job));
+    let owner = args.out.as_ref().map(|out| output::claim_at(job, out, args.force)).transpose()?.flatten();
+    let file = owner.map(|owner| create(owner, args.force, &config, job));
     let mut file = job.agree(file.transpose())?;
     if job.is_root() {
         table::print_header(job);
@@ -47,7 +47,7 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
         });
     }
     if let Some(file) = &mut file {
-        file.flush(&[table::table(&rows)], None)?;
+        file.finish(&[table::table(&rows)], None)?;
         println!("\nwritten to {}", file.path().display());
     }
     Ok(())
@@ -123,8 +123,9 @@ fn element_counts(args: &cli::Allreduce, element_bytes: usize) -> Vec<usize> {
     counts
 }
 
-fn create(out: &Path, force: bool, config: &Config, job: &Job) -> Result<RunFile> {
-    RunFile::create(out, force, config, table::environment(job), Vec::new())
+fn create(owner: Owner, force: bool, config: &Config, job: &Job) -> Result<RunFile> {
+    let identity = Identity::new(FileKind::Allreduce);
+    RunFile::create_owned(owner, force, identity, config, table::environment(job), Vec::new())
 }
 
 #[cfg(test)]

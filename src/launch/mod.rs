@@ -118,6 +118,13 @@ impl Job {
         }
     }
 
+    /// Rank 0's numbers, on all ranks; what the others give does not count. A collective.
+    pub fn from_root<const N: usize>(&self, numbers: [f64; N]) -> Result<[f64; N]> {
+        let mut numbers = if self.is_root() { numbers } else { [0.0; N] };
+        self.communicator.all_reduce(Kind::Control, Combine::Sum, &mut numbers)?;
+        Ok(numbers)
+    }
+
     /// Checks that all ranks read the same configuration, takes the device and sets the threads.
     pub fn configure(&mut self, config: &Config) -> Result<()> {
         let hashes = self.communicator.all_gather(Kind::Control, &[config.hash()])?;

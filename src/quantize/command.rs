@@ -19,10 +19,13 @@ use crate::collective::Combine;
 use crate::config::Config;
 use crate::data::{self, Dataset, Datasets};
 use crate::device::{self, Choice, Target};
-use crate::error::{AtPath, Error, Result};
+use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics;
-use crate::store::{self, Attribute, Checkpoint, Column, NamedTensor, RunFile, Table, Values};
+use crate::output;
+use crate::store::{
+    self, Attribute, Checkpoint, Column, FileKind, Identity, NamedTensor, Owner, RunFile, Table, Values,
+};
 use crate::units::{Second, format_bytes};
 
 /// What quantization gave, on every rank.
@@ -38,26 +41,53 @@ pub struct Quantized {
 /// `hpml quantize RUN.h5`: reads the checkpoint, quantizes it, prints the table, writes `out`.
 pub fn quantize(config: &Config, job: &Job, run: &Path, out: &Path, force: bool) -> Result<()> {
     let checkpoint = job.agree(store::read_checkpoint(run).and_then(float_only(run)))?;
+    job.agree(store::check_not_input(out, &[run]))?;
     let datasets = job.agree(data::open(config))?;
-    job.agree(if job.is_root() { store::check_output(out, force) } else { Ok(()) })?;
+    let run_id = job.agree(store::read_identity(run))?.run_id;
+    let owner = output::claim_at(job, out, force)?;
+    let file = owner.map(|owner| create(owner, force, config, (run, &run_id))).transpose();
+    let mut file = job.agree(file)?;
     let quantized = quantize_state(config, job, &checkpoint.tensors, &datasets)?;
-    let written = job.is_root().then(|| {
+    let written = file.as_mut().map(|file| {
         print(&quantized, config, job.target);
-        write(config, &quantized, run, out, force)
+        write(&quantized, file)
     });
     job.agree(written.unwrap_or(Ok(())))
 }
 
 /// Where the quantized form of `run` goes by default: `net.h5` to `net-int8.h5`.
 pub fn beside(run: &Path) -> PathBuf {
-    run.with_file_name(format!("{}-int8.h5", run.file_stem().unwrap_or_default().to_string_lossy()))
+    let name = run.file_name().unwrap_or_default().to_string_lossy();
+    run.with_file_name(format!("{}-int8.h5", name.strip_suffix(".h5").unwrap_or(&name)))
 }
 
-/// Writes the quantized network with its tables; `run` is the run file it came from.
-pub fn write(config: &Config, quantized: &Quantized, run: &Path, out: &Path, force: bool) -> Result<()> {
-    let source = vec![("source".to_owned(), Attribute::Text(run.display().to_string()))];
-    let mut file = RunFile::create(out, force, config, source, Vec::new())?;
-    file.flush(&quantized.tables, Some(&checkpoint::to_checkpoint(&quantized.net)))?;
+/// Attribute of `/environment`: the run that was quantized.
+const SOURCE_RUN: &str = "source_run_id";
+
+/// Prepares the file of a quantized network; `source` is the run file it comes from and that run's id. Replaces a file that
+/// was made from the same run, any other only with `force`.
+///
+/// # Errors
+/// Those of [`RunFile::create_owned`].
+pub fn create(owner: Owner, force: bool, config: &Config, source: (&Path, &str)) -> Result<RunFile> {
+    let (run, run_id) = source;
+    let environment = store::read_attributes(owner.target(), "environment").unwrap_or_default();
+    let is_of_run =
+        !run_id.is_empty() && store::attribute(&environment, SOURCE_RUN) == Some(&Attribute::Text(run_id.to_owned()));
+    let environment = vec![
+        ("source".to_owned(), Attribute::Text(run.display().to_string())),
+        (SOURCE_RUN.to_owned(), Attribute::Text(run_id.to_owned())),
+    ];
+    let identity = Identity::new(FileKind::Quantized);
+    RunFile::create_owned(owner, force || is_of_run, identity, config, environment, Vec::new())
+}
+
+/// Writes the quantized network with its tables.
+///
+/// # Errors
+/// Those of [`RunFile::finish`].
+pub fn write(quantized: &Quantized, file: &mut RunFile) -> Result<()> {
+    file.finish(&quantized.tables, Some(&checkpoint::to_checkpoint(&quantized.net)))?;
     let path = file.path().display();
     println!("\nint8 network written to {path}");
     println!("next: hpml eval {path}   hpml export {path} --onnx model.onnx");
@@ -223,7 +253,8 @@ fn histograms(weights: &[Distribution], activations: &[Distribution]) -> Table {
 /// `hpml eval FILE`: accuracy and speed of a quantized file, on one thread of this process.
 ///
 /// With `list` the class of every test image by the integer network is written there, a line each.
-pub fn eval(config: &Config, file: &Path, list: Option<&Path>) -> Result<String> {
+pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> Result<String> {
+    list.map_or(Ok(()), |list| store::check_not_input(list, &[file]).and_then(|()| store::check_output(list, force)))?;
     let gpu = gpu(config)?; // before the first tensor
     let net = load(file)?;
     let mut config = config.clone();
@@ -234,7 +265,7 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>) -> Result<String>
     if let Some(list) = list {
         let classes = predictions(&Engine::new(&net, Kernel::best()).run(&test.images));
         let lines: String = classes.iter().map(|class| format!("{class}\n")).collect();
-        std::fs::write(list, lines).at(list)?;
+        store::write_output(list, lines.as_bytes(), force)?;
     }
     // On a GPU all but the CPU's own kernels.
     let target = *gpu.as_ref().ok().and_then(Option::as_ref).unwrap_or(&Target::Cpu);
@@ -316,9 +347,10 @@ fn images_per_second(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec
 
 /// `hpml export FILE --onnx OUT`. An existing file is replaced only with `force`; a failed write leaves nothing behind.
 pub fn export(file: &Path, out: &Path, force: bool) -> Result<String> {
+    store::check_not_input(out, &[file])?;
     store::check_output(out, force)?;
     let bytes = onnx::to_onnx(&load(file)?);
-    store::write_output(out, &bytes)?;
+    store::write_output(out, &bytes, force)?;
     Ok(format!(
         "{} written to {}: pixels uint8 [n, 3, 32, 32] to logits [n, 10]",
         format_bytes(bytes.len() as u64),

@@ -69,7 +69,10 @@ fn write_files(args: &cli::Report, sources: &[Source], sections: &[Section]) -> 
         }
     }
     targets.extend(args.html.iter().map(|path| (path.clone(), None)));
-    targets.iter().try_for_each(|(path, _)| store::check_output(path, args.force))?;
+    for (path, _) in &targets {
+        store::check_not_input(path, &args.files)?;
+        store::check_output(path, args.force)?;
+    }
 
     let cannot = |path: &Path, reason| Error::Output { path: path.to_owned(), reason };
     for (path, figure) in &targets {
@@ -81,7 +84,7 @@ fn write_files(args: &cli::Report, sources: &[Source], sections: &[Section]) -> 
                 render::html(&titles, sections).map(String::into_bytes)
             }
         };
-        store::write_output(path, &bytes.map_err(|reason| cannot(path, reason))?)?;
+        store::write_output(path, &bytes.map_err(|reason| cannot(path, reason))?, args.force)?;
     }
 
     let mut lines = String::new();

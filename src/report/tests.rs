@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::config::Config;
-use crate::store::{Attribute, Column, RunFile, Table, Values};
+use crate::store::{Attribute, Column, FileKind, Identity, RunFile, Table, Values};
 
 fn floats(name: &str, units: &str, values: Vec<f64>) -> Column {
     Column::new(name, units, format!("{name} of the case"), Values::F64(values))
@@ -20,7 +20,10 @@ fn integers(name: &str, units: &str, values: Vec<i64>) -> Column {
 
 fn write(path: &Path, tables: &[Table]) -> PathBuf {
     let environment = vec![("hpml".into(), Attribute::Text("0.1.0".into())), ("world_size".into(), Attribute::Int(8))];
-    RunFile::create(path, true, &Config::default(), environment, Vec::new()).unwrap().flush(tables, None).unwrap();
+    RunFile::create(path, true, Identity::new(FileKind::Training), &Config::default(), environment, Vec::new())
+        .unwrap()
+        .flush(tables, None)
+        .unwrap();
     path.to_owned()
 }
 

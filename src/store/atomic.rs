@@ -50,21 +50,49 @@ impl Temporary {
         &self.path
     }
 
-    /// Puts the file in the target's place, in one step.
-    pub(super) fn rename(self) -> Result<()> {
+    /// Puts the file in the target's place, in one step; over what is there only if it may `replace` it.
+    ///
+    /// # Errors
+    /// [`Error::OutputExists`] if there is something that must stay, [`Error::Output`] if the system refuses.
+    pub(super) fn rename(self, replace: bool) -> Result<()> {
         let target = self.target.clone();
-        self.rename_to(&target)
+        self.rename_to(&target, replace)
     }
 
-    /// Puts the file in the place of another one of the target's folder, in one step.
-    pub(super) fn rename_to(self, target: &Path) -> Result<()> {
-        let renamed = self.path.persist(target);
-        renamed.map_err(|error| Error::Output { path: target.to_owned(), reason: error.error.to_string() })?;
+    /// Puts the file in the place of another one of the target's folder, as [`rename`](Self::rename) does.
+    ///
+    /// # Errors
+    /// Those of [`rename`](Self::rename).
+    pub(super) fn rename_to(self, target: &Path, replace: bool) -> Result<()> {
+        persist(self.path, target, replace).map_err(|error| not_persisted(target, error))?;
         // So that the new name survives a power cut as well. Some file systems cannot sync a folder: the file is safe.
         if let Ok(folder) = fs::File::open(folder_of(&self.target)) {
             let _ = folder.sync_all();
         }
         Ok(())
+    }
+}
+
+/// Gives a finished file its name, in one step; over what is there only if it may `replace` it.
+pub(super) fn persist(file: TempPath, target: &Path, replace: bool) -> io::Result<()> {
+    if replace {
+        return file.persist(target).map_err(io::Error::from);
+    }
+    match file.persist_noclobber(target) {
+        Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => {
+            // A file system that knows neither links nor renames that replace nothing.
+            fs::File::create_new(target)?;
+            error.path.persist(target).map_err(io::Error::from)
+        }
+        named => named.map_err(io::Error::from),
+    }
+}
+
+/// The error for a file that [`persist`] could not name `path`.
+pub(super) fn not_persisted(path: &Path, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => Error::OutputExists { path: path.to_owned() },
+        _ => Error::Output { path: path.to_owned(), reason: error.to_string() },
     }
 }
 

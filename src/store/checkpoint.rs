@@ -71,7 +71,7 @@ pub(super) fn read_tensor(input: &Input, group: &str, name: &str) -> Result<Name
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::store::{RunFile, Table};
+    use crate::store::{FileKind, Identity, RunFile, Table};
 
     fn checkpoint() -> Checkpoint {
         let floats = (0..300_000).map(|i| f32::from_bits(0x3f80_0000 + i)).chain([f32::NAN, -0.0, f32::MIN_POSITIVE]);
@@ -93,7 +93,8 @@ mod tests {
 
     fn write(path: &Path, checkpoint: Option<&Checkpoint>) -> Result<()> {
         let tables: Vec<Table> = Vec::new();
-        RunFile::create(path, true, &Config::default(), Vec::new(), Vec::new())?.flush(&tables, checkpoint)
+        let identity = Identity::new(FileKind::Training);
+        RunFile::create(path, true, identity, &Config::default(), Vec::new(), Vec::new())?.flush(&tables, checkpoint)
     }
 
     #[test]

@@ -4,15 +4,18 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::atomic::{Temporary, folder_of};
+use super::atomic::Temporary;
+use super::identity::read_identity;
 use super::input::Input;
 use super::layout::{self, Header};
+use super::output::is_same_file;
 use super::schema::{CHECKPOINT, RESUME};
-use super::{Checkpoint, RunFile, Table, checkpoint, table};
+use super::{Checkpoint, Owner, RunFile, Table, checkpoint, table};
 use crate::error::{AtPath, Error, Result};
 
-/// Of the folder's name.
+/// Appended to the run file's whole name, so that no two run files share a folder.
 const EXTENSION: &str = "checkpoints";
 
 /// All that a training needs to go on where it was.
@@ -26,13 +29,16 @@ pub struct Resumable {
     pub state: Checkpoint,
 }
 
-/// `results/net.checkpoints/` beside `results/net.h5`, of which one process writes.
+/// `results/net.h5.checkpoints/` beside `results/net.h5`, written by the process that owns the run file.
 pub struct CheckpointFolder {
     path: PathBuf,
+    owner: Arc<Owner>,
     keep: usize,
     header: Header,
-    /// Those of this training that are there, the oldest first.
+    /// Checkpoints that are kept, the oldest first.
     chain: Vec<PathBuf>,
+    /// Files that the first new checkpoint makes needless.
+    superseded: Vec<PathBuf>,
 }
 
 /// A checkpoint that is safe.
@@ -47,29 +53,41 @@ pub struct Written {
 impl CheckpointFolder {
     /// The folder that belongs to this run file.
     pub fn path_beside(run_file: &Path) -> PathBuf {
-        run_file.with_extension(EXTENSION)
+        let mut name = run_file.file_name().unwrap_or_default().to_owned();
+        name.push(".");
+        name.push(EXTENSION);
+        run_file.with_file_name(name)
     }
 
     /// The run file that this checkpoint's folder belongs to; `None` if it lies elsewhere.
     pub fn run_file_of(checkpoint: &Path) -> Option<PathBuf> {
         let folder = checkpoint.parent().filter(|folder| folder.extension() == Some(EXTENSION.as_ref()))?;
-        Some(folder.with_extension("h5"))
+        Some(folder.with_extension(""))
     }
 
     /// Of the training that writes `run_file`, which it has created, and goes on from the checkpoint `from`, or begins anew.
     /// Each checkpoint begins as the run file does. Nothing is written yet.
     ///
-    /// The last `keep` are kept. Other checkpoints in the folder (of an earlier run, or of steps that this one will do
-    /// again) stay until the first new one is safe.
-    pub fn new(run_file: &RunFile, keep: usize, from: Option<&Path>) -> CheckpointFolder {
+    /// The last `keep` are kept. Until the first new one is safe all others stay too; then those of this run go, whose steps
+    /// this training has done or will do again, and the damaged ones; with `replace` those of other runs as well.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn new(run_file: &RunFile, keep: usize, from: Option<&Path>, replace: bool) -> Result<CheckpointFolder> {
         let path = CheckpointFolder::path_beside(run_file.path());
         let header = run_file.header().expect("created by this training").clone();
-        // One from elsewhere is not ours to remove.
-        let chain = from.filter(|from| folder_of(from) == path).map(Path::to_owned).into_iter().collect();
-        CheckpointFolder { path, keep, header, chain }
+        let is_from = |file: &Path| from.is_some_and(|from| is_same_file(from, file));
+        let (chain, others): (Vec<PathBuf>, Vec<PathBuf>) =
+            checkpoints_in(&path)?.into_iter().map(|(_, file)| file).partition(|file| is_from(file));
+        let ours = |file: &PathBuf| read_identity(file).map_or(true, |identity| identity.run_id == header.run_id());
+        let superseded = others.into_iter().filter(|file| replace || ours(file)).collect();
+        Ok(CheckpointFolder { path, owner: run_file.owner(), keep, header, chain, superseded })
     }
 
     /// Writes the checkpoint of `step`, then removes those that are not to be kept. On an error all are as before.
+    ///
+    /// # Errors
+    /// [`Error::OutputLost`] if another job has taken the run file's name over, [`Error::Output`].
     pub fn write(&mut self, step: usize, content: &Resumable) -> Result<Written> {
         fs::create_dir_all(&self.path)
             .map_err(|error| Error::Output { path: self.path.clone(), reason: error.to_string() })?;
@@ -80,17 +98,14 @@ impl CheckpointFolder {
         })?;
         let path = self.path.join(file_name(step, hash(temporary.path())?));
         let bytes = fs::metadata(temporary.path()).at(temporary.path())?.len();
-        temporary.rename_to(&path)?;
+        self.owner.check()?;
+        temporary.rename_to(&path, true)?;
         self.chain.retain(|known| *known != path);
         self.chain.push(path.clone());
-        let kept = self.chain.len().saturating_sub(self.keep);
-        self.chain.drain(..kept);
+        let dropped = self.chain.len().saturating_sub(self.keep);
+        self.superseded.extend(self.chain.drain(..dropped));
         // What cannot be removed does no harm; the next write tries again.
-        for (_, old) in checkpoints_in(&self.path).unwrap_or_default() {
-            if !self.chain.contains(&old) {
-                let _ = fs::remove_file(old);
-            }
-        }
+        self.superseded.retain(|old| *old != path && fs::remove_file(old).is_err() && old.exists());
         Ok(Written { path, bytes })
     }
 }
@@ -118,9 +133,12 @@ pub fn newest_checkpoint(folder: &Path) -> Result<Option<(PathBuf, Resumable)>> 
     }
 }
 
-/// Whether there are checkpoints in a folder, or what looks like some.
-pub fn has_checkpoints(folder: &Path) -> Result<bool> {
-    Ok(!checkpoints_in(folder)?.is_empty())
+/// The greatest step of which there is a checkpoint in a folder, damaged or not; `None` if there is none.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn newest_step(folder: &Path) -> Result<Option<u64>> {
+    Ok(checkpoints_in(folder)?.into_iter().map(|(step, _)| step).max())
 }
 
 /// Reads a checkpoint. One whose name tells its hash is checked as a whole first.
@@ -178,7 +196,7 @@ fn hash(path: &Path) -> Result<u64> {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::store::{Attribute, NamedTensor, TensorValues};
+    use crate::store::{Attribute, FileKind, Identity, NamedTensor, TensorValues};
 
     fn content(step: i64) -> Resumable {
         let tensor = |name: &str| NamedTensor::new(name, vec![2], TensorValues::F32(vec![step as f32, 0.5]));
@@ -192,9 +210,11 @@ mod tests {
         }
     }
 
-    fn open(run_file: &Path, from: Option<&Path>) -> CheckpointFolder {
-        let run_file = RunFile::create(run_file, false, &Config::default(), Vec::new(), Vec::new()).unwrap();
-        CheckpointFolder::new(&run_file, 2, from)
+    /// The folder of the run `id`.
+    fn open(run_file: &Path, id: &str, from: Option<&Path>, replace: bool) -> CheckpointFolder {
+        let identity = Identity { run_id: id.into(), kind: FileKind::Training };
+        let run_file = RunFile::create(run_file, false, identity, &Config::default(), Vec::new(), Vec::new()).unwrap();
+        CheckpointFolder::new(&run_file, 2, from, replace).unwrap()
     }
 
     fn steps(folder: &Path) -> Vec<u64> {
@@ -207,13 +227,14 @@ mod tests {
     fn the_last_ones_are_kept_and_a_damaged_one_is_passed_over() {
         let folder = tempfile::tempdir().unwrap();
         let run_file = folder.path().join("net.h5");
-        let path = folder.path().join("net.checkpoints");
+        let path = folder.path().join("net.h5.checkpoints");
         assert_eq!(newest_checkpoint(&path).unwrap(), None);
-        let mut checkpoints = open(&run_file, None);
+        let mut checkpoints = open(&run_file, "a", None, false);
         for step in [3, 10, 200] {
             checkpoints.write(step, &content(step as i64)).unwrap();
         }
         assert_eq!(steps(&path), [10, 200]);
+        drop(checkpoints);
         let (newest, found) = newest_checkpoint(&path).unwrap().unwrap();
         assert_eq!(found, content(200));
 
@@ -224,12 +245,11 @@ mod tests {
             assert_eq!(found, content(10));
             // Going on from the older one, the damaged one does not take its place.
             assert_eq!(steps(&path), [10, 200]);
-            let mut again = open(&run_file, Some(&before));
-            assert_eq!(again.chain.len(), 1);
-            again.keep = 1;
+            let again = open(&run_file, "a", Some(&before), false);
+            assert_eq!((&again.chain[..], &again.superseded[..]), (&[before][..], std::slice::from_ref(&newest)));
         }
         let (before, _) = newest_checkpoint(&path).unwrap().unwrap();
-        open(&run_file, Some(&before)).write(12, &content(12)).unwrap();
+        open(&run_file, "a", Some(&before), false).write(12, &content(12)).unwrap();
         assert_eq!(steps(&path), [10, 12]);
         for (_, file) in checkpoints_in(&path).unwrap() {
             fs::write(file, "nothing").unwrap();
@@ -239,14 +259,29 @@ mod tests {
     }
 
     #[test]
-    fn those_of_an_earlier_run_stay_until_the_first_new_one_is_safe() {
+    fn those_of_another_run_stay_unless_they_are_to_be_replaced_and_then_until_a_new_one_is_safe() {
         let folder = tempfile::tempdir().unwrap();
         let run_file = folder.path().join("net.h5");
-        let path = folder.path().join("net.checkpoints");
-        open(&run_file, None).write(900, &content(900)).unwrap();
-        let mut new = open(&run_file, None);
-        assert_eq!(steps(&path), [900]);
-        new.write(1, &content(1)).unwrap();
-        assert_eq!(steps(&path), [1]);
+        let path = folder.path().join("net.h5.checkpoints");
+        open(&run_file, "a", None, false).write(900, &content(900)).unwrap();
+        open(&run_file, "b", None, false).write(1, &content(1)).unwrap();
+        assert_eq!(steps(&path), [1, 900]);
+        let mut new = open(&run_file, "c", None, true);
+        assert_eq!(steps(&path), [1, 900]);
+        new.write(2, &content(2)).unwrap();
+        assert_eq!(steps(&path), [2]);
+    }
+
+    #[test]
+    fn every_run_file_has_a_folder_of_its_own() {
+        let names =
+            ["batch.4", "batch.16", "two.h5", "two.hdf5", "two"].map(|name| PathBuf::from("results").join(name));
+        let mut folders = names.clone().map(|name| CheckpointFolder::path_beside(&name)).to_vec();
+        for (name, folder) in names.iter().zip(&folders) {
+            assert_eq!(CheckpointFolder::run_file_of(&folder.join("step-1-0.h5")).as_ref(), Some(name));
+        }
+        folders.dedup();
+        assert_eq!(folders.len(), names.len());
+        assert_eq!(CheckpointFolder::run_file_of(Path::new("results/step-1-0.h5")), None);
     }
 }

@@ -204,7 +204,7 @@ fn line(out: &mut String, text: String) {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::store::{Column, NamedTensor, RunFile, TensorValues, Values};
+    use crate::store::{Column, FileKind, Identity, NamedTensor, RunFile, TensorValues, Values};
 
     #[test]
     fn a_run_file_is_shown_by_its_meaning() {
@@ -217,7 +217,15 @@ mod tests {
         let tensor = NamedTensor::new("fc.weight", vec![2, 3], TensorValues::F32(vec![0.0; 6]));
         let checkpoint = Checkpoint { tensors: vec![tensor], attributes: Vec::new() };
         let environment = vec![("mpi".to_owned(), Attribute::Text("Open MPI\u{1b}[31m".into()))];
-        let mut file = RunFile::create(&path, false, &Config::default(), environment, Vec::new()).unwrap();
+        let mut file = RunFile::create(
+            &path,
+            false,
+            Identity::new(FileKind::Training),
+            &Config::default(),
+            environment,
+            Vec::new(),
+        )
+        .unwrap();
         file.flush(&[table("epochs", 3), table("steps", 100)], Some(&checkpoint)).unwrap();
         let text = inspect(&path).unwrap();
         for part in [

@@ -5,12 +5,13 @@ use hdf5::plist::group_create::{LinkCreationOrder, LinkPhaseChange};
 
 use super::schema::{CHECKPOINT, CONFIG, ENVIRONMENT, FORMAT_VERSION, TOML, VERSION};
 use super::values::{write_attribute, write_attributes};
-use super::{Attribute, Checkpoint, Table, checkpoint, table};
+use super::{Attribute, Checkpoint, Identity, Table, checkpoint, table};
 use crate::config::Config;
 
 /// What a run file holds from the start.
 #[derive(Clone)]
 pub(super) struct Header {
+    identity: Identity,
     /// The configuration as text.
     toml: String,
     /// Each value as (`section.key`, value).
@@ -20,14 +21,25 @@ pub(super) struct Header {
 }
 
 impl Header {
-    pub(super) fn new(config: &Config, environment: Vec<(String, Attribute)>, tables: Vec<Table>) -> Header {
+    pub(super) fn new(
+        identity: Identity,
+        config: &Config,
+        environment: Vec<(String, Attribute)>,
+        tables: Vec<Table>,
+    ) -> Header {
         let keys = config.flattened().into_iter().map(|(key, value)| (key, attribute(&value))).collect();
-        Header { toml: config.to_toml(), keys, environment, tables }
+        Header { identity, toml: config.to_toml(), keys, environment, tables }
+    }
+
+    /// Id of the run.
+    pub(super) fn run_id(&self) -> &str {
+        &self.identity.run_id
     }
 
     /// Into a new file.
     pub(super) fn write(&self, root: &Group) -> hdf5::Result<()> {
         write_attribute(root, VERSION, &Attribute::Int(FORMAT_VERSION))?;
+        self.identity.write(root)?;
         let config = group(root, CONFIG)?;
         write_attribute(&config, TOML, &Attribute::Text(self.toml.clone()))?;
         write_attributes(&config, &self.keys)?;

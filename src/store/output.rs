@@ -25,14 +25,34 @@ pub(super) fn check_found(found: io::Result<Metadata>, path: &Path, force: bool)
     }
 }
 
-/// Writes under another name and renames; makes missing folders.
-pub fn write_output(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes `bytes` under another name and renames; makes missing folders. Replaces a file only with `force`.
+///
+/// # Errors
+/// [`Error::OutputExists`] without `force`, [`Error::Output`] if the system refuses.
+pub fn write_output(path: &Path, bytes: &[u8], force: bool) -> Result<()> {
     // A rename would put the file in the place of the link.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let written = fs::create_dir_all(atomic::folder_of(&target)).and_then(|()| {
         let mut file = atomic::beside(&target)?;
         file.write_all(bytes)?;
-        Ok(file.persist(&target)?)
+        atomic::persist(file.into_temp_path(), &target, force)
     });
-    written.map(drop).map_err(|error| Error::Output { path: path.to_owned(), reason: error.to_string() })
+    written.map_err(|error| atomic::not_persisted(path, error))
+}
+
+/// Refuses an output that is one of the files it is made from, whatever `--force` says.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn check_not_input(out: &Path, inputs: &[impl AsRef<Path>]) -> Result<()> {
+    match inputs.iter().any(|input| is_same_file(out, input.as_ref())) {
+        true => Err(Error::Output { path: out.to_owned(), reason: "it is the file that is read".into() }),
+        false => Ok(()),
+    }
+}
+
+/// Whether two paths lead to one file or folder, which exists.
+pub fn is_same_file(a: &Path, b: &Path) -> bool {
+    let whole = |path: &Path| fs::canonicalize(path).ok();
+    whole(a).is_some() && whole(a) == whole(b)
 }

@@ -1,58 +1,109 @@
-//! The run file: made at the start, replaced as a whole at every flush.
+//! The run file: its name is taken at the start, its content replaced as a whole at every flush.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
 
-use super::atomic::{Temporary, folder_of};
+use super::atomic::Temporary;
+use super::identity::write_status;
 use super::input::Input;
 use super::layout::{self, Header};
 use super::output::check_found;
-use super::{Attribute, Checkpoint, Table};
+use super::{Attribute, Checkpoint, Claim, Identity, Owner, Table};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A run file that is being written, by one process.
 ///
 /// The file of that name is at every moment the one that was there before or that of a finished flush; a flush killed
 /// half-way leaves at most a hidden `.hpml-*.part` beside it. File locks are not needed for that (`main` turns
-/// HDF5's off, since network file systems often have none): a file is never written to after it has its name.
+/// HDF5's off, since network file systems often have none): a file is never written to after it has its name, and no
+/// other job writes one of this name while its [`Owner`] lives.
 pub struct RunFile {
-    path: PathBuf,
-    /// `None`: the file existed, and what is in it stays.
-    header: Option<Header>,
-    /// Whether a file of that name may be replaced: the user said so, or it is ours.
-    replace: bool,
+    owner: Arc<Owner>,
+    content: Content,
+    /// The file of this name that may be replaced: the user said so, or this process wrote it.
+    replaceable: Option<FileKey>,
+}
+
+/// What a flush begins with.
+enum Content {
+    /// A file of this process's own making, from its header on.
+    New(Header),
+    /// The file that is there.
+    Existing,
+}
+
+/// A file whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileKey {
+    device: u64,
+    inode: u64,
+}
+
+impl FileKey {
+    fn of(found: &Metadata) -> FileKey {
+        FileKey { device: found.dev(), inode: found.ino() }
+    }
 }
 
 impl RunFile {
-    /// Prepares a new run file: makes missing folders, and writes the file's beginning under another name, which is
-    /// removed again. So an unwritable place is an error now and not after the first epoch, an earlier file stays until
-    /// the first [`flush`](RunFile::flush) succeeds, and without one nothing of ours remains (but empty folders).
+    /// Owns `path` and prepares a new run file there, for a process for which no other waits meanwhile.
     ///
-    /// Errors: [`Error::OutputExists`] without `force`; [`Error::Output`] with path and reason.
+    /// # Errors
+    /// [`Error::OutputOwned`](crate::error::Error::OutputOwned) if a living job writes there; those of [`create_owned`](Self::create_owned).
     pub fn create(
         path: &Path,
         force: bool,
+        identity: Identity,
         config: &Config,
         environment: Vec<(String, Attribute)>,
         tables: Vec<Table>,
     ) -> Result<RunFile> {
-        let header = Header::new(config, environment, tables);
-        let file = RunFile { path: resolved(path)?, header: Some(header), replace: force };
-        file.check_target()?;
-        let folder = folder_of(&file.path);
-        if !folder.is_dir() {
-            fs::create_dir_all(folder).map_err(|error| file.cannot(format!("{}: {error}", folder.display())))?;
-        }
-        file.write(&[], None)?; // dropped: removed
+        RunFile::create_owned(Claim::new(path, force)?.wait()?, force, identity, config, environment, tables)
+    }
+
+    /// Prepares a new run file at the place that `owner` owns: writes the file's beginning under another name, which is
+    /// removed again. So an unwritable place is an error now and not after the first epoch, an earlier file stays until
+    /// the first [`flush`](RunFile::flush) succeeds, and without one nothing of ours remains (but empty folders).
+    ///
+    /// # Errors
+    /// [`Error::OutputExists`] if there is a file that may not be replaced (`replace`); [`Error::Output`].
+    pub fn create_owned(
+        owner: Owner,
+        replace: bool,
+        identity: Identity,
+        config: &Config,
+        environment: Vec<(String, Attribute)>,
+        tables: Vec<Table>,
+    ) -> Result<RunFile> {
+        let found = fs::symlink_metadata(owner.target());
+        let replaceable = found.as_ref().ok().map(FileKey::of);
+        check_found(found, owner.target(), replace)?;
+        let content = Content::New(Header::new(identity, config, environment, tables));
+        let file = RunFile { owner: Arc::new(owner), content, replaceable };
+        file.write(&[], None, false)?; // dropped: removed
         Ok(file)
     }
 
-    /// Opens an existing run file, to add groups or to replace them by [`flush`](RunFile::flush).
+    /// Opens an existing run file, to add groups or to replace them by [`flush`](RunFile::flush), and owns it.
+    ///
+    /// # Errors
+    /// [`Error::OutputOwned`](crate::error::Error::OutputOwned) if a living job writes it; those of a file that is no run file.
     pub fn open(path: &Path) -> Result<RunFile> {
-        let path = resolved(path)?;
-        Input::open_run_file(&path)?;
-        Ok(RunFile { path, header: None, replace: true })
+        Input::open_run_file(path)?; // before a mark of ours lies beside what is no run file
+        RunFile::open_owned(Claim::new(path, false)?.wait()?)
+    }
+
+    /// Opens the existing run file that `owner` owns.
+    ///
+    /// # Errors
+    /// Those of a file that is no run file.
+    pub fn open_owned(owner: Owner) -> Result<RunFile> {
+        Input::open_run_file(owner.target())?;
+        let replaceable = fs::symlink_metadata(owner.target()).ok().as_ref().map(FileKey::of);
+        Ok(RunFile { owner: Arc::new(owner), content: Content::Existing, replaceable })
     }
 
     /// Writes the whole file anew and puts it in the old one's place.
@@ -60,56 +111,72 @@ impl RunFile {
     /// Of a file that was [created](RunFile::create), what is not handed over is not in it, beyond configuration,
     /// environment and the tables given then. Of a file that was [opened](RunFile::open), groups that are not handed
     /// over stay as they are. On an error the file is what it was before.
+    ///
+    /// # Errors
+    /// [`Error::OutputLost`] if another job has taken the name over, [`Error::OutputExists`] if a file has come to lie
+    /// there that is not ours, [`Error::Output`] if it cannot be written.
     pub fn flush(&mut self, tables: &[Table], checkpoint: Option<&Checkpoint>) -> Result<()> {
-        // Again, since another job may have finished its first epoch meanwhile.
-        self.check_target()?;
-        self.write(tables, checkpoint)?.rename()?;
-        self.replace = true;
+        self.put(tables, checkpoint, false)
+    }
+
+    /// Writes the file as [`flush`](Self::flush) does, and in it that this was the last time: all is done.
+    ///
+    /// # Errors
+    /// Those of [`flush`](Self::flush).
+    pub fn finish(&mut self, tables: &[Table], checkpoint: Option<&Checkpoint>) -> Result<()> {
+        self.put(tables, checkpoint, true)
+    }
+
+    fn put(&mut self, tables: &[Table], checkpoint: Option<&Checkpoint>, is_finished: bool) -> Result<()> {
+        let file = self.write(tables, checkpoint, is_finished)?;
+        // After the writing, which takes longest: another job may have forced its way here, or another file come to lie.
+        self.owner.check()?;
+        let found = fs::symlink_metadata(self.path());
+        let ours = found.as_ref().ok().map(FileKey::of) == self.replaceable;
+        let exists = found.is_ok();
+        check_found(found, self.path(), ours)?;
+        let key = fs::symlink_metadata(file.path()).ok().as_ref().map(FileKey::of);
+        file.rename(exists)?;
+        self.replaceable = key;
         Ok(())
     }
 
     /// What it holds from the start; `None` if it existed before.
     pub(super) fn header(&self) -> Option<&Header> {
-        self.header.as_ref()
+        match &self.content {
+            Content::New(header) => Some(header),
+            Content::Existing => None,
+        }
+    }
+
+    /// Who may write here.
+    pub(super) fn owner(&self) -> Arc<Owner> {
+        self.owner.clone()
     }
 
     /// Where it is written.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.owner.target()
     }
 
-    fn write(&self, tables: &[Table], checkpoint: Option<&Checkpoint>) -> Result<Temporary> {
-        let from = self.header.is_none().then_some(self.path.as_path());
-        Temporary::write(&self.path, from, |root| {
-            self.header.as_ref().map_or(Ok(()), |header| header.write(root))?;
-            layout::write(root, self.header.is_none(), tables, checkpoint)
+    fn write(&self, tables: &[Table], checkpoint: Option<&Checkpoint>, is_finished: bool) -> Result<Temporary> {
+        let from = self.header().is_none().then(|| self.path());
+        Temporary::write(self.path(), from, |root| {
+            self.header().map_or(Ok(()), |header| header.write(root))?;
+            layout::write(root, self.header().is_none(), tables, checkpoint)?;
+            // What is added to a file does not make it unfinished.
+            if is_finished || self.header().is_some() { write_status(root, is_finished) } else { Ok(()) }
         })
     }
-
-    // Its links have been followed: one that is there now is not ours.
-    fn check_target(&self) -> Result<()> {
-        check_found(fs::symlink_metadata(&self.path), &self.path, self.replace)
-    }
-
-    fn cannot(&self, reason: String) -> Error {
-        Error::Output { path: self.path.clone(), reason }
-    }
-}
-
-/// The file that a symbolic link points to: a rename would replace the link itself.
-fn resolved(path: &Path) -> Result<PathBuf> {
-    if !path.is_symlink() {
-        return Ok(path.to_owned());
-    }
-    let cannot =
-        |error: std::io::Error| Error::Output { path: path.to_owned(), reason: format!("dangling link: {error}") };
-    fs::canonicalize(path).map_err(cannot)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Column, Values, read_attributes, read_config, read_table, table_names};
+    use crate::error::Error;
+    use crate::store::{
+        Column, FileKind, Values, read_attributes, read_config, read_identity, read_table, table_names,
+    };
 
     fn epochs(losses: &[f64]) -> Table {
         let numbers = (0..losses.len() as i64).collect();
@@ -124,7 +191,7 @@ mod tests {
         let environment = vec![("cpu".to_owned(), Attribute::Text("Größe ∞".into()))];
         let hosts = Values::Text(vec!["node01".into(), "node02".into()]);
         let table = Table::new("environment", "rank", vec![Column::new("host", "1", "host name", hosts)]);
-        RunFile::create(path, force, &Config::default(), environment, vec![table])
+        RunFile::create(path, force, Identity::new(FileKind::Training), &Config::default(), environment, vec![table])
     }
 
     fn names_in(folder: &Path) -> Vec<String> {
@@ -139,10 +206,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b/run.h5");
         let mut file = create(&path, false).unwrap();
+        assert_eq!(names_in(path.parent().unwrap()), [".hpml-run.h5.owner"]);
+        drop(file);
         assert_eq!(names_in(path.parent().unwrap()), [""; 0]);
+        file = create(&path, false).unwrap();
         file.flush(&[epochs(&[2.0])], None).unwrap();
-        file.flush(&[epochs(&[2.0, 1.0])], None).unwrap();
+        assert!(read_identity(&path).unwrap().is_unfinished);
+        file.finish(&[epochs(&[2.0, 1.0])], None).unwrap();
+        drop(file);
         assert_eq!(names_in(path.parent().unwrap()), ["run.h5"]);
+        let identity = read_identity(&path).unwrap();
+        assert_eq!((identity.kind, identity.is_unfinished), (Some(FileKind::Training), false));
+        RunFile::open(&path).unwrap().flush(&[], None).unwrap();
+        assert_eq!(read_identity(&path).unwrap(), identity);
         let table = read_table(&path, "epochs").unwrap();
         assert_eq!(table, epochs(&[2.0, 1.0]));
         assert_eq!(read_config(&path).unwrap(), Config::default());
@@ -164,9 +240,10 @@ mod tests {
         let message = file.flush(&[wrong], None).unwrap_err().to_string();
         assert!(message.contains("loss: 2 values along epoch, elsewhere 1"), "{message}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
-        assert_eq!(names_in(folder.path()), ["run.h5"]);
         file.flush(&[], None).unwrap();
         assert_eq!(table_names(&path).unwrap(), ["environment"]);
+        drop(file);
+        assert_eq!(names_in(folder.path()), ["run.h5"]);
     }
 
     #[test]
@@ -174,9 +251,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.h5");
         let mut file = create(&path, false).unwrap();
-        fs::write(&path, "another's").unwrap();
-        assert!(matches!(file.flush(&[], None), Err(Error::OutputExists { .. })));
-        assert_eq!(fs::read(&path).unwrap(), b"another's");
+        for _ in 0..2 {
+            fs::write(folder.path().join("new"), "another's").unwrap();
+            fs::rename(folder.path().join("new"), &path).unwrap();
+            assert!(matches!(file.flush(&[], None), Err(Error::OutputExists { .. })));
+            assert_eq!(fs::read(&path).unwrap(), b"another's");
+            fs::remove_file(&path).unwrap();
+            file.flush(&[], None).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_job_whose_place_was_taken_writes_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.h5");
+        let mut first = create(&path, false).unwrap();
+        first.flush(&[epochs(&[1.0])], None).unwrap();
+        assert!(matches!(create(&path, false), Err(Error::OutputOwned { .. })));
+        let mut second = create(&path, true).unwrap();
+        second.flush(&[epochs(&[2.0])], None).unwrap();
+        assert!(matches!(first.flush(&[epochs(&[3.0])], None), Err(Error::OutputLost { .. })));
+        assert_eq!(read_table(&path, "epochs").unwrap(), epochs(&[2.0]));
     }
 
     #[test]

@@ -4,6 +4,10 @@
 pub const FORMAT_VERSION: i64 = 1;
 
 pub(super) const VERSION: &str = "hpml_format_version";
+/// Root attributes of which run a file is, see [`identity`](super::identity).
+pub(super) const RUN_ID: &str = "run_id";
+pub(super) const KIND: &str = "run_kind";
+pub(super) const STATUS: &str = "status";
 pub(super) const CONFIG: &str = "config";
 /// Attribute of [`CONFIG`]: the whole configuration.
 pub(super) const TOML: &str = "toml";

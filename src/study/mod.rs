@@ -5,7 +5,6 @@
 
 mod tables;
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::cli;
@@ -14,7 +13,8 @@ use crate::data;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics::{Entry, Kind, Part};
-use crate::store::{Column, RunFile, Table, Values};
+use crate::output;
+use crate::store::{Column, FileKind, Identity, RunFile, Table, Values};
 use crate::train::{self, Checkpoints, EpochRow, Progress, Training, loss_and_accuracy};
 use crate::units::{Second, format_seconds};
 
@@ -35,16 +35,19 @@ struct Row {
 pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
     let variants = job.agree(variants(config, job.world_size))?;
     let datasets = job.agree(data::open(config))?;
-    let out = output_path(args, job);
     let environment = train::environment(job, &datasets);
-    let created =
-        job.is_root().then(|| RunFile::create(&out, args.force, config, environment, vec![train::ranks(job)]));
+    let owner = output::claim(job, args.out.as_deref(), &format!("study-{}ranks", job.world_size), args.force)?;
+    let created = owner.map(|owner| {
+        let identity = Identity::new(FileKind::Study);
+        RunFile::create_owned(owner, args.force, identity, config, environment, vec![train::ranks(job)])
+    });
     let mut file = job.agree(created.transpose())?;
     if job.is_root() {
         print_header(config, job, &datasets.name, &variants);
     }
     let names: Vec<&str> = variants.iter().map(|(name, _)| name.as_str()).collect();
     let (mut rows, mut more_tables) = (Vec::new(), Vec::new());
+    let last = (*config.study.seeds.last().expect("checked: there are seeds"), variants.len() - 1);
     for &seed in &config.study.seeds {
         for (variant, (name, config)) in variants.iter().enumerate() {
             let started = Instant::now();
@@ -56,7 +59,10 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
             if let Some(file) = &mut file {
                 print_training(name, seed, &rows[first..], started.elapsed().as_secs_f64());
                 let tables: Vec<Table> = std::iter::once(table(&names, &rows)).chain(more_tables.clone()).collect();
-                file.flush(&tables, None)?;
+                match (seed, variant) == last {
+                    true => file.finish(&tables, None)?,
+                    false => file.flush(&tables, None)?,
+                }
             }
         }
     }
@@ -192,11 +198,6 @@ fn last_accuracies(rows: &[Row], variant: usize) -> Vec<f64> {
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
-}
-
-fn output_path(args: &cli::Study, job: &Job) -> PathBuf {
-    let time = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S");
-    args.out.clone().unwrap_or_else(|| PathBuf::from(format!("results/study-{}ranks-{time}.h5", job.world_size)))
 }
 
 fn print_header(config: &Config, job: &Job, data: &str, variants: &[(String, Config)]) {

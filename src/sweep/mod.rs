@@ -13,7 +13,6 @@ mod scaling;
 mod visit;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
@@ -27,6 +26,7 @@ use crate::data::{self, Datasets};
 use crate::error::Result;
 use crate::launch::Job;
 use crate::metrics::{Kind, Part};
+use crate::output;
 use crate::units::format_seconds;
 pub use case::{Case, cases};
 use record::Record;
@@ -37,8 +37,9 @@ use visit::visit;
 pub fn run(config: &Config, job: &Job, args: &cli::Sweep) -> Result<()> {
     let datasets = job.agree(data::open(config))?;
     let cases = job.agree(case::cases(config, job.world_size, datasets.train.len()))?;
-    let out = output_path(args, job);
-    let opened = job.is_root().then(|| Record::open(&out, args, config, job, &datasets, &cases));
+    let stem = format!("scaling-{}ranks", job.world_size);
+    let owner = output::claim(job, args.out.as_deref(), &stem, args.force)?;
+    let opened = owner.map(|owner| Record::open(owner, args, config, job, &datasets, &cases));
     let mut record = job.agree(opened.transpose())?;
     if let Some(record) = &record {
         print_header(config, job, &datasets, &cases, record);
@@ -67,7 +68,8 @@ pub fn run(config: &Config, job: &Job, args: &cli::Sweep) -> Result<()> {
             job.communicator.patient_barrier(Patience::Idle)?;
         }
     }
-    if let Some(record) = &record {
+    if let Some(record) = &mut record {
+        record.finish()?;
         print_closing(record);
     }
     Ok(())
@@ -144,11 +146,6 @@ fn from_root(job: &Job, value: u64) -> Result<u64> {
     let mut number = [if job.is_root() { value as f64 } else { 0.0 }];
     job.communicator.all_reduce(Kind::Control, Combine::Max, &mut number)?;
     Ok(number[0] as u64)
-}
-
-fn output_path(args: &cli::Sweep, job: &Job) -> PathBuf {
-    let time = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S");
-    args.out.clone().unwrap_or_else(|| PathBuf::from(format!("results/scaling-{}ranks-{time}.h5", job.world_size)))
 }
 
 fn print_header(config: &Config, job: &Job, datasets: &Datasets, cases: &[Case], record: &Record) {

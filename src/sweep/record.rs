@@ -12,7 +12,7 @@ use crate::data::Datasets;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics::{Part, StepTimes};
-use crate::store::{self, Attribute, Column, RunFile, Table, Values};
+use crate::store::{self, Attribute, Column, FileKind, Identity, Owner, RunFile, Table, Values};
 use crate::train;
 use crate::units::Bytes;
 
@@ -41,25 +41,29 @@ struct About {
 impl Record {
     /// A new file, or with `--resume` the one that is there.
     pub(super) fn open(
-        out: &Path,
+        owner: Owner,
         args: &cli::Sweep,
         config: &Config,
         job: &Job,
         datasets: &Datasets,
         cases: &[Case],
     ) -> Result<Record> {
+        let out = owner.target().to_owned();
         let resumed = args.resume && out.exists();
+        if resumed {
+            same_sweep(&out, config, job)?;
+        }
         let environment = train::environment(job, datasets);
+        let (identity, ranks) = (Identity::new(FileKind::Sweep), vec![train::ranks(job)]);
         let file = match resumed {
-            true => RunFile::open(out)?,
-            false => RunFile::create(out, args.force, config, environment, vec![train::ranks(job)])?,
+            true => RunFile::open_owned(owner)?,
+            false => RunFile::create_owned(owner, args.force, identity, config, environment, ranks)?,
         };
         let (cases, samples) = (cases.to_vec(), datasets.train.len());
         let about = vec![About::default(); cases.len()];
         let mut record = Record { file, cases, samples, all_reduce: None, visits: BTreeMap::new(), about };
         if resumed {
-            same_sweep(out, config, job)?;
-            record.read(out)?;
+            record.read(&out)?;
         }
         Ok(record)
     }
@@ -159,11 +163,20 @@ impl Record {
         found.next().map_or(f64::NAN, |((_, busbw), _)| busbw * 1e9)
     }
 
+    /// Writes the file as that of a sweep that is finished.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        self.file.finish(&self.tables(), None)
+    }
+
     fn flush(&mut self) -> Result<()> {
+        self.file.flush(&self.tables(), None)
+    }
+
+    fn tables(&self) -> Vec<Table> {
         let mut tables = vec![scaling::table(&self.rows())];
         tables.extend((!self.visits.is_empty()).then(|| self.steps()));
         tables.extend(self.all_reduce.clone());
-        self.file.flush(&tables, None)
+        tables
     }
 
     /// `/steps`: a row a case, round, step and rank.
@@ -260,6 +273,9 @@ const KEYS: [&str; 4] = ["case", "round", "step_index", "rank"];
 /// An error unless `out` was made with the same configuration on as many ranks.
 fn same_sweep(out: &Path, config: &Config, job: &Job) -> Result<()> {
     let refuse = |message: String| Err(Error::File { path: out.to_owned(), message });
+    if let Some(kind) = store::read_identity(out)?.kind.filter(|kind| *kind != FileKind::Sweep) {
+        return refuse(format!("is the file of another command ({}): choose another --out", kind.as_str()));
+    }
     let earlier = store::read_config(out)?;
     if let Some((key, then, now)) = earlier.differences(config).into_iter().next() {
         return refuse(format!("was measured with {key} = {then}, now {now}: cannot resume; choose another --out"));

@@ -1,53 +1,15 @@
-//! Going on where a training was saved: what is found, whether it fits, and every number back in its place.
+//! Going on where a training was saved: every number back in its place. What there is to go on from, and whether it fits,
+//! is found by [`start`](super::start).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::{Training, weights};
-use crate::collective::Combine;
-use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics::Kind;
 use crate::parallel::{Replica, StepResult};
-use crate::store::{
-    self, Attribute, Checkpoint, CheckpointFolder, NamedTensor, Resumable, TensorValues, newest_checkpoint,
-    read_resumable,
-};
-
-/// Keys that a resumed training may have other than it began with. Which samples make a step, and what is done with
-/// them, is none of these; how fast, how long and on how many ranks is.
-const MAY_DIFFER: [&str; 16] = [
-    "run.out",
-    "launch.",
-    "data.dir",
-    "data.prefetch",
-    "train.epochs",
-    "train.batch_per_rank", // together as many as before, see `with_its_batch`
-    "train.global_batch",
-    "train.accumulate",
-    "train.test_batch",
-    "parallel.bucket_mb",
-    "parallel.all_reduce",
-    "checkpoint.",
-    "metrics.",
-    "quantize.",
-    "sweep.",
-    "study.",
-];
-
-/// What there is to go on from.
-pub enum Start {
-    /// Nothing.
-    Anew {
-        /// Whether an unfinished run file of that name gives way.
-        replace: bool,
-    },
-    /// A checkpoint, which rank 0 has read.
-    From(Option<Resume>),
-    /// The run file is already that of a finished training.
-    Finished,
-}
+use crate::store::{self, Attribute, Checkpoint, NamedTensor, Resumable, TensorValues};
 
 /// A checkpoint that was read.
 pub struct Resume {
@@ -57,97 +19,12 @@ pub struct Resume {
     pub content: Resumable,
 }
 
-/// What `--resume` finds: `auto` the newest whole checkpoint beside the run file `out`, else the file of that name. A
-/// collective; rank 0 reads.
-pub fn find(given: &str, out: &Path, config: &Config, job: &Job) -> Result<Start> {
-    let found = if job.is_root() { look(given, out, config) } else { Ok(Start::From(None)) };
-    let found = job.agree(found)?;
-    let is = |what: bool| f64::from(what);
-    let [anew, from] = share(job, [is(matches!(found, Start::Anew { .. })), is(matches!(found, Start::From(_)))])?;
-    Ok(match (anew > 0.0, from > 0.0) {
-        _ if job.is_root() => found,
-        (true, _) => Start::Anew { replace: false },
-        (_, true) => Start::From(None),
-        _ => Start::Finished,
-    })
-}
-
-fn look(given: &str, out: &Path, config: &Config) -> Result<Start> {
-    let newest = match given {
-        "auto" => newest_checkpoint(&CheckpointFolder::path_beside(out))?,
-        path => Some((PathBuf::from(path), read_resumable(Path::new(path))?)),
-    };
-    if let Some((path, content)) = newest {
-        same_training(&store::read_config(&path)?, config, &path)?;
-        let resume = Resume { path, content };
-        resume.check()?;
-        return Ok(Start::From(Some(resume)));
-    }
-    if !out.exists() {
-        log::info!("nothing to resume beside {}: starting anew", out.display());
-        return Ok(Start::Anew { replace: false });
-    }
-    let epochs = store::read_table(out, "epochs")?.numbers("epoch").len();
-    let steps = || -> Result<usize> {
-        let steps = store::read_table(out, "steps")?.numbers("global_step");
-        Ok(steps.last().map_or(0, |last| *last as usize + 1))
-    };
-    let most = config.train.max_steps;
-    if epochs >= config.train.epochs || most > 0 && steps()? >= most {
-        return Ok(Start::Finished);
-    }
-    log::warn!("{} ended after {epochs} epochs without a checkpoint: starting anew, in its place", out.display());
-    Ok(Start::Anew { replace: true })
-}
-
-/// The first key that makes another training of it.
-fn same_training(saved: &Config, now: &Config, checkpoint: &Path) -> Result<()> {
-    let differs = |key: &str, saved: String, now: String| Error::ResumeDiffers {
-        key: key.into(),
-        now,
-        saved,
-        checkpoint: checkpoint.to_owned(),
-    };
-    let mut differences = saved.differences(now).into_iter();
-    if let Some((key, saved, now)) = differences.find(|(key, ..)| !MAY_DIFFER.iter().any(|free| key.starts_with(free)))
-    {
-        return Err(differs(&key, saved.to_string(), now.to_string()));
-    }
-    match (saved.data_dir(), now.data_dir()) {
-        (Some(_), None) | (None, Some(_)) => {
-            Err(differs("data.dir", format!("{:?}", saved.data.dir), format!("{:?}", now.data.dir)))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The same configuration with as many samples a rank as make the global batch of before, so that each step trains on the
-/// samples that it would have had: step t of an epoch takes the t-th piece of that epoch's order, on any number of ranks.
-pub fn with_its_batch(config: &Config, job: &Job, resume: Option<&Resume>) -> Result<Config> {
-    let global = resume.map_or(0.0, |resume| resume.number("global_batch"));
-    let [global] = share(job, [global])?;
-    let (global, parts) = (global as usize, job.world_size * config.train.accumulate);
-    let mut config = config.clone();
-    if global % parts != 0 {
-        let expected = format!(
-            "this training's global batch is {global}, which does not divide by {} ranks x train.accumulate = {}: use \
-             another number of ranks",
-            job.world_size, config.train.accumulate
-        );
-        let (place, key) = ("--resume".into(), "train.batch_per_rank".into());
-        let value = config.train.batch_per_rank.to_string();
-        return job.agree(Err(Error::ConfigValue { place, key, value, expected }));
-    }
-    if job.is_root() && config.train.batch_per_rank != global / parts {
-        log::info!("train.batch_per_rank = {}, so that the global batch stays {global}", global / parts);
-    }
-    config.train.batch_per_rank = global / parts;
-    Ok(config)
-}
-
 impl Resume {
     /// The counts that the training goes on with, which a damaged or foreign file may have of any size.
-    fn check(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Dataset`] names the count.
+    pub(super) fn checked(self) -> Result<Resume> {
         let counts =
             ["steps", "epochs", "steps_in_epoch", "correct", "samples", "optimizer_steps"].map(|name| (name, 0));
         for (name, least) in counts.into_iter().chain([("world_size", 1), ("global_batch", 1)]) {
@@ -155,17 +32,17 @@ impl Resume {
             if !matches!(found, Some(Attribute::Int(count)) if (least..1 << 40).contains(count)) {
                 let found = found.map_or("missing".into(), |value| format!("{value:?}"));
                 let message = format!("{found}, expected a count, at least {least}");
-                return Err(Error::Dataset { path: self.path.clone(), name: format!("resume: {name}"), message });
+                return Err(Error::Dataset { path: self.path, name: format!("resume: {name}"), message });
             }
         }
-        Ok(())
+        Ok(self)
     }
 
     fn attribute(&self, name: &str) -> Option<&Attribute> {
         store::attribute(&self.content.state.attributes, name)
     }
 
-    fn number(&self, name: &str) -> f64 {
+    pub(super) fn number(&self, name: &str) -> f64 {
         match self.attribute(name) {
             Some(Attribute::Int(value)) => *value as f64,
             Some(Attribute::Float(value)) => *value,
@@ -193,13 +70,6 @@ impl Resume {
             }
         }
     }
-}
-
-/// Rank 0's numbers on every rank.
-fn share<const N: usize>(job: &Job, numbers: [f64; N]) -> Result<[f64; N]> {
-    let mut numbers = if job.is_root() { numbers } else { [0.0; N] };
-    job.communicator.all_reduce(Kind::Control, Combine::Sum, &mut numbers)?;
-    Ok(numbers)
 }
 
 /// This rank's `values` as a tensor on rank 0: `[n]` if they are the same everywhere, `[ranks, n]` if each rank has its own.
@@ -289,9 +159,8 @@ impl Training<'_> {
         let number = |name: &str| resume.map_or(0.0, |resume| resume.number(name));
         let averaged = resume.and_then(|resume| resume.content.state.tensor("average"));
         let averaged = averaged.map_or(0, |average| average.values.len());
-        let [steps, epochs, steps_in_epoch, seconds, optimizer_steps, ranks, local_steps, averaged] = share(
-            job,
-            [
+        let [steps, epochs, steps_in_epoch, seconds, optimizer_steps, ranks, local_steps, averaged] =
+            job.from_root([
                 number("steps"),
                 number("epochs"),
                 number("steps_in_epoch"),
@@ -300,8 +169,7 @@ impl Training<'_> {
                 number("world_size"),
                 number("local_steps"),
                 averaged as f64,
-            ],
-        )?;
+            ])?;
         let (own, ranks) = (self.ranks_are_apart(), ranks as usize);
         let mut carried = self.replica.compression();
         if (own || !carried.is_empty()) && ranks != job.world_size {

@@ -228,7 +228,7 @@ impl<'a> Training<'a> {
     /// Whether no step is left.
     pub fn is_finished(&self) -> bool {
         let most = self.config.train.max_steps;
-        self.epochs_done == self.config.train.epochs || most > 0 && self.steps_done >= most
+        self.epochs_done >= self.config.train.epochs || most > 0 && self.steps_done >= most
     }
 
     /// How many steps are done.

@@ -280,9 +280,14 @@ pub fn parameters(file: &Path) -> Parameters {
     names.iter().map(|name| (name.clone(), bits(name))).collect()
 }
 
+/// The folder of a run file's checkpoints.
+pub fn checkpoint_folder(run_file: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.checkpoints", text(run_file)))
+}
+
 /// The checkpoints beside a run file, the oldest first.
 pub fn checkpoints(run_file: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(run_file.with_extension("checkpoints"));
+    let entries = std::fs::read_dir(checkpoint_folder(run_file));
     let mut paths: Vec<PathBuf> =
         entries.map(|found| found.flatten().map(|entry| entry.path()).collect()).unwrap_or_default();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "h5")); // nothing half-written

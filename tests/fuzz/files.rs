@@ -10,7 +10,9 @@ use hdf5::{Dataset, Group, H5Type, Location};
 use hpml::cli;
 use hpml::config::Config;
 use hpml::quantize::{Engine, Kernel, checkpoint};
-use hpml::store::{self, Attribute, Checkpoint, CheckpointFolder, Resumable, RunFile, Table, TensorValues, Values};
+use hpml::store::{
+    self, Attribute, Checkpoint, CheckpointFolder, FileKind, Identity, Resumable, RunFile, Table, TensorValues, Values,
+};
 use hpml::{data, predict, report};
 
 use super::Case;
@@ -35,7 +37,7 @@ fn real_files(folder: &Path) -> Vec<PathBuf> {
     if !run.exists() {
         assert!(command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
     }
-    let checkpoints = fs::read_dir(folder.join("run.checkpoints")).unwrap();
+    let checkpoints = fs::read_dir(folder.join("run.h5.checkpoints")).unwrap();
     let checkpoint = checkpoints.map(|entry| entry.unwrap().path()).min().unwrap();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     vec![
@@ -131,7 +133,8 @@ pub fn hdf5(folder: &Path) -> Case {
     let mut corpus = Vec::new();
     for path in &files[..2] {
         let config = store::read_config(path).unwrap();
-        let mut file = RunFile::create(&small, true, &config, Vec::new(), Vec::new()).unwrap();
+        let mut file =
+            RunFile::create(&small, true, Identity::new(FileKind::Training), &config, Vec::new(), Vec::new()).unwrap();
         let mut tables = few_rows(path);
         tables.retain(|table| !table.group.starts_with("histograms"));
         file.flush(&tables, Some(&few(store::read_checkpoint(path).unwrap()))).unwrap();
@@ -140,8 +143,10 @@ pub fn hdf5(folder: &Path) -> Case {
     let whole = store::read_resumable(&files[2]).unwrap();
     let tables = few_rows(&files[2]).into_iter().filter(|table| table.group != "environment").collect();
     let content = Resumable { tables, model: few(whole.model), state: few(whole.state) };
-    let header = RunFile::create(&small, true, &Config::default(), Vec::new(), Vec::new()).unwrap();
-    let mut checkpoints = CheckpointFolder::new(&header, 1, None);
+    let header =
+        RunFile::create(&small, true, Identity::new(FileKind::Training), &Config::default(), Vec::new(), Vec::new())
+            .unwrap();
+    let mut checkpoints = CheckpointFolder::new(&header, 1, None, false).unwrap();
     corpus.push(fs::read(checkpoints.write(1, &content).unwrap().path).unwrap());
     damaged(folder, corpus)
 }
