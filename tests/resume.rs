@@ -162,7 +162,7 @@ fn the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over() {
     assert!(!newest.exists() || std::fs::read(&newest).unwrap().len() != bytes.len() - 100, "the damaged one stayed");
     // All is done: nothing changes any more, and that is no error.
     let again = train(2, &pieces, &[&args[..], &["--resume", "auto"]].concat()).run().succeeded();
-    assert!(again.stdout.contains("written to"), "{}", again.stdout);
+    assert!(again.stdout.contains("nothing to do"), "{}", again.stdout);
     assert_eq!(parameters(&whole), parameters(&pieces));
     assert_eq!(common::column(&pieces, "epochs/epoch").len(), 8);
 }
@@ -175,21 +175,23 @@ fn what_cannot_be_resumed_is_said_in_one_message() {
     // Nothing there yet: a chain of jobs begins with the same command that goes on.
     let first = resume(&["--set", "checkpoint.every_epochs=1", "--set", "train.epochs=1"]).succeeded();
     assert!(first.stderr.contains("starting anew"), "{}", first.stderr);
-    assert_refused(&resume(&["--set", "train.lr=0.5"]), &["train.lr", "0.5", "0.01", "run.checkpoints"]);
+    assert_refused(&resume(&["--set", "train.lr=0.5"]), &["train.lr", "0.5", "0.01", "run.h5.checkpoints"]);
     let without = Mpirun::ranks(2).args(["train", "--resume", "auto"]).timeout(SOON).run();
     assert_refused(&without, &["--resume auto", "--out"]);
-    assert_refused(&train(2, &out, &[]).run(), &["run.checkpoints", "--force"]);
+    assert_refused(&train(2, &out, &[]).run(), &["run.h5.checkpoints", "--force"]);
     let missing = train(2, &out, &["--resume", "none.h5"]).run();
     assert_refused(&missing, &["none.h5"]);
     let not_a_checkpoint = train(2, &out, &["--resume", text(&out)]).run();
     assert_refused(&not_a_checkpoint, &["resume", "missing"]);
     // Finished and without checkpoints: nothing to do.
-    std::fs::remove_dir_all(out.with_extension("checkpoints")).unwrap();
+    std::fs::remove_dir_all(common::checkpoint_folder(&out)).unwrap();
     let done = resume(&["--set", "train.epochs=1"]).succeeded();
     assert!(done.stdout.contains("nothing to do"), "{}", done.stdout);
-    // Not finished: anew, in its place.
-    let anew = resume(&["--set", "train.epochs=2"]).succeeded();
-    assert!(anew.stderr.contains("without a checkpoint"), "{}", anew.stderr);
+    // More is wanted, but there is nothing to go on from: only the user may throw the result away.
+    let more = ["--set", "train.epochs=2"];
+    assert_refused(&resume(&more), &["run.h5", "1 epochs", "no checkpoint", "--force"]);
+    assert_eq!(common::column(&out, "epochs/epoch").len(), 1);
+    resume(&[&more[..], &["--force"]].concat()).succeeded();
     assert_eq!(common::column(&out, "epochs/epoch").len(), 2);
 }
 
