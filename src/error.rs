@@ -62,6 +62,11 @@ pub enum Error {
     #[error("the GPU: {reason}: look at it with nvidia-smi, or set launch.device = \"cpu\"")]
     Gpu { reason: String },
 
+    #[error(
+        "they are written for libtorch {expected} and this is {loaded} (built with {built}): steps are launched kernel by kernel, which is slower with few images; build with libtorch {expected} (scripts/setup), or set launch.cuda_graphs = false"
+    )]
+    GraphVersion { expected: String, built: String, loaded: String },
+
     #[error("no NCCL here ({reason}): parallel.all_reduce = \"mpi\" does without it")]
     NcclMissing { reason: String },
 
@@ -96,6 +101,11 @@ pub enum Error {
 
     #[error("--resume: {}: {message}", path.display())]
     ResumeRefused { path: PathBuf, message: String },
+
+    #[error(
+        "overlap needs a second thread that calls MPI, MPI_THREAD_SERIALIZED, and {library} grants {granted}: set metrics.timing (in a sweep sweep.timing) to \"profile\", which reduces after the backward pass, or use an MPI built with support for threads"
+    )]
+    ThreadLevel { library: String, granted: &'static str },
 
     #[error("{call} failed on rank {rank}: MPI error {code}")]
     Mpi { call: &'static str, rank: usize, code: i32 },

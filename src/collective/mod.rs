@@ -4,7 +4,9 @@
 //! ranks: through a window of shared memory within a host, by a ring of our own between hosts, or by MPI_Allreduce.
 //! [`HostBuffer`] is memory that tensors and collectives share without a copy, [`Worker`] a thread that reduces while the
 //! caller computes. Every message is counted in the ledger by its kind, here, so that none can be forgotten. Nothing here
-//! knows what the numbers mean. `unsafe` is allowed here and in `sys` alone.
+//! knows what the numbers mean. One thread of a process calls MPI at a time, and each float has one owner at a time: both are
+//! checked, not agreed on. `unsafe` is allowed here, in `sys`, in `quantize/kernel` and where `parallel/flat.rs` gives a
+//! buffer's memory to a network.
 #![allow(unsafe_code)]
 
 mod all_reduce;
@@ -19,6 +21,7 @@ pub mod progress;
 mod ring;
 mod sum;
 mod traffic;
+mod turn;
 mod window;
 mod worker;
 

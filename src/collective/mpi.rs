@@ -6,13 +6,14 @@ use std::mem::MaybeUninit;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use mpi::ffi;
 use mpi::traits::AsRaw;
+use mpi::{Threading, ffi};
 
 use super::element::{Bf16, Element, Fp16, Wire, add};
 use super::patience::{Patience, Pauses};
 use super::progress;
 use super::traffic::Collective;
+use super::turn;
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Ledger};
 use crate::units::{Bytes, Second};
@@ -24,18 +25,40 @@ unsafe extern "C" {
 /// Keeps MPI initialised; MPI is finalised when it is dropped.
 pub struct Universe {
     universe: mpi::environment::Universe,
+    granted: Threading,
 }
 
 impl Universe {
-    /// Initialises MPI. Two threads may call it, one at a time. `None`: it was initialised before.
+    /// Initialises MPI for two threads that call it one at a time; [`Communicator::may_change_threads`] tells whether it
+    /// allows that. A collective over all ranks. `None`: it was initialised before.
     pub fn start() -> Option<Universe> {
-        let (universe, _) = mpi::initialize_with_threading(mpi::Threading::Serialized)?;
-        Some(Universe { universe })
+        let (universe, granted) = mpi::initialize_with_threading(Threading::Serialized)?;
+        // The least level of all ranks, so that all of them decide alike.
+        let mut level = granted as c_int;
+        // SAFETY: one int on every rank, the same operation everywhere; an error ends the job.
+        unsafe {
+            let (buffer, one) = ((&raw mut level).cast(), 1);
+            ffi::MPI_Allreduce(
+                hpml_mpi_in_place(),
+                buffer,
+                one,
+                ffi::RSMPI_INT32_T,
+                ffi::RSMPI_MIN,
+                ffi::RSMPI_COMM_WORLD,
+            );
+        }
+        let levels = [Threading::Single, Threading::Funneled, Threading::Serialized, Threading::Multiple];
+        let granted = levels.into_iter().find(|&one| one as c_int == level).unwrap_or(Threading::Single);
+        if granted < Threading::Serialized {
+            turn::bind_to_this_thread();
+        }
+        Some(Universe { universe, granted })
     }
 
     /// All ranks of the job.
     pub fn world(&self) -> Communicator {
-        Communicator::new(self.universe.world().as_raw(), Owned::No)
+        let _turn = turn::take("setting up");
+        Communicator::new(self.universe.world().as_raw(), Owned::No, self.granted)
     }
 
     /// Name and version of the MPI library, its first line.
@@ -54,6 +77,8 @@ pub struct Communicator {
     bf16_sum: ffi::MPI_Op,
     fp16_sum: ffi::MPI_Op,
     owned: Owned,
+    /// The threads that MPI allows on every rank.
+    granted: Threading,
     ledger: Mutex<Ledger>,
 }
 
@@ -64,8 +89,8 @@ enum Owned {
     No,
 }
 
-// SAFETY: the handle is a plain value, MPI was initialised with MPI_THREAD_SERIALIZED, and the two threads that call it
-// (the training loop and `Worker`) never do so at the same time: the loop waits for the worker before its own call.
+// SAFETY: the handle is a plain value. Every call takes this process's turn (`turn`), so that no two are made at the same time;
+// a second thread (`Worker`) is started only where MPI allows it (`may_change_threads`).
 unsafe impl Send for Communicator {}
 // SAFETY: as above.
 unsafe impl Sync for Communicator {}
@@ -85,7 +110,8 @@ pub enum Combine {
 const MOST: usize = 1 << 30;
 
 impl Communicator {
-    fn new(raw: ffi::MPI_Comm, owned: Owned) -> Communicator {
+    /// The caller has the turn.
+    fn new(raw: ffi::MPI_Comm, owned: Owned, granted: Threading) -> Communicator {
         let (mut rank, mut size) = (0, 1);
         let (mut bf16_sum, mut fp16_sum) = (MaybeUninit::uninit(), MaybeUninit::uninit());
         // SAFETY: `raw` is a valid communicator; the calls only write what they are given. Errors are returned instead of
@@ -99,7 +125,24 @@ impl Communicator {
             (bf16_sum.assume_init(), fp16_sum.assume_init())
         };
         let ledger = Mutex::default();
-        Communicator { raw, rank: rank as usize, size: size as usize, bf16_sum, fp16_sum, owned, ledger }
+        Communicator { raw, rank: rank as usize, size: size as usize, bf16_sum, fp16_sum, owned, granted, ledger }
+    }
+
+    /// Checks that MPI lets another thread than the one that initialised it call it. All ranks come to the same answer, and
+    /// one of them tells.
+    ///
+    /// # Errors
+    /// It has granted less than MPI_THREAD_SERIALIZED.
+    pub fn may_change_threads(&self) -> Result<()> {
+        let granted = match self.granted {
+            Threading::Single => "MPI_THREAD_SINGLE",
+            Threading::Funneled => "MPI_THREAD_FUNNELED",
+            Threading::Serialized | Threading::Multiple => return Ok(()),
+        };
+        match self.rank {
+            0 => Err(Error::ThreadLevel { library: Universe::library_version(), granted }),
+            _ => Err(Error::OnRank { rank: 0 }),
+        }
     }
 
     /// This process's number, from 0.
@@ -119,13 +162,14 @@ impl Communicator {
 
     /// The ranks that share this host's memory.
     pub fn split_by_host(&self) -> Result<Communicator> {
+        let _turn = turn::take("splitting the ranks by host");
         let mut part = MaybeUninit::uninit();
         // SAFETY: MPI writes the new communicator, which is valid when the call returns success.
         unsafe {
             let (kind, info) = (ffi::RSMPI_COMM_TYPE_SHARED, ffi::RSMPI_INFO_NULL);
             let code = ffi::MPI_Comm_split_type(self.raw, kind, self.rank as c_int, info, part.as_mut_ptr());
             self.check("MPI_Comm_split_type", code)?;
-            Ok(Communicator::new(part.assume_init(), Owned::Yes))
+            Ok(Communicator::new(part.assume_init(), Owned::Yes, self.granted))
         }
     }
 
@@ -133,13 +177,14 @@ impl Communicator {
     ///
     /// A collective over all ranks of this communicator. The new one counts in a ledger of its own.
     pub fn split(&self, color: Option<usize>) -> Result<Option<Communicator>> {
+        let _turn = turn::take("splitting the ranks");
         let mut part = MaybeUninit::uninit();
         // SAFETY: MPI writes the new communicator: valid when the call returns success, unless the color was undefined.
         unsafe {
             let color = color.map_or(ffi::RSMPI_UNDEFINED, |color| color as c_int);
             let code = ffi::MPI_Comm_split(self.raw, color, self.rank as c_int, part.as_mut_ptr());
             self.check("MPI_Comm_split", code)?;
-            Ok((color != ffi::RSMPI_UNDEFINED).then(|| Communicator::new(part.assume_init(), Owned::Yes)))
+            Ok((color != ffi::RSMPI_UNDEFINED).then(|| Communicator::new(part.assume_init(), Owned::Yes, self.granted)))
         }
     }
 
@@ -292,7 +337,11 @@ impl Communicator {
         self.counted_as(kind, bytes, collective.sent(self.size, bytes), call)
     }
 
-    /// The same for one whose ranks send `sent` bytes in all: less than all ranks have messages for each other.
+    /// As [`counted`](Self::counted), for a collective whose ranks send `sent` bytes in all: less than all ranks have messages
+    /// for each other.
+    ///
+    /// # Panics
+    /// Another thread of this process is inside MPI.
     pub(super) fn counted_as(
         &self,
         kind: Kind,
@@ -300,6 +349,7 @@ impl Communicator {
         sent: Bytes,
         call: impl FnOnce() -> Result<()>,
     ) -> Result<Second> {
+        let _turn = turn::take(kind.as_str());
         if self.size == 1 {
             call()?; // nothing leaves the process: not a message
             return Ok(0.0);
@@ -349,6 +399,7 @@ impl Communicator {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
+        let _turn = turn::take("freeing a communicator");
         let mut finalized: c_int = 0;
         // SAFETY: the handles are ours and not used again; nothing is freed once MPI has ended.
         unsafe {
