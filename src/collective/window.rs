@@ -1,22 +1,26 @@
 //! Memory that all ranks of a host see, and the gate at which they wait for each other without calling MPI.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::mem::{ManuallyDrop, MaybeUninit};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mpi::ffi;
 
 use super::Communicator;
 use super::patience::{Patience, Pauses};
+use super::turn;
 use crate::error::Result;
+use crate::metrics::Kind;
+use crate::units::{Bytes, format_bytes};
 
 /// A piece of memory of each rank, mapped by all ranks of one host.
 ///
 /// Dropping it is no collective: it gives this rank's pages back to the system, whereas the addresses stay reserved
 /// until the process ends. A tensor that outlives its buffer therefore reads zeros, not another's memory.
 pub(super) struct Window {
-    bases: Vec<*mut u8>, // by rank
-    bytes: usize,
+    bases: Vec<*mut u8>, // by rank; each at the start of a page
+    bytes: usize,        // whole pages
     rank: usize,
 }
 
@@ -27,47 +31,30 @@ unsafe impl Send for Window {}
 unsafe impl Sync for Window {}
 
 impl Window {
-    /// `bytes` zero bytes, and what fills a page, for each rank of `host`, whose ranks share a host.
+    /// `bytes` zero bytes, and what fills a page, for each rank of `host`, whose ranks share a host. A collective.
+    ///
+    /// # Panics
+    /// The ranks do not give equal `bytes`: one would reach beyond the end of another's part.
     pub(super) fn allocate(host: &Communicator, bytes: usize) -> Result<Window> {
-        let bytes = bytes.max(1).next_multiple_of(page_bytes());
-        let mut base: *mut c_void = std::ptr::null_mut();
-        let (mut info, mut window) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        // SAFETY: strings end in 0; MPI writes `info`, `base` and `window`. The window is never freed, see above.
-        unsafe {
-            // Not one block: each rank's part page-aligned, and on its own memory node where there are several.
-            ffi::MPI_Info_create(info.as_mut_ptr());
-            let (key, value): (*const c_char, *const c_char) = (c"alloc_shared_noncontig".as_ptr(), c"true".as_ptr());
-            ffi::MPI_Info_set(info.assume_init(), key, value);
-            let base_address: *mut *mut c_void = &mut base;
-            let code = ffi::MPI_Win_allocate_shared(
-                bytes as ffi::MPI_Aint,
-                1,
-                info.assume_init(),
-                host.raw(),
-                base_address.cast(),
-                window.as_mut_ptr(),
-            );
-            ffi::MPI_Info_free(info.as_mut_ptr());
-            host.check("MPI_Win_allocate_shared", code)?;
-            // Touched first by its owner: that decides the memory node, and shows at once whether there is room.
-            std::ptr::write_bytes(base.cast::<u8>(), 0, bytes);
+        let page = page_bytes();
+        let bytes = bytes.max(1).next_multiple_of(page);
+        let (window, base) = allocate_shared(host, bytes + page)?; // a page more: to begin at the start of one
+        let skip = base.align_offset(page);
+        // SAFETY: `skip` is less than a page, so the bytes lie in this rank's own part.
+        // Touched first by its owner: that decides the memory node, and shows at once whether there is room.
+        unsafe { std::ptr::write_bytes(base.wrapping_add(skip), 0, bytes) };
+        // Told instead of computed anew for every peer: so it is the same byte of the part on all ranks. It also lets nobody
+        // write to a part before its owner has zeroed it.
+        let told = host.all_gather(Kind::Control, &[skip as u64, bytes as u64])?;
+        let mut bases = Vec::with_capacity(host.size());
+        for (rank, told) in told.chunks(2).enumerate() {
+            assert_eq!(told[1], bytes as u64, "rank {rank} of this host shares another number of bytes than this one");
+            let base = query(host, window, rank)?.wrapping_add(told[0] as usize);
+            // A mapping begins at the start of a page in every process, so an offset into a page is the same in all of them.
+            assert!(base.align_offset(page) == 0, "rank {rank}'s shared memory is mapped across the borders of pages");
+            bases.push(base);
         }
-        let bases: Result<Vec<*mut u8>> = (0..host.size())
-            .map(|rank| {
-                let (mut size, mut unit) = (0, 0);
-                let mut peer: *mut c_void = std::ptr::null_mut();
-                let address: *mut *mut c_void = &mut peer;
-                // SAFETY: MPI writes the three values; the window was made above.
-                let code = unsafe {
-                    let window = window.assume_init();
-                    ffi::MPI_Win_shared_query(window, rank as i32, &mut size, &mut unit, address.cast())
-                };
-                host.check("MPI_Win_shared_query", code)?;
-                Ok(peer.cast())
-            })
-            .collect();
-        host.barrier()?; // nobody writes to a part before its owner has zeroed it
-        Ok(Window { bases: bases?, bytes, rank: host.rank() })
+        Ok(Window { bases, bytes, rank: host.rank() })
     }
 
     /// Where `rank`'s part begins in this process.
@@ -89,9 +76,62 @@ impl Window {
 impl Drop for Window {
     fn drop(&mut self) {
         // SAFETY: our own whole pages of a shared mapping: later reads give zeros.
-        // Where the system cannot do it, the memory is kept until the process ends.
-        unsafe { libc::madvise(self.bases[self.rank].cast(), self.bytes, libc::MADV_REMOVE) };
+        let code = unsafe { libc::madvise(self.bases[self.rank].cast(), self.bytes, libc::MADV_REMOVE) };
+        if code != 0 && self.rank == 0 {
+            not_given_back(self.bytes, &std::io::Error::last_os_error());
+        }
     }
+}
+
+/// Says once per process that memory is kept, and what follows from it.
+fn not_given_back(bytes: usize, error: &std::io::Error) {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| {
+        log::warn!(
+            "{} of shared memory stay taken until the job ends (madvise: {error}): memory grows with every training of a \
+             study and visit of a sweep, and peak memory counts the earlier ones too; parallel.all_reduce = \"mpi\" or \
+             \"ring\" does without shared memory",
+            format_bytes(bytes as Bytes)
+        );
+    });
+}
+
+/// A shared window with `bytes` of every rank, and where this rank's part begins here. It is never freed, see [`Window`].
+fn allocate_shared(host: &Communicator, bytes: usize) -> Result<(ffi::MPI_Win, *mut u8)> {
+    let _turn = turn::take("allocating shared memory");
+    let mut base: *mut c_void = std::ptr::null_mut();
+    let (mut info, mut window) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    // SAFETY: strings end in 0; MPI writes `info`, `base` and `window`.
+    unsafe {
+        // Not one block: each rank's part on its own pages, and on its own memory node where there are several.
+        ffi::MPI_Info_create(info.as_mut_ptr());
+        let (key, value): (*const c_char, *const c_char) = (c"alloc_shared_noncontig".as_ptr(), c"true".as_ptr());
+        ffi::MPI_Info_set(info.assume_init(), key, value);
+        let base_address: *mut *mut c_void = &mut base;
+        let code = ffi::MPI_Win_allocate_shared(
+            bytes as ffi::MPI_Aint,
+            1,
+            info.assume_init(),
+            host.raw(),
+            base_address.cast(),
+            window.as_mut_ptr(),
+        );
+        ffi::MPI_Info_free(info.as_mut_ptr());
+        host.check("MPI_Win_allocate_shared", code)?;
+        Ok((window.assume_init(), base.cast()))
+    }
+}
+
+/// Where `rank`'s part of `window` begins in this process, as MPI tells it.
+fn query(host: &Communicator, window: ffi::MPI_Win, rank: usize) -> Result<*mut u8> {
+    let _turn = turn::take("allocating shared memory");
+    let (mut size, mut unit) = (0, 0);
+    let mut base: *mut c_void = std::ptr::null_mut();
+    let address: *mut *mut c_void = &mut base;
+    // SAFETY: MPI writes the three values; the window is a live one.
+    let code = unsafe { ffi::MPI_Win_shared_query(window, rank as c_int, &mut size, &mut unit, address.cast()) };
+    host.check("MPI_Win_shared_query", code)?;
+    Ok(base.cast())
 }
 
 fn page_bytes() -> usize {
