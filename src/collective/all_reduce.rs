@@ -148,15 +148,16 @@ impl AllReduce {
 
     /// Within the host through the window, between hosts by a ring of one rank each. All ranks have arrived.
     fn shared<T: Element>(&self, source: Option<&Region<T>>, target: &mut Region<T>, patience: Patience) -> Result<()> {
-        let (Some(gate), Some(window)) = (&self.gate, target.window()) else {
+        let Some(gate) = &self.gate else {
             // The only rank of its host.
             if let Some(source) = source {
                 target.as_mut_slice().copy_from_slice(source.as_slice());
             }
             return self.between_hosts(target, patience);
         };
+        let window = self.window_of(target);
         let from = source.unwrap_or(target);
-        let (source_window, ranks) = (from.window().expect("made by `buffer`, as target was"), window.ranks());
+        let (source_window, ranks) = (self.window_of(from), window.ranks());
         let elements = target.bytes() / size_of::<T>();
         let own = slice_of_rank::<T>(window.rank(), ranks, elements);
         // Where the sums must still travel, the leader's copy of them is enough.
@@ -181,6 +182,15 @@ impl AllReduce {
         }
         gate.pass(patience); // and everybody has read it
         Ok(())
+    }
+
+    /// The window of all ranks of the host that `region` lies in.
+    ///
+    /// # Panics
+    /// Its buffer was not made by [`buffer`](Self::buffer): the other ranks could not reach it.
+    fn window_of<T: Element>(&self, region: &Region<T>) -> Arc<Window> {
+        let window = region.window().filter(|window| window.ranks() == self.host.size());
+        window.expect("a buffer reduced through shared memory is made by AllReduce::buffer")
     }
 
     fn between_hosts<T: Element>(&self, values: &mut Region<T>, patience: Patience) -> Result<()> {

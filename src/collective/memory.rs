@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Tensor};
 
@@ -11,15 +11,17 @@ use super::window::Window;
 
 /// `[elements]` of one type, contiguous, on the host. Tensors made by [`HostBuffer::view`] share its memory, so what
 /// autograd writes into a view is what an all-reduce of the buffer sends.
+///
+/// Parts of it can be handed out as [`Region`]s, no two of which overlap; while one is out, the buffer itself gives no slice.
 pub struct HostBuffer<T: Element = f32> {
-    whole: Region<T>,
+    whole: Elements<T>,
+    handed_out: Arc<HandedOut>,
 }
 
 impl<T: Element> HostBuffer<T> {
     /// A buffer of zeros in ordinary memory.
     pub fn zeros(elements: usize) -> HostBuffer<T> {
-        let flat = Tensor::zeros([elements as i64], (T::KIND, Device::Cpu));
-        HostBuffer { whole: Region { flat, range: 0..elements, window: None, element: PhantomData } }
+        HostBuffer::of(Tensor::zeros([elements as i64], (T::KIND, Device::Cpu)), elements, None)
     }
 
     /// This rank's part of `window`, which holds `elements` of T.
@@ -28,82 +30,156 @@ impl<T: Element> HostBuffer<T> {
         // SAFETY: the part is that long and aligned to pages, and its addresses stay valid until the process ends, so that no
         // tensor can outlive them.
         let flat = unsafe { Tensor::from_blob(base, &[elements as i64], &[1], T::KIND, Device::Cpu) };
-        HostBuffer { whole: Region { flat, range: 0..elements, window: Some(Arc::new(window)), element: PhantomData } }
+        HostBuffer::of(flat, elements, Some(Arc::new(window)))
+    }
+
+    fn of(flat: Tensor, elements: usize, window: Option<Arc<Window>>) -> HostBuffer<T> {
+        let whole = Elements { flat, range: 0..elements, window, element: PhantomData };
+        HostBuffer { whole, handed_out: Arc::default() }
     }
 
     /// A tensor of this `shape` over the elements from `offset` on.
     ///
     /// With `channels_last` a shape `[o, i, h, w]` is laid out as `[o, h, w, i]` in memory, the layout in which
     /// libtorch's convolutions want their weights; the tensor's own shape stays `[o, i, h, w]`.
-    pub fn view(&self, offset: usize, shape: &[i64], channels_last: bool) -> Tensor {
+    ///
+    /// # Safety
+    /// No call of libtorch, autograd's included, touches the elements of this tensor or of another that shares its memory while
+    /// a slice of them is borrowed from this buffer or from a [`Region`] of it, on whichever thread; reading is allowed beside
+    /// a shared borrow.
+    pub unsafe fn view(&self, offset: usize, shape: &[i64], channels_last: bool) -> Tensor {
         view(&self.whole.flat, offset, shape, channels_last)
     }
 
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.whole.range.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// All elements.
+    ///
+    /// # Panics
+    /// A [`Region`] of the buffer is handed out.
     pub fn as_slice(&self) -> &[T] {
-        self.whole.as_slice()
+        self.handed_out.check_free(&self.whole.range);
+        // SAFETY: no region is out, and none can be made while `self` is borrowed.
+        unsafe { self.whole.slice() }
     }
 
     /// All elements, to write.
+    ///
+    /// # Panics
+    /// A [`Region`] of the buffer is handed out.
     pub fn as_mut_slice(&mut self) -> &mut [T] {
-        self.whole.as_mut_slice()
+        self.handed_out.check_free(&self.whole.range);
+        // SAFETY: no region is out, and none can be made while `self` is borrowed.
+        unsafe { self.whole.slice_mut() }
     }
 
     /// Sets every element to zero.
+    ///
+    /// # Panics
+    /// A [`Region`] of the buffer is handed out.
     pub fn zero(&mut self) {
         self.as_mut_slice().fill(T::default());
     }
 
-    /// The part `range` as an owned handle that can travel to another thread. Until it comes back nobody may write to
-    /// these elements: that is the caller's promise (the reducer hands a bucket out when its gradients are complete).
-    pub fn region(&self, range: Range<usize>) -> Region<T> {
-        assert!(range.end <= self.whole.range.len(), "a region must lie inside its buffer");
-        Region { flat: self.whole.flat.shallow_clone(), range, window: self.whole.window.clone(), element: PhantomData }
+    /// The part `range` as an owned handle that can travel to another thread. It is handed out until the handle is dropped.
+    ///
+    /// # Panics
+    /// The range ends beyond the buffer, or overlaps a region that is handed out.
+    pub fn region(&mut self, range: Range<usize>) -> Region<T> {
+        let elements = self.whole.range.len();
+        assert!(
+            range.start <= range.end && range.end <= elements,
+            "elements {range:?} are no part of a buffer of {elements}"
+        );
+        self.handed_out.add(range.clone());
+        let Elements { flat, window, .. } = &self.whole;
+        let part = Elements { flat: flat.shallow_clone(), range, window: window.clone(), element: PhantomData };
+        Region { part, handed_out: self.handed_out.clone() }
     }
 }
 
-/// A part of a [`HostBuffer`] in the hands of a collective. Keeps the memory alive.
+/// A part of a [`HostBuffer`] in the hands of a collective, the only way to its elements until it is dropped. Keeps the
+/// memory alive.
 pub struct Region<T: Element = f32> {
+    part: Elements<T>,
+    handed_out: Arc<HandedOut>,
+}
+
+impl<T: Element> Region<T> {
+    /// The region's elements.
+    pub fn as_slice(&self) -> &[T] {
+        // SAFETY: no other region overlaps this one, and the buffer gives no slice while it is out.
+        unsafe { self.part.slice() }
+    }
+
+    /// The region's elements, to write.
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: as in `as_slice`.
+        unsafe { self.part.slice_mut() }
+    }
+
+    /// Which elements of the buffer it was made from.
+    pub fn range(&self) -> Range<usize> {
+        self.part.range.clone()
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.part.range.len() * size_of::<T>()
+    }
+
+    /// The window that it lies in, if all ranks of the host see it.
+    pub(super) fn window(&self) -> Option<Arc<Window>> {
+        self.part.window.clone()
+    }
+
+    /// The first of the same elements in `rank`'s part of the window.
+    pub(super) fn in_part_of(&self, window: &Window, rank: usize) -> *mut T {
+        window.base(rank).cast::<T>().wrapping_add(self.part.range.start)
+    }
+}
+
+impl<T: Element> Drop for Region<T> {
+    fn drop(&mut self) {
+        self.handed_out.remove(&self.part.range);
+    }
+}
+
+/// Elements of a flat tensor. Knows nothing of who else may touch them.
+struct Elements<T: Element> {
     flat: Tensor,
     range: Range<usize>,
     window: Option<Arc<Window>>,
     element: PhantomData<T>,
 }
 
-impl<T: Element> Region<T> {
-    /// Its elements.
-    pub fn as_slice(&self) -> &[T] {
-        // SAFETY: as `as_mut_slice`.
+impl<T: Element> Elements<T> {
+    /// The elements as a slice.
+    ///
+    /// # Safety
+    /// No mutable slice of them lives as long as this one. Tensors that share the memory keep to the contract of
+    /// [`HostBuffer::view`]; other ranks write to a window only inside a collective, which borrows its region mutably.
+    unsafe fn slice(&self) -> &[T] {
+        // SAFETY: `range` lies inside the storage that `flat` (or the window) keeps alive, of T's kind and contiguous; the rest
+        // is the caller's promise.
         unsafe { std::slice::from_raw_parts(self.start(), self.range.len()) }
     }
 
-    /// Its elements, to write.
-    pub fn as_mut_slice(&mut self) -> &mut [T] {
-        // SAFETY: `range` lies inside the storage that `flat` (or the window) keeps alive, of T's kind and contiguous. Tensors
-        // that share the memory are written to only by libtorch calls on the thread that owns the buffer, none of which
-        // touches these elements while they are borrowed or handed out (`region`'s contract); other ranks write to a
-        // window only inside a collective, which holds the region.
+    /// The elements as a slice to write.
+    ///
+    /// # Safety
+    /// No other slice of them lives as long as this one; else as [`slice`](Self::slice).
+    unsafe fn slice_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `slice`.
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.range.len()) }
-    }
-
-    /// Which elements of the buffer it was made from.
-    pub fn range(&self) -> Range<usize> {
-        self.range.clone()
-    }
-
-    /// Size in bytes.
-    pub fn bytes(&self) -> usize {
-        self.range.len() * size_of::<T>()
-    }
-
-    /// The window that it lies in, if all ranks of the host see it.
-    pub(super) fn window(&self) -> Option<Arc<Window>> {
-        self.window.clone()
-    }
-
-    /// The first of the same elements in `rank`'s part of the window.
-    pub(super) fn in_part_of(&self, window: &Window, rank: usize) -> *mut T {
-        window.base(rank).cast::<T>().wrapping_add(self.range.start)
     }
 
     fn start(&self) -> *mut T {
@@ -111,7 +187,49 @@ impl<T: Element> Region<T> {
     }
 }
 
-/// The same of any flat tensor.
+/// The ranges of one buffer's [`Region`]s that have not been dropped: disjoint, and none of them empty. A handful at most: one
+/// per bucket under way.
+#[derive(Default)]
+struct HandedOut(Mutex<Vec<Range<usize>>>);
+
+impl HandedOut {
+    /// Panics unless nothing of `range` is handed out.
+    fn check_free(&self, range: &Range<usize>) {
+        check_free(&self.ranges(), range);
+    }
+
+    fn add(&self, range: Range<usize>) {
+        let mut ranges = self.ranges();
+        check_free(&ranges, &range);
+        if !range.is_empty() {
+            ranges.push(range);
+        }
+    }
+
+    fn remove(&self, range: &Range<usize>) {
+        let mut ranges = self.ranges();
+        if let Some(index) = ranges.iter().position(|other| other == range) {
+            ranges.swap_remove(index);
+        }
+    }
+
+    /// A refusal poisons the lock and leaves the ranges as they were.
+    fn ranges(&self) -> MutexGuard<'_, Vec<Range<usize>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn check_free(handed_out: &[Range<usize>], range: &Range<usize>) {
+    let overlaps = |other: &&Range<usize>| range.start < other.end && other.start < range.end && !range.is_empty();
+    if let Some(other) = handed_out.iter().find(overlaps) {
+        panic!(
+            "elements {range:?} of a buffer are wanted while its region {other:?} is handed out: drop that one first (wait \
+             for the all-reduce that has it)"
+        );
+    }
+}
+
+/// A tensor of this `shape` over the elements of `flat`, any contiguous tensor, from `offset` on; as [`HostBuffer::view`].
 pub fn view(flat: &Tensor, offset: usize, shape: &[i64], channels_last: bool) -> Tensor {
     let elements = shape.iter().product::<i64>() as usize;
     assert!(offset + elements <= flat.numel(), "a view must lie inside its buffer");
@@ -138,8 +256,8 @@ mod tests {
     #[test]
     fn views_share_the_buffers_memory_in_both_layouts() {
         let mut buffer = HostBuffer::<f32>::zeros(2 * 3 * 2 * 2 + 5);
-        let mut weight = buffer.view(0, &[2, 3, 2, 2], true);
-        let mut bias = buffer.view(24, &[5], false);
+        // SAFETY: no slice is kept beyond the line that borrows it.
+        let (mut weight, mut bias) = unsafe { (buffer.view(0, &[2, 3, 2, 2], true), buffer.view(24, &[5], false)) };
         let _ = bias.fill_(7.0);
         weight.copy_(&Tensor::arange(24, (Kind::Float, Device::Cpu)).view([2, 3, 2, 2]));
         assert_eq!(buffer.as_slice()[..6], [0.0, 4.0, 8.0, 1.0, 5.0, 9.0]); // channel by channel at pixel 0, then 1
@@ -148,5 +266,46 @@ mod tests {
         assert_eq!(weight.double_value(&[0, 1, 0, 0]), -1.0);
         buffer.region(24..29).as_mut_slice().fill(2.0);
         assert_eq!(bias.sum(Kind::Float).double_value(&[]), 10.0);
+    }
+
+    /// The message of the panic that `misuse` ends with.
+    fn refusal(misuse: impl FnOnce()) -> String {
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(misuse)).expect_err("it is refused");
+        *panic.downcast::<String>().expect("a panic with values in its message")
+    }
+
+    #[test]
+    fn regions_that_overlap_are_refused_and_both_are_named() {
+        let mut buffer = HostBuffer::<f32>::zeros(10);
+        let first = buffer.region(2..5);
+        for range in [0..3, 2..5, 3..4, 4..10, 0..10] {
+            let message = refusal(|| drop(buffer.region(range.clone())));
+            assert!(message.contains(&format!("elements {range:?} ")) && message.contains("region 2..5 "), "{message}");
+        }
+        let (before, after, nothing) = (buffer.region(0..2), buffer.region(5..10), buffer.region(3..3));
+        drop(first);
+        drop(buffer.region(2..5)); // it came back
+        assert!(refusal(|| drop(buffer.region(2..6))).contains("region 5..10 "));
+        drop((before, after, nothing));
+        drop(buffer.region(0..10));
+        assert!(refusal(|| drop(buffer.region(4..11))).contains("4..11 are no part of a buffer of 10"));
+    }
+
+    #[test]
+    fn the_buffer_gives_no_slice_while_a_region_is_out() {
+        let mut buffer = HostBuffer::<f32>::zeros(6);
+        let mut region = buffer.region(1..3);
+        region.as_mut_slice().fill(1.0);
+        let named = |message: String| assert!(message.contains("0..6") && message.contains("1..3"), "{message}");
+        named(refusal(|| _ = buffer.as_slice()));
+        named(refusal(|| _ = buffer.as_mut_slice()));
+        named(refusal(|| buffer.zero()));
+        assert_eq!(buffer.len(), 6);
+        // On another thread, as a collective has it.
+        std::thread::spawn(move || region.as_mut_slice()[0] = 2.0).join().unwrap();
+        assert_eq!(buffer.as_slice(), [0.0, 2.0, 1.0, 0.0, 0.0, 0.0]);
+        let nothing = buffer.region(0..0);
+        buffer.zero();
+        drop(nothing);
     }
 }

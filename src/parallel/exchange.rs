@@ -66,13 +66,18 @@ impl Exchange {
     }
 
     /// Lets collectives go on beside the backward pass. A device's do without being asked.
-    pub fn overlap(&mut self) {
+    ///
+    /// # Errors
+    /// MPI does not allow a second thread to call it.
+    pub fn overlap(&mut self) -> Result<()> {
         if let Exchange::Host(host) = self {
+            host.communicator.may_change_threads()?;
             // Patient: a collective that spins for a slower rank would take half of the core from the backward pass that this
             // rank still computes.
             let reducer = host.reducer.clone();
             host.worker = Some(Worker::start(move |region: &mut Region| reducer.reduce(region, Patience::Patient)));
         }
+        Ok(())
     }
 
     /// What compression carries from step to step, by name.
@@ -96,7 +101,7 @@ impl Exchange {
     }
 
     /// Called when a bucket's gradients are complete, in the order of the buckets; `last`: nothing is left to compute.
-    pub fn ready(&mut self, bucket: &Bucket, last: bool, state: &FlatState, times: &mut Timeline) -> Result<()> {
+    pub fn ready(&mut self, bucket: &Bucket, last: bool, state: &mut FlatState, times: &mut Timeline) -> Result<()> {
         match self {
             Exchange::Host(host) if host.reduces() => host.ready(bucket, last, state, times),
             Exchange::Device(device) if device.overlaps => device.reduce(bucket, state, times),
@@ -105,7 +110,7 @@ impl Exchange {
     }
 
     /// Called after the backward pass: reduces what was left for then, and ends what is under way.
-    pub fn finish(&mut self, buckets: &[Bucket], state: &FlatState, times: &mut Timeline) -> Result<()> {
+    pub fn finish(&mut self, buckets: &[Bucket], state: &mut FlatState, times: &mut Timeline) -> Result<()> {
         match self {
             Exchange::Host(host) => {
                 if host.reduces() && host.worker.is_none() {
@@ -157,8 +162,8 @@ impl HostExchange {
         self.communicator.size() > 1 && self.local.is_none()
     }
 
-    fn ready(&mut self, bucket: &Bucket, last: bool, state: &FlatState, times: &mut Timeline) -> Result<()> {
-        let region = || state.gradients.host().region(bucket.elements.clone());
+    fn ready(&mut self, bucket: &Bucket, last: bool, state: &mut FlatState, times: &mut Timeline) -> Result<()> {
+        let mut region = || state.gradients.host_mut().region(bucket.elements.clone());
         match &mut self.worker {
             Some(worker) if !last => worker.all_reduce(region()),
             // The last bucket is reduced by the caller: nothing is left to compute that could hide it. So a model of one bucket
@@ -176,9 +181,9 @@ impl HostExchange {
         Ok(())
     }
 
-    fn reduce_all(&self, buckets: &[Bucket], state: &FlatState, times: &mut Timeline) -> Result<()> {
+    fn reduce_all(&self, buckets: &[Bucket], state: &mut FlatState, times: &mut Timeline) -> Result<()> {
         for bucket in buckets {
-            let mut region = state.gradients.host().region(bucket.elements.clone());
+            let mut region = state.gradients.host_mut().region(bucket.elements.clone());
             add_collective(times, self.reducer.reduce(&mut region, Patience::Eager)?, true);
         }
         Ok(())
@@ -225,7 +230,8 @@ impl DeviceExchange {
 
     /// Begins to reduce a bucket.
     fn reduce(&mut self, bucket: &Bucket, state: &FlatState, times: &mut Timeline) -> Result<()> {
-        let values = state.gradients.view(bucket.elements.start, &[bucket.elements.len() as i64], false);
+        let Flat::Device(gradients) = &state.gradients else { unreachable!("one memory for all") };
+        let values = gradients.narrow(0, bucket.elements.start as i64, bucket.elements.len() as i64);
         let started = Instant::now();
         let span = match self.rounded {
             None => self.wire.all_reduce(Kind::Gradients, &values)?,

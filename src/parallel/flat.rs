@@ -60,7 +60,7 @@ impl Flat {
     /// How many numbers.
     pub fn len(&self) -> usize {
         match self {
-            Flat::Host(buffer) => buffer.as_slice().len(),
+            Flat::Host(buffer) => buffer.len(),
             Flat::Device(tensor) => tensor.numel(),
         }
     }
@@ -114,11 +114,25 @@ impl Flat {
         }
     }
 
-    /// As [`HostBuffer::view`].
-    pub fn view(&self, offset: usize, shape: &[i64], channels_last: bool) -> Tensor {
-        match self {
-            Flat::Host(buffer) => buffer.view(offset, shape, channels_last),
-            Flat::Device(tensor) => view(tensor, offset, shape, channels_last),
+    /// Gives the elements from `offset` on to `tensor`: its values move there, and what is written to it from now on is written
+    /// there. With `gradients` it is a parameter, whose gradient autograd adds to the same elements of those.
+    #[allow(unsafe_code)]
+    pub fn adopt(&self, offset: usize, tensor: &mut Tensor, gradients: Option<&Flat>, channels_last: bool) {
+        let shape = tensor.size();
+        let view = |flat: &Flat| match flat {
+            // SAFETY: whoever owns the tensors owns the flat memory too (a `Replica` its model and state, a finetuning its
+            // nodes and state) and computes with them in methods that borrow it mutably, so that no slice is borrowed from the
+            // memory meanwhile. Regions that are out during a backward pass are of buckets whose gradients are complete.
+            Flat::Host(buffer) => unsafe { buffer.view(offset, &shape, channels_last) },
+            Flat::Device(flat) => view(flat, offset, &shape, channels_last),
+        };
+        let mut home = view(self);
+        tch::no_grad(|| home.copy_(tensor));
+        tensor.set_data(&home);
+        if let Some(gradients) = gradients {
+            *tensor = tensor.set_requires_grad(true);
+            tensor.sum(Kind::Float).backward(); // makes the gradient tensor
+            tensor.grad().set_data(&view(gradients));
         }
     }
 }
@@ -143,11 +157,8 @@ impl FlatState {
                     Role::Buffer => (&buffers, &mut buffer),
                     Role::Counter => continue,
                 };
-                let view = |of: &Flat| of.view(*offset, &shape, model.channels_last);
-                move_into(&mut entry.tensor, view(home));
-                if entry.role == Role::Parameter {
-                    gather_gradient(&entry.tensor, &view(&gradients));
-                }
+                let gradients = (entry.role == Role::Parameter).then_some(&gradients);
+                home.adopt(*offset, &mut entry.tensor, gradients, model.channels_last);
                 let elements = *offset..*offset + shape.iter().product::<i64>() as usize;
                 *offset = elements.end;
                 if entry.role == Role::Parameter {
@@ -159,18 +170,6 @@ impl FlatState {
         gradients.zero();
         FlatState { parameters, gradients, buffers, stage_elements, tensors }
     }
-}
-
-/// Moves a tensor's values to where `home` lies.
-pub fn move_into(tensor: &mut Tensor, mut home: Tensor) {
-    tch::no_grad(|| home.copy_(tensor));
-    tensor.set_data(&home);
-}
-
-/// From now on autograd adds the gradient of `parameter` to what lies in the memory of `home`.
-pub fn gather_gradient(parameter: &Tensor, home: &Tensor) {
-    parameter.sum(Kind::Float).backward(); // makes the gradient tensor
-    parameter.grad().set_data(home);
 }
 
 /// Euclidean norm, summed in float64.

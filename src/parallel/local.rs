@@ -59,7 +59,7 @@ impl LocalSteps {
                 continue;
             }
             // Memory that suits the all-reduce; the next step sets it to zero anyway.
-            let mut sums = state.gradients.host().region(0..values.len());
+            let mut sums = state.gradients.host_mut().region(0..values.len());
             sums.as_mut_slice().copy_from_slice(values);
             wait += self.wire.reduce(Kind::Parameters, &mut sums, Patience::Eager)?.wait;
             values.iter_mut().zip(sums.as_slice()).for_each(|(value, sum)| *value = sum / ranks);

@@ -15,7 +15,7 @@ mod tally;
 pub use batch_norm::SyncBatchNorm;
 pub use bucket::Bucket;
 pub use compress::Reducer;
-pub use flat::{Flat, FlatState, FlatTensor, gather_gradient, move_into, norm};
+pub use flat::{Flat, FlatState, FlatTensor, norm};
 pub use local::LocalSteps;
 pub use replica::Replica;
 pub use tally::StepResult;

@@ -55,13 +55,6 @@ impl Replica {
     ) -> Result<Replica> {
         let (mut exchange, gradients) = Exchange::new(&model, target, &communicator, config)?;
         let mut state = FlatState::adopt(&mut model, gradients);
-        if config.parallel.broadcast_parameters {
-            for flat in [&mut state.parameters, &mut state.buffers].into_iter().filter(|flat| !flat.is_empty()) {
-                let mut values = flat.read().into_owned();
-                communicator.broadcast(Kind::Parameters, &mut values)?;
-                flat.write(&values);
-            }
-        }
         // The worker would call MPI beside the collectives of a backward pass that has its own.
         let sync = config.parallel.buffers == BufferSync::Sync && communicator.size() > 1;
         let sync_batch_norm = sync.then(|| SyncBatchNorm::new(communicator.clone(), config.metrics.timing));
@@ -73,7 +66,14 @@ impl Replica {
         };
         let buckets = Bucket::plan(&state.stage_elements, bytes);
         if config.metrics.timing == Timing::Overlap && buckets.len() > 1 && !sync {
-            exchange.overlap();
+            exchange.overlap()?; // before anything is sent: where MPI does not allow it, nothing has begun
+        }
+        if config.parallel.broadcast_parameters {
+            for flat in [&mut state.parameters, &mut state.buffers].into_iter().filter(|flat| !flat.is_empty()) {
+                let mut values = flat.read().into_owned();
+                communicator.broadcast(Kind::Parameters, &mut values)?;
+                flat.write(&values);
+            }
         }
         Ok(Replica {
             names: buckets.iter().map(|bucket| BucketNames::new(&model.stages[bucket.stages.clone()])).collect(),
@@ -181,7 +181,7 @@ impl Replica {
             for bucket in 0..self.buckets.len() {
                 self.bucket_is_ready(bucket, times)?;
             }
-            return self.exchange.finish(&self.buckets, &self.state, times);
+            return self.exchange.finish(&self.buckets, &mut self.state, times);
         }
         let mut pass = self.forward_pass(batch, global_batch, times)?;
         // From the last segment to the first, a segment for every bucket.
@@ -189,7 +189,7 @@ impl Replica {
             self.backward(&mut pass, times)?;
             self.bucket_is_ready(bucket, times)?;
         }
-        self.exchange.finish(&self.buckets, &self.state, times)?;
+        self.exchange.finish(&self.buckets, &mut self.state, times)?;
         self.count(&pass, batch, times)
     }
 
@@ -358,7 +358,7 @@ impl Replica {
     fn bucket_is_ready(&mut self, index: usize, times: &mut Timeline) -> Result<()> {
         let _range = range(&self.names[index].all_reduce);
         let last = index + 1 == self.buckets.len();
-        self.exchange.ready(&self.buckets[index], last, &self.state, times)
+        self.exchange.ready(&self.buckets[index], last, &mut self.state, times)
     }
 
     fn count(&mut self, pass: &Pass, batch: &Batch, times: &mut Timeline) -> Result<()> {

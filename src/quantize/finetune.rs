@@ -19,7 +19,7 @@ use crate::data::{AugmentSeed, BatchPlan, Dataset, Loader, LoaderOptions, Sample
 use crate::error::Result;
 use crate::launch::Job;
 use crate::metrics::Kind;
-use crate::parallel::{Flat, FlatState, FlatTensor, gather_gradient, move_into};
+use crate::parallel::{Flat, FlatState, FlatTensor};
 use crate::train::Optimizer;
 
 /// `net` trained for `quantize.finetune_epochs` on all ranks together, its values rounded as in `integers`, by SGD with the default
@@ -54,7 +54,7 @@ pub fn finetune(
         let logits = rounded.forward(&batch.images).pop().expect("a network has layers");
         let loss = logits.flatten(1, -1).cross_entropy_for_logits(&batch.labels);
         (loss / job.world_size as f64).backward(); // the sum over the ranks is the mean gradient
-        let mut gradients = rounded.state.gradients.host().region(0..elements);
+        let mut gradients = rounded.state.gradients.host_mut().region(0..elements);
         all_reduce.reduce(Kind::Gradients, &mut gradients, Patience::Eager)?;
         let lr = config.quantize.finetune_lr * (steps - step) as f64 / steps as f64;
         optimizer.step(&mut rounded.state, lr)?;
@@ -101,10 +101,7 @@ impl Rounded {
         let (parameters, gradients) = (Flat::zeros(elements, None), Flat::Host(gradients));
         let mut offset = 0;
         let mut adopt = |mut tensor: Tensor| {
-            let shape = tensor.size();
-            move_into(&mut tensor, parameters.view(offset, &shape, false));
-            let tensor = tensor.set_requires_grad(true);
-            gather_gradient(&tensor, &gradients.view(offset, &shape, false));
+            parameters.adopt(offset, &mut tensor, Some(&gradients), false);
             offset += tensor.numel();
             tensor
         };

@@ -1,5 +1,5 @@
-//! The few C and C++ calls that no crate wraps: the allocator, the environment, libtorch's, the GPU's. With `collective`,
-//! the only place where `unsafe` is allowed.
+//! The few C and C++ calls that no crate wraps: the allocator, the environment, libtorch's, the GPU's. One of the folders where
+//! `unsafe` is allowed; Cargo.toml lists them.
 #![allow(unsafe_code)]
 
 pub mod gpu;
