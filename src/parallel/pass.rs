@@ -119,7 +119,7 @@ impl Recorder {
         match GraphPool::new().and_then(|pool| gpu::memory(index, true).map(|_| pool)) {
             Ok(pool) => Some(Recorder { index, pool, seen: None, times: 0, recorded: None, too_large: false }),
             Err(error) => {
-                log::warn!("steps are not recorded: {error}");
+                log::warn!("CUDA graphs are disabled: {error}");
                 None
             }
         }

@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -23,7 +24,8 @@ template <class Function> Function *find(const char *name) {
     return reinterpret_cast<Function *>(found);
 }
 
-// at::cuda::CUDAGraph's members, with `this` as the first argument. Source: ATen/cuda/CUDAGraph.h of libtorch 2.11.
+// at::cuda::CUDAGraph's members, with `this` as the first argument. Source: ATen/cuda/CUDAGraph.h of libtorch 2.11, the version
+// that graph.rs insists on: neither these names nor the size of the class are part of libtorch's interface.
 struct Functions {
     void (*construct)(void *, bool) = find<void(void *, bool)>("_ZN2at4cuda9CUDAGraphC1Eb");
     void (*destroy)(void *) = find<void(void *)>("_ZN2at4cuda9CUDAGraphD1Ev");
@@ -40,7 +42,7 @@ const Functions &functions() {
 }
 
 class Graph {
-    // Four times what the class takes.
+    // The class takes 104 bytes.
     alignas(16) unsigned char memory[1024];
     // The stream of before, while it is recorded.
     std::optional<c10::Stream> before;
@@ -89,6 +91,13 @@ template <class Work> bool done(Work work) noexcept {
     return false;
 }
 } // namespace
+
+// The version of the libtorch that this process has loaded, as TORCH_ABI_VERSION of torch/headeronly/version.h: major, minor
+// and patch in the three highest bytes. 0: it is too old to tell.
+extern "C" uint64_t hpml_libtorch_loaded() noexcept {
+    auto *version = reinterpret_cast<uint64_t (*)()>(dlsym(RTLD_DEFAULT, "aoti_torch_abi_version"));
+    return version == nullptr ? 0 : version();
+}
 
 // A name for the memory of recordings that are replayed in the order in which they were made.
 extern "C" bool hpml_graph_pool(unsigned long long *pool) noexcept {
