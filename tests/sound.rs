@@ -1,0 +1,233 @@
+//! What would be undefined, or grow without end, and is refused or given back instead: threads that call MPI at the same time,
+//! an MPI that allows one thread only, shared memory, CUDA graphs of another libtorch.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Mpirun, column, folder, text};
+use hpml::collective::{AllReduce, Patience, Universe, progress};
+use hpml::config::Algorithm;
+use hpml::metrics::Kind;
+
+/// Builds the library `source` of `tests/fixtures` in `folder`, to be loaded before all others.
+fn preloaded(folder: &Path, source: &str) -> PathBuf {
+    let library = folder.join(source).with_extension("so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(source);
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).arg("-ldl").status();
+    assert!(built.expect("a C compiler, which building hpml needs too").success());
+    library
+}
+
+/// A part of a test in this file, on each of `ranks` ranks.
+fn on_every_rank(ranks: usize, part: &str) -> Mpirun {
+    let mut command = Command::new("mpirun");
+    command.args(["-n", &ranks.to_string()]).arg(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "--nocapture", "--test-threads=1", part]);
+    Mpirun::command(command)
+}
+
+/// A few steps of a ResNet in several buckets, so that one is reduced while the next is computed.
+fn train(ranks: usize, out: &Path, settings: &[&str]) -> Mpirun {
+    let small = ["model.name=resnet18", "model.width=8", "parallel.bucket_mb=0.1", "train.batch_per_rank=4"];
+    let short = ["train.max_steps=4", "data.train_samples=64", "data.test_samples=16"];
+    let settings = small.iter().chain(&short).chain(settings).flat_map(|setting| ["--set", setting]);
+    Mpirun::ranks(ranks).args(["train", "--out", text(out)]).args(settings)
+}
+
+#[test]
+fn where_mpi_allows_one_thread_overlap_is_refused_before_any_work_and_the_rest_is_not() {
+    let folder = folder();
+    let library = preloaded(folder.path(), "lower_mpi.c");
+    let out = folder.path().join("run.h5");
+    let lowered = |run: Mpirun, level: &str| run.env("LD_PRELOAD", text(&library)).env("LOWER_THREAD_LEVEL", level);
+    for (level, name) in [("0", "MPI_THREAD_SINGLE"), ("1", "MPI_THREAD_FUNNELED")] {
+        let refused = lowered(train(2, &out, &[]), level).run();
+        let library = hpml_mpi_version();
+        common::assert_refused(&refused, &[name, &library, "metrics.timing", "\"profile\"", "MPI_THREAD_SERIALIZED"]);
+        assert!(!refused.stdout.contains("epoch"), "{}", refused.stdout);
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left.len(), 1, "nothing but the library: {left:?}");
+    }
+    // No second thread: nothing that overlaps, one bucket, one rank.
+    lowered(train(2, &out, &["metrics.timing=profile"]), "1").run().succeeded();
+    lowered(train(2, &out, &["parallel.bucket_mb=100"]), "1").arg("--force").run().succeeded();
+    lowered(train(1, &out, &[]), "1").arg("--force").run().succeeded();
+    // And enough is enough.
+    lowered(train(2, &out, &[]), "2").arg("--force").run().succeeded();
+    // What is refused replaces nothing.
+    let before = std::fs::read(&out).unwrap();
+    assert!(!lowered(train(2, &out, &[]), "1").arg("--force").run().status.success());
+    assert!(std::fs::read(&out).unwrap() == before, "a refused run replaced the file");
+}
+
+/// What hpml calls the MPI library.
+fn hpml_mpi_version() -> String {
+    let devices = Mpirun::alone().arg("devices").run().succeeded().stdout;
+    let line = devices.lines().find_map(|line| line.strip_prefix("MPI ")).expect("a line on MPI");
+    line.trim().to_owned()
+}
+
+#[test]
+fn a_sweep_is_refused_on_all_ranks_where_mpi_allows_one_thread() {
+    let folder = folder();
+    let library = preloaded(folder.path(), "lower_mpi.c");
+    let out = folder.path().join("scaling.h5");
+    // The third rank has no part in the case that is refused.
+    let sets = ["model.name=resnet18", "model.width=8", "parallel.bucket_mb=0.1", "sweep.ranks=[2, 3]"];
+    let short = ["sweep.batch_per_rank=[2]", "sweep.timing=overlap", "sweep.seconds=0.1", "data.train_samples=100"];
+    let refused = Mpirun::ranks(3)
+        .args(["sweep", "--out", text(&out)])
+        .args(sets.iter().chain(&short).flat_map(|set| ["--set", set]))
+        .env("LD_PRELOAD", text(&library))
+        .env("LOWER_THREAD_LEVEL", "1")
+        .run();
+    common::assert_refused(&refused, &["MPI_THREAD_FUNNELED", "sweep.timing", "\"profile\""]);
+}
+
+#[test]
+fn two_threads_that_call_mpi_at_once_are_told_by_name() {
+    let folder = folder();
+    let run = on_every_rank(2, "a_collective_beside_one_of_another_thread").env("FOLDER", text(folder.path())).run();
+    assert_eq!(run.succeeded().stdout.matches("1 passed").count(), 2);
+}
+
+/// Rank 0's part: its other thread waits in a barrier for rank 1, which comes when this thread has been refused.
+#[test]
+#[ignore = "a part of another test"]
+fn a_collective_beside_one_of_another_thread() {
+    let universe = Universe::start().unwrap();
+    let ranks = Arc::new(universe.world());
+    let refused = PathBuf::from(std::env::var_os("FOLDER").unwrap()).join("refused");
+    if ranks.rank() == 1 {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !refused.exists() {
+            assert!(Instant::now() < deadline, "rank 0 was not refused");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        ranks.patient_barrier(Patience::Patient).unwrap();
+        return;
+    }
+    let other = std::thread::spawn({
+        let ranks = ranks.clone();
+        move || ranks.patient_barrier(Patience::Patient).unwrap()
+    });
+    while progress::of_host()[0].waits_for.is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let own = std::thread::Builder::new().name("own".into()).spawn({
+        let ranks = ranks.clone();
+        move || ranks.all_reduce_sum(Kind::Buffers, &mut [1f32])
+    });
+    let message = *own.unwrap().join().expect_err("it is refused").downcast::<String>().unwrap();
+    std::fs::write(refused, "").unwrap();
+    other.join().unwrap();
+    for word in ["thread own", "(buffers)", "collective of control", "MPI_THREAD_SERIALIZED", "Worker::wait"] {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+}
+
+#[test]
+fn thirty_windows_of_shared_memory_leave_nothing_behind() {
+    for ranks in [2, 3] {
+        let run = on_every_rank(ranks, "windows_that_come_and_go").run().succeeded();
+        assert_eq!(run.stdout.matches("1 passed").count(), ranks, "{}", run.stdout);
+        assert!(!run.stderr.contains("stay taken"), "{}", run.stderr);
+    }
+}
+
+/// One rank's part.
+#[test]
+#[ignore = "a part of another test"]
+fn windows_that_come_and_go() {
+    const ELEMENTS: usize = 1 << 20; // 4 MiB of each rank
+    let universe = Universe::start().unwrap();
+    let ranks = Arc::new(universe.world());
+    let all_reduce = AllReduce::new(ranks.clone(), Algorithm::Shared).unwrap();
+    let (size, rank) = (ranks.size(), ranks.rank());
+    let sum = (1..=size).sum::<usize>() as f32;
+    let mut after_first = 0;
+    for visit in 0..30 {
+        let mut buffer = all_reduce.buffer::<f32>(ELEMENTS).unwrap();
+        assert!(buffer.as_slice().iter().all(|&value| value == 0.0), "new memory is zero");
+        assert_eq!(buffer.as_slice().as_ptr() as usize % 4096, 0, "and begins with a page");
+        buffer.as_mut_slice().fill((rank + 1) as f32);
+        all_reduce.reduce(Kind::Gradients, &mut buffer.region(0..ELEMENTS), Patience::Eager).unwrap();
+        assert!(buffer.as_slice().iter().all(|&value| value == sum), "every rank's part is reached");
+        // Its own part, and the slices that it sums of the others'.
+        let least = ELEMENTS * 4 / 1024 * (2 * size - 1) / size;
+        assert!(shared_kilobytes() >= least, "the test sees the memory: {} kB", shared_kilobytes());
+        drop(buffer);
+        ranks.barrier().unwrap(); // all have dropped theirs
+        let now = shared_kilobytes();
+        after_first = if visit == 0 { now } else { after_first };
+        // Kept, it would be 6 MiB and more a visit.
+        assert!(now < after_first + 4096, "visit {visit}: {now} kB, {after_first} kB after the first");
+        ranks.barrier().unwrap(); // and looked
+    }
+}
+
+/// Resident memory of this process that has a file behind it: a window's lies in /dev/shm or in the session's folder.
+fn shared_kilobytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let of = |name: &str| -> usize {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    of("RssShmem:") + of("RssFile:")
+}
+
+#[test]
+fn thirty_visits_of_a_sweep_take_the_memory_of_one() {
+    let folder = folder();
+    let peak = |rounds: usize| {
+        let out = folder.path().join(format!("{rounds}.h5"));
+        let rounds = format!("sweep.rounds={rounds}");
+        let model = ["model.name=resnet18", "model.width=32", "launch.threads=1", "metrics.warmup_steps=1"];
+        let sweep = ["sweep.batch_per_rank=[1]", "sweep.ranks=2", "sweep.timing=overlap", "sweep.seconds=0.01"];
+        let data = ["data.train_samples=64", &*rounds];
+        let sets = model.iter().chain(&sweep).chain(&data).flat_map(|set| ["--set", set]);
+        let run = Mpirun::ranks(2).args(["sweep", "--out", text(&out)]).args(sets).timeout(Duration::from_secs(300));
+        run.run().succeeded();
+        column(&out, "scaling/peak_memory")[0]
+    };
+    let (one, thirty) = (peak(1), peak(30));
+    // Kept, the gradients of both ranks would add 30 x 22.4 MB; the allocator's own coming and going is some 30 MB.
+    assert!(thirty < one + 150e6, "{one} bytes after one visit, {thirty} after thirty");
+}
+
+#[test]
+fn memory_that_the_system_does_not_take_back_is_told_once() {
+    let folder = folder();
+    let library = preloaded(folder.path(), "lower_mpi.c");
+    let out = folder.path().join("run.h5");
+    let run = train(2, &out, &[]).env("LD_PRELOAD", text(&library)).env("LOWER_MADVISE", "1").run().succeeded();
+    let told: Vec<&str> = run.stderr.lines().filter(|line| line.contains("stay taken")).collect();
+    assert_eq!(told.len(), 1, "{}", run.stderr);
+    assert!(told[0].contains("Invalid argument") && told[0].contains("parallel.all_reduce"), "{}", told[0]);
+}
+
+#[test]
+fn cuda_graphs_of_another_libtorch_are_refused_by_version() {
+    let folder = folder();
+    let library = preloaded(folder.path(), "other_libtorch.c");
+    let run = |part: &str| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "--nocapture", part]).env("LD_PRELOAD", &library);
+        Mpirun::command(command).run().succeeded()
+    };
+    assert!(run("a_graph_pool_says_what_it_needs").stdout.contains("1 passed"));
+}
+
+/// Under a library that calls itself 2.12.1.
+#[test]
+#[ignore = "a part of another test"]
+fn a_graph_pool_says_what_it_needs() {
+    let message = hpml::sys::GraphPool::new().err().expect("another version is refused").to_string();
+    for word in ["libtorch 2.11 ", "2.12.1", "launch.cuda_graphs = false"] {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+}
