@@ -1,0 +1,72 @@
+//! scripts/setup looks at Rust first: an old one is told before anything is installed or downloaded.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use common::{Finished, Mpirun, folder, text};
+
+/// A program of this name that does what the shell `script` says.
+fn program(folder: &Path, name: &str, script: &str) {
+    let path = folder.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A copy of the script in `checkout`, with nothing of this user's, and programs of `tools` before all others.
+fn setup(checkout: &Path, tools: &Path) -> Finished {
+    let path = format!("{}:{}", text(tools), std::env::var("PATH").unwrap_or_default());
+    let mut command = Command::new(checkout.join("scripts/setup"));
+    command.env("PATH", path).env("HOME", checkout).env("LIBTORCH", "/opt/libtorch");
+    Mpirun::command(command).run()
+}
+
+#[test]
+fn a_cargo_that_cannot_build_is_refused_before_anything_is_done() {
+    let needed = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let needed = needed.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap().trim_matches('"');
+    let (major, minor) = needed.split_once('.').unwrap();
+    let minor: usize = minor.parse().unwrap();
+    let folder = folder();
+    let (checkout, tools, rustup) =
+        (folder.path().join("checkout"), folder.path().join("tools"), folder.path().join("checkout/.cargo/bin"));
+    for folder in [&checkout.join("scripts"), &tools, &rustup] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    for name in ["scripts/setup", "Cargo.toml"] {
+        fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(name), checkout.join(name)).unwrap();
+    }
+    let touched = folder.path().join("touched");
+    for name in ["apt-get", "sudo", "python3"] {
+        program(&tools, name, &format!("touch {}; exit 1", text(&touched)));
+    }
+    let says = |version: &str| format!("echo 'cargo {version} (0123456789 2026-01-01)'");
+    let written = checkout.join(".hpml-env");
+    for old in [format!("{major}.{}.9", minor - 1), "1.9.0".into()] {
+        program(&tools, "cargo", &says(&old));
+        let refused = setup(&checkout, &tools);
+        assert!(!refused.status.success() && !written.exists() && !touched.exists(), "{}", refused.stderr);
+        let [message] = refused.stderr.lines().collect::<Vec<_>>()[..] else { panic!("{}", refused.stderr) };
+        for words in [&format!("Rust {needed} or newer"), &old, "rustup", text(&tools)] {
+            assert!(message.contains(words), "{words}: {message}");
+        }
+    }
+    // A rustup without a toolchain.
+    program(&tools, "cargo", "exit 1");
+    assert!(setup(&checkout, &tools).stderr.contains("cargo --version fails"));
+
+    // New enough, and new enough beside an old one.
+    for new in [format!("{needed}.0"), format!("{major}.{}.0-nightly", minor + 100)] {
+        program(&tools, "cargo", &says(&new));
+        let accepted = setup(&checkout, &tools);
+        assert!(!accepted.stderr.contains("hpml needs Rust"), "{}", accepted.stderr);
+    }
+    program(&tools, "cargo", &says("1.9.0"));
+    program(&rustup, "cargo", &says(&format!("{needed}.1")));
+    if setup(&checkout, &tools).status.success() {
+        assert!(fs::read_to_string(&written).unwrap().contains(".cargo/bin"));
+    }
+}
