@@ -42,6 +42,33 @@ fn a_pack_trains_and_reports_with_its_own_mpi_and_hdf5() {
         let line = libraries.lines().find(|line| line.contains(library)).expect(library);
         assert!(line.contains(text(&moved)), "{line}");
     }
+
+    // A libtorch without PyTorch's folder of NVIDIA's libraries beside it, and what is none or lacks a part.
+    let torch = folder.path().join("alone/torch");
+    let libraries = torch.join("lib");
+    std::fs::create_dir_all(&libraries).unwrap();
+    let elsewhere =
+        bare("source moved/env.sh && echo $hpml_torch/lib:$hpml_nvidia", folder.path()).run().succeeded().stdout;
+    let folders = elsewhere.trim().split(':').filter(|folder| !folder.is_empty());
+    let found = folders.flat_map(|folder| std::fs::read_dir(folder).unwrap()).flatten();
+    for library in found.filter(|entry| entry.file_name().to_string_lossy().contains(".so")) {
+        std::os::unix::fs::symlink(library.path(), libraries.join(library.file_name())).unwrap();
+    }
+    let few = "train --set train.max_steps=2 --set data.test_samples=20 --out";
+    let with = |torch: &str, out: &str| {
+        bare(&format!("export LIBTORCH={torch}; moved/run 1 {few} {out}"), folder.path()).run()
+    };
+    with(text(&torch), "alone.h5").succeeded();
+    common::assert_refused(&with("/no/such/torch", "none.h5"), &["/no/such/torch", "libtorch_cpu.so", "LIBTORCH"]);
+    // What PyTorch's wheel has in that folder.
+    let of_nvidia = std::fs::read_dir(&libraries).unwrap().flatten().map(|entry| entry.path());
+    let runtime: Vec<_> = of_nvidia.filter(|path| text(path).contains("/libcudart.so")).collect();
+    if !runtime.is_empty() {
+        runtime.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+        let lacking = with(text(&torch), "lacking.h5");
+        common::assert_refused(&lacking, &["not found", "libcudart.so", text(&torch)]);
+    }
+
     let refused = bare("moved/run two train", folder.path()).run();
     assert!(!refused.status.success() && refused.stderr.contains("usage"), "{}", refused.stderr);
 }
