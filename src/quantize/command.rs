@@ -360,6 +360,13 @@ pub fn export(file: &Path, out: &Path, force: bool) -> Result<String> {
 
 fn load(file: &Path) -> Result<IntNet> {
     let checkpoint = store::read_checkpoint(file)?;
-    checkpoint::from_checkpoint(&checkpoint)
-        .map_err(|error| Error::File { path: file.to_owned(), message: error.to_string() })
+    let refuse = |message| Error::File { path: file.to_owned(), message };
+    if !checkpoint::is_quantized(&checkpoint) {
+        let (run, int8) = (file.display(), beside(file));
+        return Err(refuse(format!(
+            "holds float32 weights, no int8 network: make one with hpml quantize {run}, and give its file, {}",
+            int8.display()
+        )));
+    }
+    checkpoint::from_checkpoint(&checkpoint).map_err(|error| refuse(error.to_string()))
 }
