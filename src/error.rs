@@ -73,6 +73,12 @@ pub enum Error {
     #[error("{call}: {reason}: NCCL_DEBUG=INFO tells more, parallel.all_reduce = \"mpi\" does without NCCL")]
     Nccl { call: &'static str, reason: String },
 
+    #[error(
+        "{started}, but MPI joined none of them: each would be a job of its own for {library}, which this hpml uses: {mend}; \
+         launch.allow_singletons = true is for separate jobs that are meant"
+    )]
+    Singleton { started: String, library: String, mend: String },
+
     #[error("rank {rank} read another configuration than rank 0: give every rank the same file and the same --set")]
     ConfigDiffers { rank: usize },
 

@@ -49,8 +49,10 @@ fn main() -> ExitCode {
 /// Starts the ranks, which wait for each other as long as the configuration says; the default if it is not even right, which
 /// they tell when they have met.
 fn start(config: Result<Config>, work: impl FnOnce(&mut Job, Result<Config>) -> Result<()>) -> ExitCode {
-    let launch = config.as_ref().map_or_else(|_| config::Launch::default(), |config| config.launch.clone());
-    launch::run(launch.comm_timeout(), |job| work(job, config))
+    // Of processes that are not ranks of one job each tells it.
+    let unknown = || Launch { allow_singletons: true, ..Launch::default() };
+    let launch = config.as_ref().map_or_else(|_| unknown(), |config| config.launch.clone());
+    launch::run(&launch, |job| work(job, config))
 }
 
 fn train(job: &mut Job, loaded: Result<Config>, args: &cli::Train) -> Result<()> {

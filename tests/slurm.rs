@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::{is_open_mpi, parameters, texts};
@@ -24,6 +25,8 @@ struct Lab {
     /// Where jobs are submitted, as if it were the checkout.
     home: tempfile::TempDir,
     deadline: Instant,
+    /// One cluster at a time: its ports are this process's.
+    _alone: MutexGuard<'static, ()>,
 }
 
 /// Runs a command to its end or for `timeout`. What it said, or what went wrong.
@@ -58,8 +61,10 @@ impl Lab {
         if !is_open_mpi(test) {
             return None; // its srun speaks Open MPI's PMIx
         }
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let state = tempfile::Builder::new().prefix("hpml-slurm").tempdir_in("/tmp").unwrap();
-        let mut lab = Lab { scripts, state, home: common::folder(), deadline: Instant::now() };
+        let mut lab = Lab { scripts, state, home: common::folder(), deadline: Instant::now(), _alone: alone };
         if let Err(reason) = run(&mut lab.script("up"), LAB) {
             eprintln!("{test}: left out: no emulated Slurm (it needs root and Debian's packages): {reason}");
             return None;
@@ -261,4 +266,43 @@ fn every_script_runs_and_what_is_cut_short_goes_on() {
         assert!(!written(format!("report-{report}/report.md")).is_empty());
     }
     assert_eq!(written(format!("report-{report}/chain-{chain}.csv")).lines().count(), 1 + 8);
+}
+
+/// Open MPI 4 ends the process itself where srun has no PMIx for it; other libraries, and this one where it does not see
+/// that it is in a step, make a job of one rank of each.
+#[test]
+fn tasks_of_srun_that_mpi_does_not_join_are_refused() {
+    let Some(lab) = Lab::up("tasks_of_srun_that_mpi_does_not_join_are_refused") else { return };
+    let srun = |mpi: &str, command: &str| {
+        let script =
+            format!("exec {command} --set train.max_steps=2 --set data.test_samples=20 --set launch.threads=1");
+        lab.slurm("srun", &["--nodes=2", "--ntasks-per-node=1", mpi, "bash", "-c", &script])
+    };
+    let train = "$HPML train --out results/$SLURM_PROCID.h5";
+    let unseen = format!("env -u SLURM_NODELIST {train}");
+    let refused = |mpi: &str, command: &str, named: &[&str]| {
+        let message = srun(mpi, command).unwrap_err();
+        let said: Vec<&str> = message.split("hpml: ").skip(1).collect();
+        let [said] = said[..] else { panic!("one message expected: {message}") };
+        let said = said.split("; ").take(2).collect::<Vec<_>>().join("; "); // up to what others said
+        for word in named {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+        assert_eq!(fs::read_dir(lab.home.path().join("results")).unwrap().count(), 0);
+    };
+    refused("--mpi=none", train, &["PMIX_RANK", "Open MPI", "srun --mpi=pmix"]);
+    refused("--mpi=none", &unseen, &["SLURM_STEP_NUM_TASKS = 2", "MPI joined none", "srun --mpi=pmix"]);
+    refused("--mpi=pmi2", &unseen, &["PMI_SIZE = 2", "srun --mpi=pmix"]);
+
+    srun("--mpi=pmix", "$HPML train --out results/joined.h5").unwrap();
+    assert_eq!(texts(&lab.file("joined.h5"), "environment/host").len(), 2);
+    srun("--mpi=none", &format!("{unseen} --set launch.allow_singletons=true")).unwrap();
+    for rank in ["0", "1"] {
+        assert_eq!(texts(&lab.file(&format!("{rank}.h5")), "environment/host").len(), 1);
+    }
+    // One process of a batch script that has more tasks, which is no step.
+    let alone = "$HPML train --out results/alone.h5 --set train.max_steps=2 --set data.test_samples=20";
+    let id = lab.slurm("sbatch", &["--parsable", "--ntasks=2", "--output=results/alone.log", "--wrap", alone]).unwrap();
+    lab.completed(id.trim());
+    assert_eq!(texts(&lab.file("alone.h5"), "environment/host").len(), 1);
 }

@@ -47,6 +47,7 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
         });
     }
     if let Some(file) = &mut file {
+        file.set_warnings(job.warnings());
         file.finish(&[table::table(&rows)], None)?;
         println!("\nwritten to {}", file.path().display());
     }

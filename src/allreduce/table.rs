@@ -11,9 +11,7 @@ use crate::units::gigabytes_per_second;
 pub fn print_header(job: &Job) {
     let (version, library) = (env!("CARGO_PKG_VERSION"), Universe::library_version());
     println!("# hpml {version}   {library}   world_size {}", job.world_size);
-    for (rank, place) in job.places.iter().enumerate() {
-        println!("# rank {rank}  {}  {}", place.host, place.device);
-    }
+    job.describe().iter().for_each(|line| println!("# {line}"));
     println!(
         "# time: mean of the iterations' slowest rank; algbw, busbw: from it, as in nccl-tests. After the bars, in place:"
     );

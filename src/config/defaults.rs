@@ -4,7 +4,14 @@ use super::*;
 
 impl Default for Launch {
     fn default() -> Self {
-        Launch { device: Device::Auto, allow_gpu_sharing: false, cuda_graphs: true, threads: 0, comm_timeout_s: 600.0 }
+        Launch {
+            device: Device::Auto,
+            allow_gpu_sharing: false,
+            allow_singletons: false,
+            cuda_graphs: true,
+            threads: 0,
+            comm_timeout_s: 600.0,
+        }
     }
 }
 

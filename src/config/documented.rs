@@ -12,6 +12,11 @@ const COMMENTS: &[(&str, &str)] = &[
         "let several ranks of a host have the same GPU, whose sums then go through host memory",
     ),
     (
+        "launch.allow_singletons",
+        "true: processes that a launcher started together and MPI did not join are separate jobs of one rank; false: that is an \
+         error",
+    ),
+    (
         "launch.cuda_graphs",
         "on a GPU: record what a step's passes ask of it, and ask for it again in a call for each bucket; takes the memory of one \
          more pass",

@@ -55,6 +55,7 @@ pub struct Run {
 pub struct Launch {
     pub device: Device,
     pub allow_gpu_sharing: bool,
+    pub allow_singletons: bool,
     pub cuda_graphs: bool,
     pub threads: usize,
     pub comm_timeout_s: f64,

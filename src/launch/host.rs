@@ -1,6 +1,7 @@
 //! What a host has, for people: `hpml devices`.
 
-use super::affinity;
+use super::affinity::Cpus;
+use super::ancestors::own_cpus;
 use crate::collective::{Universe, nccl_version};
 use crate::sys::gpu;
 
@@ -8,7 +9,7 @@ use crate::sys::gpu;
 pub fn describe_host() -> String {
     let mut lines = vec![
         format!("host         {}", super::hostname()),
-        format!("cores        {}", affinity::together(&[&affinity::allowed_cpus()])),
+        format!("cores        {}", Cpus::parse(&own_cpus()).count()),
         format!("libtorch     {}", env!("HPML_LIBTORCH_VERSION")),
         format!("MPI          {}", Universe::library_version()),
     ];

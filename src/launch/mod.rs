@@ -2,22 +2,29 @@
 //! launcher. Out: a [`Job`]. An error of any rank ends all of them, with one message and a non-zero status.
 
 mod affinity;
+mod ancestors;
 mod host;
+mod places;
 mod signals;
+mod singletons;
 mod watchdog;
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::collective::{Combine, Communicator, DeviceCollectives, Universe, progress};
-use crate::config::{Config, Precision};
+use crate::config::{Config, Launch, Precision};
 use crate::device::{self, Choice, Found, Target};
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
+use affinity::{Bound, Cpus, Surroundings};
+use ancestors::ancestors;
 pub use host::describe_host;
+pub use places::Place;
 pub use signals::{Signals, signal_name};
+use singletons::{Singleton, Variables};
 
 /// The running job as one rank sees it.
 pub struct Job {
@@ -33,49 +40,58 @@ pub struct Job {
     pub target: Target,
     /// Of its GPU, if it has one.
     pub gpu_uuid: [u8; 16],
-    /// Host, compute threads and device of every rank.
+    /// Host, cores, compute threads and device of every rank.
     pub places: Vec<Place>,
-    /// CPUs of this host that any of its ranks may use.
-    pub cores: usize,
+    /// What this rank's cores are held against.
+    surroundings: Surroundings,
+    /// On rank 0: what the run file is to say of this run.
+    warnings: Mutex<Vec<String>>,
     /// Until [`watch`](Self::watch) or [`let_ranks_wait`](Self::let_ranks_wait) that of the start.
     watchdog: Option<watchdog::Watchdog>,
-}
-
-/// Where a rank runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The host's name.
-    pub host: String,
-    /// Number among the ranks of that host.
-    pub local_rank: usize,
-    /// Compute threads.
-    pub threads: usize,
-    /// `cpu`, or `cuda:0` and so on.
-    pub device: String,
 }
 
 /// Before MPI has started: ends every rank but the first with `status`, so that the first can tell alone why it does not.
 /// Which one this is the launcher has left in the environment.
 pub fn leave_to_first_rank(status: i32) {
-    let ranks = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"].map(|name| std::env::var(name).ok());
-    if ranks.into_iter().flatten().next().is_some_and(|rank| rank != "0") {
-        // The launcher ends the others as soon as one has failed.
-        std::thread::sleep(Duration::from_secs(1));
-        std::process::exit(status)
+    if Variables::new(&variable, &ancestors()).is_not_first() {
+        leave(status)
     }
 }
 
+/// Ends this process without a word, after the one that speaks: the launcher ends the others as soon as one has failed.
+fn leave(status: i32) -> ! {
+    std::thread::sleep(Duration::from_secs(1));
+    std::process::exit(status)
+}
+
 /// Initialises MPI, runs `work` on every rank and ends the job: 0 if all went well, else the error's status. Ranks that do not
-/// meet within `patience` end it too; zero: they wait for ever.
-pub fn run(patience: Duration, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
+/// meet within `launch.comm_timeout_s` end it too; zero: they wait for ever. Processes that were started together and did not
+/// become ranks of one job are an error unless `launch.allow_singletons`.
+pub fn run(launch: &Launch, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
     prepare_open_mpi(); // sets the environment, so before there is another thread
+    let surroundings = Surroundings::look();
+    let variables = Variables::new(&variable, &surroundings.ancestors);
+    let library = Universe::library_version();
+    if let Some(warning) = variables.warning_before_start(&library) {
+        eprintln!("hpml: {warning}");
+    }
+    let singleton = variables.singleton(&library); // now: Open MPI sets the variables of a process that is alone
+    let patience = launch.comm_timeout();
     let watchdog = watchdog::meeting("met", patience);
     let universe = Universe::start().expect("MPI is initialised once, here");
     let communicator = Arc::new(universe.world());
     let rank = communicator.rank();
+    let is_alone = communicator.size() == 1 && !launch.allow_singletons;
+    if let Some(Singleton { error, speaks }) = singleton.filter(|_| is_alone) {
+        if !speaks {
+            leave(error.status().into())
+        }
+        eprintln!("hpml: {error}");
+        return ExitCode::from(error.status());
+    }
     start_log(rank);
     end_job_on_panic(rank);
-    let result = Job::new(communicator, watchdog).and_then(|mut job| work(&mut job));
+    let result = Job::new(communicator, surroundings, watchdog).and_then(|mut job| work(&mut job));
     let status = result.as_ref().map_or_else(Error::status, |()| 0);
     match result {
         Ok(()) | Err(Error::OnRank { .. }) => {}
@@ -99,11 +115,26 @@ pub fn run(patience: Duration, work: impl FnOnce(&mut Job) -> Result<()>) -> Exi
 }
 
 impl Job {
-    fn new(communicator: Arc<Communicator>, watchdog: Option<watchdog::Watchdog>) -> Result<Job> {
+    fn new(
+        communicator: Arc<Communicator>,
+        surroundings: Surroundings,
+        watchdog: Option<watchdog::Watchdog>,
+    ) -> Result<Job> {
         let (rank, world_size) = (communicator.rank(), communicator.size());
         let local_rank = communicator.split_by_host()?.rank();
-        let (target, gpu_uuid, places) = (Target::Cpu, [0; 16], Vec::new());
-        Ok(Job { communicator, rank, world_size, local_rank, target, gpu_uuid, places, cores: 0, watchdog })
+        let (target, gpu_uuid, places, warnings) = (Target::Cpu, [0; 16], Vec::new(), Mutex::default());
+        Ok(Job {
+            communicator,
+            rank,
+            world_size,
+            local_rank,
+            target,
+            gpu_uuid,
+            places,
+            surroundings,
+            warnings,
+            watchdog,
+        })
     }
 
     /// Turns an error of any rank into an error of all: every rank calls this at the same point with its own result.
@@ -133,29 +164,77 @@ impl Job {
         let host = hostname();
         let hosts = self.communicator.all_gather_text(Kind::Control, &host)?;
         let devices = self.choose_device(config, &hosts)?;
-        let own = affinity::allowed_cpus();
-        let cpus = self.communicator.all_gather_text(Kind::Control, &own)?;
-        let neighbours: Vec<&str> =
-            hosts.iter().zip(&cpus).filter(|(other, _)| **other == host).map(|(_, cpus)| cpus.as_str()).collect();
-        self.cores = affinity::together(&neighbours);
+        self.places = self.find_places(config, hosts, devices)?;
+        tch::set_num_threads(self.places[self.rank].threads as i32);
+        let warnings = places::warnings(&self.places, config.launch.threads > 0, &Universe::library_version());
+        warnings.into_iter().for_each(|warning| self.warn(warning));
+        Ok(())
+    }
+
+    /// Asks every rank for its cores and shares them out.
+    fn find_places(&self, config: &Config, hosts: Vec<String>, devices: Vec<String>) -> Result<Vec<Place>> {
+        let own = Cpus::parse(&ancestors::own_cpus());
+        let words = own.to_words();
+        let all: Vec<Cpus> =
+            self.communicator.all_gather(Kind::Control, &words)?.chunks(words.len()).map(Cpus::from_words).collect();
+        let neighbours = || hosts.iter().zip(&all).filter(|(host, _)| **host == hosts[self.rank]).map(|(_, cpus)| cpus);
+        let sharing = neighbours().filter(|cpus| cpus.overlaps(&own)).count().max(1);
         let threads = match config.launch.threads {
-            0 => affinity::fair_share(&own, &neighbours),
+            0 => affinity::fair_share(&own, sharing),
             threads => threads,
         };
-        tch::set_num_threads(threads as i32);
-        let numbers = self.communicator.all_gather(Kind::Control, &[self.local_rank as u64, threads as u64])?;
-        self.places = hosts
-            .into_iter()
-            .zip(numbers.chunks(2))
-            .zip(devices)
-            .map(|((host, numbers), device)| Place {
+        let (bound, unbound) = Bound::find(&own, &self.surroundings);
+        let numbers = [
+            self.local_rank,
+            threads,
+            own.count(),
+            sharing,
+            affinity::together(neighbours()).count(),
+            unbound,
+            self.surroundings.host.count(),
+            bound as usize,
+        ]
+        .map(|number| number as u64);
+        let numbers = self.communicator.all_gather(Kind::Control, &numbers)?;
+        let numbers: Vec<usize> = numbers.into_iter().map(|number| number as usize).collect();
+        let place = |((host, device), numbers): ((String, String), &[usize])| {
+            let &[local_rank, threads, cores, sharing, cores_of_ranks, cores_unbound, cores_of_host, bound] = numbers
+            else {
+                unreachable!("as many numbers as were sent")
+            };
+            let bound = Bound::ALL[bound];
+            Place {
                 host,
-                local_rank: numbers[0] as usize,
-                threads: numbers[1] as usize,
+                local_rank,
+                threads,
                 device,
-            })
-            .collect();
-        Ok(())
+                cores,
+                sharing,
+                cores_of_ranks,
+                cores_unbound,
+                cores_of_host,
+                bound,
+            }
+        };
+        Ok(hosts.into_iter().zip(devices).zip(numbers.chunks(8)).map(place).collect())
+    }
+
+    /// Who runs where with what, a line for all ranks that have the same.
+    pub fn describe(&self) -> Vec<String> {
+        places::lines(&self.places)
+    }
+
+    /// Tells on rank 0 what makes this run less than it could be, and keeps it for the run file; nothing on other ranks.
+    pub fn warn(&self, warning: String) {
+        if self.is_root() {
+            log::warn!("{warning}");
+            self.warnings.lock().expect("no thread panics while it adds a text").push(warning);
+        }
+    }
+
+    /// The warnings of this run so far; those of rank 0.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().expect("no thread panics while it adds a text").clone()
     }
 
     /// Finds this rank's device, before anything makes a tensor. Every rank's device in words.
@@ -169,8 +248,8 @@ impl Job {
         if let Some(reason) = fallback.filter(|_| self.is_root()) {
             log::info!("training on CPU cores: {reason}");
         }
-        if shared && self.is_root() {
-            log::warn!("ranks share a GPU: what is measured is not what each would do with its own");
+        if shared {
+            self.warn("ranks share a GPU: what is measured is not what each would do with its own".into());
         }
         self.target = targets[self.rank];
         let through_host = DeviceCollectives::go_through_host(self.target, config.parallel.all_reduce);
@@ -210,7 +289,6 @@ impl Job {
 /// copies off, segmented ring; 44.7 MB on 2 ranks 18.4 -> 5.3 ms). Only where all ranks are on one host, as far as the
 /// launcher tells, and only what the user has not set: over a network the cluster's own settings stand.
 fn prepare_open_mpi() {
-    let variable = |name: &str| std::env::var(name).ok();
     let ranks = variable("OMPI_COMM_WORLD_SIZE");
     if ranks.is_some() && ranks == variable("OMPI_COMM_WORLD_LOCAL_SIZE") {
         for (name, value) in [
@@ -260,6 +338,11 @@ fn end_job_on_panic(rank: usize) {
         eprintln!("hpml: rank {rank}: internal error{place}: {first_line}");
         Communicator::abort(101);
     }));
+}
+
+/// A variable of this process's environment.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 fn hostname() -> String {

@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn the_missing_rank_is_named_as_far_as_it_can_be_seen() {
-        let place = |host: &str, local_rank| Place { host: host.into(), local_rank, threads: 1, device: "cpu".into() };
+        let place = |host: &str, local_rank| Place { host: host.into(), local_rank, ..Place::default() };
         let places = [place("n1", 0), place("n1", 1), place("n2", 0)];
         let at =
             |entered| Progress { entered, waits_for: Some((Kind::Gradients, 1000)), step: 7, beats: 1, told: false };

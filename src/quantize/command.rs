@@ -50,7 +50,7 @@ pub fn quantize(config: &Config, job: &Job, run: &Path, out: &Path, force: bool)
     let quantized = quantize_state(config, job, &checkpoint.tensors, &datasets)?;
     let written = file.as_mut().map(|file| {
         print(&quantized, config, job.target);
-        write(&quantized, file)
+        write(&quantized, job, file)
     });
     job.agree(written.unwrap_or(Ok(())))
 }
@@ -86,7 +86,8 @@ pub fn create(owner: Owner, force: bool, config: &Config, source: (&Path, &str))
 ///
 /// # Errors
 /// Those of [`RunFile::finish`].
-pub fn write(quantized: &Quantized, file: &mut RunFile) -> Result<()> {
+pub fn write(quantized: &Quantized, job: &Job, file: &mut RunFile) -> Result<()> {
+    file.set_warnings(job.warnings());
     file.finish(&quantized.tables, Some(&checkpoint::to_checkpoint(&quantized.net)))?;
     let path = file.path().display();
     println!("\nint8 network written to {path}");
@@ -127,15 +128,22 @@ pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], dataset
                     ladder.clone().and(summed(job, ladder::finetuned(&finetuned, pixels, labels, job.target))?);
                 if with_it.drop() < ladder.drop() {
                     (ladder, integers) = (with_it, finetuned);
-                } else if job.is_root() {
-                    log::warn!("finetuned int8 loses {:.2} points, no less: it is not kept", with_it.drop());
+                } else {
+                    job.warn(format!("finetuned int8 loses {:.2} points, no less: it is not kept", with_it.drop()));
                 }
             }
-            Err(error) if job.is_root() => {
-                log::warn!("the finetuned network is not kept: {error}; choose a smaller quantize.finetune_lr");
+            Err(error) => {
+                job.warn(format!("the finetuned network is not kept: {error}; choose a smaller quantize.finetune_lr"));
             }
-            Err(_) => {}
         }
+    }
+    if loses_too_much(&ladder, config) {
+        job.warn(format!(
+            "int8 loses {:.2} points, more than quantize.max_drop = {}: try quantize.per_channel = true, another \
+             quantize.activation_range or quantize.finetune_epochs",
+            ladder.drop(),
+            config.quantize.max_drop
+        ));
     }
     let tables = vec![histograms(&weights, &activations), accuracies(&ladder, &net, &integers)];
     Ok(Quantized { net: integers, ladder, tables })
@@ -188,14 +196,6 @@ pub fn print(quantized: &Quantized, config: &Config, target: Target) {
         ladder.differing,
         ladder.compared
     );
-    if loses_too_much(ladder, config) {
-        log::warn!(
-            "int8 loses {:.2} points, more than quantize.max_drop = {}: try quantize.per_channel = true, another \
-             quantize.activation_range or quantize.finetune_epochs",
-            ladder.drop(),
-            quantize.max_drop
-        );
-    }
 }
 
 fn accuracies(ladder: &Ladder, net: &FloatNet, integers: &IntNet) -> Table {

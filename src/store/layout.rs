@@ -3,7 +3,7 @@
 use hdf5::Group;
 use hdf5::plist::group_create::{LinkCreationOrder, LinkPhaseChange};
 
-use super::schema::{CHECKPOINT, CONFIG, ENVIRONMENT, FORMAT_VERSION, TOML, VERSION};
+use super::schema::{CHECKPOINT, CONFIG, ENVIRONMENT, FORMAT_VERSION, TOML, VERSION, WARNINGS};
 use super::values::{write_attribute, write_attributes};
 use super::{Attribute, Checkpoint, Identity, Table, checkpoint, table};
 use crate::config::Config;
@@ -34,6 +34,12 @@ impl Header {
     /// Id of the run.
     pub(super) fn run_id(&self) -> &str {
         &self.identity.run_id
+    }
+
+    /// These in place of those that were set before.
+    pub(super) fn set_warnings(&mut self, warnings: Vec<String>) {
+        self.environment.retain(|(name, _)| name != WARNINGS);
+        self.environment.extend((!warnings.is_empty()).then(|| (WARNINGS.to_owned(), Attribute::Texts(warnings))));
     }
 
     /// Into a new file.

@@ -35,7 +35,7 @@ pub use output::{check_not_input, check_output, is_same_file, write_output};
 pub use owner::{Attempt, Claim, Owner};
 pub use parity::{Parity, read_parity};
 pub use run_file::RunFile;
-pub use schema::FORMAT_VERSION;
+pub use schema::{FORMAT_VERSION, WARNINGS};
 
 /// The values of a column, in row-major order if it has several dimensions.
 #[derive(Debug, Clone, PartialEq)]

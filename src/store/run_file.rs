@@ -141,6 +141,14 @@ impl RunFile {
         Ok(())
     }
 
+    /// Makes these the warnings of the run, in `/environment` from the next [`flush`](RunFile::flush) on. An
+    /// [opened](RunFile::open) file keeps its own.
+    pub fn set_warnings(&mut self, warnings: Vec<String>) {
+        if let Content::New(header) = &mut self.content {
+            header.set_warnings(warnings);
+        }
+    }
+
     /// What it holds from the start; `None` if it existed before.
     pub(super) fn header(&self) -> Option<&Header> {
         match &self.content {

@@ -12,6 +12,8 @@ pub(super) const CONFIG: &str = "config";
 /// Attribute of [`CONFIG`]: the whole configuration.
 pub(super) const TOML: &str = "toml";
 pub(super) const ENVIRONMENT: &str = "environment";
+/// Attribute of [`ENVIRONMENT`]: what makes the run less than it could be, a text each; missing if there is none.
+pub const WARNINGS: &str = "warnings";
 pub(super) const CHECKPOINT: &str = "checkpoint";
 /// Of checkpoint files: what a training needs beside the model to go on.
 pub(super) const RESUME: &str = "resume";

@@ -59,6 +59,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
             if let Some(file) = &mut file {
                 print_training(name, seed, &rows[first..], started.elapsed().as_secs_f64());
                 let tables: Vec<Table> = std::iter::once(table(&names, &rows)).chain(more_tables.clone()).collect();
+                file.set_warnings(job.warnings());
                 match (seed, variant) == last {
                     true => file.finish(&tables, None)?,
                     false => file.flush(&tables, None)?,
@@ -209,6 +210,7 @@ fn print_header(config: &Config, job: &Job, data: &str, variants: &[(String, Con
         config.train.epochs,
         job.world_size
     );
+    job.describe().iter().for_each(|line| println!("# {line}"));
     println!("# data {data}");
     for ((name, variant), given) in variants.iter().zip(&config.study.variants) {
         let global_batch = variant.train.batch_per_rank * variant.train.accumulate * job.world_size;

@@ -150,18 +150,8 @@ fn from_root(job: &Job, value: u64) -> Result<u64> {
 
 fn print_header(config: &Config, job: &Job, datasets: &Datasets, cases: &[Case], record: &Record) {
     println!("# hpml {}   sweep of {} cases, {} rounds", env!("CARGO_PKG_VERSION"), cases.len(), config.sweep.rounds);
-    for (rank, place) in job.places.iter().enumerate() {
-        println!("# rank {rank}  {}  {}, {} thread(s)", place.host, place.device, place.threads);
-    }
+    job.describe().iter().for_each(|line| println!("# {line}"));
     println!("# data {}", datasets.name);
-    let shared = job.places.iter().filter(|place| place.host == job.places[0].host);
-    let (wanted, cores) = (shared.map(|place| place.threads).sum::<usize>(), job.cores);
-    if wanted > cores {
-        println!(
-            "# WARNING: {wanted} compute threads share {cores} cores of {}: their speedup says nothing",
-            job.places[0].host
-        );
-    }
     println!("# written to {} after each visit; a sweep that was cut goes on with --resume", record.path().display());
     println!("#  round  case     model  ranks  batch   timing  steps       step  95 % +-    images/s     comm share");
 }

@@ -55,10 +55,11 @@ impl Record {
         }
         let environment = train::environment(job, datasets);
         let (identity, ranks) = (Identity::new(FileKind::Sweep), vec![train::ranks(job)]);
-        let file = match resumed {
+        let mut file = match resumed {
             true => RunFile::open_owned(owner)?,
             false => RunFile::create_owned(owner, args.force, identity, config, environment, ranks)?,
         };
+        file.set_warnings(job.warnings());
         let (cases, samples) = (cases.to_vec(), datasets.train.len());
         let about = vec![About::default(); cases.len()];
         let mut record = Record { file, cases, samples, all_reduce: None, visits: BTreeMap::new(), about };

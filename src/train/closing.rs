@@ -20,10 +20,7 @@ pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &R
         Universe::library_version(),
         job.world_size
     );
-    for (rank, place) in job.places.iter().enumerate() {
-        let threads = if place.threads == 1 { "1 thread".into() } else { format!("{} threads", place.threads) };
-        println!("# rank {rank}  {}  {}, {threads}", place.host, place.device);
-    }
+    job.describe().iter().for_each(|line| println!("# {line}"));
     println!("# data {}: {} training, {} test images", datasets.name, datasets.train.len(), datasets.test.len());
     let batch = config.train.batch_per_rank;
     println!(

@@ -100,9 +100,10 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         let quantized = command::quantize_state(config, job, &checkpoint.tensors, &datasets)?;
         let written = outputs.as_mut().map(|outputs| {
             command::print(&quantized, config, job.target);
-            command::write(&quantized, outputs.quantized.as_mut().expect("made at the start"))?;
+            command::write(&quantized, job, outputs.quantized.as_mut().expect("made at the start"))?;
             let mut tables = training.tables();
             tables.extend(quantized.tables.iter().cloned());
+            outputs.run_file.set_warnings(job.warnings());
             outputs.run_file.finish(&tables, Some(&checkpoint))
         });
         job.agree(written.unwrap_or(Ok(())))?;
@@ -141,7 +142,8 @@ impl Outputs {
         environment.extend(
             resume.as_ref().map(|resume| ("resumed_at_steps".to_owned(), Attribute::Ints(resume.resumed_at()))),
         );
-        let run_file = RunFile::create_owned(owner, replace, identity, config, environment, vec![record::ranks(job)])?;
+        let mut run_file = RunFile::create_owned(owner, replace, identity, config, environment, vec![record::ranks(job)])?;
+        run_file.set_warnings(job.warnings()); // checkpoints have them, too
         let from = resume.as_ref().map(|resume| resume.path.as_path());
         let folder = CheckpointFolder::new(&run_file, config.checkpoint.keep, from, replace_checkpoints)?;
         Ok(Outputs { run_file, quantized, steps_there, folder: Some(folder), resume })
@@ -152,6 +154,7 @@ impl Outputs {
         if training.steps_done() < self.steps_there {
             return Ok(());
         }
+        self.run_file.set_warnings(training.job.warnings());
         let (tables, checkpoint) = (training.tables(), training.checkpoint());
         // With an int8 network still to come it is not finished.
         match training.is_finished() && self.quantized.is_none() {

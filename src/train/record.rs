@@ -347,6 +347,19 @@ pub fn ranks(job: &Job) -> Table {
             Values::Text(places.iter().map(|place| place.device.clone()).collect()),
         ),
         column("threads", "1", "compute threads", integers(places.iter().map(|place| place.threads).collect())),
+        column("cores", "1", "cores that it may use", integers(places.iter().map(|place| place.cores).collect())),
+        column(
+            "host_cores",
+            "1",
+            "cores of that host",
+            integers(places.iter().map(|place| place.cores_of_host).collect()),
+        ),
+        column(
+            "bound_by",
+            "1",
+            "who keeps it from the others",
+            Values::Text(places.iter().map(|place| place.bound.as_str().to_owned()).collect()),
+        ),
     ];
     Table::new("environment", "rank", columns)
 }

@@ -2,16 +2,16 @@
 
 use crate::report::sheet::{Cell, Heading, Section, Sheet};
 use crate::report::source::Source;
-use crate::store::Attribute;
+use crate::store::{self, Attribute};
 
 /// Attributes of `/environment` in the order of the table, then what else there is.
 const FIRST: [&str; 9] = ["command", "hpml", "git_commit", "libtorch", "mpi", "nccl", "world_size", "data", "cpu"];
 
-/// The section of all files.
+/// The section of all files: first what is wrong with them.
 pub fn section(sources: &[Source]) -> Section {
     let mut names: Vec<&str> = FIRST.to_vec();
     for (name, _) in sources.iter().flat_map(|source| &source.environment) {
-        if !names.contains(&name.as_str()) {
+        if !names.contains(&name.as_str()) && name != store::WARNINGS {
             names.push(name);
         }
     }
@@ -28,7 +28,21 @@ pub fn section(sources: &[Source]) -> Section {
             std::iter::once(Cell::from(*name)).chain(values).collect()
         })
         .collect();
-    Section::new("Environment", vec![sheet], Vec::new())
+    Section::new("Environment", vec![warnings(sources), sheet], Vec::new())
+}
+
+/// What the runs were warned of, a row a warning.
+fn warnings(sources: &[Source]) -> Sheet {
+    let mut sheet = Sheet::new(store::WARNINGS, "Warnings");
+    sheet.columns.push(Heading::new("file", "1", "run file"));
+    sheet.columns.push(Heading::new("warning", "1", "what makes the run less than it could be"));
+    for source in sources {
+        if let Some(Attribute::Texts(texts)) = store::attribute(&source.environment, store::WARNINGS) {
+            let row = |text: &String| vec![Cell::from(source.label.as_str()), Cell::Text(text.clone())];
+            sheet.rows.extend(texts.iter().map(row));
+        }
+    }
+    sheet
 }
 
 fn text(attribute: &Attribute) -> String {
