@@ -2,7 +2,7 @@
 
 use super::Target;
 use crate::config::{Device, Launch};
-use crate::sys::gpu;
+use crate::sys::gpu::{self, Missing};
 
 /// For tests on machines without a GPU: CPU cores are treated as one.
 const EMULATE: &str = "HPML_EMULATE_GPU";
@@ -19,8 +19,8 @@ pub struct Found {
     pub about: Vec<gpu::Gpu>,
     /// Whether CPU cores are to be treated as GPUs.
     pub emulated: bool,
-    /// What is missing, if it found none.
-    pub missing: Option<String>,
+    /// What is missing, if it can use none.
+    pub missing: Option<Missing>,
 }
 
 /// Looks for GPUs, unless `launch.device` wants none, and opens what libtorch needs for them. Before the first tensor.
@@ -31,7 +31,8 @@ pub fn look(device: Device) -> Found {
     if std::env::var_os(EMULATE).is_some_and(|value| value == "1") {
         return Found { emulated: true, ..Found::default() };
     }
-    let found = gpu::gpus().and_then(|gpus| gpu::open_libtorch_cuda().map(|()| gpus));
+    let unusable = |reason| Missing { reason, has_gpu: true };
+    let found = gpu::gpus().and_then(|gpus| gpu::open_libtorch_cuda().map(|()| gpus).map_err(unusable));
     match found {
         Ok(gpus) => Found {
             gpus: gpus.iter().map(|gpu| u64::from_be_bytes(gpu.uuid[8..].try_into().expect("16 bytes"))).collect(),
@@ -47,7 +48,7 @@ pub fn look(device: Device) -> Found {
 pub struct Choice {
     /// Of each rank.
     pub targets: Vec<Target>,
-    /// Why it is CPU cores, if GPUs were not refused.
+    /// Why it is CPU cores although there is a GPU, if GPUs were not refused.
     pub fallback: Option<String>,
 }
 
@@ -62,7 +63,7 @@ pub fn assign(launch: &Launch, hosts: &[String], found: &[Found]) -> Result<Choi
     }
     match gpus(launch, hosts, found) {
         Ok(targets) => Ok(Choice { targets, fallback: None }),
-        Err(reason) if launch.device == Device::Auto => Ok(cpu(Some(reason))),
+        Err(reason) if launch.device == Device::Auto => Ok(cpu(found.iter().any(Found::has_gpu).then_some(reason))),
         Err(reason) => Err(reason),
     }
 }
@@ -74,7 +75,7 @@ fn gpus(launch: &Launch, hosts: &[String], found: &[Found]) -> Result<Vec<Target
     let mut taken: Vec<(&str, Uuid)> = Vec::new();
     for (rank, (host, found)) in hosts.iter().zip(found).enumerate() {
         if let Some(missing) = &found.missing {
-            return Err(format!("on {host}: {missing}"));
+            return Err(format!("on {host}: {}", missing.reason));
         }
         let is_taken = |uuid: &Uuid| taken.iter().filter(|(other, gpu)| *other == host && gpu == uuid).count();
         let least = found.gpus.iter().map(is_taken).min();
@@ -98,10 +99,15 @@ fn gpus(launch: &Launch, hosts: &[String], found: &[Found]) -> Result<Vec<Target
 }
 
 impl Found {
+    fn has_gpu(&self) -> bool {
+        !self.gpus.is_empty() || self.missing.as_ref().is_some_and(|missing| missing.has_gpu)
+    }
+
     /// As a line that other ranks can read.
     pub fn to_text(&self) -> String {
         match &self.missing {
-            Some(missing) => format!("missing {missing}"),
+            Some(Missing { reason, has_gpu: true }) => format!("unusable {reason}"),
+            Some(Missing { reason, has_gpu: false }) => format!("missing {reason}"),
             None if self.emulated => "emulated".into(),
             None => self.gpus.iter().map(|uuid| format!("{uuid:x}")).collect::<Vec<_>>().join(" "),
         }
@@ -109,8 +115,10 @@ impl Found {
 
     /// From another rank's [`to_text`](Self::to_text), without what is `about` them.
     pub fn from_text(text: &str) -> Found {
-        if let Some(missing) = text.strip_prefix("missing ") {
-            return Found { missing: Some(missing.into()), ..Found::default() };
+        for (prefix, has_gpu) in [("missing ", false), ("unusable ", true)] {
+            if let Some(reason) = text.strip_prefix(prefix) {
+                return Found { missing: Some(Missing { reason: reason.into(), has_gpu }), ..Found::default() };
+            }
         }
         if text == "emulated" {
             return Found { emulated: true, ..Found::default() };
@@ -130,6 +138,10 @@ mod tests {
 
     fn sees(gpus: &[u8]) -> Found {
         Found { gpus: gpus.iter().map(|&gpu| u64::from(gpu)).collect(), ..Found::default() }
+    }
+
+    fn lacks(reason: &str, has_gpu: bool) -> Found {
+        Found { missing: Some(Missing { reason: reason.into(), has_gpu }), ..Found::default() }
     }
 
     /// GPUs of these numbers, each for one rank alone.
@@ -169,8 +181,7 @@ mod tests {
 
     #[test]
     fn one_rank_without_a_gpu_takes_all_to_the_cpu_or_is_named() {
-        let missing = Found { missing: Some("no NVIDIA driver here".into()), ..Found::default() };
-        let found = [sees(&[1]), missing];
+        let found = [sees(&[1]), lacks("no NVIDIA driver here", false)];
         let choice = assign(&launch(Device::Auto, false), &hosts(&["a", "b"]), &found).unwrap();
         assert_eq!(choice.targets, [Target::Cpu; 2]);
         assert!(choice.fallback.unwrap().contains("on b: no NVIDIA driver"));
@@ -181,9 +192,21 @@ mod tests {
     }
 
     #[test]
+    fn that_there_is_no_gpu_is_no_news_and_that_one_cannot_be_used_is() {
+        let fallback = |found: &Found| {
+            let found = [found.clone(), found.clone()];
+            assign(&launch(Device::Auto, false), &hosts(&["a", "a"]), &found).unwrap().fallback
+        };
+        assert_eq!(fallback(&lacks("no NVIDIA driver here", false)), None);
+        assert_eq!(fallback(&Found::default()), None);
+        assert!(fallback(&lacks("the NVIDIA driver does not work", true)).unwrap().contains("does not work"));
+        assert!(fallback(&sees(&[1])).unwrap().contains("2 ranks"));
+    }
+
+    #[test]
     fn what_a_rank_found_reaches_the_others() {
-        let missing = Found { missing: Some("no NVIDIA driver here (x)".into()), ..Found::default() };
-        for found in [sees(&[1, 255]), missing, Found { emulated: true, ..Found::default() }, Found::default()] {
+        let (none, broken) = (lacks("no NVIDIA driver here (x)", false), lacks("no part for CUDA", true));
+        for found in [sees(&[1, 255]), none, broken, Found { emulated: true, ..Found::default() }, Found::default()] {
             assert_eq!(Found::from_text(&found.to_text()), found);
         }
     }

@@ -18,7 +18,7 @@ pub fn describe_host() -> String {
         Ok(gpus) => {
             lines.extend(gpus.iter().enumerate().map(|(index, gpu)| format!("cuda:{index}       {}", gpu.name)))
         }
-        Err(missing) => lines.push(format!("GPUs         none: {missing}")),
+        Err(missing) => lines.push(format!("GPUs         none: {}", missing.reason)),
     }
     let libtorch = gpu::open_libtorch_cuda();
     let cuda = libtorch.as_ref().map_or_else(|missing| format!("cannot be used: {missing}"), |()| "here".into());

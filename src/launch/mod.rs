@@ -245,8 +245,8 @@ impl Job {
         let choice = device::assign(&config.launch, hosts, &found).map_err(|reason| Error::Device { reason });
         let Choice { targets, fallback } = self.agree(choice)?;
         let shared = targets.iter().any(|target| matches!(target, Target::Gpu { shared: true, .. }));
-        if let Some(reason) = fallback.filter(|_| self.is_root()) {
-            log::info!("training on CPU cores: {reason}");
+        if let Some(reason) = fallback {
+            self.warn(format!("computing on CPU cores although there is a GPU: {reason}; hpml devices tells more"));
         }
         if shared {
             self.warn("ranks share a GPU: what is measured is not what each would do with its own".into());

@@ -26,21 +26,33 @@ pub struct Gpu {
     pub name: String,
 }
 
-/// The GPUs that this process may use, in the driver's order. Error: what is missing, without a full stop.
-pub fn gpus() -> Result<Vec<Gpu>, String> {
-    let library = open(DRIVER, RTLD_NOW).map_err(|reason| format!("no NVIDIA driver here ({reason})"))?;
+/// Why this process cannot use a GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// What is missing, without a full stop.
+    pub reason: String,
+    /// Whether there is a GPU all the same, or a driver that does not work and so cannot tell.
+    pub has_gpu: bool,
+}
+
+/// The GPUs that this process may use, in the driver's order. Error: what is missing.
+pub fn gpus() -> Result<Vec<Gpu>, Missing> {
+    let none = |reason: String| Missing { reason, has_gpu: false };
+    let broken = |reason: String| Missing { reason, has_gpu: true };
+    let library = open(DRIVER, RTLD_NOW).map_err(|reason| none(format!("no NVIDIA driver here ({reason})")))?;
     // SAFETY: the names and signatures are those of CUDA's driver API, cuda.h; pointers are to live variables of the sizes
     // that it writes. The library stays open.
     unsafe {
         let status = |call: &str, code: c_int| match code {
             0 => Ok(()),
             100 => {
-                Err("the NVIDIA driver shows no GPU (CUDA_VISIBLE_DEVICES empty, or no kernel module: nvidia-smi)"
-                    .into())
+                let reason =
+                    "the NVIDIA driver shows no GPU (CUDA_VISIBLE_DEVICES empty, or no kernel module: nvidia-smi)";
+                Err(none(reason.into()))
             }
-            code => Err(format!("the NVIDIA driver does not work ({call}: error {code}); try nvidia-smi")),
+            code => Err(broken(format!("the NVIDIA driver does not work ({call}: error {code}); try nvidia-smi"))),
         };
-        let missing = |error: libloading::Error| format!("the NVIDIA driver is too old ({error})");
+        let missing = |error: libloading::Error| broken(format!("the NVIDIA driver is too old ({error})"));
         let init = library.get::<unsafe extern "C" fn(c_uint) -> c_int>(b"cuInit\0").map_err(missing)?;
         let count = library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount\0").map_err(missing)?;
         let get = library.get::<unsafe extern "C" fn(*mut c_int, c_int) -> c_int>(b"cuDeviceGet\0").map_err(missing)?;
