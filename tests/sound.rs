@@ -190,7 +190,7 @@ fn thirty_visits_of_a_sweep_take_the_memory_of_one() {
         let sweep = ["sweep.batch_per_rank=[1]", "sweep.ranks=2", "sweep.timing=overlap", "sweep.seconds=0.01"];
         let data = ["data.train_samples=64", &*rounds];
         let sets = model.iter().chain(&sweep).chain(&data).flat_map(|set| ["--set", set]);
-        let run = Mpirun::ranks(2).args(["sweep", "--out", text(&out)]).args(sets).timeout(Duration::from_secs(300));
+        let run = Mpirun::ranks(2).args(["sweep", "--out", text(&out)]).args(sets).timeout(Duration::from_secs(600));
         run.run().succeeded();
         column(&out, "scaling/peak_memory")[0]
     };
