@@ -11,8 +11,11 @@ use common::{Finished, Mpirun, assert_refused, folder, is_open_mpi, text, texts}
 const SOON: Duration = Duration::from_secs(60);
 const FEW: [&str; 4] = ["--set", "train.max_steps=2", "--set", "data.test_samples=20"];
 
+/// Names and values.
+type Variables<'a> = &'a [(&'a str, &'a str)];
+
 /// `hpml` as a process of a launcher that left these variables.
-fn process(variables: &[(&str, &str)], args: &[&str]) -> Finished {
+fn process(variables: Variables, args: &[&str]) -> Finished {
     let run = Mpirun::alone().args(args).timeout(SOON);
     variables.iter().fold(run, |run, (name, value)| run.env(name, value)).run()
 }
@@ -25,7 +28,7 @@ fn train<'a>(out: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
 fn processes_that_mpi_did_not_join_are_refused_by_the_launchers_variable() {
     let folder = folder();
     let out = folder.path().join("run.h5");
-    let launchers: [(&str, &str, &[(&str, &str)]); 6] = [
+    let launchers: [(&str, &str, Variables); 6] = [
         ("SLURM_STEP_NUM_TASKS = 4", "srun", &[("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_PROCID", "0")]),
         ("PMI_SIZE = 4", "PMI", &[("PMI_SIZE", "4"), ("PMI_RANK", "0")]),
         ("PMIX_RANK = 1", "PMIx", &[("PMIX_RANK", "1")]),
@@ -77,7 +80,7 @@ fn every_command_of_ranks_is_refused_and_those_without_ranks_are_not() {
 #[test]
 fn separate_jobs_that_are_meant_and_one_process_of_a_job_run() {
     let folder = folder();
-    let cases: [(&[(&str, &str)], &[&str]); 3] = [
+    let cases: [(Variables, &[&str]); 3] = [
         (&[("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_RANK", "2")], &["--set", "launch.allow_singletons=true"]),
         // In a batch script, and what a cluster sets for other ends.
         (&[("SLURM_NTASKS", "4"), ("SLURM_PROCID", "0")], &[]),
