@@ -1,21 +1,32 @@
-"""Makes a parity file for `hpml verify` with PyTorch: the same weights and samples must give the same losses.
+"""Makes a parity file for `hpml verify` with PyTorch: the same weights and samples must give the same losses and updates.
 
-  python scripts/parity.py --data DIR --out parity.h5 [--models net resnet18]
+  python scripts/parity.py --data DIR --out parity.h5 [--models net resnet18] [--ranks 1 2]
 
-DIR holds CIFAR-10's binary files. Needs torch, numpy, h5py. For each model group /net and /resnet18:
-  attributes          mean, std (per channel; input = (u8/255 - mean)/std), lr, momentum, global_batch, ranks, seed
+DIR holds CIFAR-10's binary files. Needs torch, numpy, h5py. For each model group /net (20 steps of 64 samples) and
+/resnet18 (8 steps of 16), S steps of B samples and P parameters:
+  attributes          mean, std (per channel; input = (u8/255 - mean)/std), lr, momentum, global_batch, noise, seed
   init/<name>         initial state_dict, float32, without num_batches_tracked; left out with --no-weights: hpml then makes
                       them from `seed`, as torch.manual_seed does
-  norm_init           L2 norm of each initial parameter (float64)
-  indices  [20,64]    sample numbers in data_batch_1..5, one after the other; rank r of 2 takes columns 32r..32r+31
-  labels   [20,64]    their labels
-  input_sum [20]      sum of each step's normalised inputs (float64)
-  loss_single, loss_single_t2   [20]  mean cross-entropy before each update: one process, batch 64, with 1 and with 2 threads
-  loss_ddp [20]       the same with DistributedDataParallel on 2 ranks (gloo)
-  norm_single, norm_ddp         L2 norm of each parameter after 20 steps
+  indices  [S,B]      sample numbers in data_batch_1..5, one after the other; rank r of n takes columns rB//n to (r+1)B//n
+  labels   [S,B]      their labels
+  input_sum [S]       sum of each step's normalised inputs (float64)
+and, for each number of ranks n that batch norm's statistics are taken over, a group ranks_<n> (without batch norm ranks_1 alone,
+since it holds for any n):
+  loss [S], update [S,P]    in float64: mean cross-entropy before each update, L2 norm of what each parameter has moved since the
+                            start, after it
+  loss_rounding, update_rounding, parameter_rounding   [K,S]  relative difference of K float32 references (attribute
+                            `references`) from that: of the loss, of the norm of all parameters' movement, and of the worst
+                            parameter's
 SGD with momentum, no weight decay; train mode; no augmentation.
+
+The references are float32 as it is (1 and 2 threads, both memory layouts, three instruction sets, DistributedDataParallel with
+gloo on 2 ranks) and float32 with noise: every weight is multiplied by 1 + noise * N(0, 1) while a gradient is taken. The noise
+is many times float32's rounding, so that ReLU and max-pool units are switched in every step; a processor's own rounding does
+that too, but so seldom that a few references would miss it. The file is refused if any reference without noise lies outside
+those with it.
 """
 import argparse
+import concurrent.futures
 import os
 import tempfile
 
@@ -27,10 +38,17 @@ import torch.multiprocessing as mp
 import torch.nn as nn
 import torch.nn.functional as F
 
-STEPS, BATCH, RANKS, MOMENTUM = 20, 64, 2, 0.9
-SETTINGS = {  # mean, std, learning rate at which 20 steps move the model but do not amplify rounding beyond use
-    "net": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0.1),
-    "resnet18": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 0.001),
+MOMENTUM, NOISY = 0.9, 12
+# mean, std, learning rate, steps, batch, noise. The rate moves the model, but does not amplify rounding beyond use.
+SETTINGS = {
+    "net": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0.1, 20, 64, 2**-14),
+    "resnet18": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 0.0003, 8, 16, 2**-16),
+}
+# What stands for other processors: the environment of a process that has only these instructions.
+PROCESSORS = {
+    "all instructions": {},
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "SSE4": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
 }
 
 
@@ -91,35 +109,139 @@ def build(name, seed):
     return MODELS[name]().train()
 
 
-def norms(model):
-    return np.array([p.detach().double().norm().item() for p in model.parameters()])
+def has_batch_norm(model):
+    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
-def train(model, wrapped, x, y, lr, columns):
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)
-    losses = []
-    for images, labels in zip(x[:, columns], y[:, columns]):
-        optimizer.zero_grad()
+class Run:
+    """Steps of SGD, with the loss before each and the norms of the parameters' movement after it."""
+
+    def __init__(self, model, lr, noise=0.0, noise_seed=0):
+        self.parameters, self.noise = list(model.parameters()), noise
+        self.initial = [p.detach().double().clone() for p in self.parameters]
+        self.optimizer = torch.optim.SGD(self.parameters, lr=lr, momentum=MOMENTUM)
+        self.generator = torch.Generator().manual_seed(noise_seed)
+        self.losses, self.updates = [], []
+
+    def step(self, gradient):
+        """`gradient` takes the gradient of a step and returns its loss."""
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            exact = [p.clone() for p in self.parameters]
+            for p in self.parameters if self.noise else []:
+                p.mul_(1 + self.noise * torch.randn(p.shape, generator=self.generator))
+        self.losses.append(gradient())
+        with torch.no_grad():
+            for p, value in zip(self.parameters, exact):
+                p.copy_(value)
+        self.optimizer.step()
+        moved = zip(self.parameters, self.initial)
+        self.updates.append([(p.detach().double() - initial).norm().item() for p, initial in moved])
+
+    def result(self):
+        return np.array(self.losses), np.array(self.updates)
+
+
+def train(name, seed, x, y, ranks, dtype=torch.float32, threads=1, channels_last=False, noise=0.0, noise_seed=0):
+    """One process; batch norm takes its statistics over the samples of each of `ranks` ranks."""
+    torch.set_num_threads(threads)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model, x = build(name, seed).to(dtype).to(memory_format=layout), x.to(dtype)
+    run, batch = Run(model, SETTINGS[name][2], noise, noise_seed), x.shape[1]
+    shares = [slice(rank * batch // ranks, (rank + 1) * batch // ranks) for rank in range(ranks)]
+
+    def gradient(images, labels):
+        total = 0.0
+        for share in shares:
+            own = images[share].contiguous(memory_format=layout)
+            loss = F.cross_entropy(model(own), labels[share]) * (len(own) / batch)
+            loss.backward()
+            total += loss.item()
+        return total
+
+    for images, labels in zip(x, y):
+        run.step(lambda: gradient(images, labels))
+    return run.result()
+
+
+def on_processor(environment, *args):
+    """`train(*args)` with 1 thread (NCHW) and with 2 (NHWC), in a process that has only the instructions that `environment` allows."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        with concurrent.futures.ProcessPoolExecutor(1, mp.get_context("spawn")) as pool:
+            for threads, channels_last in ((1, False), (2, True)):
+                found = pool.submit(train, *args, torch.float32, threads, channels_last).result()
+                yield f"{threads} thread(s), {'NHWC' if channels_last else 'NCHW'}", found
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def ddp_rank(rank, name, seed, x, y, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model, share = build(name, seed), x.shape[1] // 2
+    wrapped, run = nn.parallel.DistributedDataParallel(model), Run(model, SETTINGS[name][2])
+    own = slice(rank * share, (rank + 1) * share)
+
+    def gradient(images, labels):
         loss = F.cross_entropy(wrapped(images), labels)
         loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return np.array(losses)
+        return loss.item()
 
-
-def ddp_rank(rank, name, seed, x, y, lr, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-    model = build(name, seed)
-    share = BATCH // RANKS
-    wrapped = nn.parallel.DistributedDataParallel(model)
-    losses = train(model, wrapped, x, y, lr, slice(rank * share, (rank + 1) * share))
-    every = [None] * RANKS
+    for images, labels in zip(x[:, own], y[:, own]):
+        run.step(lambda: gradient(images, labels))
+    losses, updates = run.result()
+    every = [None] * 2
     dist.all_gather_object(every, losses)
     if rank == 0:
-        torch.save((np.mean(every, axis=0), norms(model)), f"{folder}/rank0")
+        torch.save((np.mean(every, axis=0), updates), f"{folder}/rank0")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def ddp(name, seed, x, y):
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(ddp_rank, (name, seed, x, y, folder), 2)
+        return torch.load(f"{folder}/rank0", weights_only=False)
+
+
+def rounding(found, exact):
+    """Relative differences by step: of the loss, of the norm of the whole movement, of the worst parameter's."""
+    (loss, update), (exact_loss, exact_update) = found, exact
+    whole, exact_whole = np.linalg.norm(update, axis=1), np.linalg.norm(exact_update, axis=1)
+    return np.array([
+        np.abs(loss / exact_loss - 1),
+        np.abs(whole / exact_whole - 1),
+        np.abs(update / exact_update - 1).max(axis=1),
+    ])
+
+
+def references(group, name, seed, x, y, ranks, batch_norm):
+    """Writes the float64 run on `ranks` ranks and how far float32 lies from it."""
+    exact = train(name, seed, x, y, ranks, torch.float64, 2)
+    group["loss"], group["update"] = exact
+    plain, noisy = {}, {}
+    for processor, environment in PROCESSORS.items():
+        for run, found in on_processor(environment, name, seed, x, y, ranks):
+            plain[f"{processor}, {run}"] = rounding(found, exact)
+    if ranks == 2 or not batch_norm:
+        plain["DistributedDataParallel, 2 ranks"] = rounding(ddp(name, seed, x, y), exact)
+    for number in range(NOISY):
+        found = train(name, seed, x, y, ranks, noise=SETTINGS[name][5], noise_seed=number)
+        noisy[f"noise {number}"] = rounding(found, exact)
+
+    envelope = np.maximum.accumulate(np.max(list(noisy.values()), axis=0), axis=1)
+    ratio = np.max(list(plain.values()), axis=0) / envelope
+    quantities = ("loss_rounding", "update_rounding", "parameter_rounding")
+    for row, quantity in enumerate(quantities):
+        most = f"noise up to {envelope[row, -1]:.1e}, the rest within {ratio[row].max():.1e} of it"
+        print(f"{group.name} {quantity}: {most}", flush=True)
+        group[quantity] = np.array([found[row] for found in (plain | noisy).values()], np.float32)
+    group.attrs["references"] = list(plain | noisy)
+    if ratio.max() > 1:
+        raise SystemExit(f"{group.name}: float32 without noise lies outside: raise the noise of {name} in SETTINGS")
 
 
 def main():
@@ -127,42 +249,34 @@ def main():
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=["net", "resnet18"])
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--no-weights", action="store_true", help="leave init/ out: a small file")
     args = parser.parse_args()
 
     names = [f"data_batch_{number}.bin" for number in range(1, 6)]
     records = np.concatenate([np.fromfile(os.path.join(args.data, name), np.uint8).reshape(-1, 3073) for name in names])
-    indices = np.random.default_rng(args.seed).permutation(len(records))[: STEPS * BATCH].reshape(STEPS, BATCH)
-    y = torch.from_numpy(records[indices, 0].astype(np.int64))
-    pixels = torch.from_numpy(records[indices, 1:]).reshape(STEPS, BATCH, 3, 32, 32)
-    everything = slice(0, BATCH)
+    order = np.random.default_rng(args.seed).permutation(len(records))
 
     with h5py.File(args.out, "w") as file:
         for name in args.models:
-            mean, std, lr = SETTINGS[name]
-            group = file.create_group(name)
-            group.attrs.update(mean=mean, std=std, lr=lr, momentum=MOMENTUM, global_batch=BATCH, ranks=RANKS, seed=args.seed)
+            mean, std, lr, steps, batch, noise = SETTINGS[name]
+            indices = order[: steps * batch].reshape(steps, batch)
+            y = torch.from_numpy(records[indices, 0].astype(np.int64))
+            pixels = torch.from_numpy(records[indices, 1:]).reshape(steps, batch, 3, 32, 32)
             x = (pixels.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-            group["indices"], group["labels"] = indices.astype(np.int64), y.numpy().astype(np.uint8)
+            group = file.create_group(name)
+            group.attrs.update(mean=mean, std=std, lr=lr, momentum=MOMENTUM, global_batch=batch, noise=noise, seed=args.seed)
+            group["indices"], group["labels"] = indices.astype(np.int32), y.numpy().astype(np.uint8)
             group["input_sum"] = np.array([step.double().sum().item() for step in x])
-
             model = build(name, args.seed)
-            group["norm_init"] = norms(model)
             if not args.no_weights:
                 for key, tensor in model.state_dict().items():
                     if not key.endswith("num_batches_tracked"):
                         group[f"init/{key}"] = tensor.numpy()
-            torch.set_num_threads(1)
-            group["loss_single"] = train(model, model, x, y, lr, everything)
-            group["norm_single"] = norms(model)
-            torch.set_num_threads(2)
-            again = build(name, args.seed)
-            group["loss_single_t2"] = train(again, again, x, y, lr, everything)
-            with tempfile.TemporaryDirectory() as folder:
-                mp.spawn(ddp_rank, (name, args.seed, x, y, lr, folder), RANKS)
-                group["loss_ddp"], group["norm_ddp"] = torch.load(f"{folder}/rank0", weights_only=False)
-            print(f"{name}: loss {group['loss_single'][0]:.4f} -> {group['loss_single'][-1]:.4f}")
+            batch_norm = has_batch_norm(model)
+            for ranks in args.ranks if batch_norm else [1]:
+                references(group.create_group(f"ranks_{ranks}"), name, args.seed, x, y, ranks, batch_norm)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
-    /// Train 20 steps from PyTorch's weights and samples and compare the losses; the first thing to run on a new cluster
+    /// Train a few steps from PyTorch's weights and samples and compare losses and updates; the first thing to run on a new cluster
     #[command(
         after_help = "Two commands that work:\n  hpml verify parity.h5 --data DIR\n  mpirun -n 2 hpml verify parity.h5 \
         --data DIR --set parallel.bucket_mb=1"

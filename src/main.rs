@@ -79,15 +79,13 @@ fn study(job: &mut Job, loaded: Result<Config>, args: &cli::Study) -> Result<()>
 }
 
 fn verify(job: &mut Job, loaded: Result<Config>, args: &cli::Verify) -> Result<()> {
-    let config = watched(job, loaded)?;
-    verify::run(&config, job, &args.parity)
+    let result = watched(job, loaded).and_then(|config| verify::run(&config, job, &args.parity));
+    verify::conclude(job, result)
 }
 
-/// PyTorch's reference ran in NCHW; another layout rounds differently from the first step on. --set may still ask for it.
 fn verify_config(common: &Common) -> Result<Config> {
-    let mut common = common.clone();
-    common.set.insert(0, "model.channels_last=false".into());
-    load_config(None, &common)
+    let config = load_config(None, common)?; // what is no configuration at all is told first
+    verify::check_overrides(&common.set).map(|()| config)
 }
 
 fn quantize(job: &mut Job, loaded: Result<Config>, args: &cli::Quantize) -> Result<()> {

@@ -33,7 +33,7 @@ pub use identity::{FileKind, Identity, RunIdentity, read_identity};
 pub use inspect::inspect;
 pub use output::{check_not_input, check_output, is_same_file, write_output};
 pub use owner::{Attempt, Claim, Owner};
-pub use parity::{Parity, read_parity};
+pub use parity::{Parity, Reference, read_parity};
 pub use run_file::RunFile;
 pub use schema::{FORMAT_VERSION, WARNINGS};
 

@@ -37,17 +37,30 @@ pub struct Parity {
     pub labels: Vec<u8>,
     /// S sums of the normalised inputs.
     pub input_sum: Vec<f64>,
-    /// S mean losses before each update, one process.
-    pub loss_single: Vec<f64>,
-    /// The same with two threads: the size of harmless rounding.
-    pub loss_single_t2: Vec<f64>,
-    /// S mean losses over two DDP ranks.
-    pub loss_ddp: Vec<f64>,
-    /// Norm of each parameter after the last step, in the model's order, one process.
-    pub norm_single: Vec<f64>,
-    /// The same after two DDP ranks.
-    pub norm_ddp: Vec<f64>,
+    /// What PyTorch computed, once for each number of ranks, ascending; never empty.
+    pub references: Vec<Reference>,
 }
+
+/// What PyTorch computed where batch norm takes its statistics over the samples of each of `ranks` ranks. P parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reference {
+    /// Number of ranks; a model without batch norm computes the same on any.
+    pub ranks: usize,
+    /// S mean losses before each update, in float64; above 0.
+    pub loss: Vec<f64>,
+    /// S rows of P: L2 norm of what each parameter has moved since the start, after each update, in the model's order, in
+    /// float64; above 0.
+    pub update: Vec<Vec<f64>>,
+    /// K rows of S: relative difference of each float32 reference from `loss`.
+    pub loss_rounding: Vec<Vec<f64>>,
+    /// K rows of S: relative difference of the norm over all parameters' movement from that of a row of `update`.
+    pub update_rounding: Vec<Vec<f64>>,
+    /// K rows of S: greatest relative difference of a parameter's movement from that in `update`.
+    pub parameter_rounding: Vec<Vec<f64>>,
+}
+
+/// Prefix of a reference's group; the number of ranks follows.
+const RANKS: &str = "ranks_";
 
 /// Reads all models of a parity file.
 pub fn read_parity(path: &Path) -> Result<Vec<Parity>> {
@@ -80,7 +93,6 @@ impl Model<'_> {
             return Err(self.error("global_batch", format!("{claimed:?}, but {global_batch} columns of indices")));
         }
         let (_, labels) = self.numbers::<i64>("labels", Some(&shape))?;
-        let norms = self.input.dataset(&self.path("norm_single"))?.size();
         Ok(Parity {
             model: self.model.to_owned(),
             mean: self.channels("mean", |_| true)?,
@@ -94,12 +106,63 @@ impl Model<'_> {
             labels: self
                 .checked("labels", labels, "0 to 9", |label| u8::try_from(label).ok().filter(|label| *label < 10))?,
             input_sum: self.floats("input_sum", steps)?,
-            loss_single: self.floats("loss_single", steps)?,
-            loss_single_t2: self.floats("loss_single_t2", steps)?,
-            loss_ddp: self.floats("loss_ddp", steps)?,
-            norm_single: self.floats("norm_single", norms)?,
-            norm_ddp: self.floats("norm_ddp", norms)?,
+            references: self.references(steps)?,
         })
+    }
+
+    fn references(&self, steps: usize) -> Result<Vec<Reference>> {
+        let members = member_names(&self.input.group(self.model)?);
+        let mut ranks: Vec<usize> = members
+            .iter()
+            .filter_map(|name| name.strip_prefix(RANKS)?.parse().ok())
+            .filter(|ranks| *ranks > 0)
+            .collect();
+        ranks.sort_unstable();
+        if ranks.is_empty() {
+            let made = if members.iter().any(|name| name == "loss_single") {
+                "made by an older scripts/parity.py, whose bounds did not hold on every processor"
+            } else {
+                "missing"
+            };
+            let message = format!("{made}: make the file again with python scripts/parity.py --data DIR --out FILE.h5");
+            return Err(self.error(&format!("{RANKS}1"), message));
+        }
+        ranks.into_iter().map(|ranks| self.reference(ranks, steps)).collect()
+    }
+
+    fn reference(&self, ranks: usize, steps: usize) -> Result<Reference> {
+        let name = |dataset: &str| format!("{RANKS}{ranks}/{dataset}");
+        let rounding =
+            |dataset: &str| self.table(&name(dataset), [None, Some(steps)], "0 or more", |value| value >= 0.0);
+        let loss = self.floats(&name("loss"), steps)?;
+        Ok(Reference {
+            ranks,
+            loss: self.checked(&name("loss"), loss, "above 0", |value| (value > 0.0).then_some(value))?,
+            update: self.table(&name("update"), [Some(steps), None], "above 0", |value| value > 0.0)?,
+            loss_rounding: rounding("loss_rounding")?,
+            update_rounding: rounding("update_rounding")?,
+            parameter_rounding: rounding("parameter_rounding")?,
+        })
+    }
+
+    /// The rows of a table of numbers of which `is_right`; `expected` rows and columns, `None`: any but 0.
+    fn table(
+        &self,
+        name: &str,
+        expected: [Option<usize>; 2],
+        right: &str,
+        is_right: fn(f64) -> bool,
+    ) -> Result<Vec<Vec<f64>>> {
+        let (shape, values) = self.numbers::<f64>(name, None)?;
+        let fits =
+            |(found, expected): (&usize, &Option<usize>)| *found > 0 && expected.is_none_or(|size| size == *found);
+        if shape.len() != 2 || !shape.iter().zip(&expected).all(fits) {
+            let [rows, columns] = expected.map(|size| size.map_or("any".into(), |size| size.to_string()));
+            return Err(self.error(name, format!("shape {shape:?}, expected [{rows}, {columns}]")));
+        }
+        let values =
+            self.checked(name, values, right, |value: f64| (value.is_finite() && is_right(value)).then_some(value))?;
+        Ok(values.chunks(shape[1]).map(<[f64]>::to_vec).collect())
     }
 
     /// The initial state, if it is there, sorted by name.
@@ -204,11 +267,18 @@ mod tests {
         let floats = |name: &str, values: &[f64]| {
             group.new_dataset::<f64>().shape([values.len()]).create(name).unwrap().write_raw(values).unwrap();
         };
-        for name in ["input_sum", "loss_single", "loss_single_t2", "loss_ddp"] {
-            floats(name, &[2.5, 1.5]);
+        let table = |name: &str, shape: [usize; 2], values: &[f64]| {
+            group.new_dataset::<f64>().shape(shape).create(name).unwrap().write_raw(values).unwrap();
+        };
+        floats("input_sum", &[2.5, 1.5]);
+        for ranks in ["ranks_2", "ranks_1"] {
+            group.create_group(ranks).unwrap();
+            floats(&format!("{ranks}/loss"), &[2.5, 1.5]);
+            table(&format!("{ranks}/update"), [2, 1], &[1.0, 2.0]);
+            for name in ["loss", "update", "parameter"] {
+                table(&format!("{ranks}/{name}_rounding"), [3, 2], &[1e-7, 2e-7, 3e-7, 1e-6, 0.0, 1e-7]);
+            }
         }
-        floats("norm_single", &[1.0]);
-        floats("norm_ddp", &[1.0]);
         group.new_dataset::<i64>().shape([2, 3]).create("indices").unwrap().write_raw(&[5i64, 4, 3, 2, 1, 0]).unwrap();
         group.new_dataset::<u8>().shape([2, 3]).create("labels").unwrap().write_raw(&[9u8, 8, 7, 6, 5, 4]).unwrap();
         group.new_dataset::<f32>().shape([1, 2]).create("init/w").unwrap().write_raw(&[1f32, 2.0]).unwrap();
@@ -233,7 +303,10 @@ mod tests {
         assert_eq!(parity.mean, [0.5, 0.25, 0.5]);
         assert_eq!(parity.indices, [5, 4, 3, 2, 1, 0]);
         assert_eq!(parity.labels, [9, 8, 7, 6, 5, 4]);
-        assert_eq!(parity.loss_ddp, [2.5, 1.5]);
+        assert_eq!(parity.references.iter().map(|reference| reference.ranks).collect::<Vec<_>>(), [1, 2]);
+        let reference = &parity.references[1];
+        assert_eq!((&reference.loss[..], &reference.update[..]), (&[2.5, 1.5][..], &[vec![1.0], vec![2.0]][..]));
+        assert_eq!(reference.parameter_rounding, [[1e-7, 2e-7], [3e-7, 1e-6], [0.0, 1e-7]]);
         assert_eq!(parity.init, [NamedTensor::new("w", vec![1, 2], TensorValues::F32(vec![1.0, 2.0]))]);
     }
 
@@ -251,10 +324,14 @@ mod tests {
     fn whatever_is_missing_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let (_, whole) = file(folder.path());
-        let names = whole.group("net").unwrap().member_names().unwrap();
+        let group = whole.group("net").unwrap();
+        let of_reference = group.group("ranks_2").unwrap().member_names().unwrap();
+        let names: Vec<String> = group.member_names().unwrap().into_iter().filter(|name| name != "init").collect();
+        drop(group);
         whole.close().unwrap();
-        assert_eq!(names.len(), 9);
-        for name in names.into_iter().filter(|name| name != "init") {
+        assert_eq!((names.len(), of_reference.len()), (5, 5));
+        let names = names.into_iter().filter(|name| !name.starts_with(RANKS));
+        for name in names.chain(of_reference.iter().map(|name| format!("ranks_2/{name}"))) {
             let (path, file) = file(folder.path());
             file.unlink(&format!("net/{name}")).unwrap();
             file.close().unwrap();
@@ -277,15 +354,23 @@ mod tests {
             group.new_dataset::<T>().shape(shape.to_vec()).create(name).unwrap().write_raw(values).unwrap();
         }
         type Change = fn(&hdf5::Group);
-        let changes: [(Change, &str); 9] = [
+        let changes: [(Change, &str); 11] = [
             (|group| set(group, "indices", &[6], &[0i64; 6]), "net/indices: shape [6]"),
             (|group| set(group, "indices", &[2, 3], &[0i64, 0, -1, 0, 0, 0]), "net/indices: value 2 is -1"),
             (|group| set(group, "indices", &[3, 2], &[0i64; 6]), "net/global_batch: Int(3), but 2 columns"),
             (|group| set(group, "labels", &[2, 2], &[0u8; 4]), "net/labels: shape [2, 2], expected [2, 3]"),
             (|group| set(group, "labels", &[2, 3], &[0u8, 10, 0, 0, 0, 0]), "net/labels: value 1 is 10"),
-            (|group| set(group, "loss_ddp", &[3], &[0f64; 3]), "net/loss_ddp: shape [3], expected [2]"),
-            (|group| set(group, "loss_ddp", &[2], &[1.0, f64::NAN]), "net/loss_ddp: value 1 is NaN"),
-            (|group| set(group, "norm_ddp", &[2], &[0f64; 2]), "net/norm_ddp: shape [2], expected [1]"),
+            (|group| set(group, "ranks_1/loss", &[3], &[1f64; 3]), "net/ranks_1/loss: shape [3], expected [2]"),
+            (|group| set(group, "ranks_1/loss", &[2], &[1.0, f64::NAN]), "net/ranks_1/loss: value 1 is NaN"),
+            (|group| set(group, "ranks_1/loss", &[2], &[1.0, 0.0]), "net/ranks_1/loss: value 1 is 0, expected above 0"),
+            (
+                |group| set(group, "ranks_2/update", &[1, 2], &[1f64; 2]),
+                "ranks_2/update: shape [1, 2], expected [2, any]",
+            ),
+            (
+                |group| set(group, "ranks_2/loss_rounding", &[1, 2], &[0.0, -1.0]),
+                "ranks_2/loss_rounding: value 1 is -1, expected 0 or more",
+            ),
             (|group| set(group, "init/w", &[2], &[0i64; 2]), "net/init/w: int64, expected float32"),
         ];
         let folder = tempfile::tempdir().unwrap();
@@ -295,6 +380,24 @@ mod tests {
             file.close().unwrap();
             let message = read_parity(&path).unwrap_err().to_string();
             assert!(message.contains(expected) && !message.contains('\n'), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_the_older_form_is_to_be_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        for older in [true, false] {
+            let (path, file) = file(folder.path());
+            let group = file.group("net").unwrap();
+            ["ranks_1", "ranks_2"].iter().for_each(|name| group.unlink(name).unwrap());
+            if older {
+                group.new_dataset::<f64>().shape([2]).create("loss_single").unwrap().write_raw(&[2.5, 1.5]).unwrap();
+            }
+            drop(group);
+            file.close().unwrap();
+            let message = read_parity(&path).unwrap_err().to_string();
+            assert!(message.contains("net/ranks_1: ") && message.contains("make the file again"), "{message}");
+            assert_eq!(message.contains("older scripts/parity.py"), older, "{message}");
         }
     }
 

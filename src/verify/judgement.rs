@@ -1,0 +1,242 @@
+//! Which difference from PyTorch rounding explains, and which it does not.
+//!
+//! Rounding does not stay small. A unit of a ReLU or a max-pool whose inputs all but tie is switched by a last bit, which changes
+//! a gradient by a thousandth at once, and training with batch norm multiplies any difference with every step. When that happens
+//! is a matter of chance that each processor, thread count and memory layout draws anew. So the bound is not taken from two runs
+//! that happen to agree: the parity file holds float32 references whose weights were disturbed in every step by noise of 256 to
+//! 1,024 times float32's rounding, enough to switch units in every step, and `scripts/parity.py` writes no file in which
+//! PyTorch's plain runs (threads, layouts, instruction sets, DDP) do not all lie within these. A healthy machine is one more
+//! draw, with noise that is smaller by two orders of magnitude:
+//!
+//! `bound(step) = FACTOR * (greatest difference of any reference from float64 until step) + FLOOR`
+//!
+//! A fault is no noise: a rate wrong by 1 % moves all parameters too far by 1 %, in the first step already, where the bound on
+//! the movement is about a quarter of that.
+
+use std::fmt;
+
+use crate::store::Reference;
+
+/// Allowed is so many times what the references show: these are a dozen draws from a distribution, a machine is one more.
+const FACTOR: f64 = 4.0;
+/// Relative difference allowed in any case: 16 last bits of a float32, since a reference can equal float64 by chance.
+const FLOOR: f64 = 1e-6;
+/// Relative difference allowed in the sum of a step's inputs, in which nothing is amplified.
+const INPUTS: f64 = 1e-5;
+
+/// What a model has reached here. S steps, P parameters.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Reached {
+    /// S mean losses before each update.
+    pub loss: Vec<f64>,
+    /// S rows of P: L2 norm of what each parameter has moved since the start.
+    pub update: Vec<Vec<f64>>,
+    /// Greatest relative difference of a step's sum of inputs.
+    pub input_difference: f64,
+}
+
+/// One quantity at every step.
+struct Comparison {
+    quantity: &'static str,
+    differences: Vec<f64>,
+    bounds: Vec<f64>,
+}
+
+impl Comparison {
+    fn new(quantity: &'static str, differences: impl Iterator<Item = f64>, rounding: &[Vec<f64>]) -> Comparison {
+        Comparison { quantity, differences: differences.collect(), bounds: bounds(rounding) }
+    }
+
+    fn is_outside(&self, step: usize) -> bool {
+        is_outside(self.differences[step], self.bounds[step])
+    }
+}
+
+/// The comparison of one model with one reference.
+pub(super) struct Judgement<'a> {
+    model: &'a str,
+    expected: &'a [f64],
+    reached: &'a Reached,
+    loss: Comparison,
+    update: Comparison,
+    parameter: Comparison,
+    /// Name of the parameter that differs most, by step.
+    worst: Vec<&'a str>,
+}
+
+impl<'a> Judgement<'a> {
+    /// Compares what was `reached` by parameters of these `names`, in the model's order.
+    pub fn new(model: &'a str, reference: &'a Reference, reached: &'a Reached, names: &[&'a str]) -> Judgement<'a> {
+        let steps = || reached.update.iter().zip(&reference.update);
+        let loss = reached.loss.iter().zip(&reference.loss).map(|(found, expected)| relative(*found, *expected));
+        let update = steps().map(|(found, expected)| relative(norm(found), norm(expected)));
+        let worst: Vec<(f64, &str)> = steps().map(|(found, expected)| worst(found, expected, names)).collect();
+        let parameter = worst.iter().map(|(difference, _)| *difference);
+        Judgement {
+            model,
+            expected: &reference.loss,
+            reached,
+            loss: Comparison::new("loss", loss, &reference.loss_rounding),
+            update: Comparison::new("movement of all parameters", update, &reference.update_rounding),
+            parameter: Comparison::new("movement", parameter, &reference.parameter_rounding),
+            worst: worst.into_iter().map(|(_, name)| name).collect(),
+        }
+    }
+
+    fn comparisons(&self) -> [&Comparison; 3] {
+        [&self.loss, &self.update, &self.parameter]
+    }
+
+    /// What is out of bounds: the first step of each quantity, in words.
+    pub fn failures(&self) -> Vec<String> {
+        let Judgement { model, .. } = self;
+        let mut failures = Vec::new();
+        let inputs = self.reached.input_difference;
+        if is_outside(inputs, INPUTS) {
+            failures
+                .push(format!("{model}: inputs differ by {inputs:.1e}, allowed {INPUTS:.1e}: made from other images"));
+        }
+        for comparison in self.comparisons() {
+            let Some(step) = (0..comparison.differences.len()).find(|step| comparison.is_outside(*step)) else {
+                continue;
+            };
+            let (difference, bound) = (comparison.differences[step], comparison.bounds[step]);
+            let quantity = match std::ptr::eq(comparison, &self.parameter) {
+                true => format!("movement of {}", self.worst[step]),
+                false => comparison.quantity.into(),
+            };
+            failures
+                .push(format!("{model}: {quantity} in step {step} differs by {difference:.1e}, allowed {bound:.1e}"));
+        }
+        failures
+    }
+}
+
+impl fmt::Display for Judgement<'_> {
+    /// A table of a row per step; differences and bounds are relative.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        writeln!(
+            f,
+            "# {:>4} {:>12} {:>12} {:>10} {:>9} {:>12} {:>9} {:>10} {:>9}",
+            "step", "loss", "reached", "difference", "bound", "all moved by", "bound", "worst", "bound"
+        )?;
+        for (step, (expected, reached)) in self.expected.iter().zip(&self.reached.loss).enumerate() {
+            let [loss, update, parameter] =
+                self.comparisons().map(|comparison| (comparison.differences[step], comparison.bounds[step]));
+            let outside = self.comparisons().iter().any(|comparison| comparison.is_outside(step));
+            writeln!(
+                f,
+                "{step:>6} {expected:>12.7} {reached:>12.7} {:>10.1e} {:>9.1e} {:>12.1e} {:>9.1e} {:>10.1e} {:>9.1e}{}",
+                loss.0,
+                loss.1,
+                update.0,
+                update.1,
+                parameter.0,
+                parameter.1,
+                if outside { "  OUT OF BOUND" } else { "" }
+            )?;
+        }
+        writeln!(f, "# inputs differ by at most {:.1e} (relative, of each step's sum)", self.reached.input_difference)
+    }
+}
+
+/// The bound on a quantity's relative difference at every step, from that of each reference.
+fn bounds(rounding: &[Vec<f64>]) -> Vec<f64> {
+    let steps = 0..rounding.first().map_or(0, Vec::len);
+    let greatest = steps.map(|step| rounding.iter().map(|reference| reference[step]).fold(0.0, f64::max));
+    // A difference that has been is carried on in the parameters, even where it happens not to show in a later loss.
+    let until = greatest.scan(0.0, |most, here| {
+        *most = f64::max(*most, here);
+        Some(*most)
+    });
+    until.map(|most| FACTOR * most + FLOOR).collect()
+}
+
+/// The relative difference of two numbers.
+pub(super) fn relative(found: f64, expected: f64) -> f64 {
+    (found - expected).abs() / expected.abs().max(f64::MIN_POSITIVE)
+}
+
+/// A NaN is outside of every bound.
+fn is_outside(difference: f64, bound: f64) -> bool {
+    difference.is_nan() || difference > bound
+}
+
+fn norm(values: &[f64]) -> f64 {
+    values.iter().map(|value| value * value).sum::<f64>().sqrt()
+}
+
+/// The greatest relative difference, a NaN above all, and whose it is.
+fn worst<'a>(found: &[f64], expected: &[f64], names: &[&'a str]) -> (f64, &'a str) {
+    let differences = found.iter().zip(expected).map(|(found, expected)| relative(*found, *expected));
+    let greater = |one: (f64, &'a str), other: (f64, &'a str)| if is_outside(other.0, one.0) { other } else { one };
+    differences.zip(names.iter().copied()).fold((0.0, ""), greater)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two parameters, three steps, two float32 references.
+    fn reference() -> Reference {
+        Reference {
+            ranks: 1,
+            loss: vec![2.0, 1.0, 0.5],
+            update: vec![vec![3.0, 4.0], vec![6.0, 8.0], vec![9.0, 12.0]],
+            loss_rounding: vec![vec![1e-6, 1e-4, 1e-5], vec![2e-6, 1e-5, 3e-4]],
+            update_rounding: vec![vec![1e-3; 3]; 2],
+            parameter_rounding: vec![vec![1e-2; 3]; 2],
+        }
+    }
+
+    fn reached() -> Reached {
+        let Reference { loss, update, .. } = reference();
+        Reached { loss, update, input_difference: 0.0 }
+    }
+
+    fn failures(reached: &Reached) -> Vec<String> {
+        Judgement::new("net", &reference(), reached, &["first", "second"]).failures()
+    }
+
+    #[test]
+    fn a_bound_is_never_below_an_earlier_one() {
+        let expected = [2e-6, 1e-4, 3e-4].map(|most| 4.0 * most + 1e-6);
+        let found = bounds(&reference().loss_rounding);
+        assert!(found.iter().zip(expected).all(|(found, expected)| relative(*found, expected) < 1e-12), "{found:?}");
+        assert_eq!(bounds(&[vec![3e-4, 0.0]])[0], bounds(&[vec![3e-4, 0.0]])[1]);
+    }
+
+    #[test]
+    fn what_equals_the_reference_passes_and_so_does_its_rounding() {
+        assert!(failures(&reached()).is_empty());
+        let mut rounded = reached();
+        rounded.loss[1] *= 1.0 + 4e-4;
+        rounded.update[0] = vec![3.0 * 1.003, 4.0 * 1.003];
+        assert!(failures(&rounded).is_empty());
+    }
+
+    #[test]
+    fn each_quantity_out_of_bound_is_named_with_its_step() {
+        type Change = fn(&mut Reached);
+        let changes: [(Change, &str); 6] = [
+            (|reached| reached.loss[1] *= 1.0 + 5e-4, "net: loss in step 1 differs by 5.0e-4, allowed 4.0e-4"),
+            (|reached| reached.loss[2] = f64::NAN, "net: loss in step 2 differs by NaN"),
+            (
+                |reached| reached.update[2] = vec![9.09, 12.12],
+                "net: movement of all parameters in step 2 differs by 1.0e-2",
+            ),
+            (
+                |reached| reached.update[1][0] = 6.0 * 1.05,
+                "net: movement of first in step 1 differs by 5.0e-2, allowed 4.0e-2",
+            ),
+            (|reached| reached.update[0][1] = f64::NAN, "net: movement of second in step 0 differs by NaN"),
+            (|reached| reached.input_difference = 2e-5, "net: inputs differ by 2.0e-5, allowed 1.0e-5"),
+        ];
+        for (change, expected) in changes {
+            let mut wrong = reached();
+            change(&mut wrong);
+            let found = failures(&wrong);
+            assert!(found.iter().any(|failure| failure.starts_with(expected)), "{found:?}, expected {expected}");
+        }
+    }
+}

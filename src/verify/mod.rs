@@ -1,0 +1,237 @@
+//! `hpml verify`: PyTorch's weights and PyTorch's samples; do losses and updates come out the same?
+//!
+//! In: a parity file (made by `scripts/parity.py`, see [`crate::store::Parity`]) and the images it was made from. Out: a table of
+//! expected and reached values for each model, and a last line on stdout that begins with PASSED or FAILED; FAILED goes with a
+//! status other than 0. Computes with the training's own code, and changes nothing of what the parity file asks for.
+//!
+//! Three quantities are compared at every step: the loss before the update, the norm of what all parameters together have moved
+//! since the start, and that of each parameter. The expected value is PyTorch's in float64. The bound follows from how float32's
+//! rounding grows, see `judgement`: no processor, thread count or memory layout has a bound of its own.
+
+mod judgement;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use self::judgement::{Judgement, Reached, relative};
+use crate::collective::Combine;
+use crate::config::{BufferSync, Config, ModelName};
+use crate::data::{self, BatchPlan, Dataset, Feed};
+use crate::device::Timeline;
+use crate::error::{Error, Result};
+use crate::launch::Job;
+use crate::metrics::Kind;
+use crate::model::{Model, Role};
+use crate::parallel::Replica;
+use crate::store::{self, Parity, Reference};
+use crate::train::{Optimizer, load, loader_options};
+
+/// Sections and keys that `--set` may change: where and how it is computed, not what.
+const SETTINGS: [&str; 9] = [
+    "launch.",
+    "data.dir",
+    "data.prefetch",
+    "model.channels_last",
+    "model.fused_batch_norm",
+    "parallel.bucket_mb",
+    "parallel.all_reduce",
+    "parallel.buffers",
+    "metrics.timing",
+];
+
+/// Checks that no override of `--set` asks for something else than the parity file.
+///
+/// # Errors
+/// The first key that is not among those that may be changed, by name.
+pub fn check_overrides(overrides: &[String]) -> Result<()> {
+    let pairs = overrides.iter().filter_map(|given| given.split_once('='));
+    for (key, value) in pairs.map(|(key, value)| (key.trim(), value.trim())) {
+        let may_change =
+            SETTINGS.iter().any(|known| if known.ends_with('.') { key.starts_with(known) } else { key == *known });
+        if !may_change {
+            let expected = format!(
+                "the parity file decides that, or it is not used: leave it out (free: {})",
+                SETTINGS.map(|known| if known.ends_with('.') { format!("{known}*") } else { known.into() }).join(", ")
+            );
+            return Err(Error::ConfigValue {
+                place: "hpml verify".into(),
+                key: key.into(),
+                value: value.into(),
+                expected,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Says on rank 0 how it ended, PASSED or FAILED, and hands an error on.
+///
+/// # Errors
+/// That of `result`.
+pub fn conclude(job: &Job, result: Result<String>) -> Result<()> {
+    if job.is_root() {
+        match &result {
+            Ok(passed) => println!("PASSED: {passed}"),
+            Err(error) => println!("FAILED: {error}"),
+        }
+    }
+    result.map(drop)
+}
+
+/// Verifies every model of the parity file. Returns what has passed.
+///
+/// # Errors
+/// What lies out of bounds, what there is no reference for, and whatever kept a model from being computed.
+pub fn run(config: &Config, job: &Job, path: &Path) -> Result<String> {
+    let parities = job.agree(store::read_parity(path))?;
+    if config.data.dir.is_empty() {
+        let mend = "give the CIFAR-10 folder that the parity file was made from with --data".into();
+        job.agree(Err(Error::DataMissing { path: path.to_owned(), mend }))?;
+    }
+    let datasets = job.agree(data::open(config))?;
+    let (mut passed, mut failures) = (Vec::new(), Vec::new());
+    for parity in &parities {
+        let found = verify(config, job, parity, &datasets.train, path)?;
+        if found.is_empty() {
+            passed.push(format!("{} ({} steps)", parity.model, parity.input_sum.len()));
+        }
+        failures.extend(found);
+    }
+    let verdict = if failures.is_empty() { Ok(()) } else { Err(Error::Verify(failures.join("; "))) };
+    job.agree(verdict)?;
+    Ok(format!("{} on {} rank(s): all within what float32 rounding explains", passed.join(", "), job.world_size))
+}
+
+/// One model. Returns what was out of bounds, the same on all ranks.
+fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: &Path) -> Result<Vec<String>> {
+    let mut config = config.clone();
+    config.model.name = job.agree(model_name(parity, path))?;
+    config.model.bias = parity.init.iter().any(|tensor| tensor.name == "fc3.bias");
+    (config.data.mean, config.data.std) = (parity.mean, parity.std);
+    config.optim.momentum = parity.momentum;
+    config.optim.weight_decay = 0.0;
+    let mut model = Model::new(&config.model, parity.seed);
+    if !parity.init.is_empty() {
+        job.agree(load(&mut model, &parity.init, path, "init"))?;
+    }
+    let has_batch_norm = model.state.iter().any(|entry| entry.role == Role::Buffer);
+    // Groups of samples that batch norm takes statistics of their own over.
+    let groups = if has_batch_norm && config.parallel.buffers != BufferSync::Sync { job.world_size } else { 1 };
+    let Some(reference) = parity.references.iter().find(|reference| reference.ranks == groups) else {
+        return Ok(vec![no_reference(parity, groups, path)]);
+    };
+    job.agree(same_parameters(&model, parity, reference, path))?;
+
+    let mut replica = Replica::new(model, job.target, job.communicator.clone(), &config)?;
+    let mut optimizer = Optimizer::new(&replica.state, &config.optim);
+    let initial: Vec<Tensor> = replica.model.parameters().map(|entry| entry.tensor.detach().copy()).collect();
+    let plan = job.agree(own_samples(job, parity, images, path))?;
+    let feed = Feed::new(images.clone(), job.target.own_memory());
+    let batches = feed.batches(plan, loader_options(&config, &replica, None));
+    let mut reached = Reached::default();
+    for (batch, expected_sum) in batches.zip(&parity.input_sum) {
+        let mut sum = [batch.images.sum(tch::Kind::Double).double_value(&[])];
+        job.communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sum)?;
+        reached.input_difference = reached.input_difference.max(relative(sum[0], *expected_sum));
+        replica.step(&batch, parity.global_batch, &mut Timeline::default())?;
+        optimizer.step(&mut replica.state, parity.lr)?;
+        let total = Replica::sum_over_ranks(&job.communicator, replica.take_result()?)?;
+        reached.loss.push(total.loss_sum / total.samples as f64);
+        reached.update.push(movements(&replica.model, &initial));
+    }
+    replica.agreed_checksum(0)?;
+
+    let names: Vec<&str> = replica.model.parameters().map(|entry| entry.name.as_str()).collect();
+    let judgement = Judgement::new(&parity.model, reference, &reached, &names);
+    if job.is_root() {
+        let Parity { model, lr, momentum, global_batch, .. } = parity;
+        println!(
+            "# {model}: lr {lr}, momentum {momentum}, global batch {global_batch} on {} rank(s), against PyTorch in \
+             float64 with batch norm over {groups} group(s); bounds from {} float32 references",
+            job.world_size,
+            reference.loss_rounding.len()
+        );
+        println!("{judgement}");
+    }
+    Ok(judgement.failures())
+}
+
+/// L2 norm of what each parameter has moved since `initial`.
+fn movements(model: &Model, initial: &[Tensor]) -> Vec<f64> {
+    let moved = |(now, start): (&Tensor, &Tensor)| {
+        let difference = now.detach().to_kind(tch::Kind::Double) - start.to_kind(tch::Kind::Double);
+        difference.square().sum(tch::Kind::Double).double_value(&[]).sqrt()
+    };
+    model.parameters().map(|entry| &entry.tensor).zip(initial).map(moved).collect()
+}
+
+fn model_name(parity: &Parity, path: &Path) -> Result<ModelName> {
+    match parity.model.as_str() {
+        "net" => Ok(ModelName::Net),
+        "resnet18" => Ok(ModelName::Resnet18),
+        other => {
+            Err(Error::File { path: path.to_owned(), message: format!("model {other}: expected net or resnet18") })
+        }
+    }
+}
+
+fn no_reference(parity: &Parity, groups: usize, path: &Path) -> String {
+    let ranks: Vec<String> = parity.references.iter().map(|reference| reference.ranks.to_string()).collect();
+    format!(
+        "{}: batch norm over {groups} group(s) of samples has no reference in {}, which has those of {} rank(s): start one \
+         of these, set parallel.buffers=sync, or make the file again with scripts/parity.py --ranks {groups}",
+        parity.model,
+        path.display(),
+        ranks.join(", ")
+    )
+}
+
+/// A file with the updates of other parameters would be compared with the wrong ones.
+fn same_parameters(model: &Model, parity: &Parity, reference: &Reference, path: &Path) -> Result<()> {
+    let (expected, found) = (model.parameters().count(), reference.update[0].len());
+    if expected != found {
+        let message = format!("{found} parameters, expected {expected}: made from another model");
+        let name = format!("{}/ranks_{}/update", parity.model, reference.ranks);
+        return Err(Error::Dataset { path: path.to_owned(), name, message });
+    }
+    Ok(())
+}
+
+/// This rank's columns of every step, after checking that the labels are those of the parity file.
+fn own_samples(job: &Job, parity: &Parity, images: &Dataset, path: &Path) -> Result<BatchPlan> {
+    let batch = parity.global_batch;
+    for (&index, &label) in parity.indices.iter().zip(&parity.labels) {
+        if images.labels.get(index as usize) != Some(&label) {
+            let message =
+                format!("sample {index} has label {label} there, another one in --data: made from other data");
+            return Err(Error::Dataset { path: path.to_owned(), name: "labels".into(), message });
+        }
+    }
+    let own = job.rank * batch / job.world_size..(job.rank + 1) * batch / job.world_size;
+    let indices = parity.indices.chunks(batch).flat_map(|step| step[own.clone()].to_vec()).collect();
+    Ok(BatchPlan { indices, sizes: vec![own.len(); parity.indices.len() / batch] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_leaves_the_result_alone_may_be_set() {
+        let refused: Vec<String> = Config::default()
+            .flattened()
+            .into_iter()
+            .map(|(key, _)| key)
+            .filter(|key| check_overrides(&[format!(" {key} = 1")]).is_err())
+            .collect();
+        let free = Config::default().flattened().len() - refused.len();
+        let launch = Config::default().flattened().iter().filter(|(key, _)| key.starts_with("launch.")).count();
+        assert_eq!(free, launch + SETTINGS.len() - 1, "a key of SETTINGS is none of the configuration");
+        for key in ["train.lr", "optim.momentum", "run.seed", "model.name", "model.precision", "data.train_samples"] {
+            let message = check_overrides(&["launch.threads=2".into(), format!("{key}=1")]).unwrap_err().to_string();
+            assert!(message.contains(&format!("{key} = 1: the parity file decides")), "{message}");
+        }
+    }
+}
