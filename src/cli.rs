@@ -240,6 +240,14 @@ pub struct Common {
     pub data: Option<PathBuf>,
 }
 
+impl Common {
+    /// Every override in order: each `--set`, then `--data`, which stands above them.
+    pub fn overrides(&self) -> Vec<String> {
+        let data = self.data.iter().map(|dir| format!("data.dir={}", toml::Value::String(dir.display().to_string())));
+        self.set.iter().cloned().chain(data).collect()
+    }
+}
+
 /// Arguments of `hpml allreduce`.
 #[derive(Debug, Args)]
 pub struct Allreduce {

@@ -113,22 +113,16 @@ fn eval(file: &Path, predictions: Option<&Path>, force: bool, common: &Common) -
     quantize::command::eval(&config_of(file, common)?, file, predictions, force)
 }
 
-/// The configuration that a run file was made with, and what the command line changes in it.
+/// The configuration that a run file was made with, and what the command line changes in it, the kind of the data apart.
 fn config_of(run: &Path, common: &Common) -> Result<Config> {
-    let config = store::read_config(run)?.with_overrides(&common.set, &run.display().to_string())?;
-    Ok(with_data(config, common))
+    let trained = store::read_config(run)?;
+    let config = trained.with_overrides(&common.overrides(), &run.display().to_string())?;
+    config.data.check_kind(&trained.data, run)?;
+    Ok(config)
 }
 
 fn load_config(file: Option<&Path>, common: &Common) -> Result<Config> {
-    Ok(with_data(Config::load(file, &common.set)?, common))
-}
-
-/// `--data` stands above the file and `--set`.
-fn with_data(mut config: Config, common: &Common) -> Config {
-    if let Some(dir) = &common.data {
-        config.data.dir = dir.display().to_string();
-    }
-    config
+    Config::load(file, &common.overrides())
 }
 
 /// For the commands that need no ranks.

@@ -200,3 +200,20 @@ fn a_data_file_that_changes_meanwhile_changes_nothing() {
     let checksums = |file: &Path| common::texts(file, "epochs/parameter_checksum");
     assert_eq!(checksums(&plain), checksums(&changed));
 }
+
+#[test]
+fn an_empty_data_folder_is_refused_and_the_synthetic_set_has_a_word() {
+    let (folder, file) = (folder(), "[data]\ndir = \"\"\n");
+    let config = folder.path().join("mine.toml");
+    std::fs::write(&config, file).unwrap();
+    for given in [&["--set", "data.dir="][..], &["--set", "data.dir=\"\""], &[text(&config)]] {
+        assert_refused(&train(given), &["data.dir = \"\"", "synthetic"]);
+    }
+    let run = train(&["--data", ""]);
+    assert!(!run.status.success() && run.stderr.contains("--data <DIR>"), "{}", run.stderr);
+    let out = folder.path().join("run.h5");
+    let few = ["--out", text(&out), "--set", "train.max_steps=2", "--set", "data.test_samples=10"];
+    std::fs::write(&config, "[data]\ndir = \"nowhere\"\n").unwrap();
+    let run = train(&[&[text(&config), "--data", "synthetic"], &few[..]].concat()).succeeded();
+    assert!(run.stdout.contains("synthetic (embedded)"), "{}", run.stdout);
+}

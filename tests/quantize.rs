@@ -168,3 +168,36 @@ fn what_cannot_be_quantized_is_refused_and_leaves_nothing() {
         assert!(!out.exists());
     }
 }
+
+#[test]
+fn a_network_is_not_quantized_or_tested_with_data_of_another_kind() {
+    let (folder, data) = (folder(), folder());
+    common::write_fake_cifar10(data.path());
+    let run = trained(folder.path(), &["--set", "quantize.enabled=true"]);
+    let int8 = folder.path().join("run-int8.h5");
+    let good = std::fs::read(&int8).unwrap();
+    let cifar = format!("data.dir={}", data.path().display());
+    let refused = |command: &[&str], named: &[&str]| {
+        let run = hpml(command);
+        common::assert_refused(&run, named);
+        assert!(run.stdout.is_empty() && std::fs::read(&int8).unwrap() == good, "{}", run.stdout);
+    };
+    let quantize = ["quantize", text(&run), "--force"];
+    for more in [["--data", text(data.path())], ["--set", &cifar]] {
+        refused(&[&quantize[..], &more].concat(), &["run.h5", "data.dir", "synthetic set", "leave out --data"]);
+        refused(&[&["eval", text(&int8)], &more[..]].concat(), &["run-int8.h5", "data.dir", "synthetic set"]);
+    }
+    for key in ["data.mean", "data.std"] {
+        let other = format!("{key}=[0.4, 0.4, 0.4]");
+        refused(&[&quantize[..], &["--set", &other]].concat(), &["run.h5", key, "[0.5, 0.5, 0.5]"]);
+        refused(&["eval", text(&int8), "--set", &other], &["run-int8.h5", key, "[0.5, 0.5, 0.5]"]);
+    }
+    // And the other way round.
+    let real = folder.path().join("real.h5");
+    let few = ["--set", "train.max_steps=2", "--set", "data.test_samples=10"];
+    let train = ["train", "--out", text(&real), "--data", text(data.path())];
+    hpml(&[&train[..], &few].concat()).succeeded();
+    let synthetic = ["quantize", text(&real), "--data", "synthetic"];
+    common::assert_refused(&hpml(&synthetic), &["real.h5", "data.dir", text(data.path()), "--data"]);
+    assert!(!folder.path().join("real-int8.h5").exists());
+}

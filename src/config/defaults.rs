@@ -18,7 +18,7 @@ impl Default for Launch {
 impl Default for Data {
     fn default() -> Self {
         Data {
-            dir: String::new(),
+            dir: data::SYNTHETIC.into(),
             train_samples: 0,
             test_samples: 0,
             shuffle: true,

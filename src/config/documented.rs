@@ -26,7 +26,10 @@ const COMMENTS: &[(&str, &str)] = &[
         "launch.comm_timeout_s",
         "a collective of hpml train or study that takes longer (seconds) ends the job and names the rank that is missing; 0: never",
     ),
-    ("data.dir", "folder of CIFAR-10's binary files (or the one above it); empty: the embedded synthetic set"),
+    (
+        "data.dir",
+        "folder of CIFAR-10's binary files (or the one above it), or synthetic: the embedded set (a folder of that name: ./synthetic)",
+    ),
     ("data.train_samples", "train on the first so many samples; 0: all"),
     ("data.test_samples", "test on the first so many samples; 0: all"),
     ("data.shuffle", "draw the samples in a new order each epoch (seed + epoch, as DistributedSampler)"),

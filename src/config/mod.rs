@@ -10,13 +10,13 @@ mod experiments;
 mod parallel;
 mod validate;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AtPath, Error, Result};
-pub use data::{Data, Shares};
+pub use data::{Data, SYNTHETIC, Shares};
 pub use documented::documented_defaults;
 pub use experiments::{Study, Sweep, Variant};
 pub use parallel::{Algorithm, BufferSync, Compression, Parallel};
@@ -361,11 +361,6 @@ impl Config {
         }
         Ok(self)
     }
-
-    /// Where the CIFAR-10 files lie; `None`: the embedded synthetic data set.
-    pub fn data_dir(&self) -> Option<PathBuf> {
-        (!self.data.dir.is_empty()).then(|| PathBuf::from(&self.data.dir))
-    }
 }
 
 /// `section.key=value` into the table. The value is TOML; what is not TOML is taken as a string (`model.name=net`).
@@ -434,6 +429,7 @@ mod tests {
             ("train.batch_per_rank=0", "train.batch_per_rank"),
             ("epochs=3", "section.key=value"),
             ("model.name=vgg", "vgg"),
+            ("data.dir=", "data.dir = \"\""),
         ] {
             let message = set(&[given]).unwrap_err().to_string();
             assert!(message.contains(named), "{given}: {message}");

@@ -113,6 +113,11 @@ impl Config {
                 return refuse("parallel.local_steps", steps, expected);
             }
         }
+        if self.data.dir.is_empty() {
+            let expected = "must be the folder of CIFAR-10's binary files, or synthetic for the embedded set (is a variable of \
+                            the shell unset?)";
+            return refuse("data.dir", "\"\"".into(), expected);
+        }
         if self.data.mean.iter().any(|mean| !mean.is_finite()) {
             return refuse("data.mean", format!("{:?}", self.data.mean), "must be three finite numbers");
         }

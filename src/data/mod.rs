@@ -89,7 +89,7 @@ pub fn open(config: &Config) -> Result<Datasets> {
         let train = samples(place, "data.train_samples", config.data.train_samples, most_train)?;
         Ok((train, samples(place, "data.test_samples", config.data.test_samples, most_test)?))
     };
-    let (train, test, name) = match config.data_dir() {
+    let (train, test, name) = match config.data.folder() {
         Some(dir) => {
             let dir = cifar10::find(&dir)?;
             let (train, test) = wanted(&dir.display().to_string(), cifar10::TRAIN_SAMPLES, cifar10::TEST_SAMPLES)?;
@@ -97,7 +97,7 @@ pub fn open(config: &Config) -> Result<Datasets> {
             (train, test, format!("CIFAR-10 in {}", dir.display()))
         }
         None => {
-            let place = "the embedded synthetic set (data.dir is empty)";
+            let place = "the embedded synthetic set (data.dir = \"synthetic\")";
             let (train, test) = wanted(place, synthetic::TRAIN_SAMPLES, synthetic::TEST_SAMPLES)?;
             (synthetic::train(train), synthetic::test(test), "synthetic (embedded)".into())
         }

@@ -25,7 +25,7 @@ mod values;
 
 use std::path::Path;
 
-use crate::config::Config;
+use crate::config::{Config, SYNTHETIC};
 use crate::error::{Error, Result};
 pub use checkpoint::read_checkpoint;
 pub use checkpoint_folder::{CheckpointFolder, Resumable, Written, newest_checkpoint, newest_step, read_resumable};
@@ -267,9 +267,13 @@ pub fn read_attributes(path: &Path, group: &str) -> Result<Vec<(String, Attribut
 /// The configuration a run file was made with.
 pub fn read_config(path: &Path) -> Result<Config> {
     let text = input::Input::open_run_file(path)?.config_text()?;
-    toml::from_str(&text).map_err(|error| Error::Dataset {
+    let mut config: Config = toml::from_str(&text).map_err(|error| Error::Dataset {
         path: path.to_owned(),
         name: schema::CONFIG.into(),
         message: format!("{}: written by another version of hpml", error.message().trim().replace('\n', " ")),
-    })
+    })?;
+    if config.data.dir.is_empty() {
+        config.data.dir = SYNTHETIC.into(); // what an empty one meant in files written by hpml 0.1
+    }
+    Ok(config)
 }

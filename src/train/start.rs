@@ -339,7 +339,7 @@ impl Saved {
             return Err(self.differs(&key, saved.to_string(), other.to_string()));
         }
         let is_other = self.fingerprint.as_ref().is_some_and(|saved| *saved != now.fingerprint);
-        let kinds = [&self.config, now.config].map(|config| config.data_dir().is_some());
+        let kinds = [&self.config, now.config].map(|config| config.data.folder().is_some());
         if is_other || kinds[0] != kinds[1] {
             let which = |name: &str| format!("{name:?}");
             return Err(self.differs(

@@ -86,7 +86,7 @@ pub fn conclude(job: &Job, result: Result<String>) -> Result<()> {
 /// What lies out of bounds, what there is no reference for, and whatever kept a model from being computed.
 pub fn run(config: &Config, job: &Job, path: &Path) -> Result<String> {
     let parities = job.agree(store::read_parity(path))?;
-    if config.data.dir.is_empty() {
+    if config.data.folder().is_none() {
         let mend = "give the CIFAR-10 folder that the parity file was made from with --data".into();
         job.agree(Err(Error::DataMissing { path: path.to_owned(), mend }))?;
     }
