@@ -87,8 +87,10 @@ pub enum Error {
     )]
     ParametersDiffer { epoch: usize, rank: usize, found: u64, expected: u64 },
 
-    #[error("loss is {loss} at epoch {epoch}, step {step} on rank {rank}: lower train.lr (now {lr}) or check the data")]
-    LossNotFinite { loss: f64, epoch: usize, step: usize, rank: usize, lr: f64 },
+    #[error(
+        "{what} at epoch {epoch}, step {step}: the training has diverged; nothing of it is saved, what was saved before stays: lower train.lr (now {lr}), set optim.clip_norm, or check the data"
+    )]
+    NotFinite { what: String, epoch: usize, step: usize, lr: f64 },
 
     #[error("signals cannot be listened to: {reason}")]
     Signals { reason: String },

@@ -201,6 +201,76 @@ fn a_data_file_that_changes_meanwhile_changes_nothing() {
     assert_eq!(checksums(&plain), checksums(&changed));
 }
 
+/// The rate rises so far with the last step, and with no other, that its update ends in infinities.
+const LAST_UPDATE: [&str; 10] = [
+    "--set",
+    "schedule.anneal=step",
+    "--set",
+    "schedule.milestones=[0.9]",
+    "--set",
+    "data.train_samples=160",
+    "--set",
+    "data.test_samples=40",
+    "--set",
+    "train.epochs=1",
+];
+
+/// Everything in a folder, by name.
+fn contents(folder: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
+    let entries = std::fs::read_dir(folder).map(|entries| entries.flatten().collect()).unwrap_or(Vec::new());
+    let mut files: Vec<_> = entries
+        .into_iter()
+        .flat_map(|entry| match entry.path().is_dir() {
+            true => contents(&entry.path()),
+            false => vec![(entry.file_name(), std::fs::read(entry.path()).unwrap())],
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_last_update_that_leaves_no_numbers_replaces_nothing() {
+    let cases: [(&str, &[&str]); 5] = [
+        ("[0] is", &["schedule.gamma=1e42"]),
+        // Numbers still, but no loss can be worked out with them.
+        ("loss is", &["schedule.gamma=1e36"]),
+        ("[0] is", &["schedule.gamma=1e42", "optim.ema=0.9"]),
+        ("[0] is", &["schedule.gamma=1e42", "parallel.local_steps=3"]),
+        ("[0] is", &["schedule.gamma=1e42", "launch.device=cuda"]),
+    ];
+    for (named, settings) in cases {
+        let folder = folder();
+        let out = folder.path().join("run.h5");
+        let good = ["--out", text(&out), "--set", "quantize.enabled=true", "--set", "checkpoint.every_epochs=1"];
+        let small = ["--set", "quantize.calibration_images=40", "--set", "launch.device=cpu"];
+        let good = [&good[..], &small, &LAST_UPDATE, &["--force"]].concat();
+        train(&[&good[..], &["--set", "schedule.gamma=1"]].concat()).succeeded();
+        let before = contents(folder.path());
+        assert_eq!(before.len(), 3, "run file, checkpoint, int8");
+        let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        let run = Mpirun::ranks(2).args(["train"]).args(&good).args(settings).env("HPML_EMULATE_GPU", "1");
+        let run = run.timeout(Duration::from_secs(90)).run();
+        assert_refused(&run, &[named, "epoch 0, step 9", "nothing of it is saved", "train.lr"]);
+        assert!(contents(folder.path()) == before, "{named}: something was replaced");
+    }
+}
+
+#[test]
+fn a_checkpoint_in_the_middle_is_not_written_of_what_are_no_numbers() {
+    for more in [&[][..], &["parallel.local_steps=100"], &["launch.device=cuda"]] {
+        let folder = folder();
+        let out = folder.path().join("run.h5");
+        let settings = ["train.lr=1e39", "checkpoint.every_minutes=1e-9", "data.test_samples=40"];
+        let settings = [&settings[..], &["launch.device=cpu"]].concat();
+        let settings = settings.iter().chain(more).flat_map(|setting| ["--set", setting]);
+        let run = Mpirun::ranks(2).args(["train", "--out", text(&out)]).args(settings).env("HPML_EMULATE_GPU", "1");
+        // After the first step all ranks ask for a checkpoint; the loss of the second is looked at later.
+        assert_refused(&run.timeout(Duration::from_secs(90)).run(), &["step 0", "[0] is", "train.lr"]);
+        assert!(contents(folder.path()).is_empty());
+    }
+}
+
 #[test]
 fn an_empty_data_folder_is_refused_and_the_synthetic_set_has_a_word() {
     let (folder, file) = (folder(), "[data]\ndir = \"\"\n");

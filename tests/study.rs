@@ -28,6 +28,10 @@ name = "too fast"
 set = ["train.lr=1e18"]
 
 [[study.variants]]
+name = "too fast at the end"
+set = ["schedule.anneal=step", "schedule.milestones=[1.95]", "schedule.gamma=1e42"]
+
+[[study.variants]]
 name = "LARS, 128 in two parts"
 set = ["optim.name=lars", "train.global_batch=128", "train.accumulate=2", "schedule.warmup_epochs=1"]
 "#;
@@ -58,6 +62,8 @@ fn every_variant_is_trained_with_every_seed_and_one_that_diverges_stops_nothing(
         assert!(plain.iter().all(|&row| messages[row] == 20.0), "{messages:?}"); // 640 / 32
         let fast: Vec<usize> = of("too fast", seed);
         assert!(fast.last().is_some_and(|&row| loss[row].is_nan()), "{loss:?}");
+        let last: Vec<usize> = of("too fast at the end", seed);
+        assert!(loss[last[0]].is_finite() && loss[last[1]].is_nan(), "{loss:?}");
         let lars: Vec<usize> = of("LARS, 128 in two parts", seed);
         assert!(lars.len() == 2 && lars.iter().all(|&row| messages[row] == 5.0), "{messages:?}"); // 640 / 128
     }

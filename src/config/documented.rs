@@ -83,7 +83,11 @@ const COMMENTS: &[(&str, &str)] = &[
     ("optim.trust", "lars: a layer's rate is lr * trust * |weights| / (|gradient| + weight_decay |weights|)"),
     ("optim.beta2", "lamb: decay of the squared gradient's average, 0 to below 1"),
     ("optim.epsilon", "lamb: added to the root of the squared gradient's average"),
-    ("optim.ema", "decay of a moving average of the weights, which is then tested and saved; 0: none"),
+    (
+        "optim.ema",
+        "decay of a moving average of the weights over the steps so far, which is then tested and saved, with batch norm's statistics \
+         measured for it over 2,048 training images at each epoch's end; 0: none",
+    ),
     ("schedule.scaling", "none, linear or sqrt: multiply train.lr by global batch / base_batch, or its root"),
     ("schedule.base_batch", "global batch that train.lr was chosen for"),
     ("schedule.warmup_epochs", "epochs of linear rise to the full rate"),

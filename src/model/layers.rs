@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Entry, Forward, Mode, Model, Role, Stage};
+use super::{Entry, Forward, MOMENTUM, Mode, Model, Role, Stage};
 use crate::config::{self, Precision};
 use crate::sys;
 
@@ -156,8 +156,7 @@ pub(super) struct BatchNorm {
     fused: bool,
 }
 
-// PyTorch's defaults.
-const MOMENTUM: f64 = 0.1;
+/// PyTorch's default.
 const EPSILON: f64 = 1e-5;
 
 impl BatchNorm {
@@ -177,20 +176,21 @@ impl BatchNorm {
     }
 
     fn in_one(&self, input: &Tensor, shortcut: Option<&Tensor>, rectified: bool, mode: Mode) -> Option<Tensor> {
-        let BatchNorm { weight, bias, mean: running_mean, variance: running_variance, fused } = self;
-        let (momentum, epsilon) = (MOMENTUM, EPSILON);
-        let norm = sys::BatchNorm { weight, bias, running_mean, running_variance, momentum, epsilon };
-        let trains = matches!(mode, Mode::Train);
-        if *fused && trains { norm.apply(input, shortcut, rectified) } else { None }
+        let BatchNorm { weight, bias, mean: running_mean, variance: running_variance, fused: true } = self else {
+            return None;
+        };
+        let Mode::Train { momentum, standardize: None } = mode else { return None };
+        let norm = sys::BatchNorm { weight, bias, running_mean, running_variance, momentum, epsilon: EPSILON };
+        norm.apply(input, shortcut, rectified)
     }
 
     fn in_passes(&self, input: &Tensor, mode: Mode) -> Tensor {
-        let train = match mode {
-            Mode::TrainWith(standardize) => {
+        let (train, momentum) = match mode {
+            Mode::Train { momentum, standardize: Some(standardize) } => {
                 let standardized = standardize(input, EPSILON);
                 tch::no_grad(|| {
                     let update = |mut running: Tensor, new: &Tensor| {
-                        running.copy_(&(&running * (1.0 - MOMENTUM) + new * MOMENTUM));
+                        running.copy_(&(&running * (1.0 - momentum) + new * momentum));
                     };
                     update(self.mean.shallow_clone(), &standardized.mean);
                     update(self.variance.shallow_clone(), &standardized.unbiased_variance);
@@ -199,11 +199,11 @@ impl BatchNorm {
                 let output = across(&self.bias).addcmul(&standardized.values, &across(&self.weight));
                 return output.to_kind(input.kind());
             }
-            Mode::Train => true,
-            Mode::Eval => false,
+            Mode::Train { momentum, standardize: None } => (true, momentum),
+            Mode::Eval => (false, MOMENTUM), // not used
         };
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
-        input.batch_norm(weight, bias, Some(&self.mean), Some(&self.variance), train, MOMENTUM, EPSILON, true)
+        input.batch_norm(weight, bias, Some(&self.mean), Some(&self.variance), train, momentum, EPSILON, true)
     }
 }
 

@@ -18,13 +18,24 @@ use crate::sys::seeded;
 /// Whether batch norm takes its statistics from the batch (and updates the running ones) or uses the running ones.
 #[derive(Clone, Copy)]
 pub enum Mode<'a> {
-    /// Training.
-    Train,
-    /// Training with statistics that are not of this batch alone: what standardizes an input, given epsilon.
-    TrainWith(&'a dyn Fn(&Tensor, f64) -> Standardized),
+    /// Training: `running = (1 - momentum) running + momentum batch`.
+    Train {
+        /// Share of the batch in the running statistics, 0 to 1.
+        momentum: f64,
+        /// What standardizes an input, given epsilon, where the statistics are not of this batch alone.
+        standardize: Option<&'a dyn Fn(&Tensor, f64) -> Standardized>,
+    },
     /// Test.
     Eval,
 }
+
+impl Mode<'_> {
+    /// Training with PyTorch's default momentum and each batch's own statistics.
+    pub const TRAIN: Mode<'static> = Mode::Train { momentum: MOMENTUM, standardize: None };
+}
+
+/// Batch norm's share of a batch in the running statistics: PyTorch's default.
+pub const MOMENTUM: f64 = 0.1;
 
 /// A batch norm's input `[n, c, h, w]` with mean 0 and variance 1 a channel, before scale and shift.
 pub struct Standardized {
@@ -165,7 +176,7 @@ mod tests {
                         (config.name, config.precision, config.channels_last) = (name, precision, channels_last);
                         config.width = 16;
                     });
-                    let logits = model.forward(&images, Mode::Train);
+                    let logits = model.forward(&images, Mode::TRAIN);
                     assert_eq!((logits.size(), logits.kind()), (vec![2, 10], Kind::Float));
                 }
             }

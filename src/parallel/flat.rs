@@ -16,6 +16,8 @@ pub struct FlatState {
     pub gradients: Flat,
     /// Batch norm's running statistics.
     pub buffers: Flat,
+    /// Batches that `buffers` have seen on this rank: batch norm's `num_batches_tracked`.
+    pub batches_tracked: i64,
     /// Where each stage's parameters lie.
     pub stage_elements: Vec<Range<usize>>,
     /// The single parameters, in the model's order.
@@ -87,6 +89,19 @@ impl Flat {
         match self {
             Flat::Host(buffer) => buffer.as_mut_slice().copy_from_slice(values),
             Flat::Device(tensor) => tch::no_grad(|| tensor.copy_(&Tensor::from_slice(values))),
+        }
+    }
+
+    /// Exchanges the numbers with as many of `other`, in the same kind of memory: both stay where they are, for views of them.
+    pub fn swap(&mut self, other: &mut Flat) {
+        match (self, other) {
+            (Flat::Host(one), Flat::Host(other)) => one.as_mut_slice().swap_with_slice(other.as_mut_slice()),
+            (Flat::Device(one), Flat::Device(other)) => tch::no_grad(|| {
+                let kept = one.copy();
+                one.copy_(other);
+                other.copy_(&kept);
+            }),
+            _ => unreachable!("what is exchanged shares a memory"),
         }
     }
 
@@ -168,7 +183,7 @@ impl FlatState {
             stage_elements.push(start..parameter);
         }
         gradients.zero();
-        FlatState { parameters, gradients, buffers, stage_elements, tensors }
+        FlatState { parameters, gradients, buffers, batches_tracked: 0, stage_elements, tensors }
     }
 }
 
@@ -202,7 +217,7 @@ mod tests {
                 assert!(entry.tensor.equal(before), "{} changed", entry.name);
             }
             let images = seeded(1, || Tensor::randn([4, 3, 32, 32], (Kind::Float, Device::Cpu)));
-            model.forward(&images, Mode::Train).square().sum(Kind::Float).backward();
+            model.forward(&images, Mode::TRAIN).square().sum(Kind::Float).backward();
             let squares: f64 =
                 model.parameters().map(|e| e.tensor.grad().square().sum(Kind::Double).double_value(&[])).sum();
             let flat: f64 = state.gradients.read().iter().map(|&g| (g as f64).powi(2)).sum();

@@ -16,7 +16,7 @@ use crate::data::Batch;
 use crate::device::{Clock, Moment, Target, Timeline};
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Part};
-use crate::model::{Mode, Model, Stage};
+use crate::model::{MOMENTUM, Mode, Model, Stage};
 use crate::sys::gpu::range;
 
 /// The model on this rank. All ranks call its methods together.
@@ -220,6 +220,7 @@ impl Replica {
     fn forward_pass(&mut self, batch: &Batch, global_batch: usize, times: &mut Timeline) -> Result<Pass> {
         let _range = range(c"forward");
         let start = self.clock.now()?;
+        self.state.batches_tracked += 1;
         // The step's samples that share a gradient: all, or those of this rank where every rank updates with its own.
         let sharing = if self.exchange.is_local() { global_batch / self.communicator.size() } else { global_batch };
         let share = batch.len as f64 / sharing as f64;
@@ -246,7 +247,7 @@ impl Replica {
     /// One forward and backward pass that no other rank learns of: to see whether the memory is there. Leaves gradients
     /// and batch-norm statistics that mean nothing.
     pub fn compute_alone(&mut self, batch: &Batch) {
-        let logits = self.model.forward(&batch.images, Mode::Train);
+        let logits = self.model.forward(&batch.images, Mode::TRAIN);
         logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0).backward();
     }
 
@@ -292,15 +293,43 @@ impl Replica {
     pub fn end_epoch(&mut self) -> Result<()> {
         match self.buffer_sync {
             BufferSync::Broadcast => self.broadcast_buffers(false, &mut Timeline::default()), // no step's time
-            BufferSync::Average if !self.state.buffers.is_empty() => {
-                let mut buffers = self.state.buffers.read().into_owned();
-                self.communicator.all_reduce_sum(Kind::Buffers, &mut buffers)?;
-                let ranks = self.communicator.size() as f32;
-                buffers.iter_mut().for_each(|value| *value /= ranks);
-                self.state.buffers.write(&buffers);
-                Ok(())
+            BufferSync::Average => self.average_buffers(),
+            BufferSync::Local | BufferSync::Sync => Ok(()),
+        }
+    }
+
+    /// Makes batch norm's statistics their mean over the ranks, the same bits on all.
+    fn average_buffers(&mut self) -> Result<()> {
+        if self.state.buffers.is_empty() {
+            return Ok(());
+        }
+        let mut buffers = self.state.buffers.read().into_owned();
+        self.communicator.all_reduce_sum(Kind::Buffers, &mut buffers)?;
+        let ranks = self.communicator.size() as f32;
+        buffers.iter_mut().for_each(|value| *value /= ranks);
+        self.state.buffers.write(&buffers);
+        Ok(())
+    }
+
+    /// Replaces batch norm's running statistics by the mean of those that the present parameters have in each of this rank's
+    /// `batches`, and that by its mean over the ranks where they have one network. A collective.
+    ///
+    /// Source: PyTorch, torch/optim/swa_utils.py, `update_bn` (momentum `None`: a cumulative average).
+    pub fn measure_statistics(&mut self, batches: impl Iterator<Item = Batch>) -> Result<()> {
+        self.state.buffers.zero();
+        self.state.batches_tracked = 0;
+        for batch in batches {
+            self.state.batches_tracked += 1;
+            let momentum = 1.0 / self.state.batches_tracked as f64;
+            let _logits = self.with_mode(momentum, |mode| tch::no_grad(|| self.model.forward(&batch.images, mode)));
+            if let Some(batch_norm) = &self.sync_batch_norm {
+                batch_norm.take_cuts(); // nothing goes backwards
+                batch_norm.take_spent()?;
             }
-            BufferSync::Average | BufferSync::Local | BufferSync::Sync => Ok(()),
+        }
+        match self.buffer_sync {
+            BufferSync::Broadcast | BufferSync::Average if self.keeps_ranks_equal => self.average_buffers(),
+            _ => Ok(()),
         }
     }
 
@@ -332,10 +361,21 @@ impl Replica {
 
     /// The forward pass of a `share` of a step, cut where the backward pass will be: before each bucket's first stage.
     fn forward(&self, images: &Tensor, labels: &Tensor, share: f64) -> Pass {
-        let standardize = |input: &Tensor, epsilon: f64| {
-            self.sync_batch_norm.as_ref().expect("used with it alone").standardize(input, epsilon)
-        };
-        let mode = if self.sync_batch_norm.is_some() { Mode::TrainWith(&standardize) } else { Mode::Train };
+        self.with_mode(MOMENTUM, |mode| self.forward_in(mode, images, labels, share))
+    }
+
+    /// What `forward` makes of training's mode: statistics of this rank's batch, or of the batches of all ranks.
+    fn with_mode<T>(&self, momentum: f64, forward: impl FnOnce(Mode) -> T) -> T {
+        match &self.sync_batch_norm {
+            None => forward(Mode::Train { momentum, standardize: None }),
+            Some(batch_norm) => {
+                let standardize = |input: &Tensor, epsilon: f64| batch_norm.standardize(input, epsilon);
+                forward(Mode::Train { momentum, standardize: Some(&standardize) })
+            }
+        }
+    }
+
+    fn forward_in(&self, mode: Mode, images: &Tensor, labels: &Tensor, share: f64) -> Pass {
         let mut segments: Vec<Segment> = Vec::with_capacity(self.buckets.len());
         for bucket in self.buckets.iter().rev() {
             let input = segments.last().map(|before| before.output.detach().set_requires_grad(true));

@@ -123,6 +123,7 @@ impl Rounded {
                 parameters,
                 gradients,
                 buffers: Flat::zeros(0, None),
+                batches_tracked: 0,
                 stage_elements: Vec::new(),
                 tensors: vec![FlatTensor { elements: 0..elements, matrix: true }],
             },

@@ -23,7 +23,7 @@ struct Row {
     variant: usize,
     seed: u64,
     epoch: usize,
-    /// Nothing after the loss was no number any more.
+    /// `None` after a loss or a weight has become NaN or infinite.
     measured: Option<EpochRow>,
     /// All-reduces of gradients, or of parameters between local steps, in this epoch, on rank 0.
     gradients: Entry,
@@ -120,7 +120,7 @@ fn train_one(
         let gradients = gradients.and(parameters);
         let comm = training.record.last_epoch(Part::Comm);
         let (seed, epoch) = (config.run.seed, row.epoch);
-        let diverged = !row.train.loss_sum.is_finite();
+        let diverged = training.has_diverged();
         rows.push(Row { variant, seed, epoch, measured: (!diverged).then_some(row), gradients, comm });
         if diverged || !more {
             return Ok(training.more_tables());

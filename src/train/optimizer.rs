@@ -195,68 +195,53 @@ impl Sgd {
     }
 }
 
-/// The exponential moving average of the weights: `average = decay average + (1 - decay) weights` after every update.
+/// The exponential moving average of the weights, and batch norm's statistics of the averaged weights.
 ///
-/// Source: PyTorch, torch/optim/swa_utils.py, `get_ema_multi_avg_fn`; the first update copies the weights.
+/// After t updates the average is `sum decay^(t - i) weights_i / sum decay^(t - i)`, i from 1 to t: of the updates there were, with
+/// nothing of a start. As a recursion `average += rate (weights - average)`, `rate = (1 - decay) / (1 - decay^t)`, which is 1 at
+/// the first update and falls to `1 - decay`, PyTorch's constant one.
+/// Sources: PyTorch, torch/optim/swa_utils.py, `get_ema_multi_avg_fn`; Kingma, Ba, Adam: A Method for Stochastic Optimization,
+/// 2015, section 3 (the correction by `1 - decay^t`).
 pub struct Average {
-    decay: f32,
-    /// `None` before the first update.
-    weights: Option<Flat>,
+    decay: f64,
+    /// In the order of the parameters.
+    pub(super) weights: Flat,
+    /// In the order of the model's buffers, as measured at the last epoch's end; those of the training while the model holds the
+    /// average.
+    pub(super) buffers: Flat,
+    /// Batches that `buffers` have seen.
+    pub(super) batches_tracked: i64,
 }
 
 impl Average {
-    /// None for a decay of 0.
-    pub fn new(decay: f64) -> Option<Average> {
-        (decay > 0.0).then_some(Average { decay: decay as f32, weights: None })
+    /// The average of no update yet, in the memory of `state`; `None` for a decay of 0.
+    pub fn new(decay: f64, state: &FlatState) -> Option<Average> {
+        let zeros = |like: &Flat| like.zeros_like(like.len());
+        let (weights, buffers) = (zeros(&state.parameters), zeros(&state.buffers));
+        (decay > 0.0).then_some(Average { decay, weights, buffers, batches_tracked: 0 })
     }
 
-    /// The average so far, in the order of the parameters.
-    pub fn weights(&self) -> Option<Cow<'_, [f32]>> {
-        self.weights.as_ref().map(Flat::read)
-    }
-
-    /// Goes on with what [`weights`](Self::weights) gave, in the memory of `parameters`.
-    pub fn restore(&mut self, weights: &[f32], parameters: &Flat) {
-        let mut own = parameters.zeros_like(weights.len());
-        own.write(weights);
-        self.weights = Some(own);
-    }
-
-    /// Takes the weights of one more update in.
-    pub fn update(&mut self, parameters: &Flat) {
-        let keep = self.decay;
+    /// Takes in the `parameters` that update number `update`, from 1, has left.
+    pub fn update(&mut self, parameters: &Flat, update: usize) {
+        let power = self.decay.powi(i32::try_from(update).unwrap_or(i32::MAX));
+        let rate = (1.0 - self.decay) / (1.0 - power);
         match (&mut self.weights, parameters) {
-            (None, _) => {
-                let mut own = parameters.zeros_like(parameters.len());
-                own.write(&parameters.read());
-                self.weights = Some(own);
-            }
-            (Some(Flat::Host(average)), Flat::Host(parameters)) => {
+            (Flat::Host(average), Flat::Host(parameters)) => {
+                let rate = rate as f32;
                 for (average, &parameter) in average.as_mut_slice().iter_mut().zip(parameters.as_slice()) {
-                    *average = keep * *average + (1.0 - keep) * parameter;
+                    *average += rate * (parameter - *average);
                 }
             }
-            (Some(Flat::Device(average)), Flat::Device(parameters)) => {
-                tch::no_grad(|| _ = average.lerp_(parameters, 1.0 - f64::from(keep)));
-            }
+            (Flat::Device(average), Flat::Device(parameters)) => tch::no_grad(|| _ = average.lerp_(parameters, rate)),
             _ => unreachable!("parameters and their average share a memory"),
         }
     }
 
-    /// Exchanges average and weights: once before a test, once after it.
-    pub fn swap(&mut self, parameters: &mut Flat) {
-        match (&mut self.weights, parameters) {
-            (None, _) => {}
-            (Some(Flat::Host(average)), Flat::Host(parameters)) => {
-                average.as_mut_slice().swap_with_slice(parameters.as_mut_slice());
-            }
-            (Some(Flat::Device(average)), Flat::Device(parameters)) => tch::no_grad(|| {
-                let kept = average.copy();
-                average.copy_(parameters);
-                parameters.copy_(&kept);
-            }),
-            _ => unreachable!("parameters and their average share a memory"),
-        }
+    /// Exchanges the average and its statistics with the model's: once before a test, once after it.
+    pub fn swap(&mut self, state: &mut FlatState) {
+        self.weights.swap(&mut state.parameters);
+        self.buffers.swap(&mut state.buffers);
+        std::mem::swap(&mut self.batches_tracked, &mut state.batches_tracked);
     }
 }
 
@@ -304,21 +289,22 @@ mod tests {
                 parameters: flat(&parameters),
                 gradients: flat(&[0.0; 32]),
                 buffers: flat(&[]),
+                batches_tracked: 0,
                 stage_elements: Vec::new(),
                 tensors: tensors.to_vec(),
             };
             let mut optimizer = Optimizer::new(&state, &config(settings));
-            let mut average = Average::new(ema.parse().unwrap());
+            let mut average = Average::new(ema.parse().unwrap(), &state);
             for t in 0..20 {
                 let gradients: Vec<f32> = (0..32).map(|i| gradient(t, i)).collect();
                 state.gradients.write(&gradients);
                 optimizer.step(&mut state, 0.05 * (1.0 + t as f64 / 20.0)).unwrap();
                 if let Some(average) = &mut average {
-                    average.update(&state.parameters);
+                    average.update(&state.parameters, t + 1);
                 }
             }
             if let Some(average) = &mut average {
-                average.swap(&mut state.parameters);
+                average.swap(&mut state);
             }
             let parameters = state.parameters.read();
             let expected: Vec<f64> = values.split_whitespace().map(|value| value.parse().unwrap()).collect();

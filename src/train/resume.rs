@@ -25,9 +25,9 @@ impl Resume {
     /// # Errors
     /// [`Error::Dataset`] names the count.
     pub(super) fn checked(self) -> Result<Resume> {
-        let counts =
-            ["steps", "epochs", "steps_in_epoch", "correct", "samples", "optimizer_steps"].map(|name| (name, 0));
-        for (name, least) in counts.into_iter().chain([("world_size", 1), ("global_batch", 1)]) {
+        let counts = ["steps", "epochs", "steps_in_epoch", "correct", "samples", "optimizer_steps", "batches_tracked"];
+        let counts = counts.map(|name| (name, 0)).into_iter();
+        for (name, least) in counts.chain([("world_size", 1), ("global_batch", 1)]) {
             let found = self.attribute(name);
             if !matches!(found, Some(Attribute::Int(count)) if (least..1 << 40).contains(count)) {
                 let found = found.map_or("missing".into(), |value| format!("{value:?}"));
@@ -72,6 +72,11 @@ impl Resume {
     }
 }
 
+/// The first number of a checkpoint's model and state that is NaN or infinite.
+fn not_finite(content: &Resumable) -> Option<String> {
+    weights::not_finite(&content.model).or_else(|| weights::not_finite(&content.state))
+}
+
 /// This rank's `values` as a tensor on rank 0: `[n]` if they are the same everywhere, `[ranks, n]` if each rank has its own.
 fn save(job: &Job, name: &str, values: &[f32], own: bool) -> Result<Option<NamedTensor>> {
     let gathered = if own { job.communicator.gather(Kind::Control, values)? } else { Vec::new() };
@@ -101,6 +106,8 @@ impl Training<'_> {
 
     /// Everything that [`restore`](Self::restore) needs, on rank 0; and how long the copy took. A collective between two
     /// steps.
+    ///
+    /// Error: a number of it is NaN or infinite.
     pub(super) fn capture(&mut self) -> Result<(Option<Resumable>, Duration)> {
         let started = Instant::now();
         let was_averaged = self.averaged;
@@ -117,7 +124,8 @@ impl Training<'_> {
             saved.extend(save(self.job, name, &values, own)?);
         }
         if let Some(average) = &self.average {
-            saved.extend(save(self.job, "average", &average.weights().unwrap_or_default(), own)?);
+            saved.extend(save(self.job, "average", &average.weights.read(), own)?);
+            saved.extend(save(self.job, "average_buffers", &average.buffers.read(), true)?);
         }
         if own {
             saved.extend(save(self.job, "parameters", &self.replica.state.parameters.read(), own)?);
@@ -137,6 +145,8 @@ impl Training<'_> {
                 ("samples", int(result.samples)),
                 ("seconds", Attribute::Float(self.so_far.seconds)),
                 ("optimizer_steps", Attribute::Int(optimizer_steps)),
+                ("batches_tracked", Attribute::Int(self.replica.state.batches_tracked)),
+                ("average_batches", Attribute::Int(self.average.as_ref().map_or(0, |average| average.batches_tracked))),
                 ("world_size", int(self.job.world_size)),
                 ("local_steps", int(self.replica.local_steps())),
                 ("global_batch", int(self.global_batch)),
@@ -145,10 +155,11 @@ impl Training<'_> {
             let attributes = attributes.map(|(name, value)| (name.to_owned(), value)).into();
             Resumable {
                 tables: self.tables(),
-                model: weights::checkpoint(&self.replica.model, self.epochs_done, self.steps_done),
+                model: weights::checkpoint(&self.replica, self.epochs_done, self.steps_done),
                 state: Checkpoint { tensors: saved, attributes },
             }
         });
+        self.agree_on_finite(content.as_ref().and_then(not_finite))?;
         self.exchange_average(was_averaged);
         Ok((content, started.elapsed()))
     }
@@ -156,10 +167,16 @@ impl Training<'_> {
     /// Puts everything back but the model, which was loaded before. `resume` is there on rank 0. A collective.
     pub(super) fn restore(&mut self, resume: Option<&Resume>) -> Result<()> {
         let job = self.job;
+        let check = |resume: &Resume| match not_finite(&resume.content) {
+            None => Ok(()),
+            Some(what) => {
+                let message = format!("{what}: the training had diverged; give an earlier checkpoint to --resume");
+                Err(Error::File { path: resume.path.clone(), message })
+            }
+        };
+        job.agree(resume.map_or(Ok(()), check))?;
         let number = |name: &str| resume.map_or(0.0, |resume| resume.number(name));
-        let averaged = resume.and_then(|resume| resume.content.state.tensor("average"));
-        let averaged = averaged.map_or(0, |average| average.values.len());
-        let [steps, epochs, steps_in_epoch, seconds, optimizer_steps, ranks, local_steps, averaged] =
+        let [steps, epochs, steps_in_epoch, seconds, optimizer_steps, ranks, local_steps, batches, average_batches] =
             job.from_root([
                 number("steps"),
                 number("epochs"),
@@ -168,7 +185,8 @@ impl Training<'_> {
                 number("optimizer_steps"),
                 number("world_size"),
                 number("local_steps"),
-                averaged as f64,
+                number("batches_tracked"),
+                number("average_batches"),
             ])?;
         let (own, ranks) = (self.ranks_are_apart(), ranks as usize);
         let mut carried = self.replica.compression();
@@ -192,8 +210,10 @@ impl Training<'_> {
             moment.write(&receive(job, resume, name, moment.len(), own, ranks)?);
         }
         let parameters = &mut self.replica.state.parameters;
-        if let (Some(average), true) = (&mut self.average, averaged > 0.0) {
-            average.restore(&receive(job, resume, "average", parameters.len(), own, ranks)?, parameters);
+        if let Some(average) = &mut self.average {
+            average.weights.write(&receive(job, resume, "average", parameters.len(), own, ranks)?);
+            average.buffers.write(&receive(job, resume, "average_buffers", average.buffers.len(), true, ranks)?);
+            average.batches_tracked = average_batches as i64;
         }
         if own {
             parameters.write(&receive(job, resume, "parameters", parameters.len(), own, ranks)?);
@@ -205,6 +225,7 @@ impl Training<'_> {
         self.replica.set_local_steps(local_steps as usize);
         let buffers = &mut self.replica.state.buffers;
         buffers.write(&receive(job, resume, "buffers", buffers.len(), true, ranks)?);
+        self.replica.state.batches_tracked = batches as i64;
         if let Some(resume) = resume {
             self.resumed_at = resume.resumed_at();
             self.record.resume(self.steps_done, &resume.content.tables);

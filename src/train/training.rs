@@ -24,6 +24,10 @@ use crate::parallel::{Replica, StepResult};
 use crate::store::{Checkpoint, Table};
 use crate::sys::gpu::range;
 
+/// Training images over all ranks, rounded up to whole batches, in which the averaged weights' statistics are measured at an epoch's
+/// end: means within 2 % of a standard deviation, for 1.4 % of the time of an epoch of CIFAR-10.
+const STATISTICS_IMAGES: usize = 2048;
+
 /// Everything that changes while a network is trained. All ranks call its methods together.
 pub struct Training<'a> {
     pub(super) config: &'a Config,
@@ -41,8 +45,10 @@ pub struct Training<'a> {
     pub(super) average: Option<Average>,
     /// Whether the model holds the averaged weights at the moment: between two epochs, if there is an average.
     pub(super) averaged: bool,
-    /// Whether a loss that is no number ends the job at once.
+    /// Whether a loss or a weight that is NaN or infinite ends the job.
     must_be_finite: bool,
+    /// Whether there was one where it does not.
+    diverged: bool,
     sampler: Sampler,
     schedule: Schedule,
     pub(super) global_batch: usize,
@@ -118,9 +124,10 @@ impl<'a> Training<'a> {
         let device = job.target.own_memory();
         Ok(Training {
             optimizer: Optimizer::new(&replica.state, &config.optim),
-            average: Average::new(config.optim.ema),
+            average: Average::new(config.optim.ema, &replica.state),
             averaged: false,
             must_be_finite: true,
+            diverged: false,
             schedule: Schedule::new(config, total, per_epoch, global_batch),
             record: Record::new(config, job.world_size),
             agreement: Agreement::new(config.metrics.spread_steps),
@@ -140,10 +147,16 @@ impl<'a> Training<'a> {
         })
     }
 
-    /// The same, but a loss that is no number is left to who reads the record.
+    /// The same training, in which a loss or a weight that is NaN or infinite is no error:
+    /// [`has_diverged`](Self::has_diverged) tells.
     pub fn that_may_diverge(mut self) -> Training<'a> {
         self.must_be_finite = false;
         self
+    }
+
+    /// Whether an epoch ended with a loss or a weight that is NaN or infinite.
+    pub fn has_diverged(&self) -> bool {
+        self.diverged
     }
 
     /// Trains and tests (the rest of) one epoch and takes it into the record, unless `checkpoints` stops it before.
@@ -159,7 +172,7 @@ impl<'a> Training<'a> {
         let epoch = self.epochs_done;
         self.exchange_average(false);
         self.sampler.set_epoch(if config.data.set_epoch { epoch as u64 } else { 0 });
-        let mut plan = BatchPlan::even(self.sampler.indices(), config.train.batch_per_rank);
+        let mut plan = self.plan();
         plan.skip(self.so_far.steps * config.train.accumulate);
         plan.truncate(steps_left.saturating_mul(config.train.accumulate));
         let steps = plan.sizes.len().div_ceil(config.train.accumulate);
@@ -176,6 +189,7 @@ impl<'a> Training<'a> {
         let checksum = self.replica.agreed_checksum(epoch)?;
         let test_started = Instant::now();
         self.exchange_average(true);
+        self.measure_statistics()?;
         let test = self.test()?;
         if self.agreement.is_measured() {
             let own = self.test_share(0..self.test_feed.len())?;
@@ -185,8 +199,11 @@ impl<'a> Training<'a> {
 
         self.gather_times()?;
         let EpochSoFar { result, seconds, .. } = std::mem::take(&mut self.so_far);
-        self.epochs_done += 1;
         let train = Replica::sum_over_ranks(&job.communicator, result)?;
+        let loss = |name: &str, sum: f64| (!sum.is_finite()).then(|| format!("{name} loss is {sum}"));
+        let found = weights::not_finite(&self.checkpoint()).or_else(|| loss("test", test.loss_sum));
+        self.agree_on_finite(found.or_else(|| loss("training", train.loss_sum)))?;
+        self.epochs_done += 1;
         self.record.add_epoch(EpochRow {
             epoch,
             train,
@@ -238,8 +255,7 @@ impl<'a> Training<'a> {
 
     /// Counts what was drawn in the first so many epochs, as if this process had drawn it.
     pub(super) fn draw_again(&mut self, epochs: usize) {
-        let plan = BatchPlan::even(self.sampler.indices(), self.config.train.batch_per_rank);
-        let steps = plan.sizes.len().div_ceil(self.config.train.accumulate);
+        let steps = self.plan().sizes.len().div_ceil(self.config.train.accumulate);
         for epoch in 0..epochs {
             self.sampling.draw(self.config, self.job.world_size, epoch, steps);
         }
@@ -259,7 +275,7 @@ impl<'a> Training<'a> {
 
     /// The weights that were tested last, with PyTorch's names.
     pub fn checkpoint(&self) -> Checkpoint {
-        weights::checkpoint(&self.replica.model, self.epochs_done, self.steps_done)
+        weights::checkpoint(&self.replica, self.epochs_done, self.steps_done)
     }
 
     /// The signal that stopped it, if one did.
@@ -270,8 +286,7 @@ impl<'a> Training<'a> {
         checkpoints: &mut Checkpoints,
     ) -> Result<Option<usize>> {
         let (config, job, epoch) = (self.config, self.job, self.epochs_done);
-        let seed = AugmentSeed { seed: config.run.seed, epoch: epoch as u64 };
-        let options = loader_options(config, &self.replica, config.data.augment.then_some(seed));
+        let options = self.training_options();
         let sizes_of_steps: Vec<Vec<usize>> = plan.sizes.chunks(config.train.accumulate).map(<[_]>::to_vec).collect();
         if self.steps_done == 0 {
             self.agreement.after_step(&job.communicator, &self.replica.state, epoch, 0)?;
@@ -294,7 +309,7 @@ impl<'a> Training<'a> {
                 self.take_result(step, lr)?;
             }
             if let Some(average) = &mut self.average {
-                average.update(&self.replica.state.parameters);
+                average.update(&self.replica.state.parameters, step + 1);
             }
             self.so_far.times.push(time);
             self.so_far.steps += 1;
@@ -321,10 +336,49 @@ impl<'a> Training<'a> {
         let result = self.replica.take_result()?;
         self.so_far.result.add(result);
         if self.must_be_finite && !result.loss_sum.is_finite() {
-            let (loss, epoch, rank) = (result.loss_sum, self.epochs_done, self.job.rank);
-            return Err(Error::LossNotFinite { loss, epoch, step, rank, lr });
+            let what = format!("loss is {} on rank {}", result.loss_sum, self.job.rank);
+            return Err(Error::NotFinite { what, epoch: self.epochs_done, step, lr });
         }
         Ok(())
+    }
+
+    /// Holds what is to be saved after the last step to be finite; `found` says what on this rank is not. A collective.
+    ///
+    /// Error on every rank: any rank has found something, unless the training may diverge.
+    pub(super) fn agree_on_finite(&mut self, found: Option<String>) -> Result<()> {
+        let step = self.steps_done.saturating_sub(1);
+        let (epoch, lr) = (self.epochs_done, self.schedule.lr(step));
+        let own = found.map_or(Ok(()), |what| Err(Error::NotFinite { what, epoch, step, lr }));
+        match self.job.agree(own) {
+            Err(Error::Agreed(_) | Error::OnRank { .. }) if !self.must_be_finite => {
+                self.diverged = true;
+                Ok(())
+            }
+            agreed => agreed,
+        }
+    }
+
+    /// This rank's batches of the epoch under way.
+    fn plan(&self) -> BatchPlan {
+        BatchPlan::even(self.sampler.indices(), self.config.train.batch_per_rank)
+    }
+
+    /// How the batches of the epoch under way are prepared.
+    fn training_options(&self) -> LoaderOptions {
+        let seed = AugmentSeed { seed: self.config.run.seed, epoch: self.epochs_done as u64 };
+        loader_options(self.config, &self.replica, self.config.data.augment.then_some(seed))
+    }
+
+    /// Gives the averaged weights, which the model holds, batch norm's statistics of their own: those of the epoch's first
+    /// batches, as they were trained on.
+    fn measure_statistics(&mut self) -> Result<()> {
+        if self.average.is_none() || self.replica.state.buffers.is_empty() {
+            return Ok(());
+        }
+        let mut plan = self.plan();
+        plan.truncate(STATISTICS_IMAGES.div_ceil(self.config.train.batch_per_rank * self.job.world_size));
+        let batches = self.train_feed.batches(plan, self.training_options());
+        self.replica.measure_statistics(batches)
     }
 
     /// Loss and accuracy over the whole test set, each rank testing its own share of it, no sample twice.
@@ -349,7 +403,7 @@ impl<'a> Training<'a> {
         if let Some(average) = &mut self.average
             && self.averaged != averaged
         {
-            average.swap(&mut self.replica.state.parameters);
+            average.swap(&mut self.replica.state);
             self.averaged = averaged;
         }
     }

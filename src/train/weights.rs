@@ -6,13 +6,14 @@ use crate::collective::Communicator;
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
 use crate::model::{Model, Role};
+use crate::parallel::Replica;
 use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues};
 
 /// The model with PyTorch's names, shapes and order, ready for `load_state_dict`.
-pub fn checkpoint(model: &Model, epochs: usize, steps: usize) -> Checkpoint {
-    let tensors = model.state.iter().map(|entry| match entry.role {
-        // PyTorch counts batches per batch norm; all of ours have seen every step.
-        Role::Counter => NamedTensor::new(&entry.name, vec![], TensorValues::I64(vec![steps as i64])),
+pub fn checkpoint(replica: &Replica, epochs: usize, steps: usize) -> Checkpoint {
+    let tensors = replica.model.state.iter().map(|entry| match entry.role {
+        // PyTorch counts the batches of each batch norm; all of ours have seen the same.
+        Role::Counter => NamedTensor::new(&entry.name, vec![], TensorValues::I64(vec![replica.state.batches_tracked])),
         Role::Parameter | Role::Buffer => {
             let mut values = vec![0.0; entry.tensor.numel()];
             entry.tensor.detach().contiguous().copy_data(&mut values, entry.tensor.numel());
@@ -23,6 +24,20 @@ pub fn checkpoint(model: &Model, epochs: usize, steps: usize) -> Checkpoint {
     let attributes =
         vec![("epochs".into(), Attribute::Int(epochs as i64)), ("steps".into(), Attribute::Int(steps as i64))];
     Checkpoint { tensors: tensors.collect(), attributes }
+}
+
+/// The first number of a checkpoint that is NaN or infinite, as in `fc1.weight[17] is NaN`.
+pub fn not_finite(checkpoint: &Checkpoint) -> Option<String> {
+    checkpoint.tensors.iter().find_map(|tensor| {
+        let TensorValues::F32(values) = &tensor.values else { return None };
+        // Pieces without a way out half-way, so that the compiler vectorises the one pass over memory.
+        let is_finite = |piece: &[f32]| piece.iter().fold(true, |so_far, value| so_far & value.is_finite());
+        if values.chunks(1024).all(is_finite) {
+            return None;
+        }
+        let index = values.iter().position(|value| !value.is_finite())?;
+        Some(format!("{}[{index}] is {}", tensor.name, values[index]))
+    })
 }
 
 /// Gives every rank rank 0's, for work that all share: batch norm's statistics may be each rank's own.
