@@ -75,11 +75,13 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
     drop(resume); // its tensors are as large as the training's own
 
     let started = Instant::now();
-    let (signal, written) = epochs(&mut training, &mut checkpoints, outputs.as_mut(), config.train.epochs)?;
-    if signal.is_some() {
+    let ended = epochs(&mut training, &mut checkpoints, outputs.as_mut(), config.train.epochs);
+    if matches!(ended, Ok((Some(_), _))) {
         checkpoints.stopping();
     }
+    // After an error too: what is still being written is a good state of before.
     let saved = checkpoints.finish();
+    let (signal, written) = ended?;
     // There is more than the last epoch's end wrote, or perhaps there was no epoch left to do.
     if let Some(outputs) = outputs.as_mut().filter(|_| signal.is_some() || !written || is_resumed) {
         outputs.flush(&training)?;
