@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use hpml::cli::{self, Cli, Command, Common};
-use hpml::config::{self, Config, Device, Launch};
+use hpml::config::{self, Config, Device, Launch, Reader};
 use hpml::error::Result;
 use hpml::launch::{self, Job};
 use hpml::{allreduce, predict, quantize, report, store, study, sweep, sys, train, verify};
@@ -21,18 +21,22 @@ fn main() -> ExitCode {
     });
     match cli.command.unwrap_or_else(|| Command::Train(cli::Train::default())) {
         Command::Train(args) => {
-            start(load_config(args.config.as_deref(), &args.common), |job, config| train(job, config, &args))
+            start(load_config(Reader::Train, args.config.as_deref(), &args.common), |job, config| {
+                train(job, config, &args)
+            })
         }
         Command::Verify(args) => start(verify_config(&args.common), |job, config| verify(job, config, &args)),
         Command::Allreduce(args) => start(Ok(Config::default()), |job, _| allreduce::run(&args, job)),
         Command::Sweep(args) => {
-            start(load_config(args.config.as_deref(), &args.common), |job, config| sweep(job, config, &args))
+            start(load_config(Reader::Sweep, args.config.as_deref(), &args.common), |job, config| {
+                sweep(job, config, &args)
+            })
         }
         Command::Study(args) => {
-            start(load_config(Some(&args.config), &args.common), |job, config| study(job, config, &args))
+            start(load_config(Reader::Study, Some(&args.config), &args.common), |job, config| study(job, config, &args))
         }
         Command::Quantize(args) => {
-            start(config_of(&args.run, &args.common), |job, config| quantize(job, config, &args))
+            start(config_of(Reader::Quantize, &args.run, &args.common), |job, config| quantize(job, config, &args))
         }
         Command::Predict(args) => print(predict::run(&args)),
         Command::Eval { file, predictions, force, common } => {
@@ -84,7 +88,8 @@ fn verify(job: &mut Job, loaded: Result<Config>, args: &cli::Verify) -> Result<(
 }
 
 fn verify_config(common: &Common) -> Result<Config> {
-    let config = load_config(None, common)?; // what is no configuration at all is told first
+    // What is no configuration at all is told first.
+    let config = load_config(Reader::Verify, None, common)?;
     verify::check_overrides(&common.set).map(|()| config)
 }
 
@@ -110,19 +115,22 @@ fn watched(job: &mut Job, loaded: Result<Config>) -> Result<Config> {
 }
 
 fn eval(file: &Path, predictions: Option<&Path>, force: bool, common: &Common) -> Result<String> {
-    quantize::command::eval(&config_of(file, common)?, file, predictions, force)
+    quantize::command::eval(&config_of(Reader::Eval, file, common)?, file, predictions, force)
 }
 
 /// The configuration that a run file was made with, and what the command line changes in it, the kind of the data apart.
-fn config_of(run: &Path, common: &Common) -> Result<Config> {
+fn config_of(reader: Reader, run: &Path, common: &Common) -> Result<Config> {
     let trained = store::read_config(run)?;
     let config = trained.with_overrides(&common.overrides(), &run.display().to_string())?;
+    reader.refuse_unread(&common.set, &config)?;
     config.data.check_kind(&trained.data, run)?;
     Ok(config)
 }
 
-fn load_config(file: Option<&Path>, common: &Common) -> Result<Config> {
-    Config::load(file, &common.overrides())
+fn load_config(reader: Reader, file: Option<&Path>, common: &Common) -> Result<Config> {
+    let config = Config::load(file, &common.overrides())?;
+    reader.refuse_unread(&common.set, &config)?;
+    Ok(config)
 }
 
 /// For the commands that need no ranks.

@@ -65,8 +65,14 @@ const COMMENTS: &[(&str, &str)] = &[
          passes over memory",
     ),
     ("train.epochs", "passes over the training data"),
-    ("train.batch_per_rank", "samples per rank and step; global batch = this x ranks"),
-    ("train.global_batch", "samples per step over all ranks, instead of batch_per_rank; 0: batch_per_rank decides"),
+    (
+        "train.batch_per_rank",
+        "samples per rank and batch; global batch = this x accumulate x ranks, or what an epoch has if that is less",
+    ),
+    (
+        "train.global_batch",
+        "samples per step over all ranks, instead of batch_per_rank, at most the training set; 0: batch_per_rank decides",
+    ),
     ("train.lr", "learning rate, as used unless schedule says otherwise (no hidden scaling with the ranks)"),
     ("train.accumulate", "batches per rank whose gradients are summed before one all-reduce and update"),
     ("train.label_smoothing", "share of the target spread evenly over the classes, 0 to below 1; training only"),
@@ -169,7 +175,8 @@ const COMMENTS: &[(&str, &str)] = &[
     ("sweep.model", "networks that hpml sweep measures; empty: model.name"),
     (
         "sweep.batch_per_rank",
-        "batch sizes; empty: 32, 128, 512, 1024, 2048 and on, times 4, until memory is full or the data set is too small",
+        "batch sizes, which may be more than the data set (samples are then drawn again); empty: 32, 128, 512, 1024, 2048 and on, \
+         times 4, up to the data set's size or until memory is full",
     ),
     ("sweep.ranks", "rank counts; empty: 1, 2, 4, ... and all ranks of the job"),
     ("sweep.timing", "profile, overlap (as metrics.timing), or both"),
@@ -180,7 +187,11 @@ const COMMENTS: &[(&str, &str)] = &[
         "a case is done earlier when the 95 % interval of its median step time is within this, relative to it",
     ),
     ("study.seeds", "hpml study trains each variant with each of these as run.seed"),
-    ("study.variants", "what it compares: [[study.variants]] with a name and set = [\"section.key=value\", ...]"),
+    (
+        "study.variants",
+        "what it compares: [[study.variants]] with a name of its own and set = [\"section.key=value\", ...], of keys that one \
+         training of many can have to itself",
+    ),
 ];
 
 /// The default configuration as TOML with a comment above each key. Feeding it back gives the defaults.

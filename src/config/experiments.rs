@@ -39,6 +39,11 @@ pub struct Variant {
     pub set: Vec<String>,
 }
 
+/// The first value that stands in `values` more than once.
+pub fn repeated<T: PartialEq>(values: &[T]) -> Option<&T> {
+    values.iter().enumerate().find(|(index, value)| values[..*index].contains(value)).map(|(_, value)| value)
+}
+
 /// `4` and `[4, 8]` alike.
 fn one_or_many<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
     #[derive(Deserialize)]

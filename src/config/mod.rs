@@ -8,6 +8,7 @@ mod defaults;
 mod documented;
 mod experiments;
 mod parallel;
+mod unread;
 mod validate;
 
 use std::path::Path;
@@ -18,8 +19,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{AtPath, Error, Result};
 pub use data::{Data, SYNTHETIC, Shares};
 pub use documented::documented_defaults;
-pub use experiments::{Study, Sweep, Variant};
+pub use experiments::{Study, Sweep, Variant, repeated};
 pub use parallel::{Algorithm, BufferSync, Compression, Parallel};
+pub use unread::Reader;
 
 /// The whole configuration, defaults filled in. Sections as in the TOML file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -365,20 +367,28 @@ impl Config {
 
 /// `section.key=value` into the table. The value is TOML; what is not TOML is taken as a string (`model.name=net`).
 fn apply_override(table: &mut toml::Table, given: &str) -> Result<()> {
-    let malformed = || Error::OverrideSyntax { given: on_one_line(given) };
-    let (name, value) = given.split_once('=').ok_or_else(malformed)?;
-    let (section, key) = name.trim().split_once('.').ok_or_else(malformed)?;
-    if section.is_empty() || key.is_empty() {
-        return Err(malformed());
-    }
-    let value = value.trim();
+    let (section, key, value) = split_override(given)?;
     let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"))
         .ok()
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| toml::Value::String(value.into()));
     let entry = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-    entry.as_table_mut().ok_or_else(malformed)?.insert(key.into(), parsed);
+    let section = entry.as_table_mut().ok_or_else(|| Error::OverrideSyntax { given: on_one_line(given) })?;
+    section.insert(key.into(), parsed);
     Ok(())
+}
+
+/// Section, key and value of `section.key=value`, without the spaces around them.
+fn split_override(given: &str) -> Result<(&str, &str, &str)> {
+    let parts = || {
+        let (name, value) = given.split_once('=')?;
+        let (section, key) = name.split_once('.')?;
+        Some((section.trim(), key.trim(), value.trim()))
+    };
+    match parts() {
+        Some(parts @ (section, key, _)) if !section.is_empty() && !key.is_empty() => Ok(parts),
+        _ => Err(Error::OverrideSyntax { given: on_one_line(given) }),
+    }
 }
 
 /// A message that quotes what was given stays one line, and nothing in it is for the terminal to obey.

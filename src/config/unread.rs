@@ -1,0 +1,247 @@
+//! Which keys a command passes over. A key that is given by hand and has no effect is a mistake, so it is refused, with what
+//! has the effect; a file may have them, since one file serves several commands.
+
+use super::{Config, split_override};
+use crate::error::{Error, Result};
+
+/// What a configuration is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// `hpml train`.
+    Train,
+    /// `hpml study`, but for its variants.
+    Study,
+    /// One variant of a study.
+    Variant,
+    /// `hpml sweep`.
+    Sweep,
+    /// `hpml verify`.
+    Verify,
+    /// `hpml quantize`.
+    Quantize,
+    /// `hpml eval`.
+    Eval,
+}
+
+/// Why a key is not read, and what is instead; `None`: it is read.
+type Why = Option<&'static str>;
+
+const READ: Why = None;
+const NO_TRAINING: Why = Some("nothing is trained with it");
+const OF_STUDY: Why = Some("belongs to hpml study");
+const OF_SWEEP: Why = Some("belongs to hpml sweep");
+const ONE_JOB: Why = Some("holds for the whole job: give it to the study");
+const NAMED_BY_OUT: Why = Some("name the file with --out");
+const NO_CHECKPOINTS: Why = Some("no checkpoints are written");
+const NOT_QUANTIZED: Why = Some("nothing is quantized");
+const OF_PARITY: Why = Some("the parity file says it");
+
+impl Reader {
+    /// Keys or sections (with the dot at their end) and why they are not read; the first that fits counts. What none fits is read.
+    fn unread(self) -> &'static [(&'static str, Why)] {
+        match self {
+            Reader::Train => &[("sweep.", OF_SWEEP), ("study.", OF_STUDY)],
+            Reader::Study => &[
+                ("run.seed", Some("study.seeds are the seeds")),
+                ("run.out", NAMED_BY_OUT),
+                ("checkpoint.", NO_CHECKPOINTS),
+                ("metrics.warmup_steps", Some("a study counts every step")),
+                ("quantize.", NOT_QUANTIZED),
+                ("sweep.", OF_SWEEP),
+            ],
+            Reader::Variant => &[
+                ("run.seed", Some("study.seeds are the seeds")),
+                ("run.out", Some("a study writes one file, named with --out")),
+                ("launch.cuda_graphs", READ),
+                ("launch.", ONE_JOB),
+                ("data.shuffle", READ),
+                ("data.set_epoch", READ),
+                ("data.shares", READ),
+                ("data.drop_last", READ),
+                ("data.augment", READ),
+                ("data.mean", READ),
+                ("data.std", READ),
+                ("data.prefetch", READ),
+                ("data.", Some("all variants train on the same data: give it to the study")),
+                ("checkpoint.", NO_CHECKPOINTS),
+                ("metrics.warmup_steps", Some("a study counts every step")),
+                ("quantize.", NOT_QUANTIZED),
+                ("sweep.", OF_SWEEP),
+                ("study.", Some("belongs to the study, not to a variant")),
+            ],
+            Reader::Sweep => &[
+                ("run.out", NAMED_BY_OUT),
+                ("train.batch_per_rank", Some("sweep.batch_per_rank are the batches")),
+                ("train.global_batch", Some("sweep.batch_per_rank are the batches")),
+                ("train.accumulate", Some("each step has one batch: sweep.batch_per_rank")),
+                ("train.epochs", Some("sweep.seconds and sweep.rounds say how long is measured")),
+                ("train.max_steps", Some("sweep.seconds and sweep.rounds say how long is measured")),
+                ("train.test_batch", Some("nothing is tested")),
+                ("metrics.timing", Some("sweep.timing has it")),
+                ("metrics.spread_steps", Some("only speed is measured")),
+                ("data.set_epoch", Some("only speed is measured")),
+                ("data.shares", Some("only speed is measured")),
+                ("data.drop_last", Some("every measured batch is full")),
+                ("data.augment", Some("a sweep does not augment")),
+                ("optim.ema", Some("a sweep averages no weights")),
+                ("parallel.same_seed", Some("only speed is measured")),
+                ("parallel.lr_spread", Some("only speed is measured")),
+                ("schedule.", Some("every step has train.lr")),
+                ("checkpoint.", Some("a sweep goes on with --resume")),
+                ("quantize.", NOT_QUANTIZED),
+                ("study.", OF_STUDY),
+            ],
+            Reader::Verify => &[
+                ("run.", OF_PARITY),
+                ("model.name", OF_PARITY),
+                ("model.bias", OF_PARITY),
+                ("data.dir", READ),
+                ("data.train_samples", READ),
+                ("data.test_samples", READ),
+                ("data.prefetch", READ),
+                ("data.", OF_PARITY),
+                ("optim.momentum", OF_PARITY),
+                ("optim.weight_decay", OF_PARITY),
+                ("optim.ema", Some("no weights are averaged")),
+                ("train.label_smoothing", READ),
+                ("train.", OF_PARITY),
+                ("schedule.", OF_PARITY),
+                ("parallel.compression", Some("PyTorch's gradients are summed as they are")),
+                ("parallel.local_steps", Some("PyTorch's gradients are summed at every step")),
+                ("metrics.timing", READ),
+                ("metrics.", Some("only losses are compared")),
+                ("checkpoint.", NO_CHECKPOINTS),
+                ("quantize.", NOT_QUANTIZED),
+                ("sweep.", OF_SWEEP),
+                ("study.", OF_STUDY),
+            ],
+            Reader::Quantize => &[
+                ("run.out", NAMED_BY_OUT),
+                ("model.precision", READ),
+                ("model.", Some("the run file has the network")),
+                ("train.epochs", READ),
+                ("train.batch_per_rank", READ),
+                ("train.", NO_TRAINING),
+                ("optim.", NO_TRAINING),
+                ("schedule.", NO_TRAINING),
+                ("parallel.all_reduce", READ),
+                ("parallel.", NO_TRAINING),
+                ("checkpoint.", NO_CHECKPOINTS),
+                ("metrics.", Some("no step is timed")),
+                ("sweep.", OF_SWEEP),
+                ("study.", OF_STUDY),
+            ],
+            Reader::Eval => &[
+                ("launch.device", READ),
+                ("launch.allow_gpu_sharing", READ),
+                ("launch.", Some("hpml eval is one process of one thread")),
+                ("data.dir", READ),
+                ("data.train_samples", READ),
+                ("data.test_samples", READ),
+                ("data.", Some("the file has how images are normalised")),
+                ("run.", NO_TRAINING),
+                ("model.", Some("the file has the network")),
+                ("train.", NO_TRAINING),
+                ("optim.", NO_TRAINING),
+                ("schedule.", NO_TRAINING),
+                ("parallel.", NO_TRAINING),
+                ("checkpoint.", NO_CHECKPOINTS),
+                ("metrics.", Some("no step is timed")),
+                ("quantize.", Some("the network is quantized already: hpml quantize has it")),
+                ("sweep.", OF_SWEEP),
+                ("study.", OF_STUDY),
+            ],
+        }
+    }
+
+    /// Why `given`, as in `section.key=value`, would have no effect on `config`, of which it is a part; `None`: it has, or is not even
+    /// well formed.
+    pub fn why_unread(self, given: &str, config: &Config) -> Option<&'static str> {
+        let (section, key, _) = split_override(given).ok()?;
+        let name = format!("{section}.{key}");
+        let trains = matches!(self, Reader::Train | Reader::Study | Reader::Variant);
+        if trains && name == "train.batch_per_rank" && config.train.global_batch > 0 {
+            return Some("train.global_batch decides it: set that, or set it to 0 too");
+        }
+        if self == Reader::Sweep && name == "model.name" && !config.sweep.model.is_empty() {
+            return Some("sweep.model are the networks");
+        }
+        let fits = |pattern: &str| if pattern.ends_with('.') { name.starts_with(pattern) } else { name == pattern };
+        self.unread().iter().find(|(pattern, _)| fits(pattern))?.1
+    }
+
+    /// Refuses what was given by hand and has no effect.
+    ///
+    /// # Errors
+    /// All such keys in one message.
+    pub fn refuse_unread(self, set: &[String], config: &Config) -> Result<()> {
+        let unread = set.iter().filter_map(|given| {
+            let why = self.why_unread(given, config)?;
+            Some(format!("{}: {why}", given.split('=').next().unwrap_or_default().trim()))
+        });
+        let unread: Vec<String> = unread.collect();
+        if unread.is_empty() {
+            return Ok(());
+        }
+        let message = format!("has no effect here: leave it out; {}", unread.join("; "));
+        Err(Error::ConfigSyntax { place: "--set".into(), message })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(reader: Reader, set: &str) -> bool {
+        let config = Config::load(None, &[set.to_owned()]).unwrap();
+        reader.refuse_unread(&[set.to_owned()], &config).is_err()
+    }
+
+    #[test]
+    fn every_pattern_is_a_key_or_a_section() {
+        use Reader::*;
+        let keys: Vec<String> = Config::default().flattened().into_iter().map(|(key, _)| key).collect();
+        for reader in [Train, Study, Variant, Sweep, Verify, Quantize, Eval] {
+            for (pattern, _) in reader.unread() {
+                let known = |key: &String| key == pattern || pattern.ends_with('.') && key.starts_with(pattern);
+                assert!(keys.iter().any(known), "{reader:?}: {pattern}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_command_refuses_what_it_passes_over() {
+        for (reader, set, expected) in [
+            (Reader::Train, "sweep.rounds=2", true),
+            (Reader::Train, "train.lr=0.1", false),
+            (Reader::Train, "quantize.percentile=99.0", false), // a later hpml quantize reads it
+            (Reader::Study, "run.seed=3", true),
+            (Reader::Study, "study.seeds=[3]", false),
+            (Reader::Study, "data.dir=x", false),
+            (Reader::Variant, "data.dir=x", true),
+            (Reader::Variant, "data . train_samples = 3", true),
+            (Reader::Variant, "data.shuffle=false", false),
+            (Reader::Variant, "launch.cuda_graphs=false", false),
+            (Reader::Variant, "launch.threads=1", true),
+            (Reader::Sweep, "train.batch_per_rank=64", true),
+            (Reader::Sweep, "train.lr=0.1", false),
+            (Reader::Verify, "train.lr=0.1", true),
+            (Reader::Verify, "parallel.bucket_mb=1", false),
+            (Reader::Quantize, "train.batch_per_rank=64", false),
+            (Reader::Quantize, "train.lr=0.1", true),
+            (Reader::Eval, "data.test_samples=100", false),
+            (Reader::Eval, "quantize.percentile=99.0", true),
+        ] {
+            assert_eq!(refused(reader, set), expected, "{reader:?} {set}");
+        }
+    }
+
+    #[test]
+    fn the_batch_of_a_rank_has_no_effect_where_the_global_one_decides() {
+        let set = ["train.global_batch=64".to_owned(), "train.batch_per_rank=4".to_owned()];
+        let config = Config::load(None, &set).unwrap();
+        let message = Reader::Train.refuse_unread(&set, &config).unwrap_err().to_string();
+        assert!(message.contains("train.batch_per_rank: train.global_batch decides it"), "{message}");
+        assert!(Reader::Quantize.refuse_unread(&set[1..], &config).is_ok());
+    }
+}
