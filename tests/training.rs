@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Finished, Mpirun, cifar10, column, folder};
+use common::{Finished, Mpirun, assert_refused, cifar10, column, folder};
 
 /// A training of a few dozen steps on the embedded data.
 fn short(ranks: usize, out: &Path, args: &[&str]) -> Finished {
@@ -229,4 +229,76 @@ fn without_set_epoch_every_epoch_has_the_same_order() {
     let (on, off) = (losses("true", "on.h5"), losses("false", "off.h5"));
     assert_eq!(on[0], off[0]);
     assert_ne!(on[1], off[1]);
+}
+
+/// Attribute of `/environment`.
+fn global_batch(file: &Path) -> i64 {
+    let environment = hdf5::File::open(file).unwrap().group("environment").unwrap();
+    environment.attr("global_batch").unwrap().read_scalar().unwrap()
+}
+
+#[test]
+fn the_global_batch_is_what_a_step_has_in_header_schedule_and_run_file() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    // 600 samples: of 2 ranks 300 each, of 4 ranks 150.
+    for (ranks, batch, accumulate, expected, told) in [
+        (2, 8, 4, 64, "batch_per_rank 8 x accumulate 4, global batch 64\n"),
+        (2, 4096, 1, 600, "global batch 600, not 8192: an epoch of 600 samples gives each of 2 rank(s) 300"),
+        (4, 50, 4, 600, "global batch 600, not 800"),
+        (2, 300, 1, 600, "batch_per_rank 300, global batch 600\n"),
+    ] {
+        let settings = [
+            format!("train.batch_per_rank={batch}"),
+            format!("train.accumulate={accumulate}"),
+            "schedule.scaling=linear".into(),
+            "schedule.base_batch=100".into(),
+            "train.epochs=1".into(),
+        ];
+        let args: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        let run = short(ranks, &out, &args);
+        assert!(run.stdout.contains(told), "{told} is missing in\n{}", run.stdout);
+        assert_eq!(global_batch(&out), expected);
+        let lr = column(&out, "epochs/lr")[0];
+        assert!((lr / (0.01 * expected as f64 / 100.0) - 1.0).abs() < 1e-12, "{lr}");
+        let largest = column(&out, "sampling/drawn")[0] / (column(&out, "steps/global_step").len() / ranks) as f64;
+        assert!(largest <= expected as f64);
+    }
+}
+
+#[test]
+fn more_ranks_than_samples_draw_some_again_and_say_so() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let few = ["--set", "data.train_samples=3", "--set", "data.test_samples=2", "--set", "train.epochs=1"];
+    let run = short(4, &out, &[&few[..], &["--set", "train.batch_per_rank=1"]].concat());
+    assert!(run.stdout.contains("global batch 4 of 3 samples on 4 ranks, 1 of them drawn again"), "{}", run.stdout);
+    assert_eq!((global_batch(&out), column(&out, "sampling/drawn")), (4, vec![4.0]));
+    assert_eq!(column(&out, "epochs/test_samples"), [2.0]);
+    for (setting, named) in [
+        ("data.drop_last=true", "3 samples on 4 ranks leave none"),
+        ("train.global_batch=4", "train.global_batch = 4: there are 3 training samples"),
+        ("quantize.enabled=true", "quantize.calibration_images = 400: must be at most 3"),
+        ("sweep.rounds=2", "sweep.rounds: belongs to hpml sweep"),
+    ] {
+        let run = Mpirun::ranks(4).args(["train", "--out", out.to_str().unwrap(), "--force"]).args(few);
+        assert_refused(&run.args(["--set", setting]).run(), &[named]);
+    }
+}
+
+#[test]
+fn a_step_of_the_whole_epoch_goes_on_as_that_on_any_number_of_ranks() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let train = |ranks: usize, epochs: &str, more: &[&str]| {
+        let args = ["--set", "train.batch_per_rank=1000", "--set", "data.train_samples=100", "--set", epochs];
+        let run = Mpirun::ranks(ranks).args(["train", "--out", out.to_str().unwrap()]).args(args);
+        run.args(["--set", "data.test_samples=20", "--set", "checkpoint.every_epochs=1"]).args(more).run().succeeded()
+    };
+    train(4, "train.epochs=2", &[]);
+    train(3, "train.epochs=4", &["--resume", "auto"]); // 34 x 3: two samples again
+    assert_eq!(column(&out, "sampling/drawn")[2..], [102.0; 2]);
+    assert_eq!((column(&out, "epochs/epoch").len(), global_batch(&out)), (4, 102));
+    let steps = column(&out, "steps/global_step");
+    assert_eq!(steps.iter().fold(0.0f64, |most, &step| most.max(step)), 3.0);
 }

@@ -20,7 +20,7 @@ pub use augment::AugmentSeed;
 pub use cifar10::append_records;
 pub use loader::{Batch, BatchPlan, Loader, LoaderOptions};
 pub use resident::{Batches, Feed};
-pub use sampler::Sampler;
+pub use sampler::{Sampler, samples_per_rank};
 
 /// Classes of every data set here.
 pub const CLASSES: usize = 10;

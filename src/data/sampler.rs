@@ -49,11 +49,15 @@ impl Sampler {
 
     /// This rank's indices out of the epoch's [`order`](Self::order).
     pub fn share_of(&self, order: &[u32]) -> Vec<u32> {
-        let per_rank =
-            if self.drop_last { self.samples / self.world_size } else { self.samples.div_ceil(self.world_size) };
+        let per_rank = samples_per_rank(self.samples, self.world_size, self.drop_last);
         // PyTorch pads the order by repeating it from its start, then takes every world_size-th from `rank` on.
         (0..per_rank).map(|number| order[(self.rank + number * self.world_size) % self.samples]).collect()
     }
+}
+
+/// Indices that each rank draws in an epoch: the length of [`Sampler::indices`].
+pub fn samples_per_rank(samples: usize, world_size: usize, drop_last: bool) -> usize {
+    if drop_last { samples / world_size } else { samples.div_ceil(world_size) }
 }
 
 /// `torch.randperm(n, generator=g)` on the CPU with `g.manual_seed(seed)`.

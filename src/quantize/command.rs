@@ -107,7 +107,8 @@ fn float_only(run: &Path) -> impl Fn(Checkpoint) -> Result<Checkpoint> {
 pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], datasets: &Datasets) -> Result<Quantized> {
     let net = job.agree(FloatNet::from_state(state, config.data.mean, config.data.std))?;
     let images = config.quantize.calibration_images;
-    let pixels = job.agree(first(&datasets.train, images))?;
+    job.agree(check_calibration(config, &datasets.train))?;
+    let pixels = &datasets.train.images[..images * IMAGE_BYTES];
     let gather = |words: &[u64]| job.communicator.all_gather(metrics::Kind::Metrics, words);
     let torch = FloatTorch::new(&net);
     let activations = calibration::activations(&torch, pixels, job.rank, job.world_size, &gather);
@@ -162,13 +163,18 @@ fn loses_too_much(ladder: &Ladder, config: &Config) -> bool {
     ladder.drop() > config.quantize.max_drop + 1e-9
 }
 
-fn first(dataset: &Dataset, images: usize) -> Result<&[u8]> {
-    if dataset.len() < images {
-        let expected = format!("must be at most {}, the training images there are", dataset.len());
+/// Checks that the training set has the calibration images; before a training that is to be quantized, too.
+///
+/// # Errors
+/// `quantize.calibration_images` is more than `train` has.
+pub fn check_calibration(config: &Config, train: &Dataset) -> Result<()> {
+    let images = config.quantize.calibration_images;
+    if train.len() < images {
+        let expected = format!("must be at most {}, the training images there are", train.len());
         let key = "quantize.calibration_images".into();
         return Err(Error::ConfigValue { place: "configuration".into(), key, value: images.to_string(), expected });
     }
-    Ok(&dataset.images[..images * IMAGE_BYTES])
+    Ok(())
 }
 
 /// The accuracy table on stdout.

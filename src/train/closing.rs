@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::GlobalBatch;
 use super::record::{EpochRow, Record, loss_and_accuracy};
 use crate::collective::Universe;
 use crate::config::Config;
@@ -11,8 +12,8 @@ use crate::metrics::{Kind, Ledger, Part, algbw, all_reduce_busbw, anatomy};
 use crate::parallel::Replica;
 use crate::units::{Second, format_bytes, format_seconds, gigabytes_per_second};
 
-/// Versions, ranks, data and model.
-pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &Replica) {
+/// Versions, ranks, data, model and batch.
+pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &Replica, global_batch: &GlobalBatch) {
     println!(
         "# hpml {}   libtorch {}   {}   world_size {}",
         env!("CARGO_PKG_VERSION"),
@@ -22,15 +23,22 @@ pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &R
     );
     job.describe().iter().for_each(|line| println!("# {line}"));
     println!("# data {}: {} training, {} test images", datasets.name, datasets.train.len(), datasets.test.len());
-    let batch = config.train.batch_per_rank;
+    let accumulated = match config.train.accumulate {
+        1 => String::new(),
+        batches => format!(" x accumulate {batches}"),
+    };
     println!(
-        "# model {}: {} parameters, {} of gradients in {} bucket(s); batch_per_rank {batch}, global batch {}",
+        "# model {}: {} parameters, {} of gradients in {} bucket(s); batch_per_rank {}{accumulated}, global batch {}",
         config.model.name.as_str(),
         replica.model.parameter_count(),
         format_bytes(replica.gradient_bytes()),
         replica.buckets().len(),
-        batch * job.world_size
+        config.train.batch_per_rank,
+        global_batch.samples
     );
+    if let Some(note) = global_batch.note() {
+        println!("# {note}");
+    }
 }
 
 /// The last epoch in one line.

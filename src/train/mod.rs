@@ -5,6 +5,7 @@ mod agreement;
 mod checkpoints;
 mod closing;
 mod device_optimizer;
+mod global_batch;
 mod gpus;
 mod optimizer;
 mod record;
@@ -26,6 +27,7 @@ use crate::output;
 use crate::quantize::command;
 use crate::store::{Attribute, CheckpointFolder, Owner, RunFile};
 pub use checkpoints::Checkpoints;
+pub use global_batch::GlobalBatch;
 pub use optimizer::{Average, Optimizer};
 pub use record::{EpochRow, Record, environment, loss_and_accuracy, ranks};
 pub use schedule::Schedule;
@@ -50,13 +52,18 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         }
         return Ok(());
     };
-    let config = &start::with_its_batch(config, job, how.as_ref())?;
+    let samples = datasets.train.len();
+    let config = &start::with_its_batch(config, job, how.as_ref(), samples)?;
+    let batch = job.agree(GlobalBatch::new(config, samples, job.world_size))?;
+    if config.quantize.enabled {
+        job.agree(command::check_calibration(config, &datasets.train))?;
+    }
     let quantized = match config.quantize.enabled {
         true => output::claim_at(job, &out.map(command::beside).unwrap_or_default(), args.force)?,
         false => None,
     };
     let created =
-        owner.zip(how).map(|(owner, how)| Outputs::create(owner, quantized, how, args.force, config, job, &datasets));
+        owner.zip(how).map(|(owner, how)| Outputs::create(owner, quantized, how, args.force, config, job, &datasets, &batch));
     let mut outputs = job.agree(created.transpose())?;
     let resume = outputs.as_mut().and_then(|outputs| outputs.resume.take());
     let from = resume.as_ref().map(|resume| resume.path.clone());
@@ -67,7 +74,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         false => Training::new(config, job, &datasets)?,
     };
     if job.is_root() {
-        closing::print_header(config, job, &datasets, &training.replica);
+        closing::print_header(config, job, &datasets, &training.replica, &batch);
         if let Some(from) = &from {
             println!("# goes on after step {} from {}", training.steps_done(), from.display());
         }
@@ -135,12 +142,14 @@ impl Outputs {
         config: &Config,
         job: &Job,
         datasets: &Datasets,
+        batch: &GlobalBatch,
     ) -> Result<Outputs> {
         let Beginning { resume, identity, replace, replace_checkpoints, steps_there, .. } = how;
         let source = (owner.target(), identity.run_id.as_str());
         let quantized = quantized.map(|owner| command::create(owner, force, config, source)).transpose()?;
         let mut environment = record::environment(job, datasets);
         environment.extend(how.environment);
+        environment.push(("global_batch".to_owned(), Attribute::Int(batch.samples as i64)));
         environment.extend(
             resume.as_ref().map(|resume| ("resumed_at_steps".to_owned(), Attribute::Ints(resume.resumed_at()))),
         );

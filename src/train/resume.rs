@@ -149,7 +149,7 @@ impl Training<'_> {
                 ("average_batches", Attribute::Int(self.average.as_ref().map_or(0, |average| average.batches_tracked))),
                 ("world_size", int(self.job.world_size)),
                 ("local_steps", int(self.replica.local_steps())),
-                ("global_batch", int(self.global_batch)),
+                ("global_batch", int(self.global_batch.samples)),
                 ("resumed_at_steps", Attribute::Ints(self.resumed_at.clone())),
             ];
             let attributes = attributes.map(|(name, value)| (name.to_owned(), value)).into();

@@ -3,10 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
+use super::GlobalBatch;
 use super::resume::Resume;
 use crate::cli;
 use crate::config::Config;
-use crate::data::Datasets;
+use crate::data::{Datasets, samples_per_rank};
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::store::{
@@ -79,8 +80,8 @@ pub struct Beginning {
     pub steps_there: usize,
     /// What it adds to `/environment`.
     pub environment: Vec<(String, Attribute)>,
-    /// Samples per step over all ranks that the run began with, before any resumption on other ranks; 0 if it begins now.
-    nominal_batch: usize,
+    /// Samples per step over all ranks as the run asked for them, and the ranks it was on; zeros if it begins now.
+    saved_batch: [usize; 2],
 }
 
 impl Beginning {
@@ -96,14 +97,14 @@ impl Beginning {
                 (ASKED_BATCH.into(), Attribute::Int(asked)),
                 (FINGERPRINT.into(), Attribute::Text(now.fingerprint.clone())),
             ],
-            nominal_batch: 0,
+            saved_batch: [0, 0],
         }
     }
 
     /// The same run, going on after what `saved` tells.
     fn going_on(mut self, saved: &Saved) -> Beginning {
         self.environment[0].1 = Attribute::Int(saved.asked_batch as i64);
-        self.nominal_batch = saved.nominal_batch();
+        self.saved_batch = [saved.nominal_batch(), saved.world_size];
         self
     }
 }
@@ -156,16 +157,25 @@ pub fn find(args: &cli::Train, out: Option<&Path>, config: &Config, job: &Job, d
 
 /// The configuration with as many samples a rank as make the global batch of before, so that each step trains on the
 /// samples that it would have had: step t of an epoch takes the t-th piece of that epoch's order, on any number of ranks.
-/// A collective.
+/// The training set has `samples`. A collective.
 ///
 /// # Errors
 /// [`Error::ConfigValue`] if that batch does not divide by the ranks.
-pub fn with_its_batch(config: &Config, job: &Job, how: Option<&Beginning>) -> Result<Config> {
-    let [nominal] = job.from_root([how.map_or(0.0, |how| how.nominal_batch as f64)])?;
-    let (nominal, parts) = (nominal as usize, job.world_size * config.train.accumulate);
+pub fn with_its_batch(config: &Config, job: &Job, how: Option<&Beginning>, samples: usize) -> Result<Config> {
+    let [nominal, ranks] = job.from_root(how.map_or([0.0; 2], |how| how.saved_batch.map(|number| number as f64)))?;
+    let (mut nominal, parts) = (nominal as usize, job.world_size * config.train.accumulate);
     let mut config = config.clone();
     if nominal == 0 {
         return Ok(config);
+    }
+    let now = job.agree(GlobalBatch::new(&config, samples, job.world_size))?;
+    let ranks = ranks as usize;
+    // A step that took the whole epoch takes it on any number of ranks.
+    if nominal >= ranks * samples_per_rank(samples, ranks, config.data.drop_last) {
+        if now.is_whole_epoch() {
+            return Ok(config);
+        }
+        nominal = now.epoch_per_rank.div_ceil(config.train.accumulate) * parts;
     }
     if nominal % parts != 0 {
         let expected = format!(

@@ -11,7 +11,7 @@ use super::gpus::Gpus;
 use super::record::{EpochRow, Record};
 use super::resume::Resume;
 use super::sampling::{self, Sampling};
-use super::{Average, Optimizer, Schedule, weights};
+use super::{Average, GlobalBatch, Optimizer, Schedule, weights};
 use crate::collective::progress;
 use crate::config::Config;
 use crate::data::{AugmentSeed, BatchPlan, Batches, Datasets, Feed, LoaderOptions, Sampler};
@@ -51,7 +51,7 @@ pub struct Training<'a> {
     diverged: bool,
     sampler: Sampler,
     schedule: Schedule,
-    pub(super) global_batch: usize,
+    pub(super) global_batch: GlobalBatch,
     pub(super) epochs_done: usize,
     pub(super) steps_done: usize,
     /// The epoch under way.
@@ -108,17 +108,9 @@ impl<'a> Training<'a> {
     fn with_model(config: &'a Config, job: &'a Job, datasets: &'a Datasets, model: Model) -> Result<Training<'a>> {
         let samples = datasets.train.len();
         let sampler = sampling::sampler(config, samples, job.world_size, job.rank);
-        let plan = BatchPlan::even(sampler.indices(), config.train.batch_per_rank);
-        if plan.sizes.is_empty() {
-            // With drop_last and fewer samples than ranks, as in PyTorch; a run without a step is nobody's wish.
-            let (key, value) = ("data.drop_last".into(), "true".into());
-            let expected = format!("{samples} samples on {} ranks leave none: use fewer ranks", job.world_size);
-            return job.agree(Err(Error::ConfigValue { place: "data".into(), key, value, expected }));
-        }
-        let per_epoch = plan.sizes.len().div_ceil(config.train.accumulate);
+        let global_batch = job.agree(GlobalBatch::new(config, samples, job.world_size))?;
         let most = if config.train.max_steps == 0 { usize::MAX } else { config.train.max_steps };
-        let total = (config.train.epochs * per_epoch).min(most);
-        let global_batch = config.train.batch_per_rank * config.train.accumulate * job.world_size;
+        let total = (config.train.epochs * global_batch.steps_per_epoch).min(most);
 
         let replica = Replica::new(model, job.target, job.communicator.clone(), config)?;
         let device = job.target.own_memory();
@@ -128,7 +120,7 @@ impl<'a> Training<'a> {
             averaged: false,
             must_be_finite: true,
             diverged: false,
-            schedule: Schedule::new(config, total, per_epoch, global_batch),
+            schedule: Schedule::new(config, total, global_batch.steps_per_epoch, global_batch.samples),
             record: Record::new(config, job.world_size),
             agreement: Agreement::new(config.metrics.spread_steps),
             sampling: Sampling::new(samples),
@@ -255,9 +247,8 @@ impl<'a> Training<'a> {
 
     /// Counts what was drawn in the first so many epochs, as if this process had drawn it.
     pub(super) fn draw_again(&mut self, epochs: usize) {
-        let steps = self.plan().sizes.len().div_ceil(self.config.train.accumulate);
         for epoch in 0..epochs {
-            self.sampling.draw(self.config, self.job.world_size, epoch, steps);
+            self.sampling.draw(self.config, self.job.world_size, epoch, self.global_batch.steps_per_epoch);
         }
     }
 

@@ -1,0 +1,120 @@
+//! Samples of an optimizer step: the one place that works them out, for the header, the schedule, checkpoints, studies and the
+//! run file. In: the configuration, the size of the training set, the ranks. Out: a [`GlobalBatch`].
+
+use crate::config::Config;
+use crate::data::samples_per_rank;
+use crate::error::{Error, Result};
+
+/// How an epoch is cut into optimizer steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GlobalBatch {
+    /// Samples of a full step over all ranks, as drawn: the sampler's padding counts, and no step has more than an epoch.
+    pub samples: usize,
+    /// `train.batch_per_rank` x `train.accumulate` x ranks, of which the data may give less.
+    pub asked: usize,
+    /// Optimizer steps of an epoch; the last one may have fewer samples.
+    pub steps_per_epoch: usize,
+    /// Samples that each rank draws in an epoch.
+    pub epoch_per_rank: usize,
+    data: usize,
+    ranks: usize,
+}
+
+impl GlobalBatch {
+    /// The steps of `ranks` ranks on `data` training samples.
+    ///
+    /// # Errors
+    /// `train.global_batch` is more than the training set, or `data.drop_last` leaves no sample.
+    pub fn new(config: &Config, data: usize, ranks: usize) -> Result<GlobalBatch> {
+        let refuse = |key: &str, value: String, expected: String| {
+            Err(Error::ConfigValue { place: "data".into(), key: key.into(), value, expected })
+        };
+        let epoch_per_rank = samples_per_rank(data, ranks, config.data.drop_last);
+        if epoch_per_rank == 0 {
+            // With drop_last and fewer samples than ranks, as in PyTorch; a run without a step is nobody's wish.
+            let expected = format!("{data} samples on {ranks} ranks leave none: use fewer ranks");
+            return refuse("data.drop_last", "true".into(), expected);
+        }
+        if config.train.global_batch > data {
+            let expected = format!("there are {data} training samples: lower it, or take more (data.train_samples)");
+            return refuse("train.global_batch", config.train.global_batch.to_string(), expected);
+        }
+        let per_rank = config.train.batch_per_rank * config.train.accumulate;
+        Ok(GlobalBatch {
+            samples: per_rank.min(epoch_per_rank) * ranks,
+            asked: per_rank * ranks,
+            steps_per_epoch: epoch_per_rank.div_ceil(per_rank),
+            epoch_per_rank,
+            data,
+            ranks,
+        })
+    }
+
+    /// Whether one step takes the whole epoch.
+    pub fn is_whole_epoch(&self) -> bool {
+        self.steps_per_epoch == 1
+    }
+
+    /// What is to be told of it: the data give less than was asked for, or a step has samples twice.
+    pub fn note(&self) -> Option<String> {
+        let GlobalBatch { samples, asked, data, ranks, epoch_per_rank, .. } = self;
+        let again = match samples.saturating_sub(*data) {
+            0 => String::new(),
+            again => format!(", {again} of them drawn again within the step"),
+        };
+        if asked > samples {
+            return Some(format!(
+                "global batch {samples}, not {asked}: an epoch of {data} samples gives each of {ranks} rank(s) \
+                 {epoch_per_rank}{again}; lower train.batch_per_rank, or take more samples"
+            ));
+        }
+        (!again.is_empty()).then(|| format!("global batch {samples} of {data} samples on {ranks} ranks{again}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{BatchPlan, Sampler};
+
+    fn of(set: &[&str], data: usize, ranks: usize) -> Result<GlobalBatch> {
+        let set: Vec<String> = set.iter().map(|text| text.to_string()).collect();
+        GlobalBatch::new(&Config::load(None, &set).unwrap().for_ranks(ranks)?, data, ranks)
+    }
+
+    #[test]
+    fn it_is_the_largest_step_that_the_ranks_draw() {
+        for (data, ranks, drop_last) in
+            [(10_000, 16, false), (100, 3, false), (100, 3, true), (3, 4, false), (7, 1, true)]
+        {
+            for (batch, accumulate) in [(1024, 1), (8, 4), (5, 3), (1, 1), (25, 2)] {
+                let set = [
+                    format!("train.batch_per_rank={batch}"),
+                    format!("train.accumulate={accumulate}"),
+                    format!("data.drop_last={drop_last}"),
+                ];
+                let found = of(&[&set[0], &set[1], &set[2]], data, ranks).unwrap();
+                let steps = |rank| {
+                    let plan = BatchPlan::even(Sampler::new(data, ranks, rank, true, drop_last, 0).indices(), batch);
+                    plan.sizes.chunks(accumulate).map(|sizes| sizes.iter().sum()).collect::<Vec<usize>>()
+                };
+                let first: usize = (0..ranks).map(|rank| steps(rank)[0]).sum();
+                assert_eq!((found.samples, found.steps_per_epoch), (first, steps(0).len()), "{set:?} {data} {ranks}");
+                assert!(found.samples <= found.asked);
+                assert_eq!(found.note().is_some(), found.samples < found.asked || found.samples > data);
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_data_cannot_give_is_told_or_refused() {
+        let note = |set: &[&str], data, ranks| of(set, data, ranks).unwrap().note().unwrap();
+        let told = note(&["train.batch_per_rank=1024"], 10_000, 16);
+        assert!(told.contains("global batch 10000, not 16384") && told.contains("each of 16 rank(s) 625"), "{told}");
+        assert!(note(&["train.batch_per_rank=1"], 3, 4).contains("1 of them drawn again"));
+        let refused = |set: &[&str], data, ranks| of(set, data, ranks).unwrap_err().to_string();
+        assert!(refused(&["train.global_batch=128"], 100, 2).contains("train.global_batch = 128: there are 100"));
+        assert!(refused(&["data.drop_last=true"], 3, 4).contains("use fewer ranks"));
+        assert_eq!(of(&["train.global_batch=100"], 100, 2).unwrap().samples, 100);
+    }
+}
