@@ -1,6 +1,6 @@
 //! What there is to measure.
 
-use crate::config::{Config, ModelName, Timing};
+use crate::config::{Config, ModelName, Timing, repeated};
 use crate::error::{Error, Result};
 
 /// One case of a sweep.
@@ -16,19 +16,35 @@ pub struct Case {
     pub timing: Timing,
 }
 
-/// All cases of the configuration on so many ranks, in an order that only depends on these.
+impl Case {
+    /// Samples of a step over all ranks. A step is full whatever the size of the data set: samples are drawn again, since only speed
+    /// counts.
+    pub fn global_batch(&self) -> usize {
+        self.ranks * self.batch_per_rank
+    }
+}
+
+/// All cases of the configuration on so many ranks, in an order that only depends on these. `samples`, of the training set, is where
+/// the batches end that nobody named.
 ///
-/// Errors: more ranks asked for than there are; a batch that the data set cannot fill.
+/// # Errors
+/// More ranks are asked for than there are, or a value stands twice.
 pub fn cases(config: &Config, world_size: usize, samples: usize) -> Result<Vec<Case>> {
     let sweep = &config.sweep;
-    let refuse = |key: &str, value: usize, expected: String| {
-        Err(Error::ConfigValue { place: "sweep".into(), key: key.into(), value: value.to_string(), expected })
+    let refuse = |key: &str, value: String, expected: String| {
+        Err(Error::ConfigValue { place: "sweep".into(), key: key.into(), value, expected })
     };
     if let Some(&ranks) = sweep.ranks.iter().find(|&&ranks| ranks > world_size) {
-        return refuse("sweep.ranks", ranks, format!("the job has {world_size} ranks: start it with more"));
+        return refuse("sweep.ranks", ranks.to_string(), format!("the job has {world_size} ranks: start it with more"));
     }
-    if let Some(&batch) = sweep.batch_per_rank.iter().find(|&&batch| batch > samples) {
-        return refuse("sweep.batch_per_rank", batch, format!("there are {samples} training samples"));
+    let twice = [
+        ("sweep.model", repeated(&sweep.model).map(|model| model.as_str().to_owned())),
+        ("sweep.batch_per_rank", repeated(&sweep.batch_per_rank).map(usize::to_string)),
+        ("sweep.ranks", repeated(&sweep.ranks).map(usize::to_string)),
+        ("sweep.timing", repeated(&sweep.timing).map(|timing| timing.as_str().to_owned())),
+    ];
+    if let Some((key, value)) = twice.into_iter().find_map(|(key, value)| value.map(|value| (key, value))) {
+        return refuse(key, value, "stands there twice: name each once".into());
     }
     let models = if sweep.model.is_empty() { vec![config.model.name] } else { sweep.model.clone() };
     let batches = if sweep.batch_per_rank.is_empty() { default_batches(samples) } else { sweep.batch_per_rank.clone() };
@@ -36,26 +52,19 @@ pub fn cases(config: &Config, world_size: usize, samples: usize) -> Result<Vec<C
     let mut cases = Vec::new();
     for &model in &models {
         for &batch_per_rank in &batches {
-            for &ranks in ranks.iter().filter(|&&ranks| batch_per_rank * ranks <= samples) {
-                for &timing in &sweep.timing {
-                    let case = Case { model, ranks, batch_per_rank, timing };
-                    if !cases.contains(&case) {
-                        cases.push(case);
-                    }
-                }
+            for &ranks in &ranks {
+                cases.extend(sweep.timing.iter().map(|&timing| Case { model, ranks, batch_per_rank, timing }));
             }
         }
-    }
-    if cases.is_empty() {
-        let expected = format!("no case has batch x ranks within the {samples} training samples");
-        return refuse("sweep.batch_per_rank", batches.first().copied().unwrap_or(0), expected);
     }
     Ok(cases)
 }
 
+/// 32 in any case; larger ones up to the data set, beyond which a step is more than an epoch.
 fn default_batches(samples: usize) -> Vec<usize> {
     let beyond = std::iter::successors(Some(2048), |batch: &usize| batch.checked_mul(4));
-    [32, 128, 512, 1024].into_iter().chain(beyond).take_while(|&batch| batch <= samples).collect()
+    let larger = [128, 512, 1024].into_iter().chain(beyond).take_while(|&batch| batch <= samples);
+    std::iter::once(32).chain(larger).collect()
 }
 
 /// 1, 2, 4, ... and `most` itself.
@@ -71,12 +80,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_is_every_power_of_two_and_batches_that_the_data_fill() {
+    fn the_default_is_every_power_of_two_and_batches_up_to_the_data_set() {
         let cases = cases(&Config::default(), 6, 10_000).unwrap();
         let of = |ranks: usize, batch: usize| {
             cases.iter().filter(|case| case.ranks == ranks && case.batch_per_rank == batch).count()
         };
-        assert_eq!((of(1, 32), of(2, 32), of(4, 2048), of(6, 32), of(6, 2048)), (2, 2, 2, 2, 0));
+        assert_eq!((of(1, 32), of(2, 32), of(4, 2048), of(6, 32), of(6, 8192)), (2, 2, 2, 2, 2));
         assert_eq!((of(1, 8192), of(1, 32_768)), (2, 0));
         assert_eq!(powers_of_two(1), [1]);
         assert_eq!(powers_of_two(4), [1, 2, 4]);
@@ -89,9 +98,23 @@ mod tests {
             cases(&Config::load(None, &overrides).unwrap(), 2, 1000).map_err(|error| error.to_string())
         };
         assert!(cases_of(&["sweep.ranks=[1, 4]"]).unwrap_err().contains("the job has 2 ranks"));
-        assert!(cases_of(&["sweep.batch_per_rank=2000"]).unwrap_err().contains("1000 training samples"));
-        assert!(cases_of(&["sweep.batch_per_rank=900", "sweep.ranks=2"]).unwrap_err().contains("no case"));
-        let few = cases_of(&["sweep.batch_per_rank=4", "sweep.ranks=[2, 2]", "sweep.timing=overlap"]).unwrap();
-        assert_eq!(few.len(), 1);
+        for (set, named) in [
+            ("sweep.ranks=[2, 1, 2]", "sweep.ranks = 2"),
+            ("sweep.batch_per_rank=[8, 8]", "sweep.batch_per_rank = 8"),
+            ("sweep.model=['net', 'net']", "sweep.model = net"),
+            ("sweep.timing=['overlap', 'overlap']", "sweep.timing = overlap"),
+        ] {
+            let message = cases_of(&[set]).unwrap_err();
+            assert!(message.contains(named) && message.contains("twice"), "{message}");
+        }
+    }
+
+    #[test]
+    fn no_case_is_left_out_for_lack_of_samples() {
+        let overrides = ["sweep.batch_per_rank=[900, 4000]".to_owned()];
+        let cases = cases(&Config::load(None, &overrides).unwrap(), 2, 1000).unwrap();
+        assert_eq!(cases.len(), 8); // 2 batches x 2 rank counts x 2 timings
+        assert_eq!(cases.iter().map(Case::global_batch).max(), Some(8000));
+        assert_eq!(default_batches(20), [32]);
     }
 }

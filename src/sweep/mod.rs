@@ -152,6 +152,13 @@ fn print_header(config: &Config, job: &Job, datasets: &Datasets, cases: &[Case],
     println!("# hpml {}   sweep of {} cases, {} rounds", env!("CARGO_PKG_VERSION"), cases.len(), config.sweep.rounds);
     job.describe().iter().for_each(|line| println!("# {line}"));
     println!("# data {}", datasets.name);
+    let (largest, samples) = (cases.iter().map(Case::global_batch).max().unwrap_or(0), datasets.train.len());
+    if largest > samples {
+        println!(
+            "# steps of more than the {samples} training samples (up to {largest}) draw some of them again: speed is measured, not \
+             accuracy"
+        );
+    }
     println!("# written to {} after each visit; a sweep that was cut goes on with --resume", record.path().display());
     println!("#  round  case     model  ranks  batch   timing  steps       step  95 % +-    images/s     comm share");
 }

@@ -91,7 +91,7 @@ impl Row {
         let means: [Second; StepTimes::PARTS] = Part::ALL.map(mean);
         let get = |part: Part| means[part as usize];
         let (low, middle, high) = median_interval(measurement.steps.iter().map(|ranks| slowest(ranks)).collect());
-        let images_per_second = (case.ranks * case.batch_per_rank) as f64 / get(Part::Step);
+        let images_per_second = case.global_batch() as f64 / get(Part::Step);
         let several = |value: f64| if case.ranks > 1 { value } else { f64::NAN };
         let busbw = several(all_reduce_busbw(measurement.gradient_bytes, get(Part::Comm), case.ranks));
         let in_collectives = get(Part::CommWait) + get(Part::Comm);

@@ -139,7 +139,7 @@ pub(super) fn visit(
     }
 
     if job.target.is_gpu() {
-        let images = times.len() * case.ranks * case.batch_per_rank;
+        let images = times.len() * case.global_batch();
         outcome.gpu = GpuUse::of(gauge.as_mut().map(Gauge::read), images, group)?;
     }
     let own: Vec<f32> = times.iter().flat_map(|time| *time.as_array()).collect();
@@ -193,20 +193,20 @@ pub(super) fn new_model(config: &Config, name: ModelName) -> Model {
     Model::new(&crate::config::Model { name, bias, ..config.model.clone() }, config.run.seed)
 }
 
-/// Full batches only, one epoch after the other.
+/// Full batches, one epoch after the other without a gap: a batch may have the end of one and the start of the next, or, of a small
+/// data set, several whole epochs.
 fn plan(case: &Case, config: &Config, rank: usize, samples: usize, steps: usize) -> BatchPlan {
-    let mut sampler = Sampler::new(samples, case.ranks, rank, config.data.shuffle, true, config.run.seed);
+    let mut sampler = Sampler::new(samples, case.ranks, rank, config.data.shuffle, false, config.run.seed);
     let mut indices = Vec::new();
     for epoch in 0.. {
         sampler.set_epoch(epoch);
-        for batch in sampler.indices().chunks_exact(case.batch_per_rank) {
-            indices.extend_from_slice(batch);
-            if indices.len() == steps * case.batch_per_rank {
-                return BatchPlan::even(indices, case.batch_per_rank);
-            }
+        indices.extend(sampler.indices());
+        if indices.len() >= steps * case.batch_per_rank {
+            break;
         }
     }
-    unreachable!("an epoch has at least one batch: cases are checked against the data set")
+    indices.truncate(steps * case.batch_per_rank);
+    BatchPlan::even(indices, case.batch_per_rank)
 }
 
 /// Whether it is so on any rank.
@@ -231,8 +231,10 @@ mod tests {
     #[test]
     fn a_plan_has_full_batches_over_as_many_epochs_as_it_takes() {
         let case = Case { model: ModelName::Net, ranks: 2, batch_per_rank: 4, timing: Timing::Overlap };
-        let plan = plan(&case, &Config::default(), 1, 21, 5);
-        assert_eq!(plan.sizes, [4; 5]); // two of an epoch's ten samples
-        assert!(plan.indices.iter().all(|&index| index < 21));
+        for samples in [21, 5, 1] {
+            let plan = plan(&case, &Config::default(), 1, samples, 5);
+            assert_eq!(plan.sizes, [4; 5]);
+            assert!(plan.indices.iter().all(|&index| (index as usize) < samples));
+        }
     }
 }
