@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Finished, Mpirun, column, folder, texts};
+use common::{Finished, Mpirun, assert_refused, column, folder, texts};
 
 const STUDY: &str = r#"
 [data]
@@ -91,9 +91,58 @@ fn a_study_that_cannot_be_run_is_refused() {
         ("study.seeds=[]", "study.seeds"),
         ("train.global_batch=31", "train.global_batch"),
         ("optim.name=adagrad", "adagrad"),
+        ("study.seeds=[3, 4, 3]", "3 stands there twice"),
+        ("run.seed=5", "study.seeds are the seeds"),
+        ("train.batch_per_rank=4", "train.global_batch decides it"),
+        ("quantize.enabled=true", "quantize.enabled"),
+        ("data.train_samples=100", "train.global_batch = 128: there are 100 training samples"),
+        ("study.variants=[{name = 'a'}, {name = 'b', set = ['data.drop_last=true', 'train.lr=0']}]", "train.lr = 0"),
     ] {
         let run = study(folder.path(), &out, &["--set", set]);
-        assert!(!run.status.success() && !out.exists());
-        assert!(run.messages().len() == 1 && run.messages()[0].contains(named), "{}", run.stderr);
+        assert!(!out.exists());
+        assert_refused(&run, &[named]);
     }
+}
+
+#[test]
+fn variants_that_would_lose_one_another_are_refused_in_one_message() {
+    let folder = folder();
+    let out = folder.path().join("study.h5");
+    let variants = "study.variants=[{name = 'a'}, {name = 'a ', set = ['run.seed=9']}, {set = ['checkpoint.keep=7']}, \
+                    {name = 'four', set = ['data . train_samples=10', 'train.lr=1', 'train.lr = 2']}]";
+    let run = study(folder.path(), &out, &["--set", variants]);
+    let named = [
+        "variants 1 and 2 are both named \"a\"",
+        "variant 3 has no name",
+        "run.seed=9",
+        "checkpoint.keep=7",
+        "variant \"four\"",
+        "the same data",
+        "train.lr is set twice",
+    ];
+    assert_refused(&run, &named);
+    assert!(!run.stdout.contains("seed") && !out.exists(), "{}", run.stdout);
+}
+
+#[test]
+fn a_variant_that_changes_nothing_says_so() {
+    let folder = folder();
+    let out = folder.path().join("study.h5");
+    let variants = "study.variants=[{name = 'plain'}, {name = 'other beta2', set = ['optim.beta2=0.9']}, \
+                    {name = 'fast', set = ['train.lr=0.1']}, {name = 'as fast', set = ['train.lr=1e-1']}, \
+                    {name = 'in parts', set = ['train.accumulate=2', 'schedule.scaling=linear', 'schedule.base_batch=16']}]";
+    let small = ["data.train_samples=64", "train.epochs=1", "study.seeds=[3]"].into_iter().chain([variants]);
+    let args: Vec<&str> = small.flat_map(|set| ["--set", set]).collect();
+    let run = study(folder.path(), &out, &args).succeeded();
+    let notes = ["-", "changes nothing: the same training as \"plain\"", "-", "the same training as \"fast\"", "-"];
+    assert_eq!(texts(&out, "variants/note"), notes);
+    assert_eq!(texts(&out, "variants/variant"), ["plain", "other beta2", "fast", "as fast", "in parts"]);
+    assert_eq!(column(&out, "variants/global_batch"), [32.0; 5]);
+    assert_eq!(column(&out, "variants/batch_per_rank"), [16.0, 16.0, 16.0, 16.0, 8.0]);
+    let loss = column(&out, "study/train_loss");
+    assert!(loss[0] == loss[1] && loss[2] == loss[3] && loss[0] != loss[2], "{loss:?}");
+    assert_eq!(column(&out, "study/lr")[4], 2.0 * column(&out, "study/lr")[0]);
+    assert!(run.stdout.contains("WARNING: changes nothing"), "{}", run.stdout);
+    let report = Mpirun::alone().args([Path::new("report"), &out]).run().succeeded();
+    assert!(report.stdout.contains("changes nothing"), "{}", report.stdout);
 }

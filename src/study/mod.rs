@@ -1,22 +1,26 @@
 //! `hpml study`: the same training with one thing changed at a time, over several seeds, in one job. In: a configuration
-//! whose `[study]` section names the variants. Out: `/study`, a row a variant, seed and epoch, and the table that answers
-//! the question. The variants take turns seed by seed, so that a job that is cut has whole seeds; after each training the
-//! file is whole.
+//! whose `[study]` section names the variants. Out: `/variants`, `/study`, a row a variant, seed and epoch, and the table that
+//! answers the question. The variants take turns seed by seed, so that a job that is cut has whole seeds; after each training
+//! the file is whole.
 
+mod effect;
 mod tables;
+mod variants;
 
 use std::time::Instant;
 
 use crate::cli;
 use crate::config::Config;
 use crate::data;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::launch::Job;
 use crate::metrics::{Entry, Kind, Part};
 use crate::output;
 use crate::store::{Column, FileKind, Identity, RunFile, Table, Values};
 use crate::train::{self, Checkpoints, EpochRow, Progress, Training, loss_and_accuracy};
 use crate::units::{Second, format_seconds};
+use effect::Ground;
+use variants::{Variant, variants};
 
 /// One epoch of one training.
 struct Row {
@@ -33,8 +37,9 @@ struct Row {
 
 /// Trains every variant with every seed.
 pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
-    let variants = job.agree(variants(config, job.world_size))?;
     let datasets = job.agree(data::open(config))?;
+    let ground = Ground { ranks: job.world_size, samples: datasets.train.len(), target: job.target };
+    let variants = job.agree(variants(config, ground))?;
     let environment = train::environment(job, &datasets);
     let owner = output::claim(job, args.out.as_deref(), &format!("study-{}ranks", job.world_size), args.force)?;
     let created = owner.map(|owner| {
@@ -45,11 +50,11 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
     if job.is_root() {
         print_header(config, job, &datasets.name, &variants);
     }
-    let names: Vec<&str> = variants.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<&str> = variants.iter().map(|variant| variant.name.as_str()).collect();
     let (mut rows, mut more_tables) = (Vec::new(), Vec::new());
     let last = (*config.study.seeds.last().expect("checked: there are seeds"), variants.len() - 1);
     for &seed in &config.study.seeds {
-        for (variant, (name, config)) in variants.iter().enumerate() {
+        for (variant, Variant { name, config, .. }) in variants.iter().enumerate() {
             let started = Instant::now();
             let mut config = config.clone();
             config.run.seed = seed;
@@ -58,7 +63,8 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
             tables::append(&mut more_tables, name, seed, measured);
             if let Some(file) = &mut file {
                 print_training(name, seed, &rows[first..], started.elapsed().as_secs_f64());
-                let tables: Vec<Table> = std::iter::once(table(&names, &rows)).chain(more_tables.clone()).collect();
+                let mut tables = vec![variants::table(&variants), table(&names, &rows)];
+                tables.extend(more_tables.iter().cloned());
                 file.set_warnings(job.warnings());
                 match (seed, variant) == last {
                     true => file.finish(&tables, None)?,
@@ -72,33 +78,6 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
         println!("\nwritten to {}\nnext: hpml report {}", file.path().display(), file.path().display());
     }
     Ok(())
-}
-
-/// Name and configuration of each variant, for so many ranks.
-fn variants(config: &Config, ranks: usize) -> Result<Vec<(String, Config)>> {
-    let refuse = |key: &str, expected: &str| {
-        let (place, value) = ("study".into(), "[]".into());
-        Err(Error::ConfigValue { place, key: key.into(), value, expected: expected.into() })
-    };
-    if config.study.variants.is_empty() {
-        return refuse("study.variants", "must name what to compare: [[study.variants]] name = \"...\" set = [...]");
-    }
-    if config.study.seeds.is_empty() {
-        return refuse("study.seeds", "must have a seed at least");
-    }
-    let one = |variant: &crate::config::Variant| {
-        let place = format!("study variant {:?}", variant.name);
-        if let Some(given) = variant.set.iter().find(|given| given.trim().starts_with("data.")) {
-            let allowed =
-                ["data.set_epoch", "data.shuffle", "data.shares", "data.augment", "data.drop_last", "data.prefetch"];
-            if !allowed.iter().any(|key| given.trim().starts_with(key)) {
-                let message = format!("{given}: all variants train on the same data");
-                return Err(Error::ConfigSyntax { place, message });
-            }
-        }
-        Ok((variant.name.clone(), config.with_overrides(&variant.set, &place)?.for_ranks(ranks)?))
-    };
-    config.study.variants.iter().map(one).collect()
 }
 
 /// One training into `rows`. Returns what it measured beside.
@@ -201,7 +180,7 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-fn print_header(config: &Config, job: &Job, data: &str, variants: &[(String, Config)]) {
+fn print_header(config: &Config, job: &Job, data: &str, variants: &[Variant]) {
     println!(
         "# hpml {}   study of {} variants x {} seeds x {} epochs on {} ranks",
         env!("CARGO_PKG_VERSION"),
@@ -212,10 +191,11 @@ fn print_header(config: &Config, job: &Job, data: &str, variants: &[(String, Con
     );
     job.describe().iter().for_each(|line| println!("# {line}"));
     println!("# data {data}");
-    for ((name, variant), given) in variants.iter().zip(&config.study.variants) {
-        let global_batch = variant.train.batch_per_rank * variant.train.accumulate * job.world_size;
-        let changes = if given.set.is_empty() { "as configured".to_owned() } else { given.set.join(", ") };
-        println!("# {name}: global batch {global_batch}; {changes}");
+    for variant in variants {
+        println!("# {}: global batch {}; {}", variant.name, variant.batch.samples, variant.changes());
+        for note in [&variant.note, &variant.batch.note()].into_iter().flatten() {
+            println!("#   WARNING: {note}");
+        }
     }
     println!("# test accuracy by epoch, per cent");
 }
@@ -246,28 +226,5 @@ fn print_closing(names: &[&str], rows: &[Row], seeds: usize) {
             "-".into()
         };
         println!("{name:>28} {mean:>7.2} {least:>7.2} {most:>7.2} {:>+19.2} {back:>31}", mean - reference);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn variants_are_checked_and_take_their_batch_from_the_ranks() {
-        let text = "[train]\nglobal_batch = 256\n[study]\nseeds = [1, 2]\n[[study.variants]]\nname = \"a\"\n\
-                    [[study.variants]]\nname = \"b\"\nset = [\"train.global_batch=1024\", \"train.accumulate=2\"]\n";
-        let config: Config = toml::from_str(text).unwrap();
-        let found = variants(&config, 4).unwrap();
-        assert_eq!((found[0].1.train.batch_per_rank, found[1].1.train.batch_per_rank), (64, 128));
-        let wrong = |set: &str| {
-            let mut config = config.clone();
-            config.study.variants[1].set = vec![set.into()];
-            variants(&config, 4).unwrap_err().to_string()
-        };
-        assert!(wrong("train.lrr=1").contains("lrr"));
-        assert!(wrong("data.dir=x").contains("the same data"));
-        assert!(wrong("train.global_batch=1022").contains("train.global_batch"));
-        assert!(variants(&Config::default(), 1).unwrap_err().to_string().contains("study.variants"));
     }
 }

@@ -15,7 +15,12 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     ];
     let figure = Figure::new("study", "Variants, mean over the seeds", panels)
         .with_note("A curve that ends early: every seed had a loss that was no number.");
-    Ok(Some(Section::new("Study", vec![summary(&frame, &variants)], vec![figure])))
+    let mut sheets = vec![summary(&frame, &variants)];
+    if let Some(frame) = source.frame("variants")? {
+        let columns = ["variant", "global_batch", "set", "note"];
+        sheets.push(frame.sheet("variants", "What each variant changes", &columns, &frame.rows()));
+    }
+    Ok(Some(Section::new("Study", sheets, vec![figure])))
 }
 
 /// In the file's order; of a single training the one without a name.

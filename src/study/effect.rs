@@ -1,0 +1,176 @@
+//! Whether two configurations are the same training: what neither reads is put aside before they are compared. In: checked
+//! configurations. Out: their normal form; equal ones train alike, the others may still do.
+
+use crate::config::{
+    Anneal, BufferSync, Compression, Config, ModelName, OptimName, Parallel, Precision, Scaling, Shares,
+};
+use crate::device::Target;
+use crate::train::GlobalBatch;
+
+/// What a variant trains on.
+#[derive(Debug, Clone, Copy)]
+pub struct Ground {
+    /// Ranks of the job.
+    pub ranks: usize,
+    /// Samples of the training set.
+    pub samples: usize,
+    /// Where this rank computes: on CPU cores or on GPUs as all of them.
+    pub target: Target,
+}
+
+/// `config` with every key that its training does not read at its default, and batches no larger than an epoch. `batch` is that
+/// of `config` on `ground`.
+pub fn effect(config: &Config, ground: Ground, batch: &GlobalBatch) -> Config {
+    let (mut own, default) = (config.clone(), Config::default());
+    steps(&mut own, batch);
+    schedule(&mut own, &default);
+    if own.optim.name != OptimName::Lars {
+        own.optim.trust = default.optim.trust;
+    }
+    if own.optim.name == OptimName::Lamb {
+        own.optim.nesterov = default.optim.nesterov;
+    } else {
+        (own.optim.beta2, own.optim.epsilon) = (default.optim.beta2, default.optim.epsilon);
+    }
+    own.parallel = parallel(config, &default, ground);
+    match own.model.name {
+        ModelName::Net => {
+            (own.model.width, own.model.channels_last) = (default.model.width, default.model.channels_last);
+            own.model.fused_batch_norm = default.model.fused_batch_norm;
+        }
+        ModelName::Resnet18 if !ground.target.is_gpu() => own.model.fused_batch_norm = default.model.fused_batch_norm,
+        ModelName::Resnet18 => {}
+    }
+    if !ground.target.is_gpu() {
+        own.launch.cuda_graphs = default.launch.cuda_graphs;
+        if own.model.precision == Precision::Tf32 {
+            own.model.precision = Precision::Float32;
+        }
+    }
+    if ground.samples.is_multiple_of(ground.ranks) {
+        own.data.drop_last = default.data.drop_last;
+    }
+    if ground.ranks == 1 || !own.data.shuffle && own.data.shares == Shares::OwnOrder {
+        own.data.shares = Shares::Disjoint;
+    }
+    if !own.data.shuffle {
+        own.data.set_epoch = default.data.set_epoch; // augmentation has the epoch from elsewhere
+    }
+    own
+}
+
+/// How many steps, of how many samples.
+fn steps(own: &mut Config, batch: &GlobalBatch) {
+    let train = &mut own.train;
+    train.global_batch = 0; // batch_per_rank has it
+    train.batch_per_rank = train.batch_per_rank.min(batch.epoch_per_rank);
+    train.accumulate = train.accumulate.min(batch.epoch_per_rank.div_ceil(train.batch_per_rank));
+    let most = if train.max_steps == 0 { usize::MAX } else { train.max_steps };
+    let total = most.min(train.epochs * batch.steps_per_epoch);
+    train.epochs = total.div_ceil(batch.steps_per_epoch);
+    train.max_steps = if total.is_multiple_of(batch.steps_per_epoch) { 0 } else { total };
+    if batch.samples == own.schedule.base_batch {
+        own.schedule.scaling = Scaling::None;
+    }
+}
+
+fn schedule(own: &mut Config, default: &Config) {
+    let schedule = &mut own.schedule;
+    if schedule.scaling == Scaling::None {
+        schedule.base_batch = default.schedule.base_batch;
+    }
+    if schedule.warmup_epochs == 0.0 {
+        schedule.warmup_start = default.schedule.warmup_start;
+    }
+    if !matches!(schedule.anneal, Anneal::Cosine | Anneal::OneCycle) {
+        schedule.least = default.schedule.least;
+    }
+    if schedule.anneal != Anneal::Step {
+        (schedule.milestones, schedule.gamma) = (default.schedule.milestones.clone(), default.schedule.gamma);
+    }
+}
+
+fn parallel(config: &Config, default: &Config, ground: Ground) -> Parallel {
+    let (mut own, default) = (config.parallel.clone(), &default.parallel);
+    if ground.ranks == 1 {
+        // A GPU of one rank still goes the way that all_reduce says, as far as there is one.
+        return Parallel {
+            all_reduce: if ground.target.is_gpu() { own.all_reduce } else { default.all_reduce },
+            ..default.clone()
+        };
+    }
+    if own.compression == Compression::None {
+        own.compression_start = default.compression_start;
+    }
+    if own.compression != Compression::Int8 {
+        own.compression_block = default.compression_block;
+    }
+    if own.compression != Compression::PowerSgd {
+        own.compression_rank = default.compression_rank;
+    }
+    if own.local_steps > 1 || own.buffers == BufferSync::Sync {
+        own.bucket_mb = default.bucket_mb;
+    }
+    // Without batch norm there are no statistics; `sync` still reduces stage by stage.
+    if config.model.name == ModelName::Net && own.buffers != BufferSync::Sync {
+        own.buffers = default.buffers;
+    }
+    own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Normal forms of the default configuration with these keys set, on 2 CPU ranks and 100 samples.
+    fn forms(sets: &[&[&str]]) -> Vec<Config> {
+        let ground = Ground { ranks: 2, samples: 100, target: Target::Cpu };
+        let form = |set: &&[&str]| {
+            let set: Vec<String> = set.iter().map(|text| text.to_string()).collect();
+            let config = Config::load(None, &set).unwrap().for_ranks(ground.ranks).unwrap();
+            effect(&config, ground, &GlobalBatch::new(&config, ground.samples, ground.ranks).unwrap())
+        };
+        sets.iter().map(form).collect()
+    }
+
+    #[test]
+    fn what_is_not_read_makes_no_difference() {
+        let powersgd: &[&str] = &["parallel.compression=powersgd"];
+        for (one, other) in [
+            (&[][..], &["optim.beta2=0.9", "optim.trust=0.1", "schedule.gamma=0.5", "parallel.compression_rank=8"][..]),
+            (&[], &["train.global_batch=16"]),
+            (&[], &["model.precision=tf32", "parallel.buffers=local", "data.drop_last=true", "train.max_steps=14"]),
+            (&["train.batch_per_rank=50"], &["train.batch_per_rank=4096", "train.accumulate=3"]),
+            (&["train.max_steps=7"], &["train.max_steps=7", "train.epochs=1"]),
+            (&[], &["schedule.scaling=linear", "schedule.base_batch=16"]),
+            (powersgd, &["parallel.compression=powersgd", "parallel.compression_block=64"]),
+        ] {
+            let forms = forms(&[one, other]);
+            assert_eq!(forms[0].differences(&forms[1]), [], "{one:?} {other:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_makes_one() {
+        for set in [
+            &["train.lr=0.02"][..],
+            &["optim.name=lamb"],
+            &["optim.nesterov=true"],
+            &["train.batch_per_rank=4"],
+            &["train.accumulate=2"],
+            &["train.max_steps=13"],
+            &["schedule.scaling=linear"],
+            &["schedule.anneal=step"],
+            &["parallel.bucket_mb=1"],
+            &["parallel.buffers=sync"],
+            &["parallel.compression=bf16"],
+            &["data.shares=same"],
+            &["data.set_epoch=false"],
+            &["model.bias=true"],
+            &["metrics.timing=profile"],
+        ] {
+            let forms = forms(&[&[], set]);
+            assert_ne!(forms[0], forms[1], "{set:?}");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The variants of a study, checked together before the first of them is trained. In: the `[study]` section. Out: a configuration a
+//! variant and what it comes to, or one message with all that is wrong.
+
+use super::effect::{Ground, effect};
+use crate::collective::DeviceCollectives;
+use crate::config::{self, Config, Precision, Reader, repeated};
+use crate::error::{Error, Result};
+use crate::store::{Column, Table, Values};
+use crate::train::GlobalBatch;
+
+/// One training that is compared.
+pub struct Variant {
+    /// In tables and plots, unlike any other's.
+    pub name: String,
+    /// As it is trained, but for the seed.
+    pub config: Config,
+    /// What it changes, as written.
+    pub set: Vec<String>,
+    /// The steps of an epoch.
+    pub batch: GlobalBatch,
+    /// What is to be known of its changes: that there are none, or none of its own.
+    pub note: Option<String>,
+}
+
+impl Variant {
+    /// What it changes, in a line.
+    pub fn changes(&self) -> String {
+        if self.set.is_empty() { "as configured".into() } else { self.set.join(", ") }
+    }
+}
+
+/// The study's variants in its order.
+///
+/// # Errors
+/// No variant or seed; a seed or name that stands there twice; a variant without a name, or which sets what it cannot change, or
+/// whose values are wrong on these ranks and data.
+pub fn variants(config: &Config, ground: Ground) -> Result<Vec<Variant>> {
+    let given = &config.study.variants;
+    let mut problems = names(given);
+    if given.is_empty() {
+        problems.push(
+            "study.variants = []: must name what to compare: [[study.variants]] name = \"...\" set = [...]".into(),
+        );
+    }
+    if config.study.seeds.is_empty() {
+        problems.push("study.seeds = []: must have a seed at least".into());
+    }
+    if let Some(seed) = repeated(&config.study.seeds) {
+        problems.push(format!("study.seeds = {:?}: {seed} stands there twice: name each once", config.study.seeds));
+    }
+    let mut found: Vec<Variant> = Vec::new();
+    for (index, variant) in given.iter().enumerate() {
+        let before = problems.len();
+        problems
+            .extend(keys(variant, config).into_iter().map(|problem| format!("{}: {problem}", called(index, variant))));
+        if problems.len() > before {
+            continue;
+        }
+        match one(variant, config, ground) {
+            Ok(variant) => found.push(variant),
+            Err(error) => problems.push(format!("{}: {error}", called(index, variant))),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Error::ConfigSyntax { place: "study".into(), message: problems.join("; ") });
+    }
+    note_effects(&mut found, config, ground);
+    Ok(found)
+}
+
+/// What a message calls a variant.
+fn called(index: usize, variant: &config::Variant) -> String {
+    match variant.name.trim() {
+        "" => format!("variant {}", index + 1),
+        name => format!("variant {name:?}"),
+    }
+}
+
+/// What is wrong with the names.
+fn names(variants: &[config::Variant]) -> Vec<String> {
+    let names: Vec<&str> = variants.iter().map(|variant| variant.name.trim()).collect();
+    let mut problems = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        let number = index + 1;
+        if name.is_empty() {
+            problems.push(format!("variant {number} has no name: give it one with name = \"...\""));
+        } else if let Some(earlier) = names[..index].iter().position(|other| other == name) {
+            problems.push(format!("variants {} and {number} are both named {name:?}: rename one", earlier + 1));
+        } else if name.chars().any(char::is_control) {
+            problems.push(format!("variant {number} is named {name:?}: must be one line without control characters"));
+        }
+    }
+    problems
+}
+
+/// What is wrong with the keys that a variant sets.
+fn keys(variant: &config::Variant, config: &Config) -> Vec<String> {
+    let mut problems: Vec<String> = Vec::new();
+    // The batch of a rank is judged by what the whole variant comes to, if it comes to anything.
+    let own = config.with_overrides(&variant.set, "study").unwrap_or_else(|_| config.clone());
+    let name = |given: &String| given.split('=').next().unwrap_or_default().replace(char::is_whitespace, "");
+    let names: Vec<String> = variant.set.iter().map(name).collect();
+    for given in &variant.set {
+        if let Some(why) = Reader::Variant.why_unread(given, &own) {
+            problems.push(format!("{given} changes nothing in a variant: {why}"));
+        }
+    }
+    if let Some(name) = repeated(&names) {
+        problems.push(format!("{name} is set twice: leave one out"));
+    }
+    problems
+}
+
+fn one(variant: &config::Variant, config: &Config, ground: Ground) -> Result<Variant> {
+    let own = config.with_overrides(&variant.set, "study")?.for_ranks(ground.ranks)?;
+    let batch = GlobalBatch::new(&own, ground.samples, ground.ranks)?;
+    let tf32 = |config: &Config| config.model.precision == Precision::Tf32;
+    if ground.target.is_gpu() {
+        own.check_for_gpu(DeviceCollectives::go_through_host(ground.target, own.parallel.all_reduce))?;
+    }
+    if ground.target.is_gpu() && tf32(&own) != tf32(config) {
+        let (place, value) = ("study".into(), format!("{:?}", own.model.precision).to_lowercase());
+        let expected = "tf32 is on or off for the whole job: make a study of its own for it".into();
+        return Err(Error::ConfigValue { place, key: "model.precision".into(), value, expected });
+    }
+    let (name, set) = (variant.name.trim().to_owned(), variant.set.clone());
+    Ok(Variant { name, config: own, set, batch, note: None })
+}
+
+/// Tells which variants change nothing, and which are another's training.
+fn note_effects(variants: &mut [Variant], config: &Config, ground: Ground) {
+    let form = |config: &Config| {
+        let config = config.clone().for_ranks(ground.ranks).ok()?;
+        let batch = GlobalBatch::new(&config, ground.samples, ground.ranks).ok()?;
+        Some(effect(&config, ground, &batch))
+    };
+    let configured = form(config); // `None`: not right without a variant's changes
+    let forms: Vec<Config> = variants.iter().map(|variant| effect(&variant.config, ground, &variant.batch)).collect();
+    for index in 0..variants.len() {
+        let unchanged = !variants[index].set.is_empty() && configured.as_ref() == Some(&forms[index]);
+        let twin = forms[..index].iter().position(|other| *other == forms[index]);
+        let twin = twin.map(|twin| format!("the same training as {:?}", variants[twin].name));
+        variants[index].note = match (unchanged, twin) {
+            (true, Some(twin)) => Some(format!("changes nothing: {twin}")),
+            (true, None) => Some("changes nothing: trains as configured".into()),
+            (false, twin) => twin,
+        };
+    }
+}
+
+/// `/variants`: a row a variant.
+pub fn table(variants: &[Variant]) -> Table {
+    let texts = |value: &dyn Fn(&Variant) -> String| Values::Text(variants.iter().map(value).collect());
+    let integers = |value: &dyn Fn(&Variant) -> usize| Values::I64(variants.iter().map(|v| value(v) as i64).collect());
+    let columns = vec![
+        Column::new("variant", "1", "what is compared", texts(&|variant| variant.name.clone())),
+        Column::new("set", "1", "what it changes", texts(&Variant::changes)),
+        Column::new("batch_per_rank", "1", "samples per rank and batch", integers(&|v| v.config.train.batch_per_rank)),
+        Column::new("accumulate", "1", "batches per step", integers(&|v| v.config.train.accumulate)),
+        Column::new("global_batch", "1", "samples of a full step over all ranks", integers(&|v| v.batch.samples)),
+        Column::new(
+            "note",
+            "1",
+            "whether its changes have an effect of their own",
+            texts(&|variant| variant.note.clone().unwrap_or_else(|| "-".into())),
+        ),
+    ];
+    Table::new("variants", "row", columns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Target;
+
+    const GROUND: Ground = Ground { ranks: 4, samples: 2000, target: Target::Cpu };
+
+    fn study(text: &str) -> Config {
+        toml::from_str(&format!("[train]\nglobal_batch = 256\n[study]\nseeds = [1, 2]\n{text}")).unwrap()
+    }
+
+    fn variant(name: &str, set: &[&str]) -> String {
+        format!("[[study.variants]]\nname = {name:?}\nset = {set:?}\n")
+    }
+
+    #[test]
+    fn variants_are_checked_and_take_their_batch_from_the_ranks() {
+        let config = study(&(variant("a", &[]) + &variant("b", &["train.global_batch=1024", "train.accumulate=2"])));
+        let found = variants(&config, GROUND).unwrap();
+        let batches = [0, 1].map(|index: usize| (found[index].config.train.batch_per_rank, found[index].batch.samples));
+        assert_eq!(batches, [(64, 256), (128, 1024)]);
+        assert!(found.iter().all(|variant| variant.note.is_none()));
+    }
+
+    #[test]
+    fn what_a_variant_cannot_change_is_refused_by_name() {
+        for (set, named) in [
+            ("train.lrr=1", "lrr"),
+            ("data.dir=x", "the same data"),
+            ("data . train_samples = 10", "the same data"),
+            ("run.seed=9", "study.seeds"),
+            ("launch.threads=2", "launch.threads=2 changes nothing"),
+            ("checkpoint.keep=7", "checkpoint.keep=7 changes nothing"),
+            ("quantize.enabled=true", "quantize.enabled"),
+            ("study.seeds=[4]", "study.seeds=[4]"),
+            ("sweep.rounds=2", "sweep.rounds"),
+            ("metrics.warmup_steps=0", "metrics.warmup_steps"),
+            ("train.batch_per_rank=2", "train.global_batch decides"),
+            ("train.global_batch=1022", "train.global_batch"),
+            ("train.global_batch=4096", "there are 2000 training samples"),
+        ] {
+            let error = variants(&study(&(variant("a", &[]) + &variant("b", &[set]))), GROUND).err().unwrap();
+            let message = error.to_string();
+            assert!(message.contains(named) && message.contains("variant \"b\""), "{set}: {message}");
+        }
+        let alone = variants(&study(&variant("a", &["train.lr=1", "train.lr = 2"])), GROUND).err().unwrap();
+        assert!(alone.to_string().contains("train.lr is set twice"), "{alone}");
+    }
+
+    #[test]
+    fn names_and_seeds_that_lose_one_another_are_refused_in_one_message() {
+        let mut config =
+            study(&(variant("a", &[]) + &variant(" a", &["train.lr=0.5"]) + &variant("  ", &["run.seed=1"])));
+        config.study.seeds = vec![3, 4, 3];
+        let message = variants(&config, GROUND).err().unwrap().to_string();
+        for named in
+            ["variants 1 and 2 are both named \"a\"", "variant 3 has no name", "3 stands there twice", "run.seed"]
+        {
+            assert!(message.contains(named), "{named}: {message}");
+        }
+        assert!(variants(&Config::default(), GROUND).err().unwrap().to_string().contains("study.variants"));
+    }
+
+    #[test]
+    fn a_variant_without_an_effect_of_its_own_says_so() {
+        let config = study(
+            &(variant("plain", &[])
+                + &variant("beta2", &["optim.beta2=0.9"])
+                + &variant("fast", &["train.lr=0.1"])
+                + &variant("fast again", &["train.lr=1e-1", "schedule.gamma=0.5"])),
+        );
+        let notes: Vec<Option<String>> = variants(&config, GROUND).unwrap().into_iter().map(|v| v.note).collect();
+        let expected = [
+            None,
+            Some("changes nothing: the same training as \"plain\""),
+            None,
+            Some("the same training as \"fast\""),
+        ];
+        assert_eq!(notes.iter().map(Option::as_deref).collect::<Vec<_>>(), expected);
+    }
+}
