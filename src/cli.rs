@@ -295,7 +295,8 @@ pub struct Report {
     /// The tables as GitHub's Markdown
     #[arg(long)]
     pub markdown: bool,
-    /// Only this table, as it stands in the file: a row a row
+    /// Only this table: as it stands in the file, a row a row, or one of the report's own (steps-anatomy, comm-step, study-summary,
+    /// scaling-overlap, ...)
     #[arg(long, value_name = "NAME")]
     pub table: Option<String>,
     /// Write one page with all tables and plots, which needs no other file

@@ -58,6 +58,11 @@ pub fn fitting_unit(units: &str, magnitude: f64) -> (f64, &str) {
     }
 }
 
+/// `show` of a number, "-" where there is none.
+pub fn or_dash(value: f64, show: impl Fn(f64) -> String) -> String {
+    if value.is_finite() { show(value) } else { "-".into() }
+}
+
 fn three_digits(value: f64) -> String {
     let decimals = match value.abs() {
         v if v < 9.995 => 2,

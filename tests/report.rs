@@ -55,7 +55,7 @@ fn a_run_is_reported_in_every_form_with_the_numbers_of_its_file() {
         step.into_iter().zip(warmup).filter(|(_, warmup)| *warmup == 0.0).map(|(step, _)| step).collect()
     };
     let mean = format!("{:.3}", 1e3 * counted.iter().sum::<f64>() / counted.len() as f64);
-    let line = text.lines().find(|line| line.trim_start().starts_with("step ")).unwrap();
+    let line = text.lines().find(|line| line.split_whitespace().nth(2) == Some("step")).unwrap();
     assert!(line.contains(&mean[..4]), "{mean}: {line}");
     let markdown = report().arg("--markdown").run().succeeded().stdout;
     assert!(markdown.contains("## Training") && markdown.contains("| ---: |"), "{markdown}");

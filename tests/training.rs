@@ -43,7 +43,7 @@ fn without_arguments_four_ranks_train_the_embedded_set_to_between_60_and_90_perc
     let accuracy = column(&file, "epochs/test_accuracy");
     assert_eq!(accuracy.len(), 2);
     assert!((60.0..90.0).contains(&accuracy[1]), "{accuracy:?}");
-    for told in ["world_size 4", "step anatomy", "comm_exposed", "gradients", "busbw", "next: hpml inspect"] {
+    for told in ["world_size 4", "Step anatomy", "comm_exposed", "gradients", "busbw", "next: hpml inspect"] {
         assert!(run.stdout.contains(told), "{told} is missing in\n{}", run.stdout);
     }
 }

@@ -3,19 +3,21 @@
 use super::{Row, Timing};
 use crate::collective::Universe;
 use crate::launch::Job;
-use crate::metrics::{algbw, all_reduce_busbw};
+use crate::metrics::{algbw, all_reduce_busbw, definitions};
 use crate::store::{Attribute, Column, Table, Values};
-use crate::units::gigabytes_per_second;
+use crate::units::{gigabytes_per_second, or_dash};
 
 /// Who runs where, and the names and units of the columns.
 pub fn print_header(job: &Job) {
     let (version, library) = (env!("CARGO_PKG_VERSION"), Universe::library_version());
     println!("# hpml {version}   {library}   world_size {}", job.world_size);
     job.describe().iter().for_each(|line| println!("# {line}"));
-    println!(
-        "# time: mean of the iterations' slowest rank; algbw, busbw: from it, as in nccl-tests. After the bars, in place:"
-    );
-    println!("# median, 99th percentile and least time, and skew: median of slowest minus fastest rank");
+    let explained = [definitions::REDUCE_TIME, definitions::REDUCE_SKEW, definitions::BUSBW];
+    explained.iter().for_each(|figure| println!("# {}: {}", figure.name, figure.text));
+    if job.world_size == 1 {
+        println!("# - in {}: {}", definitions::BUSBW.name, definitions::BUSBW.absent);
+    }
+    println!("# after the bars, in place: median, 99th percentile and least time, and skew");
     println!(
         "#                                           |              out of place              |                in place                |"
     );
@@ -34,7 +36,9 @@ pub fn print_row(row: &Row) {
         let decimals = if us < 99.95 { 2 } else { usize::from(us < 99_999.5) };
         format!("{us:>8.decimals$}")
     };
-    let gbs = |bytes_per_second: f64| format!("{:>8.2}", gigabytes_per_second(bytes_per_second));
+    let gbs = |bytes_per_second: f64| {
+        format!("{:>8}", or_dash(gigabytes_per_second(bytes_per_second), |value| format!("{value:.2}")))
+    };
     let half = |timing: &Timing| {
         let (algorithm, bus) = (algbw(row.bytes, timing.time), all_reduce_busbw(row.bytes, timing.time, row.ranks));
         format!("{} {} {} {:>11}", microseconds(timing.time), gbs(algorithm), gbs(bus), timing.wrong)
@@ -80,26 +84,14 @@ pub fn table(rows: &[Row]) -> Table {
         Column::new("algorithm", "1", "as in parallel.all_reduce", texts(&|row, _| row.algorithm)),
         Column::new("place", "1", "in_place, or out_of_place: from one buffer into another", texts(&|_, place| place)),
         Column::new("iterations", "1", "timed iterations", integers(&|_, timing| timing.iterations as u64)),
-        Column::new(
-            "time",
-            "s",
-            "mean over the iterations of the slowest rank's time",
-            floats(&|_, timing| timing.time),
-        ),
-        Column::new("p50", "s", "median of the same", floats(&|_, timing| timing.p50)),
-        Column::new("p99", "s", "99th percentile of the same", floats(&|_, timing| timing.p99)),
-        Column::new("min", "s", "least of the same", floats(&|_, timing| timing.min)),
-        Column::new(
-            "skew",
-            "s",
-            "median of slowest minus fastest rank in an iteration",
-            floats(&|_, timing| timing.skew),
-        ),
-        Column::new("algbw", "GB/s", "size / time", floats(&|row, timing| gbs(algbw(row.bytes, timing.time)))),
-        Column::new(
-            "busbw",
-            "GB/s",
-            "algbw * 2 (n-1) / n",
+        Column::of(&definitions::REDUCE_TIME, floats(&|_, timing| timing.time)),
+        Column::of(&definitions::REDUCE_P50, floats(&|_, timing| timing.p50)),
+        Column::of(&definitions::REDUCE_P99, floats(&|_, timing| timing.p99)),
+        Column::of(&definitions::REDUCE_MIN, floats(&|_, timing| timing.min)),
+        Column::of(&definitions::REDUCE_SKEW, floats(&|_, timing| timing.skew)),
+        Column::of(&definitions::ALGBW, floats(&|row, timing| gbs(algbw(row.bytes, timing.time)))),
+        Column::of(
+            &definitions::BUSBW,
             floats(&|row, timing| gbs(all_reduce_busbw(row.bytes, timing.time, row.ranks))),
         ),
         Column::new(

@@ -145,7 +145,10 @@ const COMMENTS: &[(&str, &str)] = &[
     ),
     ("checkpoint.keep", "the last so many checkpoints are kept, older ones removed"),
     ("metrics.timing", "overlap (fast), or profile: no overlap, a barrier before each collective, parts add up"),
-    ("metrics.warmup_steps", "first steps that are trained but not counted in the step times"),
+    (
+        "metrics.warmup_steps",
+        "first steps of a job that are trained but not counted in the step times, unless there are no others",
+    ),
     (
         "metrics.spread_steps",
         "every so many steps measure how far the ranks' parameters lie apart, and test each rank's own network at an epoch's end; 0: \

@@ -2,21 +2,45 @@
 
 use crate::units::{Bytes, Second};
 
-/// Algorithm bandwidth in bytes per second: the buffer on one rank over the time of the collective.
+/// Algorithm bandwidth in bytes per second: the buffer on one rank over the time of the collective. NaN where nothing was
+/// reduced: no bytes, or no time.
 ///
 /// Source: nccl-tests, doc/PERFORMANCE.md, "Algorithm bandwidth".
 pub fn algbw(bytes: Bytes, time: Second) -> f64 {
-    if time > 0.0 { bytes as f64 / time } else { 0.0 }
+    if bytes > 0 && time > 0.0 { bytes as f64 / time } else { f64::NAN }
 }
 
 /// Bus bandwidth of an all-reduce, in bytes per second.
 ///
 /// `bytes` is the buffer on one rank, `time` that of the collective. Any point-to-point algorithm sends at least
-/// `2 (n-1)/n` of the buffer per rank, so this compares with the link's speed for every `world_size`. One rank: 0.
+/// `2 (n-1)/n` of the buffer per rank, so this compares with the link's speed for every `world_size`. NaN for one rank.
 /// Source: nccl-tests, doc/PERFORMANCE.md, "AllReduce".
 pub fn all_reduce_busbw(bytes: Bytes, time: Second, world_size: usize) -> f64 {
+    if world_size > 1 { algbw(bytes, time) * bus_factor(world_size) } else { f64::NAN }
+}
+
+/// Bytes that each of `world_size` ranks sends at least for the all-reduce of `bytes`.
+pub fn all_reduce_volume(bytes: Bytes, world_size: usize) -> f64 {
+    bus_factor(world_size) * bytes as f64
+}
+
+fn bus_factor(world_size: usize) -> f64 {
     let n = world_size as f64;
-    algbw(bytes, time) * 2.0 * (n - 1.0) / n
+    2.0 * (n - 1.0) / n
+}
+
+/// Bandwidth utilisation: `busbw` over that of the bare all-reduce. NaN where either is missing, and where the bare one was slower:
+/// it is what could be reached, or no yardstick.
+pub fn busbw_share(busbw: f64, bare: f64) -> f64 {
+    let share = busbw / bare;
+    if share <= 1.0 { share } else { f64::NAN }
+}
+
+/// Share of the time in collectives, waits for slower ranks included, that was hidden behind the backward pass.
+///
+/// To six digits: what sums of float32 leave of nothing is nothing.
+pub fn overlap(comm_exposed: Second, comm_wait: Second, comm: Second) -> f64 {
+    ((1.0 - comm_exposed / (comm_wait + comm)) * 1e6).round() / 1e6 + 0.0 // no -0
 }
 
 #[cfg(test)]
@@ -25,9 +49,29 @@ mod tests {
 
     #[test]
     fn the_bus_carries_two_n_minus_one_over_n_of_the_buffer() {
-        assert_eq!(all_reduce_busbw(1_000, 0.5, 1), 0.0);
         assert_eq!(all_reduce_busbw(1_000, 0.5, 2), 2_000.0);
         assert_eq!(all_reduce_busbw(1_000, 0.5, 4), 3_000.0);
-        assert_eq!(algbw(1_000, 0.0), 0.0);
+        assert_eq!(all_reduce_volume(1_000, 4), 1_500.0);
+    }
+
+    #[test]
+    fn what_was_not_sent_has_no_bandwidth() {
+        assert!(all_reduce_busbw(1_000, 0.5, 1).is_nan());
+        assert!(algbw(1_000, 0.0).is_nan() && algbw(0, 1.0).is_nan());
+        assert_eq!(all_reduce_volume(1_000, 1), 0.0);
+    }
+
+    #[test]
+    fn a_share_of_the_bare_all_reduce_is_none_where_that_was_slower() {
+        assert_eq!(busbw_share(3.0, 4.0), 0.75);
+        assert_eq!(busbw_share(4.0, 4.0), 1.0);
+        assert!(busbw_share(7.504, 4.0).is_nan() && busbw_share(1.0, f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn overlap_is_of_waiting_and_reducing_together() {
+        assert_eq!(overlap(1.0, 2.0, 2.0), 0.75);
+        assert_eq!(overlap(4.0 + 1e-9, 2.0, 2.0).to_bits(), 0.0f64.to_bits());
+        assert!(overlap(0.0, 0.0, 0.0).is_nan());
     }
 }

@@ -1,10 +1,19 @@
-//! What it cost: the clock of a step, the ledger of messages, bandwidths. Pure arithmetic on seconds and bytes; knows
-//! neither MPI nor tensors.
+//! What it cost: the clock of a step, the ledger of messages, bandwidths, statistics, and what each figure means. Pure
+//! arithmetic on seconds and bytes; knows neither MPI nor tensors.
 
+mod anatomy;
 mod bandwidth;
 mod clock;
+#[allow(missing_docs)] // each constant says what its figure is
+pub mod definitions;
 mod ledger;
+mod variants;
 
-pub use bandwidth::{algbw, all_reduce_busbw};
-pub use clock::{Part, PartSummary, StepTimes, Summary, anatomy};
+pub use anatomy::{
+    Conditions, Group, PartSummary, RankStep, Summary, groups, mean, median, median_interval, percentile, world_sizes,
+};
+pub use bandwidth::{algbw, all_reduce_busbw, all_reduce_volume, busbw_share, overlap};
+pub use clock::{Part, StepTimes};
+pub use definitions::Definition;
 pub use ledger::{Entry, Kind, Ledger};
+pub use variants::{Variant, variants};

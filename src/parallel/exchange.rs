@@ -80,6 +80,14 @@ impl Exchange {
         Ok(())
     }
 
+    /// Whether a bucket's collective goes on while the caller computes.
+    pub fn overlaps(&self) -> bool {
+        match self {
+            Exchange::Host(host) => host.worker.is_some(),
+            Exchange::Device(device) => device.overlaps && !device.wire.is_through_host(),
+        }
+    }
+
     /// What compression carries from step to step, by name.
     pub fn state(&self) -> Vec<(String, Vec<f32>)> {
         match self {

@@ -102,6 +102,11 @@ impl Replica {
         self.exchange.bytes(&self.buckets)
     }
 
+    /// Whether collectives of gradients can run beside the backward pass: the last bucket is complete only when it is over.
+    pub fn overlaps(&self) -> bool {
+        self.buckets.len() > 1 && self.exchange.overlaps()
+    }
+
     /// What the compression of gradients carries from step to step, by name; [`restore_compression`] takes it back.
     ///
     /// [`restore_compression`]: Self::restore_compression

@@ -12,6 +12,7 @@
 //! - `hidden` is a share of the collectives, but no more than a share of the compute they hide behind.
 
 use super::points::{Collective, Point};
+use crate::metrics::{self, overlap};
 use crate::units::{Bytes, Second};
 
 /// A link that was not measured.
@@ -65,7 +66,8 @@ impl Cost {
         let spread = |point: &&Point| point.comm_wait / (point.compute() * expected_maximum(point.ranks));
         cost.spread = median(several.iter().map(spread));
         let hidden = |point: &&Point| (point.comm + point.comm_wait - point.comm_exposed).max(0.0);
-        cost.hidden = median(several.iter().map(|point| hidden(point) / (point.comm + point.comm_wait)));
+        let overlap = |point: &&Point| overlap(point.comm_exposed, point.comm_wait, point.comm).max(0.0);
+        cost.hidden = median(several.iter().map(overlap));
         cost.hidden_by = several.iter().map(|point| hidden(point) / point.compute()).fold(0.0, f64::max);
         Some(cost)
     }
@@ -217,13 +219,11 @@ fn normal_quantile(p: f64) -> f64 {
     t - above / below
 }
 
+/// Median of the finite `values`; 0 of none.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut sorted: Vec<f64> = values.filter(|value| value.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => 0.0,
-        n => (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0,
-    }
+    if sorted.is_empty() { 0.0 } else { metrics::median(&sorted) }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::cli;
 use crate::error::{Error, Result};
+use crate::metrics::definitions;
 use crate::store::{Column, RunFile, Table, Values};
 use crate::units::format_seconds;
 pub use cost::{Cost, Link};
@@ -107,26 +108,14 @@ fn predict(model: &str, cost: &Cost, ranks: &[usize], batch: usize) -> Table {
         Column::new("model", "1", "network", Values::Text(vec![model.to_owned(); ranks.len()])),
         Column::new("ranks", "1", "ranks that train", integers(&|n| n)),
         Column::new("batch_per_rank", "1", "samples per rank and step", integers(&|_| batch)),
-        Column::new("step", "s", "predicted step", floats(&|n| cost.step(n, batch))),
-        Column::new(
-            "comm",
-            "s",
-            "all-reduce in it, hidden or not",
-            floats(&|n| if n > 1 { cost.comm(n) } else { 0.0 }),
-        ),
-        Column::new(
-            "images_per_second",
-            "1/s",
-            "global batch / step",
-            floats(&|n| (n * batch) as f64 / cost.step(n, batch)),
-        ),
-        Column::new("speedup", "1", "efficiency * ranks", floats(&|n| n as f64 * cost.efficiency(n, batch))),
-        Column::new("efficiency", "1", "throughput / ranks / that of 1 rank", floats(&|n| cost.efficiency(n, batch))),
-        Column::new(
-            "batch_for_90_percent",
-            "1",
-            "least batch per rank with an efficiency of 0.9; -1: none",
-            Values::I64(ranks.iter().map(|&n| cost.batch_for(n, WANTED).map_or(-1, |batch| batch as i64)).collect()),
+        Column::of(&definitions::PREDICTED_STEP, floats(&|n| cost.step(n, batch))),
+        Column::of(&definitions::PREDICTED_COMM, floats(&|n| if n > 1 { cost.comm(n) } else { 0.0 })),
+        Column::of(&definitions::SWEEP_IMAGES_PER_SECOND, floats(&|n| (n * batch) as f64 / cost.step(n, batch))),
+        Column::of(&definitions::SPEEDUP, floats(&|n| n as f64 * cost.efficiency(n, batch))),
+        Column::of(&definitions::EFFICIENCY, floats(&|n| cost.efficiency(n, batch))),
+        Column::of(
+            &definitions::BATCH_FOR_90,
+            floats(&|n| cost.batch_for(n, WANTED).map_or(f64::NAN, |batch| batch as f64)),
         ),
     ];
     Table::new("prediction", "row", columns)
@@ -168,7 +157,8 @@ fn describe(model: &str, timing: &str, cost: &Cost, link: Link, points: &[Point]
     );
     let _ = write!(
         text,
-        "# spread of compute between ranks {:.1} %; hidden {:.0} % of the collectives, at most {:.0} % of the compute",
+        "# spread of compute between ranks {:.1} %; overlap {:.0} % of the collectives and the waits before them, at most {:.0} % \
+         of the compute",
         100.0 * cost.spread,
         100.0 * cost.hidden,
         100.0 * cost.hidden_by
@@ -197,8 +187,11 @@ fn render(cost: &Cost, ranks: &[usize], batch: usize) -> String {
             (n * batch) as f64 / cost.step(n, batch),
             n as f64 * efficiency,
             100.0 * efficiency,
-            cost.batch_for(n, WANTED).map_or("none".into(), |batch| batch.to_string())
+            cost.batch_for(n, WANTED).map_or("-".into(), |batch| batch.to_string())
         );
+    }
+    if ranks.iter().any(|&n| cost.batch_for(n, WANTED).is_none()) {
+        let _ = writeln!(text, "# - in batch for 90 %: {}", definitions::BATCH_FOR_90.absent);
     }
     text
 }

@@ -19,10 +19,7 @@ pub fn sheets(mut parts: Vec<(&str, Sheet)>, compared: bool) -> Sheet {
             }
         }
     }
-    if parts.iter().any(|(_, sheet)| sheet.note != joined.note) {
-        let notes = parts.iter().filter(|(_, sheet)| !sheet.note.is_empty());
-        joined.note = notes.map(|(label, sheet)| format!("{label}: {}", sheet.note)).collect::<Vec<_>>().join("; ");
-    }
+    joined.note = shared_note(&parts.iter().map(|(label, sheet)| (*label, sheet.note.as_str())).collect::<Vec<_>>());
     for (label, sheet) in &parts {
         let place = |name: &str| sheet.columns.iter().position(|heading| heading.name == name);
         let places: Vec<Option<usize>> = joined.columns[1..].iter().map(|heading| place(&heading.name)).collect();
@@ -35,6 +32,17 @@ pub fn sheets(mut parts: Vec<(&str, Sheet)>, compared: bool) -> Sheet {
     joined
 }
 
+/// The note of all files, or each file's own where they differ.
+fn shared_note(notes: &[(&str, &str)]) -> String {
+    match notes {
+        [(_, first), rest @ ..] if rest.iter().all(|(_, note)| note == first) => (*first).to_owned(),
+        _ => {
+            let notes = notes.iter().filter(|(_, note)| !note.is_empty());
+            notes.map(|(label, note)| format!("{label}: {note}")).collect::<Vec<_>>().join("; ")
+        }
+    }
+}
+
 /// The same figure of several files, if files are `compared`: series and bars side by side in one; histograms stay
 /// figures of their own.
 pub fn figures(parts: Vec<(&str, Figure)>, compared: bool) -> Vec<Figure> {
@@ -42,6 +50,8 @@ pub fn figures(parts: Vec<(&str, Figure)>, compared: bool) -> Vec<Figure> {
         return parts.into_iter().map(|(_, figure)| figure).collect();
     }
     let mut joined: Vec<Figure> = Vec::new();
+    let notes: Vec<(&str, &str)> = parts.iter().map(|(label, figure)| (*label, figure.note.as_str())).collect();
+    let note = shared_note(&notes);
     let names: Vec<Figure> = parts.iter().map(|(_, figure)| figure.clone()).collect();
     for (file, (label, mut figure)) in parts.into_iter().enumerate() {
         if figure.panels.iter().any(|panel| matches!(panel, Panel::Histogram(_))) {
@@ -56,7 +66,8 @@ pub fn figures(parts: Vec<(&str, Figure)>, compared: bool) -> Vec<Figure> {
             None => joined.push(figure),
         }
     }
-    if let Some(Figure { panels, .. }) = joined.first_mut() {
+    if let Some(Figure { panels, note: shared, .. }) = joined.first_mut() {
+        *shared = note;
         for panel in panels {
             if let Panel::Lines(lines) = panel {
                 share_colors(lines, &names);

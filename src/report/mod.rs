@@ -16,8 +16,9 @@ mod source;
 use std::path::Path;
 
 use crate::cli;
+use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::store;
+use crate::store::{self, Table};
 pub use figure::{Axis, Bar, Bars, Figure, Histogram, Lines, Panel, Scale, Series, Style};
 pub use plot::{png, svg};
 pub use sheet::{Cell, Heading, Section, Sheet};
@@ -37,7 +38,10 @@ pub fn report(args: &cli::Report) -> Result<String> {
             Some(name) => name.trim_matches('/').to_owned(),
             None => csv_table(&sources)?,
         };
-        let sheet = raw_sheet(&sources, &name)?;
+        let sheet = match sources.iter().any(|source| source.has(&name)) {
+            true => raw_sheet(&sources, &name)?,
+            false => shown_sheet(&sources, &name)?,
+        };
         text = Some(match (args.csv, args.markdown) {
             (true, _) => render::csv(&sheet),
             (_, true) => render::markdown_sheet(&sheet),
@@ -56,6 +60,17 @@ pub fn report(args: &cli::Report) -> Result<String> {
         None if written.is_empty() => render::terminal(&sections),
         None => written,
     })
+}
+
+/// What `hpml train` closes with: the tables of its run file, as a report shows them.
+pub fn closing(config: &Config, tables: &[Table]) -> String {
+    let sheets = sections::of_training(config, tables);
+    sheets.iter().map(render::terminal_sheet).collect::<Vec<_>>().join("\n")
+}
+
+/// What `hpml sweep` closes with: the measured cases of `/scaling`.
+pub fn sweep(scaling: Table) -> String {
+    render::terminal_sheet(&sections::measured(source::Frame::new(scaling)))
 }
 
 /// The HTML page and the plots. Looks at every target before it writes the first. Returns what was written, a line each.
@@ -106,6 +121,12 @@ fn raw_sheet(sources: &[Source], name: &str) -> Result<Sheet> {
         parts.push((source.label.as_str(), frame.raw()));
     }
     Ok(compare::sheets(parts, sources.len() > 1))
+}
+
+/// One table as the report shows it, where no file has one of that name.
+fn shown_sheet(sources: &[Source], name: &str) -> Result<Sheet> {
+    let sheets = sections::all(sources)?.into_iter().flat_map(|section| section.sheets);
+    sheets.into_iter().find(|sheet| sheet.name == name).map_or_else(|| raw_sheet(sources, name), Ok)
 }
 
 fn csv_table(sources: &[Source]) -> Result<String> {

@@ -1,6 +1,8 @@
 //! A table of typed cells with units, and how its numbers are written for a reader.
 
 use super::figure::Figure;
+use crate::metrics::Definition;
+use crate::metrics::definitions::reason;
 use crate::units::fitting_unit;
 
 /// One value of a table.
@@ -62,6 +64,11 @@ impl Heading {
     /// Name, units and meaning.
     pub fn new(name: &str, units: &str, long_name: &str) -> Heading {
         Heading { name: name.to_owned(), units: units.to_owned(), long_name: long_name.to_owned() }
+    }
+
+    /// The heading of a figure.
+    pub fn of(definition: &Definition) -> Heading {
+        Heading::new(definition.name, definition.units, &definition.long_name())
     }
 }
 
@@ -136,6 +143,24 @@ impl Sheet {
     /// All columns, in units that fit their values.
     pub fn shown(&self) -> Vec<Shown> {
         self.columns.iter().enumerate().map(|(column, heading)| self.shown_column(column, heading)).collect()
+    }
+
+    /// Why there are dashes, a line a reason: `- in busbw, busbw_share: one rank`. None where there are none.
+    pub fn dashes(&self) -> Vec<String> {
+        let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
+        for (column, heading) in self.columns.iter().enumerate() {
+            let mut cells = self.rows.iter().map(|row| row.get(column).unwrap_or(&Cell::Empty));
+            let why = match cells.find(|cell| !matches!(cell, Cell::Text(_)) && cell.number().is_nan()) {
+                None => continue,
+                Some(Cell::Empty) => "not there",
+                Some(_) => reason(&heading.long_name).unwrap_or("does not exist or was not measured"),
+            };
+            match reasons.iter_mut().find(|(known, _)| *known == why) {
+                Some((_, names)) => names.push(printable(&heading.name)),
+                None => reasons.push((why, vec![printable(&heading.name)])),
+            }
+        }
+        reasons.iter().map(|(why, names)| format!("- in {}: {}", names.join(", "), printable(why))).collect()
     }
 
     fn shown_column(&self, column: usize, heading: &Heading) -> Shown {
@@ -228,6 +253,22 @@ mod tests {
             ["inf", "-inf"]
         );
         assert_eq!(column("1", vec![Cell::Float(f64::NAN); 2]).cells, ["-", "-"]);
+    }
+
+    #[test]
+    fn every_dash_has_a_reason() {
+        let mut sheet = Sheet::new("t", "t");
+        let headings =
+            [("model", "network"), ("busbw", "GB/s; NaN: one rank"), ("share", "1; NaN: one rank"), ("x", "x")];
+        sheet.columns = headings.map(|(name, meaning)| Heading::new(name, "1", meaning)).to_vec();
+        let nan = || Cell::Float(f64::NAN);
+        sheet.rows = vec![
+            vec!["net".into(), Cell::Float(1.0), Cell::Float(1.0), Cell::Empty],
+            vec!["net".into(), nan(), nan(), Cell::Float(2.0)],
+        ];
+        assert_eq!(sheet.dashes(), ["- in busbw, share: one rank", "- in x: not there"]);
+        sheet.rows.pop();
+        assert_eq!(sheet.dashes(), ["- in x: not there"]);
     }
 
     #[test]

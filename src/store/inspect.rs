@@ -9,6 +9,7 @@ use super::input::{Input, member_names};
 use super::schema::{CHECKPOINT, CONFIG, DIMENSION, ENVIRONMENT, LONG_NAME, UNITS, VERSION};
 use super::{Attribute, Checkpoint, Table, checkpoint, table};
 use crate::error::Result;
+use crate::metrics::definitions::{PROFILE, WARMUP, WORLD_SIZE};
 use crate::units::format_bytes;
 
 mod text;
@@ -82,15 +83,44 @@ fn show_table(out: &mut String, table: &Table) {
         out.push_str(&columns("  ", cells.collect()));
         return;
     }
-    line(out, format!("  {rows} rows along {}", printable(&table.dimension)));
-    let mut cells: Vec<Vec<String>> = vec![Vec::new(); 7];
-    let mut row = |texts: [String; 7]| cells.iter_mut().zip(texts).for_each(|(cells, text)| cells.push(text));
-    row(["column", "units", "first", "last", "min", "mean", "max"].map(str::to_owned));
-    for column in &table.columns {
-        let [first, last, min, mean, max] = summary(&column.values);
-        row([printable(&column.name), printable(&column.units), first, last, min, mean, max]);
+    for (what, rows) in if plain { parts(table, rows) } else { vec![(String::new(), (0..rows).collect())] } {
+        line(out, format!("  {} rows along {}{what}", rows.len(), printable(&table.dimension)));
+        let mut cells: Vec<Vec<String>> = vec![Vec::new(); 7];
+        let mut row = |texts: [String; 7]| cells.iter_mut().zip(texts).for_each(|(cells, text)| cells.push(text));
+        row(["column", "units", "first", "last", "min", "mean", "max"].map(str::to_owned));
+        for column in &table.columns {
+            let values = if plain { column.values.select(&rows) } else { column.values.clone() };
+            let [first, last, min, mean, max] = summary(&values);
+            row([printable(&column.name), printable(&column.units), first, last, min, mean, max]);
+        }
+        out.push_str(&columns("  ", cells));
     }
-    out.push_str(&columns("  ", cells));
+}
+
+/// Rows that may be summarized together, and what they have in common: those of as many ranks in the same timing, without the
+/// warm-up if there are others.
+fn parts(table: &Table, rows: usize) -> Vec<(String, Vec<usize>)> {
+    let [ranks, profile, warmup] = [WORLD_SIZE, PROFILE, WARMUP].map(|figure| table.numbers(figure.name));
+    let key = |row: usize| (ranks.get(row).map(|ranks| *ranks as i64), profile.get(row) == Some(&1.0));
+    let mut parts: Vec<_> = Vec::new();
+    for key in (0..rows).map(key) {
+        if !parts.contains(&key) {
+            parts.push(key);
+        }
+    }
+    let part = |of: &(Option<i64>, bool)| {
+        let all: Vec<usize> = (0..rows).filter(|row| key(*row) == *of).collect();
+        let counted: Vec<usize> = all.iter().copied().filter(|row| warmup.get(*row) != Some(&1.0)).collect();
+        let mut what = of.0.map_or(String::new(), |ranks| format!(", on {ranks} ranks"));
+        if of.1 {
+            what += ", profile timing";
+        }
+        if counted.is_empty() || counted.len() == all.len() {
+            return (what, all);
+        }
+        (format!("{what}, {} of warm-up left out", all.len() - counted.len()), counted)
+    };
+    parts.iter().map(part).collect()
 }
 
 fn show_checkpoint(out: &mut String, checkpoint: &Checkpoint) {
@@ -242,6 +272,44 @@ mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn steps_on_other_ranks_and_warm_up_are_not_summarized_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.h5");
+        let integers = |name: &str, value: &dyn Fn(i64) -> i64| {
+            Column::new(name, "1", name, Values::I64((0..40).map(value).collect()))
+        };
+        let seconds = (0..40)
+            .map(|row| {
+                if row < 4 {
+                    100.0
+                } else if row < 30 {
+                    1.0
+                } else {
+                    3.0
+                }
+            })
+            .collect();
+        let columns = vec![
+            integers("world_size", &|row| if row < 30 { 4 } else { 2 }),
+            integers("warmup", &|row| i64::from(row < 4)),
+            Column::new("step", "s", "the whole step", Values::F64(seconds)),
+        ];
+        let mut file = RunFile::create(&path, false, &Config::default(), Vec::new(), Vec::new()).unwrap();
+        file.flush(&[Table::new("steps", "row", columns)], None).unwrap();
+        let text = inspect(&path).unwrap();
+        let lines = |start: &str| -> Vec<String> {
+            let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+            lines.filter(|line| line.starts_with(start)).collect()
+        };
+        assert_eq!(
+            [lines("26 rows"), lines("10 rows")].concat(),
+            ["26 rows along row, on 4 ranks, 4 of warm-up left out", "10 rows along row, on 2 ranks"]
+        );
+        assert_eq!(lines("step (s)").len() + lines("step s").len(), 2, "{text}");
+        assert!(text.contains("1") && !text.contains("10.9"), "{text}");
     }
 
     #[test]

@@ -27,6 +27,7 @@ use std::path::Path;
 
 use crate::config::{Config, SYNTHETIC};
 use crate::error::{Error, Result};
+use crate::metrics::Definition;
 pub use checkpoint::read_checkpoint;
 pub use checkpoint_folder::{CheckpointFolder, Resumable, Written, newest_checkpoint, newest_step, read_resumable};
 pub use identity::{FileKind, Identity, RunIdentity, read_identity};
@@ -61,6 +62,19 @@ impl Values {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The values at these places, all of which must exist.
+    pub fn select(&self, places: &[usize]) -> Values {
+        fn at<T: Clone>(values: &[T], places: &[usize]) -> Vec<T> {
+            places.iter().map(|place| values[*place].clone()).collect()
+        }
+        match self {
+            Values::F64(values) => Values::F64(at(values, places)),
+            Values::F32(values) => Values::F32(at(values, places)),
+            Values::I64(values) => Values::I64(at(values, places)),
+            Values::Text(values) => Values::Text(at(values, places)),
+        }
     }
 
     /// As numbers; `None` for text.
@@ -98,6 +112,11 @@ impl Column {
         values: Values,
     ) -> Column {
         Column { name: name.into(), units: units.into(), long_name: long_name.into(), dimensions: Vec::new(), values }
+    }
+
+    /// A value a row of a figure, with the name, units and text of its definition.
+    pub fn of(definition: &Definition, values: Values) -> Column {
+        Column::new(definition.name, definition.units, definition.long_name(), values)
     }
 
     /// The same over other dimensions: `column.over(&[("layer", 4), ("bin", 64)])` for 256 values.

@@ -14,11 +14,12 @@ use crate::config::Config;
 use crate::data;
 use crate::error::Result;
 use crate::launch::Job;
-use crate::metrics::{Entry, Kind, Part};
+use crate::metrics::definitions::{self, WON_BACK};
+use crate::metrics::{self, Definition, Entry, Kind, Part};
 use crate::output;
 use crate::store::{Column, FileKind, Identity, RunFile, Table, Values};
 use crate::train::{self, Checkpoints, EpochRow, Progress, Training, loss_and_accuracy};
-use crate::units::{Second, format_seconds};
+use crate::units::{Second, format_seconds, or_dash};
 use effect::Ground;
 use variants::{Variant, variants};
 
@@ -111,54 +112,28 @@ fn train_one(
 fn table(names: &[&str], rows: &[Row]) -> Table {
     let texts = Values::Text(rows.iter().map(|row| names[row.variant].to_owned()).collect());
     let integers = |value: &dyn Fn(&Row) -> u64| Values::I64(rows.iter().map(|row| value(row) as i64).collect());
-    let floats = |value: &dyn Fn(&EpochRow) -> f64| {
-        Values::F64(rows.iter().map(|row| row.measured.as_ref().map_or(f64::NAN, value)).collect())
+    let float = |definition: &Definition, value: &dyn Fn(&EpochRow) -> f64| {
+        let value = |row: &Row| row.measured.as_ref().map_or(f64::NAN, value);
+        Column::of(definition, Values::F64(rows.iter().map(value).collect()))
+    };
+    let all = |definition: &Definition, value: &dyn Fn(&Row) -> f64| {
+        Column::of(definition, Values::F64(rows.iter().map(value).collect()))
     };
     let columns = vec![
         Column::new("variant", "1", "what is compared", texts),
         Column::new("seed", "1", "run.seed", integers(&|row| row.seed)),
         Column::new("epoch", "1", "epoch, from 0", integers(&|row| row.epoch as u64)),
-        Column::new("train_loss", "1", "mean loss while training", floats(&|row| loss_and_accuracy(&row.train).0)),
-        Column::new("train_accuracy", "percent", "hits while training", floats(&|row| loss_and_accuracy(&row.train).1)),
-        Column::new(
-            "test_loss",
-            "1",
-            "mean cross-entropy on the test set",
-            floats(&|row| loss_and_accuracy(&row.test).0),
-        ),
-        Column::new("test_accuracy", "percent", "hits on the test set", floats(&|row| loss_and_accuracy(&row.test).1)),
-        Column::new("lr", "1", "learning rate at the epoch's end", floats(&|row| row.lr)),
-        Column::new("seconds", "s", "training of the epoch", floats(&|row| row.seconds)),
-        Column::new(
-            "images_per_second",
-            "1/s",
-            "training throughput of all ranks",
-            floats(&|row| row.images_per_second),
-        ),
-        Column::new(
-            "gradient_messages",
-            "1",
-            "all-reduces of gradients (with local steps: of parameters and momentum)",
-            integers(&|row| row.gradients.messages),
-        ),
-        Column::new(
-            "gradient_bytes",
-            "B",
-            "bytes of their buffers on rank 0, as sent",
-            integers(&|row| row.gradients.bytes),
-        ),
-        Column::new(
-            "gradient_seconds",
-            "s",
-            "time in them on rank 0",
-            Values::F64(rows.iter().map(|row| row.gradients.seconds).collect()),
-        ),
-        Column::new(
-            "comm",
-            "s",
-            "the steps' comm on rank 0: the same, and compressing and restoring",
-            Values::F64(rows.iter().map(|row| row.comm).collect()),
-        ),
+        float(&definitions::TRAIN_LOSS, &|row| loss_and_accuracy(&row.train).0),
+        float(&definitions::TRAIN_ACCURACY, &|row| loss_and_accuracy(&row.train).1),
+        float(&definitions::TEST_LOSS, &|row| loss_and_accuracy(&row.test).0),
+        float(&definitions::TEST_ACCURACY, &|row| loss_and_accuracy(&row.test).1),
+        float(&definitions::EPOCH_LR, &|row| row.lr),
+        float(&definitions::TRAIN_SECONDS, &|row| row.seconds),
+        float(&definitions::IMAGES_PER_SECOND, &|row| row.images_per_second),
+        Column::of(&definitions::GRADIENT_MESSAGES, integers(&|row| row.gradients.messages)),
+        Column::of(&definitions::GRADIENTS_SENT, integers(&|row| row.gradients.bytes)),
+        all(&definitions::GRADIENT_SECONDS, &|row| row.gradients.seconds),
+        all(&definitions::EPOCH_COMM, &|row| row.comm),
     ];
     Table::new("study", "row", columns)
 }
@@ -174,10 +149,6 @@ fn last_accuracies(rows: &[Row], variant: usize) -> Vec<f64> {
         }
     }
     last.into_iter().map(|(_, accuracy)| accuracy).collect()
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
 }
 
 fn print_header(config: &Config, job: &Job, data: &str, variants: &[Variant]) {
@@ -211,20 +182,15 @@ fn print_training(name: &str, seed: u64, rows: &[Row], seconds: f64) {
 /// The first variant is what the others are held against; where the second is worse, it is what the rest should mend.
 fn print_closing(names: &[&str], rows: &[Row], seeds: usize) {
     let all: Vec<Vec<f64>> = (0..names.len()).map(|variant| last_accuracies(rows, variant)).collect();
-    let reference = mean(&all[0]);
-    let lost = all.get(1).map_or(f64::NAN, |second| reference - mean(second));
-    println!("\ntest accuracy after the last epoch, {seeds} seeds, per cent");
+    println!("\ntest accuracy after the last epoch, {seeds} seeds, per cent; a training that diverged counts as 10 %");
     println!(
-        "#                    variant    mean   least    most   against the first   of the second's loss won back"
+        "#                    variant    mean   least    most  diverged   against the first   of the second's loss won back"
     );
-    for (variant, (name, accuracies)) in names.iter().zip(&all).enumerate() {
-        let mean = mean(accuracies);
-        let (least, most) = accuracies.iter().fold((f64::INFINITY, 0.0f64), |(l, m), &a| (l.min(a), m.max(a)));
-        let back = if variant > 1 && lost > 0.0 {
-            format!("{:.0} %", 100.0 * (1.0 - (reference - mean) / lost))
-        } else {
-            "-".into()
-        };
-        println!("{name:>28} {mean:>7.2} {least:>7.2} {most:>7.2} {:>+19.2} {back:>31}", mean - reference);
+    let variants = metrics::variants(&all);
+    for (name, variant) in names.iter().zip(&variants) {
+        let metrics::Variant { diverged, mean, least, most, against_first, .. } = variant;
+        let back = or_dash(variant.won_back, |share| format!("{:.0} %", 100.0 * share));
+        println!("{name:>28} {mean:>7.2} {least:>7.2} {most:>7.2} {diverged:>9} {against_first:>+19.2} {back:>31}");
     }
+    println!("# won back: {}; -: {}", WON_BACK.text, WON_BACK.absent);
 }

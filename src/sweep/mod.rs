@@ -25,9 +25,13 @@ use crate::config::{Config, ModelName};
 use crate::data::{self, Datasets};
 use crate::error::Result;
 use crate::launch::Job;
+use crate::metrics::definitions::{
+    EXPOSED_SHARE as EXPOSED, STEP_LOW, STEP_P50, SWEEP_IMAGES_PER_SECOND as IMAGES, TRIMMED_MEAN,
+};
 use crate::metrics::{Kind, Part};
 use crate::output;
-use crate::units::format_seconds;
+use crate::report;
+use crate::units::{format_seconds, or_dash};
 pub use case::{Case, cases};
 use record::Record;
 pub use scaling::{Row, Status, rows};
@@ -160,7 +164,14 @@ fn print_header(config: &Config, job: &Job, datasets: &Datasets, cases: &[Case],
         );
     }
     println!("# written to {} after each visit; a sweep that was cut goes on with --resume", record.path().display());
-    println!("#  round  case     model  ranks  batch   timing  steps       step  95 % +-    images/s     comm share");
+    println!("# {}: {}; +-: half of its 95 % interval over it, - of {}", STEP_P50.name, STEP_P50.text, STEP_LOW.absent);
+    println!(
+        "# {} = {}, {} = {}, of the step as {}",
+        IMAGES.name, IMAGES.text, EXPOSED.name, EXPOSED.text, TRIMMED_MEAN.text
+    );
+    println!(
+        "#  round  case     model  ranks  batch   timing  steps   step_p50       +-  images_per_second  exposed share"
+    );
 }
 
 fn print_visit(record: &Record, number: usize, round: usize, rounds: usize) {
@@ -176,12 +187,12 @@ fn print_visit(record: &Record, number: usize, round: usize, rounds: usize) {
     );
     match row.status {
         Status::Ok => println!(
-            "{place} {:>6} {:>10} {:>6.1} % {:>11.1} {:>12.1} %",
+            "{place} {:>6} {:>10} {:>8} {:>18.1} {:>12.1} %",
             row.steps,
             format_seconds(row.step_p50),
-            50.0 * (row.step_high - row.step_low) / row.step_p50,
+            or_dash(50.0 * (row.step_high - row.step_low) / row.step_p50, |percent| format!("{percent:.1} %")),
             row.images_per_second,
-            100.0 * (row.mean(Part::CommWait) + row.mean(Part::Comm)) / row.mean(Part::Step)
+            100.0 * row.trimmed_mean(Part::CommExposed) / row.trimmed_mean(Part::Step)
         ),
         Status::OutOfMemory => println!("{place}  out of memory"),
         Status::Pending => {}
@@ -189,32 +200,7 @@ fn print_visit(record: &Record, number: usize, round: usize, rounds: usize) {
 }
 
 fn print_closing(record: &Record) {
-    println!("\nspeedup and efficiency against one rank at the same batch per rank");
-    println!(
-        "#     model   timing  batch  ranks      step    images/s  speedup  efficiency  busbw (GB/s)  of bare all-reduce  overlap"
-    );
-    let mut rows = record.rows();
-    rows.retain(|row| row.status == Status::Ok);
-    rows.sort_by_key(|row| {
-        (row.case.model.as_str(), row.case.timing.as_str(), row.case.batch_per_rank, row.case.ranks)
-    });
-    for row in rows {
-        let or_dash = |value: f64, text: String| if value.is_finite() { text } else { "-".into() };
-        println!(
-            "{:>11} {:>8} {:>6} {:>6} {:>9} {:>11.1} {:>8} {:>10} {:>13} {:>19} {:>8}",
-            row.case.model.as_str(),
-            row.case.timing.as_str(),
-            row.case.batch_per_rank,
-            row.case.ranks,
-            format_seconds(row.mean(Part::Step)),
-            row.images_per_second,
-            or_dash(row.speedup, format!("{:.2}", row.speedup)),
-            or_dash(row.efficiency, format!("{:.1} %", 100.0 * row.efficiency)),
-            or_dash(row.busbw, format!("{:.3}", row.busbw)),
-            or_dash(row.busbw_share, format!("{:.1} %", 100.0 * row.busbw_share)),
-            or_dash(row.overlap, format!("{:.0} %", (100.0 * row.overlap).round() + 0.0)), // + 0: no -0
-        );
-    }
-    println!("\nwritten to {}", record.path().display());
+    println!("\n{}", report::sweep(scaling::table(&record.rows())));
+    println!("written to {}", record.path().display());
     println!("next: hpml report {}", record.path().display());
 }

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::data::Datasets;
 use crate::error::{Error, Result};
 use crate::launch::Job;
-use crate::metrics::{Part, StepTimes};
+use crate::metrics::{Part, StepTimes, all_reduce_busbw};
 use crate::store::{self, Attribute, Column, FileKind, Identity, Owner, RunFile, Table, Values};
 use crate::train;
 use crate::units::Bytes;
@@ -35,6 +35,7 @@ struct About {
     out_of_memory: bool,
     peak_memory: Bytes,
     gradient_bytes: Bytes,
+    overlaps: bool,
     gpu: Option<GpuUse>,
 }
 
@@ -111,6 +112,7 @@ impl Record {
         about.out_of_memory |= outcome.out_of_memory;
         about.peak_memory = about.peak_memory.max(outcome.peak_memory);
         about.gradient_bytes = about.gradient_bytes.max(outcome.gradient_bytes);
+        about.overlaps |= outcome.overlaps;
         about.gpu = outcome.gpu.or(about.gpu);
         if !outcome.out_of_memory {
             let steps = outcome.times.first().map_or(0, Vec::len);
@@ -146,12 +148,14 @@ impl Record {
             out_of_memory: self.out_of_memory(number),
             peak_memory: about.peak_memory,
             gradient_bytes: about.gradient_bytes,
+            overlaps: about.overlaps,
             gpu: about.gpu,
             bare_busbw: self.bare_busbw(self.cases[number].ranks, about.gradient_bytes),
         }
     }
 
-    /// busbw of the bare all-reduce, in place, in bytes per second.
+    /// busbw of the bare all-reduce, in place and at its median time, in bytes per second. Not of its mean: a burst of other work
+    /// on the machine is in that, and left out of a case's trimmed mean.
     fn bare_busbw(&self, ranks: usize, bytes: Bytes) -> f64 {
         let Some(table) = &self.all_reduce else { return f64::NAN };
         let numbers = |name: &str| table.column(name).and_then(|column| column.values.numbers()).unwrap_or_default();
@@ -159,9 +163,9 @@ impl Record {
             Some(Values::Text(places)) => places.iter().map(|place| place == "in_place").collect(),
             _ => Vec::new(),
         };
-        let rows = numbers("ranks").into_iter().zip(numbers("size")).zip(numbers("busbw")).zip(in_place);
+        let rows = numbers("ranks").into_iter().zip(numbers("size")).zip(numbers("p50")).zip(in_place);
         let mut found = rows.filter(|(((of, size), _), here)| *of == ranks as f64 && *size == bytes as f64 && *here);
-        found.next().map_or(f64::NAN, |((_, busbw), _)| busbw * 1e9)
+        found.next().map_or(f64::NAN, |((_, time), _)| all_reduce_busbw(bytes, time, ranks))
     }
 
     /// Writes the file as that of a sweep that is finished.
@@ -202,7 +206,7 @@ impl Record {
         let mut columns: Vec<Column> =
             names.map(|((name, meaning), values)| Column::new(*name, "1", meaning, Values::I64(values))).collect();
         for (part, values) in Part::ALL.into_iter().zip(parts) {
-            columns.push(Column::new(part.as_str(), "s", part.long_name(), Values::F32(values)));
+            columns.push(Column::of(part.definition(), Values::F32(values)));
         }
         Table::new("steps", "row", columns)
     }
@@ -231,11 +235,14 @@ impl Record {
         let Some(Values::Text(status)) = scaling.column("status").map(|column| &column.values) else {
             return Err(damaged("scaling/status"));
         };
+        // A file of before there was this column leaves it open until the next visit.
+        let overlaps = scaling.numbers("overlaps");
         for (number, about) in self.about.iter_mut().enumerate() {
             let out_of_memory = status.get(number).is_some_and(|status| status == Status::OutOfMemory.as_str());
             let (peak_memory, gradient_bytes) = (peaks[number] as Bytes, gradients[number] as Bytes);
+            let overlaps = overlaps.get(number).is_some_and(|overlaps| *overlaps != 0.0);
             let gpu = scaling::gpu_use(&scaling, number);
-            *about = About { out_of_memory, peak_memory, gradient_bytes, gpu };
+            *about = About { out_of_memory, peak_memory, gradient_bytes, overlaps, gpu };
         }
 
         if !names.iter().any(|name| name == "steps") {

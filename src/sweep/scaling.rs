@@ -1,7 +1,9 @@
 //! From step times to `/scaling`: a row a case. Pure arithmetic.
 
-use crate::config::Timing;
-use crate::metrics::{Part, StepTimes, algbw, all_reduce_busbw};
+use crate::metrics::{
+    self, Definition, Part, StepTimes, algbw, all_reduce_busbw, all_reduce_volume, busbw_share, definitions,
+    median_interval,
+};
 use crate::store::{Column, Table, Values};
 use crate::units::{Bytes, Second, gigabytes_per_second};
 
@@ -43,9 +45,11 @@ pub struct Measurement {
     pub peak_memory: Bytes,
     /// What a step all-reduces.
     pub gradient_bytes: Bytes,
+    /// Whether collectives can run beside the backward pass.
+    pub overlaps: bool,
     /// What the GPUs took, if there are any.
     pub gpu: Option<GpuUse>,
-    /// busbw of the bare all-reduce of these bytes on these ranks, bytes per second; NaN if it was not measured.
+    /// Median busbw of the bare all-reduce of these bytes on these ranks, bytes per second; NaN if it was not measured.
     pub bare_busbw: f64,
 }
 
@@ -56,6 +60,7 @@ pub struct Row {
     pub case: Case,
     pub status: Status,
     pub steps: usize,
+    trimmed_means: [Second; StepTimes::PARTS],
     means: [Second; StepTimes::PARTS],
     pub step_p50: Second,
     pub step_low: Second,
@@ -64,6 +69,7 @@ pub struct Row {
     pub algbw: f64,
     pub busbw: f64,
     pub busbw_share: f64,
+    pub overlaps: bool,
     pub overlap: f64,
     pub speedup: f64,
     pub efficiency: f64,
@@ -76,26 +82,22 @@ pub struct Row {
 }
 
 impl Row {
-    /// Mean seconds of a part over the ranks and the typical steps.
-    pub fn mean(&self, part: Part) -> Second {
-        self.means[part as usize]
+    /// Trimmed mean of a part in seconds, see [`definitions::TRIMMED_MEAN`].
+    pub fn trimmed_mean(&self, part: Part) -> Second {
+        self.trimmed_means[part as usize]
     }
 
     fn of(measurement: &Measurement, samples: usize) -> Row {
         let case = measurement.case;
-        let typical = typical(&measurement.steps);
-        let mean = |part: Part| {
-            let values = typical.iter().flat_map(|ranks| ranks.iter().map(|time| f64::from(time.get(part))));
-            values.sum::<f64>() / (typical.len() * case.ranks) as f64 // NaN of no steps
-        };
-        let means: [Second; StepTimes::PARTS] = Part::ALL.map(mean);
-        let get = |part: Part| means[part as usize];
-        let (low, middle, high) = median_interval(measurement.steps.iter().map(|ranks| slowest(ranks)).collect());
+        let all: Vec<&Vec<StepTimes>> = measurement.steps.iter().collect();
+        let trimmed_means = means(&middle_half(&all));
+        let get = |part: Part| trimmed_means[part as usize];
+        let mut slowest: Vec<Second> = measurement.steps.iter().map(|ranks| slowest(ranks)).collect();
+        slowest.sort_by(f64::total_cmp);
+        let (low, high) = median_interval(&slowest);
         let images_per_second = case.global_batch() as f64 / get(Part::Step);
         let several = |value: f64| if case.ranks > 1 { value } else { f64::NAN };
-        let busbw = several(all_reduce_busbw(measurement.gradient_bytes, get(Part::Comm), case.ranks));
-        let in_collectives = get(Part::CommWait) + get(Part::Comm);
-        let overlapped = case.timing == Timing::Overlap && case.ranks > 1;
+        let busbw = all_reduce_busbw(measurement.gradient_bytes, get(Part::Comm), case.ranks);
         Row {
             case,
             status: match measurement {
@@ -104,17 +106,18 @@ impl Row {
                 _ => Status::Ok,
             },
             steps: measurement.steps.len(),
-            means,
-            step_p50: middle,
+            trimmed_means,
+            means: means(&all),
+            step_p50: metrics::median(&slowest),
             step_low: low,
             step_high: high,
             images_per_second,
             algbw: several(gigabytes_per_second(algbw(measurement.gradient_bytes, get(Part::Comm)))),
             busbw: gigabytes_per_second(busbw),
-            busbw_share: several(busbw / measurement.bare_busbw),
-            // To six digits: what sums of float32 leave of nothing is nothing.
-            overlap: if overlapped {
-                ((1.0 - get(Part::CommExposed) / in_collectives) * 1e6).round() / 1e6
+            busbw_share: busbw_share(busbw, measurement.bare_busbw),
+            overlaps: measurement.overlaps,
+            overlap: if measurement.overlaps {
+                metrics::overlap(get(Part::CommExposed), get(Part::CommWait), get(Part::Comm))
             } else {
                 f64::NAN
             },
@@ -122,7 +125,7 @@ impl Row {
             efficiency: f64::NAN,
             epoch_seconds: samples as f64 / images_per_second,
             gradient_bytes: measurement.gradient_bytes,
-            volume: 2.0 * (case.ranks as f64 - 1.0) / case.ranks as f64 * measurement.gradient_bytes as f64,
+            volume: all_reduce_volume(measurement.gradient_bytes, case.ranks),
             peak_memory: measurement.peak_memory,
             gpu: measurement.gpu,
             epoch_joules: measurement.gpu.map_or(f64::NAN, |gpu| gpu.joules_per_image * samples as f64),
@@ -157,38 +160,40 @@ pub fn table(rows: &[Row]) -> Table {
         Column::new("batch_per_rank", "1", "samples per rank and step", integers(&|row| row.case.batch_per_rank)),
         Column::new("timing", "1", "overlap, or profile: nothing overlaps", texts(&|row| row.case.timing.as_str())),
         Column::new("status", "1", "ok, out_of_memory or pending", texts(&|row| row.status.as_str())),
-        Column::new("steps", "1", "counted steps over all visits", integers(&|row| row.steps)),
+        Column::new("steps", "1", "counted steps over all visits, warm-up left out", integers(&|row| row.steps)),
+        Column::of(&definitions::OVERLAPS, integers(&|row| usize::from(row.overlaps))),
     ];
     for part in Part::ALL {
-        let meaning = format!("{}; mean over ranks and typical steps", part.long_name());
-        columns.push(Column::new(part.as_str(), "s", meaning, floats(&|row| row.mean(part))));
+        let meaning = definitions::TRIMMED_MEAN.of_part(part.definition());
+        columns.push(Column::new(part.as_str(), "s", meaning, floats(&|row| row.trimmed_mean(part))));
     }
-    let mut more = |name: &str, units: &str, meaning: &str, value: &dyn Fn(&Row) -> f64| {
-        columns.push(Column::new(name, units, meaning, floats(value)));
+    for part in Part::ALL {
+        let (name, meaning) = (format!("{}_mean", part.as_str()), definitions::PART_MEAN.of_part(part.definition()));
+        columns.push(Column::new(name, "s", meaning, floats(&|row| row.means[part as usize])));
+    }
+    let mut more = |definition: &Definition, value: &dyn Fn(&Row) -> f64| {
+        columns.push(Column::of(definition, floats(value)));
     };
-    more("step_p50", "s", "median over all counted steps of the slowest rank's step", &|row| row.step_p50);
-    more("step_low", "s", "lower end of its 95 % interval", &|row| row.step_low);
-    more("step_high", "s", "upper end of its 95 % interval", &|row| row.step_high);
-    more("images_per_second", "1/s", "global batch / step", &|row| row.images_per_second);
-    more("algbw", "GB/s", "gradient_bytes / comm", &|row| row.algbw);
-    more("busbw", "GB/s", "algbw * 2 (n-1) / n", &|row| row.busbw);
-    more("busbw_share", "1", "busbw / that of the bare all-reduce of these bytes on these ranks", &|row| {
-        row.busbw_share
-    });
-    more("overlap", "1", "1 - comm_exposed / (comm_wait + comm)", &|row| row.overlap);
-    more("speedup", "1", "images_per_second / that of 1 rank at this batch_per_rank", &|row| row.speedup);
-    more("efficiency", "1", "speedup / ranks", &|row| row.efficiency);
-    more("epoch_seconds", "s", "training samples / images_per_second", &|row| row.epoch_seconds);
-    more("gradient_bytes", "B", "gradients of one rank: what a step all-reduces", &|row| row.gradient_bytes as f64);
-    more("volume", "B", "2 (n-1) / n * gradient_bytes: least that a rank sends in a step", &|row| row.volume);
-    more("peak_memory", "B", "most that a rank had resident", &|row| row.peak_memory as f64);
+    more(&definitions::STEP_P50, &|row| row.step_p50);
+    more(&definitions::STEP_LOW, &|row| row.step_low);
+    more(&definitions::STEP_HIGH, &|row| row.step_high);
+    more(&definitions::SWEEP_IMAGES_PER_SECOND, &|row| row.images_per_second);
+    more(&definitions::ALGBW, &|row| row.algbw);
+    more(&definitions::BUSBW, &|row| row.busbw);
+    more(&definitions::BUSBW_SHARE, &|row| row.busbw_share);
+    more(&definitions::OVERLAP, &|row| row.overlap);
+    more(&definitions::SPEEDUP, &|row| row.speedup);
+    more(&definitions::EFFICIENCY, &|row| row.efficiency);
+    more(&definitions::EPOCH_SECONDS, &|row| row.epoch_seconds);
+    more(&definitions::GRADIENT_BYTES, &|row| row.gradient_bytes as f64);
+    more(&definitions::VOLUME, &|row| row.volume);
+    more(&definitions::PEAK_MEMORY, &|row| row.peak_memory as f64);
     if rows.iter().any(|row| row.gpu.is_some()) {
         let of = |value: fn(&GpuUse) -> f64| move |row: &Row| row.gpu.as_ref().map_or(f64::NAN, value);
-        let busy = "mean over the GPUs of the share of time in which each computed anything (NVML)";
-        more("gpu_utilization", "percent", busy, &of(|gpu| gpu.utilization));
-        more("gpu_memory", "B", "the most that was taken of a GPU", &of(|gpu| gpu.memory as f64));
-        more("epoch_joules", "J", "energy of all GPUs in an epoch of the training samples", &|row| row.epoch_joules);
-        more("joules_per_image", "J", "energy of all GPUs by training image", &of(|gpu| gpu.joules_per_image));
+        more(&definitions::GPU_UTILIZATION, &of(|gpu| gpu.utilization));
+        more(&definitions::GPU_MEMORY, &of(|gpu| gpu.memory as f64));
+        more(&definitions::EPOCH_JOULES, &|row| row.epoch_joules);
+        more(&definitions::JOULES_PER_IMAGE, &of(|gpu| gpu.joules_per_image));
     }
     Table::new("scaling", "case", columns)
 }
@@ -209,33 +214,23 @@ fn slowest(ranks: &[StepTimes]) -> Second {
 
 /// The middle half of the steps by the slowest rank's time (all, of fewer than four): a neighbour's burst of work on the
 /// machine is left out, and the parts of a step still add up, since all are means over the same steps.
-fn typical(steps: &[Vec<StepTimes>]) -> Vec<&Vec<StepTimes>> {
-    let mut sorted: Vec<&Vec<StepTimes>> = steps.iter().collect();
+fn middle_half<'a>(steps: &[&'a Vec<StepTimes>]) -> Vec<&'a Vec<StepTimes>> {
+    let mut sorted = steps.to_vec();
     sorted.sort_by(|a, b| slowest(a).total_cmp(&slowest(b)));
     let cut = sorted.len() / 4;
     sorted[cut..sorted.len() - cut].to_vec()
 }
 
-/// The median and its 95 % interval by order statistics, which assumes nothing of the distribution:
-/// ranks n/2 -+ 1.96 sqrt(n)/2 of the sorted values, or the extremes where that lies outside (below 6 values). NaN of none.
-///
-/// Source: Conover, Practical Nonparametric Statistics, confidence interval for a quantile.
-fn median_interval(mut values: Vec<Second>) -> (Second, Second, Second) {
-    if values.is_empty() {
-        return (f64::NAN, f64::NAN, f64::NAN);
-    }
-    values.sort_by(f64::total_cmp);
-    let n = values.len();
-    let half_width = 1.96 * (n as f64).sqrt() / 2.0;
-    let low = (n as f64 / 2.0 - half_width).floor().max(0.0) as usize;
-    let high = ((n as f64 / 2.0 + half_width).ceil() as usize).min(n - 1);
-    (values[low.min(n - 1)], (values[(n - 1) / 2] + values[n / 2]) / 2.0, values[high])
+/// Mean of each part over `[steps][ranks]`; NaN of none.
+fn means(steps: &[&Vec<StepTimes>]) -> [Second; StepTimes::PARTS] {
+    Part::ALL
+        .map(|part| metrics::mean(steps.iter().flat_map(|ranks| ranks.iter().map(|time| f64::from(time.get(part))))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ModelName;
+    use crate::config::{ModelName, Timing};
 
     fn time(forward: f64, comm: f64) -> StepTimes {
         let mut time = StepTimes::default();
@@ -256,6 +251,7 @@ mod tests {
             peak_memory: 5,
             gpu: None,
             gradient_bytes: 1_000_000_000,
+            overlaps: ranks > 1,
             bare_busbw: 4e9,
         }
     }
@@ -268,7 +264,8 @@ mod tests {
         let (four, one) = (&rows[0], &rows[1]);
         assert_eq!((one.images_per_second, one.speedup, one.efficiency, one.epoch_seconds), (8.0, 1.0, 1.0, 10.0));
         assert!(one.busbw.is_nan() && one.overlap.is_nan() && one.volume == 0.0);
-        assert_eq!(four.mean(Part::Step), 1.5);
+        // The burst is in the mean and not in the trimmed one.
+        assert_eq!((four.trimmed_mean(Part::Step), four.means[Part::Step as usize]), (1.5, (3.0 * 1.5 + 10.0) / 4.0));
         assert!((four.speedup - 4.0 / 1.5).abs() < 1e-9 && (four.efficiency - 1.0 / 1.5).abs() < 1e-9);
         assert!((four.algbw - 2.0).abs() < 1e-9 && (four.busbw - 3.0).abs() < 1e-9);
         assert!((four.busbw_share - 0.75).abs() < 1e-9 && (four.overlap - 0.75).abs() < 1e-9);
@@ -276,12 +273,16 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_of_the_median_holds_it_and_shrinks() {
-        let (low, middle, high) = median_interval((0..100).map(f64::from).collect());
-        assert_eq!((low, middle, high), (40.0, 49.5, 60.0));
-        assert_eq!(median_interval(vec![3.0, 1.0, 2.0]), (1.0, 2.0, 3.0));
-        assert_eq!(median_interval(vec![2.0]), (2.0, 2.0, 2.0));
-        assert!(median_interval(Vec::new()).1.is_nan());
+    fn what_does_not_exist_is_nan() {
+        let mut one_bucket = measurement(2, &[(1.0, 0.5); 5]);
+        one_bucket.overlaps = false;
+        one_bucket.bare_busbw = 1e9; // slower than the 2 GB/s in training
+        let row = &rows(&[one_bucket], 10)[0];
+        assert!(row.overlap.is_nan() && row.busbw_share.is_nan() && row.busbw > 0.0);
+        assert!(row.step_low.is_nan() && row.step_high.is_nan(), "no 95 % interval of 5 steps");
+        assert!(row.speedup.is_nan() && row.efficiency.is_nan(), "without a case of 1 rank");
+        let six = &rows(&[measurement(2, &[(1.0, 0.5); 6])], 10)[0];
+        assert_eq!((six.step_low, six.step_p50, six.step_high), (1.5, 1.5, 1.5));
     }
 
     #[test]
@@ -291,7 +292,7 @@ mod tests {
         none.out_of_memory = true;
         let rows = rows(&[none], 10);
         assert_eq!(rows[0].status, Status::OutOfMemory);
-        assert!(rows[0].mean(Part::Step).is_nan() && rows[0].images_per_second.is_nan());
+        assert!(rows[0].trimmed_mean(Part::Step).is_nan() && rows[0].images_per_second.is_nan());
         assert_eq!(table(&rows).column("status").unwrap().values, Values::Text(vec!["out_of_memory".into()]));
     }
 }

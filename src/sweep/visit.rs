@@ -32,6 +32,8 @@ pub(super) struct Outcome {
     pub out_of_memory: bool,
     /// Gradients in bytes: what a step all-reduces.
     pub gradient_bytes: Bytes,
+    /// Whether collectives can run beside the backward pass.
+    pub overlaps: bool,
     /// What the GPUs took in the counted steps, if there are any.
     pub gpu: Option<GpuUse>,
 }
@@ -81,7 +83,14 @@ pub(super) fn visit(
     // A tenth is left to what else runs here.
     let room = memory::room(sharing) / 10 * 9;
     let too_much = needed > memory::resident() + room;
-    let mut outcome = Outcome { times: Vec::new(), peak_memory: 0, out_of_memory: true, gradient_bytes: 0, gpu: None };
+    let mut outcome = Outcome {
+        times: Vec::new(),
+        peak_memory: 0,
+        out_of_memory: true,
+        gradient_bytes: 0,
+        overlaps: false,
+        gpu: None,
+    };
     if any(group, too_much)? {
         return Ok(outcome);
     }
@@ -89,7 +98,7 @@ pub(super) fn visit(
     memory::forget_peak();
     let mut replica = Replica::new(new_model(&config, case.model), job.target, group.clone(), &config)?;
     let feed = Feed::new(dataset.clone(), job.target.own_memory());
-    outcome.gradient_bytes = replica.gradient_bytes();
+    (outcome.gradient_bytes, outcome.overlaps) = (replica.gradient_bytes(), replica.overlaps());
     let warmup = config.metrics.warmup_steps.max(1);
     let plan = plan(case, &config, group.rank(), dataset.len(), warmup + MOST_STEPS);
     // Before a step that others wait in: one on its own, whose failure is no more than an answer.

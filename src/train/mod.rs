@@ -98,9 +98,8 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         return Err(checkpoints::stopped(signal, training.steps_done(), checkpoint));
     }
     if let Some(outputs) = &outputs {
-        let ledger = training.record.ledger(&job.communicator.ledger());
-        let seconds = started.elapsed().as_secs_f64();
-        closing::print_closing(&training.record, &ledger, &training.replica, job, outputs.run_file.path(), seconds);
+        let (path, seconds) = (outputs.run_file.path(), started.elapsed().as_secs_f64());
+        closing::print_closing(config, &training.tables(), path, seconds);
     }
     drop(checkpoints); // from here on a signal ends the job: all is written, and to quantize can be repeated
     if config.quantize.enabled {

@@ -198,6 +198,7 @@ impl<'a> Training<'a> {
         self.epochs_done += 1;
         self.record.add_epoch(EpochRow {
             epoch,
+            world_size: job.world_size,
             train,
             test,
             seconds,

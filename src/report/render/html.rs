@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::metrics::definitions::EXPLAINED;
 use crate::report::plot;
 use crate::report::sheet::{Section, Sheet, printable};
 
@@ -37,64 +38,24 @@ footer { margin-top: 3rem; color: #777; font-size: .85rem; }
 }
 ";
 
-/// How each figure was got: a term and what was done.
-const HOW: [(&str, &str); 13] = [
+/// What no single column says: a term and what was done.
+const HOW: [(&str, &str); 4] = [
     (
         "Where communication is timed",
         "At the collective itself, never as the difference of two runs: each rank takes the time when an all-reduce starts \
          and when it ends.",
     ),
     (
-        "comm",
-        "The collectives of a step, from the arrival of the last rank to their end, whether they were hidden behind the \
-         backward pass or not.",
-    ),
-    (
-        "comm_wait",
-        "Waiting for slower ranks to arrive before a collective could start. It is load imbalance, not the network's time, \
-         and stands apart for that reason.",
-    ),
-    (
-        "comm_exposed",
-        "The part of the step in which a rank did nothing but wait for collectives. Only this part makes a step longer.",
-    ),
-    (
         "profile and overlap",
-        "In profile mode nothing overlaps, a barrier stands before each collective and the device is synchronised at each \
-         border, so that data, forward, backward, comm_wait, comm and optimizer add up to the step. In overlap mode buckets \
+        "In profile timing nothing overlaps, a barrier stands before each collective and the device is synchronised at each \
+         border, so that data, forward, backward, comm_wait, comm and optimizer add up to the step. In overlap timing buckets \
          of gradients are reduced while the backward pass still computes, as in real training; parts that run side by side \
-         do not add up. overlap = 1 - comm_exposed / comm.",
+         do not add up, and only comm_exposed makes a step longer.",
     ),
     (
-        "data, forward, backward, optimizer, step",
-        "Waiting for the next batch; the two passes, backward without waiting for collectives; the update; the whole step. \
-         Means over all ranks and counted steps. A warm-up is never counted.",
-    ),
-    (
-        "algbw and busbw",
-        "As in nccl-tests, in decimal GB/s. algbw = bytes of the buffer on one rank / time of the collective. busbw = algbw x \
-         2(n-1)/n for n ranks: what any all-reduce must at least send and receive per rank, so that it compares with the \
-         speed of the link for every n.",
-    ),
-    (
-        "bytes and sent_bytes",
-        "bytes: of the buffers that rank 0 handed to its collectives. sent_bytes: what all ranks together sent each other for \
-         that as messages: of an all-reduce 2(n-1) buffers, of a broadcast or gather n-1. Ranks of one host that add their \
-         gradients up in shared memory send none. hpml's tests hold the sum against Open MPI's own count.",
-    ),
-    (
-        "volume and busbw_share",
-        "volume = 2(n-1)/n x the bytes of the gradients as sent. busbw_share, the bandwidth utilisation, = busbw during \
-         training / busbw of the bare all-reduce at that size on the same ranks.",
-    ),
-    (
-        "speedup",
-        "Throughput (images per second) on n ranks / throughput on 1 rank, both at the same batch per rank (weak scaling).",
-    ),
-    ("efficiency", "speedup / n. 1 is ideal. The seconds of an epoch stand beside both."),
-    (
-        "step_p50, step_low, step_high",
-        "Median over the steps of the slowest rank's time, and the 95 % interval of that median.",
+        "Warm-up",
+        "The first metrics.warmup_steps steps of a job, also of one that goes on after a resumption, are left out; where there are no \
+         others they are counted, which the table says. Steps on different numbers of ranks are never pooled.",
     ),
     (
         "Quantization",
@@ -127,12 +88,15 @@ pub fn html(files: &[&str], sections: &[Section]) -> Result<String, String> {
         section.sheets.iter().for_each(|sheet| page += &table(sheet));
     }
     page += "<h2 id=\"how\">How each figure was got</h2>\n<dl>\n";
-    for (term, meaning) in HOW {
-        let _ = writeln!(page, "<dt>{}</dt><dd>{}</dd>", escaped(term), escaped(meaning));
+    let explain = |term: &str, meaning: &str| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(term), escaped(meaning));
+    HOW.iter().for_each(|(term, meaning)| page += &explain(term, meaning));
+    for figure in EXPLAINED {
+        let absent = if figure.absent.is_empty() { String::new() } else { format!(". A dash: {}", figure.absent) };
+        page += &explain(figure.name, &format!("{}{absent}", figure.text));
     }
     let _ = write!(
         page,
-        "</dl>\n<footer>Made by hpml {} from run files alone. A dash: does not apply. The meaning of a column is shown when \
+        "</dl>\n<footer>Made by hpml {} from run files alone. The meaning of a column is shown when \
          the pointer rests on its name, and stands in the run file as its long_name.</footer>\n</body>\n</html>\n",
         env!("CARGO_PKG_VERSION")
     );
@@ -170,7 +134,11 @@ fn table(sheet: &Sheet) -> String {
         }
         html += "</tr>\n";
     }
-    html + "</tbody>\n</table></div>\n"
+    html += "</tbody>\n</table></div>\n";
+    for reason in sheet.dashes() {
+        let _ = writeln!(html, "<p class=\"note\">{}</p>", escaped(&reason));
+    }
+    html
 }
 
 fn escaped(text: &str) -> String {

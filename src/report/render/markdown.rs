@@ -30,9 +30,8 @@ pub fn markdown_sheet(sheet: &Sheet) -> String {
     for row in 0..sheet.rows.len() {
         text += &line(&|column| escaped(&columns[column].cells[row]));
     }
-    if !sheet.note.is_empty() {
-        let _ = write!(text, "\n{}\n", escaped(&sheet.note));
-    }
+    let notes = [sheet.note.clone()].into_iter().filter(|note| !note.is_empty()).chain(sheet.dashes());
+    notes.for_each(|note| text += &format!("\n{}\n", escaped(&note)));
     text + "\n"
 }
 

@@ -35,6 +35,7 @@ pub fn terminal_sheet(sheet: &Sheet) -> String {
     for row in 0..sheet.rows.len() {
         line(" ", &|column| columns[column].cells[row].clone());
     }
+    sheet.dashes().iter().for_each(|reason| text += &format!("# {reason}\n"));
     text
 }
 
@@ -55,11 +56,11 @@ mod tests {
     #[test]
     fn columns_are_aligned_below_their_units() {
         let sheet = Sheet {
-            columns: vec![Heading::new("kind", "1", ""), Heading::new("seconds", "s", "")],
+            columns: vec![Heading::new("kind", "1", ""), Heading::new("seconds", "s", "; NaN: none sent")],
             rows: vec![vec!["gradients".into(), Cell::Float(0.0412)], vec!["x".into(), Cell::Float(f64::NAN)]],
             ..Sheet::new("t", "messages").with_note("of rank 0")
         };
-        let expected = "messages\n# of rank 0\n# kind       seconds\n#               (ms)\n  gradients    41.20\n  x                -\n";
+        let expected = "messages\n# of rank 0\n# kind       seconds\n#               (ms)\n  gradients    41.20\n  x                -\n# - in seconds: none sent\n";
         assert_eq!(terminal_sheet(&sheet), expected);
     }
 }

@@ -1,6 +1,7 @@
 //! `/allreduce`: bandwidth by size.
 
 use crate::error::Result;
+use crate::metrics::definitions::{BUSBW, REDUCE_TIME};
 use crate::report::figure::{Axis, Figure, Lines, Panel, Scale, Series, Style};
 use crate::report::sheet::{Cell, Heading, Section};
 use crate::report::source::{Frame, Source};
@@ -31,7 +32,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         sheet.columns.insert(0, heading);
         sheet.rows.iter_mut().for_each(|row| row.insert(0, Cell::Int(frame.attribute("ranks") as i64)));
     }
-    let sheet = sheet.with_note("time: mean over the iterations of the slowest rank's; algbw, busbw as in nccl-tests");
+    let sheet = sheet.with_note("algbw and busbw: of time, as in nccl-tests");
     Ok(Some(Section::new("All-reduce", vec![sheet], vec![curves(&frame)])))
 }
 
@@ -70,5 +71,5 @@ fn curves(frame: &Frame) -> Figure {
         series: series.filter(|series| !series.points.is_empty()).collect(),
     };
     Figure::new("allreduce-busbw", "Bus bandwidth of the all-reduce, in place", vec![Panel::Lines(panel)])
-        .with_note("busbw = size / time x 2(n-1)/n, time being the slowest rank's mean.")
+        .with_note(&format!("busbw = {}; time: {}.", BUSBW.text, REDUCE_TIME.text))
 }

@@ -2,14 +2,30 @@
 
 use crate::error::Result;
 use crate::report::figure::{Axis, Figure, Lines, Panel, Scale, Series, Style};
-use crate::report::sheet::Section;
+use crate::report::sheet::{Section, Sheet};
 use crate::report::source::{Frame, Source};
 
 /// Table and curves.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("epochs")? else { return Ok(None) };
+    let panels = vec![
+        curves(&frame, "loss", "1", ["train_loss", "test_loss"]),
+        curves(&frame, "accuracy", "percent", ["train_accuracy", "test_accuracy"]),
+    ];
+    let augmented = match source.config.as_ref().map(|config| config.data.augment) {
+        Some(true) => ", augmented",
+        _ => "",
+    };
+    let figure = Figure::new("epochs", "Loss and accuracy", panels)
+        .with_note(&format!("Training: over the samples as they went by{augmented}. Test: after the epoch."));
+    Ok(Some(Section::new("Training", vec![sheet(&frame)], vec![figure])))
+}
+
+/// The table alone.
+pub fn sheet(frame: &Frame) -> Sheet {
     let columns = [
         "epoch",
+        "world_size",
         "train_loss",
         "train_accuracy",
         "test_loss",
@@ -19,14 +35,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         "test_seconds",
         "images_per_second",
     ];
-    let sheet = frame.sheet("epochs", "Loss and accuracy by epoch", &columns, &frame.rows());
-    let panels = vec![
-        curves(&frame, "loss", "1", ["train_loss", "test_loss"]),
-        curves(&frame, "accuracy", "percent", ["train_accuracy", "test_accuracy"]),
-    ];
-    let figure = Figure::new("epochs", "Loss and accuracy", panels)
-        .with_note("Training: over the samples as they went by, augmented. Test: after the epoch.");
-    Ok(Some(Section::new("Training", vec![sheet], vec![figure])))
+    frame.sheet("epochs", "Loss and accuracy by epoch", &columns, &frame.rows())
 }
 
 fn curves(frame: &Frame, what: &str, units: &str, columns: [&str; 2]) -> Panel {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::scaling::{Cases, Key};
 use super::scaling_plots::{against_ranks, speedup_and_efficiency};
 use crate::error::Result;
+use crate::metrics::definitions;
 use crate::report::figure::{Figure, Series, Style};
 use crate::report::sheet::{Cell, Heading, Section};
 use crate::report::source::{Frame, Source};
@@ -30,10 +31,11 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     if let Some(cases) = &measured {
         let known = cases.as_trained();
         for (column, units) in [("step", "s"), ("speedup", "1"), ("efficiency", "1")] {
-            let heading = Heading::new(&format!("{column} (measured)"), units, "of the same case in /scaling");
+            let meaning = "of the same case in /scaling; NaN: not measured";
+            let heading = Heading::new(&format!("{column} (measured)"), units, meaning);
             sheet.push(heading, |row| Cell::Float(measured_value(&frame, cases, &known, row, column)));
         }
-        sheet.push(Heading::new("step error", "percent", "predicted over measured step, less 100 %"), |row| {
+        sheet.push(Heading::of(&definitions::STEP_ERROR), |row| {
             let step = measured_value(&frame, cases, &known, row, "step");
             Cell::Float(100.0 * (frame.number("step", row) / step - 1.0))
         });

@@ -1,7 +1,8 @@
 //! `/spread` and `/ranks`: whether the ranks still hold the same network.
 
-use super::study::{mean, series, variants, x_values};
+use super::study::{series, variants, x_values};
 use crate::error::Result;
+use crate::metrics::mean;
 use crate::report::figure::{Axis, Figure, Lines, Panel, Scale};
 use crate::report::sheet::{Cell, Heading, Section, Sheet};
 use crate::report::source::{Frame, Source};
@@ -10,7 +11,7 @@ use crate::report::source::{Frame, Source};
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let (Some(spread), Some(ranks)) = (source.frame("spread")?, source.frame("ranks")?) else { return Ok(None) };
     let variants = variants(&spread);
-    let mut sheet = Sheet::new("ranks", "Agreement of the ranks, mean over the seeds");
+    let mut sheet = Sheet::new("ranks-summary", "Agreement of the ranks, mean over the seeds");
     sheet.note = "spread: greatest distance of a rank's parameters from the mean over the ranks, relative to it; accuracies: of \
                   each rank's own network on the whole test set, after the last epoch"
         .into();

@@ -1,7 +1,8 @@
 //! `/sampling`: which samples were drawn, and how well that mixed them.
 
-use super::study::{curves, mean, variants, x_values};
+use super::study::{curves, variants, x_values};
 use crate::error::Result;
+use crate::metrics::mean;
 use crate::report::figure::Figure;
 use crate::report::sheet::{Cell, Heading, Section, Sheet};
 use crate::report::source::Source;
@@ -14,7 +15,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     let variants = variants(&frame);
     let title = "Samples drawn over all ranks";
     let sheet = if frame.column("variant").is_some() {
-        let mut sheet = Sheet::new("sampling", format!("{title}, of the last epoch, mean over the seeds"));
+        let mut sheet = Sheet::new("sampling-summary", format!("{title}, of the last epoch, mean over the seeds"));
         sheet.columns = vec![Heading::new("variant", "1", "what is compared")];
         sheet.columns.extend(COLUMNS.iter().filter_map(|name| frame.heading(name)));
         for variant in &variants {

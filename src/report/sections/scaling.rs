@@ -4,6 +4,10 @@ use std::collections::BTreeSet;
 
 use super::scaling_plots;
 use crate::error::Result;
+use crate::metrics::Definition;
+use crate::metrics::definitions::{
+    BUSBW, BUSBW_SHARE, COMM_SHARE, COMM_WAIT_SHARE, COMPUTE_SHARE, MEAN, OVERLAP, STEP_P50, TRIMMED_MEAN, VOLUME, text,
+};
 use crate::report::sheet::{Cell, Heading, Section, Sheet};
 use crate::report::source::{Frame, Source};
 
@@ -83,6 +87,7 @@ fn batches(cases: &Cases) -> Sheet {
         "status",
         "steps",
         "step",
+        "step_mean",
         "step_p50",
         "step_low",
         "step_high",
@@ -96,7 +101,39 @@ fn batches(cases: &Cases) -> Sheet {
     cases
         .frame
         .sheet("scaling-batch", format!("Batch size on {}", ranks_label(fewest)), &columns, &rows)
-        .with_note("step_p50: median of the slowest rank's step, with its 95 % interval from step_low to step_high")
+        .with_note(format!("step: {}; step_mean: {}; step_p50: {}", TRIMMED_MEAN.text, MEAN.text, STEP_P50.text))
+}
+
+/// The cases that were measured, as `hpml sweep` closes with them.
+pub fn measured(frame: Frame) -> Sheet {
+    let cases = Cases { frame };
+    let (frame, key) = (&cases.frame, |row: usize| cases.key(row).map(|(model, ranks, batch)| (model, batch, ranks)));
+    let mut rows = frame.rows_where(|row| frame.text("status", row) == "ok");
+    rows.sort_by_key(|&row| (frame.text("model", row), frame.text("timing", row), key(row)));
+    let columns = [
+        "model",
+        "timing",
+        "batch_per_rank",
+        "ranks",
+        "step",
+        "step_mean",
+        "images_per_second",
+        "speedup",
+        "efficiency",
+        "busbw",
+        "busbw_share",
+        "overlap",
+    ];
+    let notes = [
+        ("step", TRIMMED_MEAN.text),
+        ("step_mean", MEAN.text),
+        ("busbw_share", BUSBW_SHARE.text),
+        ("overlap", OVERLAP.text),
+    ];
+    let note = notes.map(|(name, text)| format!("{name}: {text}")).join("; ");
+    frame
+        .sheet("scaling", "Speedup and efficiency against one rank at the same batch per rank", &columns, &rows)
+        .with_note(note)
 }
 
 /// A row a model and batch, a column a number of ranks.
@@ -125,10 +162,11 @@ fn by_ranks(cases: &Cases, column: &str, title: &str) -> Sheet {
         sheet.rows.push([Cell::from(model), Cell::Int(batch)].into_iter().chain(values).collect());
     }
     let note = match column {
-        "speedup" => "throughput over that of 1 rank at the same batch per rank; ideal: the number of ranks",
-        "efficiency" => "speedup over the number of ranks; ideal: 1",
+        "speedup" => "; ideal: the number of ranks",
+        "efficiency" => "; ideal: 1",
         _ => "",
     };
+    let note = format!("{}{note}", text(&quantity.long_name));
     sheet.with_note(note)
 }
 
@@ -149,19 +187,19 @@ fn anatomy(cases: &Cases) -> Sheet {
         "step",
     ];
     let mut sheet = frame.sheet("scaling-anatomy", "Compute against communication", &columns, &rows);
-    let shares: [(&str, &str, &[&str]); 3] = [
-        ("compute share", "forward, backward and optimizer over step", &["forward", "backward", "optimizer"]),
-        ("comm_wait share", "waiting for slower ranks over step", &["comm_wait"]),
-        ("comm share", "collectives over step", &["comm"]),
+    let shares: [(Definition, &[&str]); 3] = [
+        (COMPUTE_SHARE, &["forward", "backward", "optimizer"]),
+        (COMM_WAIT_SHARE, &["comm_wait"]),
+        (COMM_SHARE, &["comm"]),
     ];
-    for (name, meaning, parts) in shares {
+    for (definition, parts) in shares {
         let share = |index: usize| {
             let of = |part: &&str| frame.number(part, rows[index]);
-            Cell::Float(100.0 * parts.iter().map(of).sum::<f64>() / frame.number("step", rows[index]))
+            Cell::Float(parts.iter().map(of).sum::<f64>() / frame.number("step", rows[index]))
         };
-        sheet.push(Heading::new(name, "percent", meaning), share);
+        sheet.push(Heading::of(&definition), share);
     }
-    sheet.with_note("profile: nothing overlaps, so the parts add up to the step; means over ranks and counted steps")
+    sheet.with_note(format!("profile: nothing overlaps, so the parts add up to the step; each a {}", TRIMMED_MEAN.text))
 }
 
 /// What profile mode and overlap mode say of the same case.
@@ -179,9 +217,10 @@ fn overlap(cases: &Cases) -> Sheet {
         heading("step", "profile"),
         heading("step", "overlap"),
         heading("comm", "profile"),
+        heading("comm_wait", "overlap"),
         heading("comm", "overlap"),
         heading("comm_exposed", "overlap"),
-        frame.heading("overlap").unwrap_or(Heading::new("overlap", "1", "1 - comm_exposed / comm")),
+        frame.heading("overlap").unwrap_or(Heading::of(&OVERLAP)),
     ];
     for ((model, ranks, batch), row) in overlap.iter().filter(|((_, ranks, _), _)| *ranks > 1) {
         let same = profile.iter().find(|(key, _)| *key == (model.clone(), *ranks, *batch)).map(|(_, row)| *row);
@@ -192,6 +231,7 @@ fn overlap(cases: &Cases) -> Sheet {
             of("step", same),
             of("step", row),
             of("comm", same),
+            of("comm_wait", row),
             of("comm", row),
             of("comm_exposed", row),
             of("overlap", row),
@@ -199,7 +239,7 @@ fn overlap(cases: &Cases) -> Sheet {
         let case = [Cell::from(model.as_str()), Cell::Int(*ranks), Cell::Int(*batch)];
         sheet.rows.push(case.into_iter().chain(numbers).collect());
     }
-    sheet.with_note("overlap = 1 - comm_exposed / comm: the part of the communication that cost no time")
+    sheet.with_note(format!("overlap: {}", OVERLAP.text))
 }
 
 fn bandwidth(cases: &Cases) -> Sheet {
@@ -217,7 +257,8 @@ fn bandwidth(cases: &Cases) -> Sheet {
         "busbw",
         "busbw_share",
     ];
-    cases.frame.sheet("scaling-bandwidth", "Communication volume and bandwidth", &columns, &rows).with_note(
-        "volume = 2(n-1)/n x gradient_bytes; busbw_share: busbw over that of the bare all-reduce at that size on those ranks",
-    )
+    cases
+        .frame
+        .sheet("scaling-bandwidth", "Communication volume and bandwidth", &columns, &rows)
+        .with_note(format!("volume: {}; busbw: {}; busbw_share: {}", VOLUME.text, BUSBW.text, BUSBW_SHARE.text))
 }

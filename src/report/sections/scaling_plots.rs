@@ -91,7 +91,7 @@ fn anatomy(cases: &Cases) -> Figure {
     };
     let panel = Bars {
         title: String::new(),
-        x: Axis::new("mean time of a step", "s", Scale::Zero),
+        x: Axis::new("trimmed mean time of a step", "s", Scale::Zero),
         parts: PARTS.map(str::to_owned).to_vec(),
         bars: rows.iter().map(bar).collect(),
     };

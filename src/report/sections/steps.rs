@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::Timing;
+use crate::config::{Config, Timing};
 use crate::error::Result;
-use crate::metrics::{Part, StepTimes, anatomy};
+use crate::metrics::definitions::{MEAN, P50, P99, PROFILE, SHARE, SLOWEST_RANK, WARMUP, WORLD_SIZE};
+use crate::metrics::{Conditions, Group, Part, RankStep, StepTimes, groups, mean, world_sizes};
 use crate::report::figure::{Axis, Bar, Bars, Figure, Lines, Panel, Scale, Series, Style};
 use crate::report::sheet::{Cell, Heading, Section, Sheet};
 use crate::report::source::{Frame, Source};
@@ -16,55 +17,59 @@ const MOST_POINTS: usize = 1500;
 pub fn section(source: &Source) -> Result<Option<Section>> {
     // A sweep keeps the steps of all its cases there: /scaling tells of them.
     let Some(frame) = source.frame("steps")?.filter(|frame| frame.column("case").is_none()) else { return Ok(None) };
-    let ranks = by_rank(&frame);
-    let steps = ranks.values().map(Vec::len).max().unwrap_or(0);
-    let profile = source.config.as_ref().is_some_and(|config| config.metrics.timing == Timing::Profile);
-    let note = format!(
-        "{steps} steps x {} rank(s), warm-up left out; {}",
-        ranks.len(),
-        if profile { "profile: the parts add up" } else { "overlap: comm and comm_wait are hidden or not" }
-    );
-    let sheets = vec![sheet(&ranks).with_note(note)];
-    let figures = vec![bars(&ranks, profile), course(&frame)];
-    Ok(Some(Section::new("Step anatomy", sheets, figures)))
+    let groups = groups_of(&frame, source.config.as_ref());
+    let figures = vec![bars(&groups), course(&frame)];
+    Ok(Some(Section::new("Step anatomy", vec![sheet(&groups)], figures)))
 }
 
-/// The counted steps of each rank; those of the warm-up only if there are no others.
-fn by_rank(frame: &Frame) -> BTreeMap<i64, Vec<StepTimes>> {
-    let mut rows = frame.rows_where(|row| frame.integer("warmup", row) != Some(1));
-    if rows.is_empty() {
-        rows = frame.rows();
-    }
-    let mut ranks: BTreeMap<i64, Vec<StepTimes>> = BTreeMap::new();
-    for row in rows {
+/// The table of the parts alone.
+pub fn anatomy(frame: &Frame, config: &Config) -> Sheet {
+    sheet(&groups_of(frame, Some(config)))
+}
+
+/// The counted steps, apart by the ranks and the timing that they were measured with. Rows of older files do not say these: then there
+/// were as many ranks as a step has rows, in the timing of the file's configuration.
+fn groups_of(frame: &Frame, config: Option<&Config>) -> Vec<Group> {
+    let rows = frame.rows();
+    let steps: Vec<i64> = rows.iter().map(|row| frame.integer("global_step", *row).unwrap_or(0)).collect();
+    let counted = world_sizes(&steps);
+    let profile = config.is_some_and(|config| config.metrics.timing == Timing::Profile);
+    let of_row = |&row: &usize| {
         let seconds = Part::ALL.map(|part| frame.number(part.as_str(), row) as f32);
         // A part that an older file does not have took no time that could be told.
         let seconds = seconds.map(|seconds| if seconds.is_finite() { seconds } else { 0.0 });
-        let rank = frame.integer("rank", row).unwrap_or(0);
-        ranks.entry(rank).or_default().push(StepTimes::from_slice(&seconds));
-    }
-    ranks
+        let ranks = frame.integer(WORLD_SIZE.name, row).and_then(|ranks| usize::try_from(ranks).ok());
+        RankStep {
+            step: steps[row],
+            conditions: Conditions {
+                world_size: ranks.unwrap_or(counted[row]),
+                is_profile: frame.integer(PROFILE.name, row).map_or(profile, |profile| profile == 1),
+            },
+            rank: frame.integer("rank", row).unwrap_or(0),
+            is_warmup: frame.integer(WARMUP.name, row) == Some(1),
+            times: StepTimes::from_slice(&seconds),
+        }
+    };
+    groups(&rows.iter().map(of_row).collect::<Vec<RankStep>>())
 }
 
-fn sheet(ranks: &BTreeMap<i64, Vec<StepTimes>>) -> Sheet {
-    let times: Vec<&[StepTimes]> = ranks.values().map(Vec::as_slice).collect();
-    let mut parts = if times.is_empty() { Vec::new() } else { anatomy(&times) };
-    let comm = |part| matches!(part, Part::Comm | Part::CommWait | Part::CommExposed);
-    parts.retain(|row| ranks.len() > 1 || !comm(row.part));
-    let mut sheet = Sheet::new("steps", "Step anatomy");
+fn sheet(groups: &[Group]) -> Sheet {
+    let mut sheet = Sheet::new("steps-anatomy", "Step anatomy");
+    sheet.note = groups.iter().map(Group::describe).collect::<Vec<_>>().join("; and ");
     sheet.columns = vec![
+        Heading::of(&WORLD_SIZE),
+        Heading::new("timing", "1", "profile: nothing overlaps, or overlap"),
         Heading::new("part", "1", "part of the step"),
-        Heading::new("mean", "s", "over all steps and ranks"),
-        Heading::new("p50", "s", "median"),
-        Heading::new("p99", "s", "99th percentile"),
-        Heading::new("slowest_rank", "s", "greatest mean of a rank"),
-        Heading::new("share", "percent", "mean over that of the whole step"),
     ];
-    let cells = |row: &crate::metrics::PartSummary| {
-        let numbers = [row.all.mean, row.all.p50, row.all.p99, row.slowest_rank, 100.0 * row.share];
-        std::iter::once(Cell::from(row.part.as_str())).chain(numbers.map(Cell::Float)).collect()
-    };
-    sheet.rows = parts.iter().map(cells).collect();
+    sheet.columns.extend([MEAN, P50, P99, SLOWEST_RANK, SHARE].iter().map(Heading::of));
+    for group in groups {
+        let timing = if group.conditions.is_profile { Timing::Profile } else { Timing::Overlap };
+        let case = [Cell::Int(group.conditions.world_size as i64), Cell::from(timing.as_str())];
+        for row in group.anatomy() {
+            let numbers = [row.all.mean, row.all.p50, row.all.p99, row.slowest_rank, row.share].map(Cell::Float);
+            sheet.rows.push(case.iter().cloned().chain([Cell::from(row.part.as_str())]).chain(numbers).collect());
+        }
+    }
     sheet
 }
 
@@ -74,20 +79,24 @@ fn stacked(profile: bool) -> Vec<Part> {
     [&[Part::Data, Part::Forward, Part::Backward][..], comm, &[Part::Optimizer]].concat()
 }
 
-fn bars(ranks: &BTreeMap<i64, Vec<StepTimes>>, profile: bool) -> Figure {
-    let parts = stacked(profile);
-    let bar = |(rank, times): (&i64, &Vec<StepTimes>)| {
-        let means = anatomy(&[times.as_slice()]);
-        let mean = |part: Part| means.iter().find(|row| row.part == part).map_or(0.0, |row| row.all.mean);
-        let mut values: Vec<f64> = parts.iter().map(|part| mean(*part)).collect();
-        values.push((mean(Part::Step) - values.iter().sum::<f64>()).max(0.0));
-        Bar { label: format!("rank {rank}"), values }
-    };
+fn bars(groups: &[Group]) -> Figure {
+    let parts = stacked(groups.iter().all(|group| group.conditions.is_profile));
+    let bars = groups.iter().flat_map(|group| {
+        let parts = &parts;
+        group.ranks.iter().map(move |(rank, times)| {
+            let seconds = |part: Part| mean(times.iter().map(|time| f64::from(time.get(part))));
+            let mut values: Vec<f64> = parts.iter().map(|part| seconds(*part)).collect();
+            values.push((seconds(Part::Step) - values.iter().sum::<f64>()).max(0.0));
+            let ranks = group.conditions.world_size;
+            let label = if groups.len() > 1 { format!("rank {rank} of {ranks}") } else { format!("rank {rank}") };
+            Bar { label, values }
+        })
+    });
     let panel = Bars {
         title: String::new(),
         x: Axis::new("mean time of a step", "s", Scale::Zero),
         parts: parts.iter().map(|part| part.as_str().to_owned()).chain(["other".into()]).collect(),
-        bars: ranks.iter().map(bar).collect(),
+        bars: bars.collect(),
     };
     Figure::new("steps-anatomy", "Step anatomy by rank", vec![Panel::Bars(panel)])
         .with_note("What follows one another on a rank; other: the rest of the step.")

@@ -1,6 +1,8 @@
 //! `/study`: variants of a training beside each other.
 
 use crate::error::Result;
+use crate::metrics::definitions::{AGAINST_FIRST, DIVERGED, LEAST, MOST, SEEDS, VARIANT_ACCURACY, WON_BACK};
+use crate::metrics::{self, mean};
 use crate::report::figure::{Axis, Figure, Lines, Panel, Scale, Series, Style};
 use crate::report::sheet::{Cell, Heading, Section, Sheet};
 use crate::report::source::{Frame, Source};
@@ -14,7 +16,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         curves(&frame, &variants, "epoch", "test_accuracy", "percent", "test accuracy"),
     ];
     let figure = Figure::new("study", "Variants, mean over the seeds", panels)
-        .with_note("A curve that ends early: every seed had a loss that was no number.");
+        .with_note("Of the seeds that had not diverged by then; a curve that ends early: every seed had.");
     let mut sheets = vec![summary(&frame, &variants)];
     if let Some(frame) = source.frame("variants")? {
         let columns = ["variant", "global_batch", "set", "note"];
@@ -36,49 +38,31 @@ pub(super) fn variants(frame: &Frame) -> Vec<String> {
 }
 
 fn summary(frame: &Frame, variants: &[String]) -> Sheet {
-    let mut sheet = Sheet::new("study", "Variants after their last epoch, over the seeds");
-    let headings = [
-        ("variant", "1", "what is compared"),
-        ("seeds", "1", "trainings"),
-        ("test_accuracy", "percent", "mean over the seeds; a training that diverged counts as nothing learnt, 10 %"),
-        ("least", "percent", "of the seeds"),
-        ("most", "percent", "of the seeds"),
-        ("against_first", "percent", "test_accuracy less that of the first variant"),
-        ("seconds", "s", "training of an epoch, mean"),
-        ("gradient_messages", "1", "all-reduces of an epoch, mean"),
-        ("gradient_bytes", "B", "bytes of their buffers as sent, mean"),
-        ("gradient_seconds", "s", "time in them, mean"),
-        ("comm", "s", "the same, and compressing and restoring, of an epoch, mean"),
-    ];
-    sheet.columns = headings.map(|(name, units, meaning)| Heading::new(name, units, meaning)).to_vec();
-    let mut first = f64::NAN;
-    for variant in variants {
-        let rows = frame.rows_where(|row| frame.text("variant", row) == variant);
-        let last = last_of_seeds(frame, &rows);
-        let accuracies: Vec<f64> = last
-            .iter()
-            .map(|&row| frame.number("test_accuracy", row))
-            .map(|accuracy| if accuracy.is_finite() { accuracy } else { 10.0 })
-            .collect();
-        let accuracy = mean(accuracies.iter().copied());
-        first = if first.is_nan() { accuracy } else { first };
-        let of =
-            |name: &str| Cell::Float(mean(rows.iter().map(|&row| frame.number(name, row)).filter(|v| v.is_finite())));
-        let extreme =
-            |pick: fn(f64, f64) -> f64| Cell::Float(accuracies.iter().copied().reduce(pick).unwrap_or(f64::NAN));
-        sheet.rows.push(vec![
-            Cell::Text(variant.clone()),
-            Cell::Int(last.len() as i64),
-            Cell::Float(accuracy),
-            extreme(f64::min),
-            extreme(f64::max),
-            Cell::Float(accuracy - first),
-            of("seconds"),
-            of("gradient_messages"),
-            of("gradient_bytes"),
-            of("gradient_seconds"),
-            of("comm"),
-        ]);
+    let mut sheet = Sheet::new("study-summary", "Variants after their last epoch, over the seeds");
+    sheet.note = "of an epoch, mean over all epochs and seeds that did not diverge: seconds, gradient_messages, \
+                  gradient_bytes, gradient_seconds, comm"
+        .into();
+    let per_epoch = ["seconds", "gradient_messages", "gradient_bytes", "gradient_seconds", "comm"];
+    let figures = [SEEDS, DIVERGED, VARIANT_ACCURACY, LEAST, MOST, AGAINST_FIRST, WON_BACK];
+    let variant = Heading::new("variant", "1", "what is compared");
+    sheet.columns = [variant].into_iter().chain(figures.iter().map(Heading::of)).collect();
+    sheet.columns.extend(per_epoch.iter().filter_map(|name| frame.heading(name)));
+    let rows_of = |variant: &String| frame.rows_where(|row| frame.text("variant", row) == variant);
+    let accuracies = |variant: &String| {
+        let last = last_of_seeds(frame, &rows_of(variant));
+        last.into_iter().map(|row| frame.number("test_accuracy", row)).collect()
+    };
+    let found = metrics::variants(&variants.iter().map(accuracies).collect::<Vec<Vec<f64>>>());
+    for (variant, found) in variants.iter().zip(found) {
+        let rows = rows_of(variant);
+        let of = |heading: &Heading| {
+            let values = rows.iter().map(|&row| frame.number(&heading.name, row));
+            Cell::Float(mean(values.filter(|value| value.is_finite())))
+        };
+        let counts = [found.seeds, found.diverged].map(|count| Cell::Int(count as i64));
+        let numbers = [found.mean, found.least, found.most, found.against_first, found.won_back].map(Cell::Float);
+        let cells = [Cell::Text(variant.clone())].into_iter().chain(counts).chain(numbers);
+        sheet.rows.push(cells.chain(sheet.columns[1 + figures.len()..].iter().map(of)).collect());
     }
     sheet
 }
@@ -126,10 +110,4 @@ pub(super) fn series(frame: &Frame, variants: &[String], x: &str, value: &dyn Fn
         Series::new(variant, Style::Line, color, points.collect())
     };
     variants.iter().enumerate().map(of_variant).filter(|series| !series.points.is_empty()).collect()
-}
-
-/// NaN of nothing.
-pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
-    sum / f64::from(count)
 }

@@ -1,0 +1,262 @@
+//! What steps consist of: statistics of their parts, over steps that belong together.
+
+use std::collections::BTreeMap;
+
+use super::{Part, StepTimes};
+use crate::units::Second;
+
+/// What steps must have in common to be pooled: a resumed training may have other ranks and another timing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conditions {
+    /// Ranks that trained.
+    pub world_size: usize,
+    /// Whether nothing overlapped (`metrics.timing = "profile"`).
+    pub is_profile: bool,
+}
+
+/// One step of one rank.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RankStep {
+    /// Number of the optimizer step, from 0.
+    pub step: i64,
+    /// How it was measured.
+    pub conditions: Conditions,
+    /// MPI rank.
+    pub rank: i64,
+    /// Whether it is left out where there are others.
+    pub is_warmup: bool,
+    /// Seconds by part.
+    pub times: StepTimes,
+}
+
+/// The counted steps that were measured under the same conditions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// What they have in common.
+    pub conditions: Conditions,
+    /// Times of each rank.
+    pub ranks: BTreeMap<i64, Vec<StepTimes>>,
+    /// Steps that were left out as warm-up.
+    pub warmup_left_out: usize,
+    /// Whether all of them are warm-up, counted since there are no others.
+    pub is_warmup: bool,
+}
+
+/// Groups steps by their conditions, in the order in which these first appear. A group's warm-up is left out unless it has nothing
+/// else.
+pub fn groups(steps: &[RankStep]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut order: Vec<Conditions> = Vec::new();
+    for step in steps {
+        if !order.contains(&step.conditions) {
+            order.push(step.conditions);
+        }
+    }
+    for conditions in order {
+        let own = || steps.iter().filter(move |step| step.conditions == conditions);
+        let is_warmup = own().all(|step| step.is_warmup);
+        let mut ranks: BTreeMap<i64, Vec<StepTimes>> = BTreeMap::new();
+        for step in own().filter(|step| is_warmup || !step.is_warmup) {
+            ranks.entry(step.rank).or_default().push(step.times);
+        }
+        let first = own().map(|step| step.rank).min();
+        let warmup = own().filter(|step| step.is_warmup && Some(step.rank) == first).count();
+        let warmup_left_out = if is_warmup { 0 } else { warmup };
+        groups.push(Group { conditions, ranks, warmup_left_out, is_warmup });
+    }
+    groups
+}
+
+/// Ranks that each step was measured on, for files whose rows do not say: as many as it has rows. `steps` is the step of each row.
+pub fn world_sizes(steps: &[i64]) -> Vec<usize> {
+    let mut rows: BTreeMap<i64, usize> = BTreeMap::new();
+    steps.iter().for_each(|step| *rows.entry(*step).or_default() += 1);
+    steps.iter().map(|step| rows[step]).collect()
+}
+
+impl Group {
+    /// Counted steps.
+    pub fn steps(&self) -> usize {
+        self.ranks.values().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// How many steps of how many ranks, and what became of the warm-up.
+    pub fn describe(&self) -> String {
+        let ranks = self.conditions.world_size;
+        let warmup = match (self.is_warmup, self.warmup_left_out) {
+            (true, _) => "all of them warm-up, since there are no others".into(),
+            (false, 0) => "no warm-up".into(),
+            (false, steps) => format!("{steps} of warm-up left out"),
+        };
+        let timing = match self.conditions {
+            Conditions { world_size: 1, .. } => "",
+            Conditions { is_profile: true, .. } => "; profile: the parts add up",
+            _ => "; overlap: comm and comm_wait are hidden or not",
+        };
+        format!("{} steps x {ranks} rank(s), {warmup}{timing}", self.steps())
+    }
+
+    /// Statistics of each part; those of collectives only where there are several ranks.
+    pub fn anatomy(&self) -> Vec<PartSummary> {
+        let times: Vec<&[StepTimes]> = self.ranks.values().map(Vec::as_slice).collect();
+        let mut parts = anatomy(&times);
+        parts.retain(|row| self.conditions.world_size > 1 || !row.part.is_comm());
+        parts
+    }
+}
+
+/// Mean and percentiles of a set of times.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Summary {
+    /// Arithmetic mean.
+    pub mean: Second,
+    /// Median.
+    pub p50: Second,
+    /// 99th percentile (nearest rank).
+    pub p99: Second,
+}
+
+impl Summary {
+    /// Summarizes `values`, in any order; NaN of nothing.
+    pub fn of(values: impl IntoIterator<Item = f32>) -> Summary {
+        let mut sorted: Vec<f64> = values.into_iter().map(f64::from).collect();
+        sorted.sort_by(f64::total_cmp);
+        Summary { mean: mean(sorted.iter().copied()), p50: median(&sorted), p99: percentile(&sorted, 0.99) }
+    }
+}
+
+/// Arithmetic mean; NaN of nothing.
+pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
+    let (sum, count) = values.into_iter().fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
+    sum / count
+}
+
+/// Median of ascending numbers: the middle one, or the mean of the middle two; NaN of nothing.
+pub fn median(ascending: &[f64]) -> f64 {
+    match ascending.len() {
+        0 => f64::NAN,
+        n => (ascending[(n - 1) / 2] + ascending[n / 2]) / 2.0,
+    }
+}
+
+/// Percentile of ascending numbers by nearest rank, `share` from 0 to 1; NaN of nothing.
+pub fn percentile(ascending: &[f64], share: f64) -> f64 {
+    let rank = (share * ascending.len() as f64).ceil() as usize;
+    ascending.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
+/// The 95 % interval of the median by order statistics, which assumes nothing of the distribution: the `k`-th value from either
+/// end, `k` being the greatest for which `2 P(B < k) <= 0.05`, `B` binomial with n tries at 1/2. NaN of fewer than 6 values,
+/// whose extremes do not hold the median often enough. Takes ascending numbers.
+///
+/// Source: Conover, Practical Nonparametric Statistics, confidence interval for a quantile.
+pub fn median_interval(ascending: &[f64]) -> (f64, f64) {
+    let n = ascending.len();
+    // ln of C(n, i) / 2^n, added up for i = 0, 1, ...; 2^-n itself is no float64 beyond 1074 steps.
+    let mut logarithm = -(n as f64) * std::f64::consts::LN_2;
+    let (mut below, mut k) = (logarithm.exp(), 0);
+    while 2.0 * below <= 0.05 && k < n / 2 {
+        k += 1;
+        logarithm += ((n - k + 1) as f64 / k as f64).ln();
+        below += logarithm.exp();
+    }
+    if k == 0 { (f64::NAN, f64::NAN) } else { (ascending[k - 1], ascending[n - k]) }
+}
+
+/// One part of the steps of all ranks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PartSummary {
+    /// Which part.
+    pub part: Part,
+    /// Statistics over all steps and ranks.
+    pub all: Summary,
+    /// Mean of the rank whose mean is the greatest.
+    pub slowest_rank: Second,
+    /// Mean over the mean of the whole step; NaN without steps.
+    pub share: f64,
+}
+
+/// Summarizes each part of the counted steps of each rank.
+fn anatomy(ranks: &[&[StepTimes]]) -> Vec<PartSummary> {
+    let times = |part: Part| ranks.iter().map(move |times| times.iter().map(move |time| time.get(part)));
+    let whole = Summary::of(times(Part::Step).flatten()).mean;
+    let summary = |part| {
+        let all = Summary::of(times(part).flatten());
+        let slowest_rank = times(part).map(|times| Summary::of(times).mean).fold(f64::NAN, f64::max);
+        PartSummary { part, all, slowest_rank, share: all.mean / whole }
+    };
+    Part::ALL.map(summary).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times(data: f64, step: f64) -> StepTimes {
+        let mut times = StepTimes::default();
+        times.add(Part::Data, data);
+        times.add(Part::Step, step);
+        times
+    }
+
+    fn row(step: i64, world_size: usize, rank: i64, is_warmup: bool) -> RankStep {
+        let conditions = Conditions { world_size, is_profile: false };
+        RankStep { step, conditions, rank, is_warmup, times: times(1.0, 4.0) }
+    }
+
+    #[test]
+    fn the_anatomy_names_the_slowest_rank_and_the_share() {
+        let parts = anatomy(&[&[times(1.0, 4.0); 2], &[times(3.0, 4.0); 2]]);
+        let all = Summary { mean: 2.0, p50: 2.0, p99: 3.0 };
+        let data = PartSummary { part: Part::Data, all, slowest_rank: 3.0, share: 0.5 };
+        assert_eq!((parts[0], parts.len()), (data, Part::ALL.len()));
+        let nothing = anatomy(&[]);
+        assert!(nothing.iter().all(|part| part.share.is_nan() && part.all.mean.is_nan() && part.slowest_rank.is_nan()));
+    }
+
+    #[test]
+    fn steps_on_four_ranks_and_on_two_are_not_pooled() {
+        let four = (0..3).flat_map(|step| (0..4).map(move |rank| row(step, 4, rank, step == 0)));
+        let two = (3..5).flat_map(|step| (0..2).map(move |rank| row(step, 2, rank, true)));
+        let steps: Vec<RankStep> = four.chain(two).collect();
+        let groups = groups(&steps);
+        assert_eq!(groups.len(), 2);
+        assert_eq!((groups[0].steps(), groups[0].ranks.len(), groups[0].is_warmup), (2, 4, false));
+        assert!(groups[0].describe().starts_with("2 steps x 4 rank(s), 1 of warm-up left out"));
+        assert_eq!((groups[1].steps(), groups[1].ranks.len(), groups[1].is_warmup), (2, 2, true));
+        assert!(groups[1].describe().starts_with("2 steps x 2 rank(s), all of them warm-up"));
+        let of_rows: Vec<i64> = steps.iter().map(|row| row.step).collect();
+        let sizes: Vec<usize> = steps.iter().map(|row| row.conditions.world_size).collect();
+        assert_eq!(world_sizes(&of_rows), sizes);
+    }
+
+    #[test]
+    fn one_rank_has_no_collectives() {
+        let group = &groups(&[row(0, 1, 0, false)])[0];
+        assert!(group.anatomy().iter().all(|row| !row.part.is_comm()));
+        assert!(group.describe().ends_with("no warm-up"));
+    }
+
+    #[test]
+    fn a_median_lies_in_the_middle_and_percentiles_are_by_nearest_rank() {
+        let summary = Summary::of((1..=200).rev().map(|value| value as f32));
+        assert_eq!(summary, Summary { mean: 100.5, p50: 100.5, p99: 198.0 });
+        assert!(Summary::of([]).mean.is_nan() && Summary::of([]).p50.is_nan() && Summary::of([]).p99.is_nan());
+        assert_eq!(Summary::of([3.0]).p99, 3.0);
+    }
+
+    #[test]
+    fn an_interval_of_the_median_holds_it_in_95_cases_of_100() {
+        let ascending = |n: usize| (1..=n).map(|value| value as f64).collect::<Vec<f64>>();
+        // Tables of the sign test: n, and the value from either end.
+        for (n, k) in [(6, 1), (8, 1), (9, 2), (12, 3), (20, 6), (30, 10), (100, 40)] {
+            assert_eq!(median_interval(&ascending(n)), (k as f64, (n + 1 - k) as f64), "{n}");
+        }
+        let (low, high) = median_interval(&ascending(5000));
+        assert!((low + high - 5001.0).abs() < 1e-9 && (high - low) / 2.0 < 72.0 && (high - low) / 2.0 > 68.0);
+        for n in 0..6 {
+            let (low, high) = median_interval(&ascending(n));
+            assert!(low.is_nan() && high.is_nan(), "{n}");
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! What each figure means: name, unit, formula and when it does not exist, once. Run files (`long_name`), terminal, report, page
+//! and the README take it from here.
+
+/// One figure of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Definition {
+    /// Column in files and tables.
+    pub name: &'static str,
+    /// Unit in files, as in UDUNITS; `1` for a plain number.
+    pub units: &'static str,
+    /// What it is, or its formula in terms of other columns.
+    pub text: &'static str,
+    /// When there is no such figure: then it is NaN in files and "-" in tables. Empty: it always exists.
+    pub absent: &'static str,
+}
+
+/// What stands in a `long_name` between text and reason.
+const NAN: &str = "; NaN: ";
+
+impl Definition {
+    const fn new(name: &'static str, units: &'static str, text: &'static str) -> Definition {
+        Definition { name, units, text, absent: "" }
+    }
+
+    const fn unless(self, absent: &'static str) -> Definition {
+        Definition { absent, ..self }
+    }
+
+    /// Text and, after `; NaN: `, the reason for which the figure may be missing.
+    pub fn long_name(&self) -> String {
+        self.of(self.text)
+    }
+
+    /// A `long_name` with more than the definition's own text, such as that of a part of the step before its mean's.
+    fn of(&self, text: &str) -> String {
+        if self.absent.is_empty() { text.to_owned() } else { format!("{text}{NAN}{}", self.absent) }
+    }
+
+    /// [`long_name`](Self::long_name) of this statistic of `part`.
+    pub fn of_part(&self, part: &Definition) -> String {
+        self.of(&format!("{}: {}", part.text, self.text))
+    }
+}
+
+/// The reason that a `long_name` gives for a missing figure; `None` if it gives none.
+pub fn reason(long_name: &str) -> Option<&str> {
+    long_name.split_once(NAN).map(|(_, reason)| reason)
+}
+
+/// A `long_name` without the reason for missing figures.
+pub fn text(long_name: &str) -> &str {
+    long_name.split_once(NAN).map_or(long_name, |(text, _)| text)
+}
+
+const fn define(name: &'static str, units: &'static str, text: &'static str) -> Definition {
+    Definition::new(name, units, text)
+}
+
+// The parts of a step, in seconds of one step on one rank.
+pub const DATA: Definition = define("data", "s", "waiting for the next batch, which another thread prepares");
+pub const FORWARD: Definition = define("forward", "s", "forward pass and loss");
+pub const BACKWARD: Definition = define("backward", "s", "backward pass, without waiting for collectives");
+pub const COMM: Definition = define(
+    "comm",
+    "s",
+    "collectives, from the arrival of the last rank (NCCL beside the backward pass: from their start) to their end, hidden or not, \
+     with compressing and restoring gradients",
+);
+pub const COMM_WAIT: Definition =
+    define("comm_wait", "s", "waiting for slower ranks before a collective could start, hidden or not");
+pub const COMM_EXPOSED: Definition =
+    define("comm_exposed", "s", "the part of comm_wait + comm during which the rank did nothing but wait");
+pub const OPTIMIZER: Definition = define("optimizer", "s", "the update");
+pub const STEP: Definition = define("step", "s", "the whole step");
+
+// A row of steps.
+pub const WORLD_SIZE: Definition = define("world_size", "1", "ranks that trained");
+pub const PROFILE: Definition = define("profile", "1", "1: profile timing, nothing overlapped; 0: overlap timing");
+pub const WARMUP: Definition =
+    define("warmup", "1", "1: a warm-up step, left out of all statistics unless there are no others");
+
+// Statistics of a part over the counted steps.
+pub const MEAN: Definition = define("mean", "s", "mean over all counted steps and ranks");
+pub const P50: Definition = define("p50", "s", "median over all counted steps and ranks");
+pub const P99: Definition = define("p99", "s", "99th percentile over all counted steps and ranks (nearest rank)");
+pub const SLOWEST_RANK: Definition = define("slowest_rank", "s", "greatest mean of a rank");
+pub const SHARE: Definition = define("share", "1", "mean / mean of the whole step");
+
+const NOT_MEASURED: &str = "not measured, see status";
+
+// A case of a sweep. Every part stands there as trimmed mean under its own name and as mean under `<part>_mean`.
+pub const TRIMMED_MEAN: Definition = define(
+    "trimmed mean",
+    "s",
+    "trimmed mean, over the ranks and the middle half of the counted steps by the slowest rank's step (all of fewer than 4)",
+)
+.unless(NOT_MEASURED);
+pub const PART_MEAN: Definition = MEAN.unless(NOT_MEASURED);
+pub const STEP_P50: Definition =
+    define("step_p50", "s", "median over all counted steps of the slowest rank's step").unless(NOT_MEASURED);
+const FEW: &str = "fewer than 6 counted steps";
+pub const STEP_LOW: Definition = define(
+    "step_low",
+    "s",
+    "lower end of the 95 % interval of step_p50, by order statistics of steps taken as independent",
+)
+.unless(FEW);
+pub const STEP_HIGH: Definition = define("step_high", "s", "upper end of the 95 % interval of step_p50").unless(FEW);
+pub const SWEEP_IMAGES_PER_SECOND: Definition =
+    define("images_per_second", "1/s", "ranks * batch_per_rank / step").unless(NOT_MEASURED);
+pub const OVERLAPS: Definition = define(
+    "overlaps",
+    "1",
+    "1: collectives can run beside the backward pass; 0: they cannot (one rank, profile timing, gradients in one bucket, which \
+     is complete only when the pass is over)",
+);
+pub const OVERLAP: Definition = define(
+    "overlap",
+    "1",
+    "1 - comm_exposed / (comm_wait + comm): share of the time in collectives, waits for slower ranks included, that was hidden \
+     behind the backward pass",
+)
+.unless("nothing can overlap (one rank, profile timing, gradients in one bucket), or not measured");
+pub const SPEEDUP: Definition =
+    define("speedup", "1", "images_per_second / that of 1 rank at the same model, batch_per_rank and timing")
+        .unless("1 rank was not measured, or this case");
+pub const EFFICIENCY: Definition = define("efficiency", "1", "speedup / ranks").unless(SPEEDUP.absent);
+pub const EPOCH_SECONDS: Definition =
+    define("epoch_seconds", "s", "training samples / images_per_second").unless(NOT_MEASURED);
+pub const GRADIENT_BYTES: Definition =
+    define("gradient_bytes", "B", "gradients of one rank as sent: what a step all-reduces");
+pub const VOLUME: Definition =
+    define("volume", "B", "2 (n-1) / n * gradient_bytes on n ranks: least that a rank sends in a step");
+pub const PEAK_MEMORY: Definition = define("peak_memory", "B", "most that a rank had resident");
+const NO_GPU: &str = "no GPU, or not measured";
+pub const GPU_UTILIZATION: Definition = define(
+    "gpu_utilization",
+    "percent",
+    "mean over the GPUs of the share of time in which each computed anything (NVML)",
+)
+.unless(NO_GPU);
+pub const GPU_MEMORY: Definition = define("gpu_memory", "B", "the most that was taken of a GPU").unless(NO_GPU);
+pub const EPOCH_JOULES: Definition = define("epoch_joules", "J", "joules_per_image * training samples").unless(NO_GPU);
+pub const JOULES_PER_IMAGE: Definition =
+    define("joules_per_image", "J", "energy of all GPUs by training image").unless(NO_GPU);
+pub const COMPUTE_SHARE: Definition =
+    define("compute share", "1", "(forward + backward + optimizer) / step").unless(NOT_MEASURED);
+pub const COMM_WAIT_SHARE: Definition = define("comm_wait share", "1", "comm_wait / step").unless(NOT_MEASURED);
+pub const COMM_SHARE: Definition = define("comm share", "1", "comm / step").unless(NOT_MEASURED);
+pub const EXPOSED_SHARE: Definition = define("exposed share", "1", "comm_exposed / step").unless(NOT_MEASURED);
+
+// Bandwidths. Source: nccl-tests, doc/PERFORMANCE.md.
+pub const ALGBW: Definition = define(
+    "algbw",
+    "GB/s",
+    "bytes of the buffer on one rank / time of its collective (/allreduce: size / time; /comm: bytes / seconds of the gradients; \
+     /scaling: gradient_bytes / comm)",
+)
+.unless("nothing was all-reduced, or (in /comm) a kind that is not all-reduced alone");
+pub const BUSBW: Definition = define(
+    "busbw",
+    "GB/s",
+    "algbw * 2 (n-1) / n on n ranks, as in nccl-tests: what any all-reduce must send and receive per rank",
+)
+.unless("one rank, which sends nothing; nothing was all-reduced, or (in /comm) a kind that is not all-reduced alone");
+pub const BUSBW_SHARE: Definition = define(
+    "busbw_share",
+    "1",
+    "bandwidth utilisation: busbw / that of the bare all-reduce of gradient_bytes on these ranks, in place, at its median time",
+)
+.unless(
+    "one rank; or no bare all-reduce of as many bytes was measured, or it was slower than the one in training and is no yardstick",
+);
+
+// The bare all-reduce.
+pub const REDUCE_TIME: Definition = define("time", "s", "mean over the iterations of the slowest rank's time");
+pub const REDUCE_P50: Definition = define("p50", "s", "median over the iterations of the slowest rank's time");
+pub const REDUCE_P99: Definition =
+    define("p99", "s", "99th percentile over the iterations of the slowest rank's time (nearest rank)");
+pub const REDUCE_MIN: Definition = define("min", "s", "least over the iterations of the slowest rank's time");
+pub const REDUCE_SKEW: Definition =
+    define("skew", "s", "median over the iterations of the slowest less the fastest rank's time");
+
+// The ledger.
+pub const LEDGER_STEPS: Definition = define("steps", "1", "optimizer steps on that many ranks in that timing");
+pub const MESSAGES: Definition = define("messages", "1", "collective calls");
+pub const BYTES: Definition = define("bytes", "B", "bytes of the buffers that rank 0 handed to its collectives");
+pub const SENT_BYTES: Definition = define(
+    "sent_bytes",
+    "B",
+    "bytes that all ranks together sent each other for that as messages: of an all-reduce 2 (n-1) buffers, of a broadcast or \
+     gather n-1; the shared memory of a host carries none",
+);
+pub const SECONDS: Definition = define("seconds", "s", "time inside the calls on rank 0");
+
+// An epoch.
+pub const TRAIN_LOSS: Definition =
+    define("train_loss", "1", "mean loss over the training samples as they went by (train.label_smoothing in it)");
+pub const TRAIN_ACCURACY: Definition =
+    define("train_accuracy", "percent", "hits among the training samples as they went by");
+pub const TEST_LOSS: Definition = define("test_loss", "1", "mean cross-entropy on the test set, after the epoch");
+pub const TEST_ACCURACY: Definition = define("test_accuracy", "percent", "hits on the test set, after the epoch");
+pub const EPOCH_LR: Definition = define("lr", "1", "learning rate of the epoch's last step");
+pub const TRAIN_SECONDS: Definition = define("seconds", "s", "wall time of the epoch's training, without the test");
+pub const TEST_SECONDS: Definition = define("test_seconds", "s", "wall time of the test");
+pub const IMAGES_PER_SECOND: Definition = define("images_per_second", "1/s", "training samples of all ranks / seconds")
+    .unless("the epoch was trained on several numbers of ranks, or the training diverged");
+
+// Variants of a study, after their last epoch.
+pub const SEEDS: Definition = define("seeds", "1", "trainings");
+pub const DIVERGED: Definition = define("diverged", "1", "trainings whose loss became NaN or infinite");
+pub const VARIANT_ACCURACY: Definition = define(
+    "test_accuracy",
+    "percent",
+    "mean over the seeds; a training that diverged counts as 10 %, as good as guessing",
+);
+pub const LEAST: Definition = define("least", "percent", "least test_accuracy of a seed");
+pub const MOST: Definition = define("most", "percent", "greatest test_accuracy of a seed");
+pub const AGAINST_FIRST: Definition =
+    define("against_first", "percent", "test_accuracy less that of the first variant, percentage points");
+pub const WON_BACK: Definition = define(
+    "won_back",
+    "1",
+    "(test_accuracy - that of the second variant) / (that of the first - that of the second): share of what the second lost",
+)
+.unless(
+    "the first two variants; or the second lost no more than seeds differ (its best seed reaches the first's worst, or there is \
+     one seed), or this one is beyond the first, see against_first",
+);
+pub const GRADIENT_MESSAGES: Definition = define(
+    "gradient_messages",
+    "1",
+    "all-reduces of gradients (with local steps: of parameters and momentum), on rank 0",
+);
+pub const GRADIENTS_SENT: Definition =
+    define("gradient_bytes", "B", "bytes of the buffers of those, as sent, on rank 0");
+pub const GRADIENT_SECONDS: Definition = define("gradient_seconds", "s", "time inside those calls on rank 0");
+pub const EPOCH_COMM: Definition = define("comm", "s", "sum of the steps' comm on rank 0");
+
+// A prediction.
+pub const PREDICTED_STEP: Definition =
+    define("step", "s", "predicted step, of the kind that /scaling has: a trimmed mean");
+pub const PREDICTED_COMM: Definition = define("comm", "s", "predicted all-reduce in it, hidden or not");
+pub const BATCH_FOR_90: Definition =
+    define("batch_for_90_percent", "1", "least batch per rank with an efficiency of 0.9")
+        .unless("none up to a million");
+pub const STEP_ERROR: Definition =
+    define("step error", "percent", "predicted over measured step, less 100 %").unless("not measured");
+
+/// The figures that the README and the page explain.
+pub const EXPLAINED: [Definition; 32] = [
+    DATA,
+    FORWARD,
+    BACKWARD,
+    COMM,
+    COMM_WAIT,
+    COMM_EXPOSED,
+    OPTIMIZER,
+    STEP,
+    MEAN,
+    P50,
+    P99,
+    SLOWEST_RANK,
+    SHARE,
+    TRIMMED_MEAN,
+    STEP_P50,
+    STEP_LOW,
+    STEP_HIGH,
+    OVERLAP,
+    ALGBW,
+    BUSBW,
+    BUSBW_SHARE,
+    VOLUME,
+    SPEEDUP,
+    EFFICIENCY,
+    EPOCH_SECONDS,
+    IMAGES_PER_SECOND,
+    BYTES,
+    SENT_BYTES,
+    SECONDS,
+    VARIANT_ACCURACY,
+    AGAINST_FIRST,
+    WON_BACK,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines of the README's table.
+    fn markdown() -> String {
+        let row = |one: Definition| {
+            let absent = if one.absent.is_empty() { String::new() } else { format!("; \"-\": {}", one.absent) };
+            format!("| `{}` | {}{absent} |\n", one.name, one.text)
+        };
+        EXPLAINED.map(row).concat()
+    }
+
+    #[test]
+    fn the_readme_says_what_the_code_says() {
+        let table = markdown();
+        let readme = include_str!("../../README.md");
+        assert!(readme.contains(&table), "README, \"Reading the numbers\", must have this table:\n{table}");
+    }
+
+    #[test]
+    fn a_long_name_says_when_there_is_no_figure() {
+        assert_eq!(reason(&OVERLAP.long_name()), Some(OVERLAP.absent));
+        assert_eq!((reason(&STEP.long_name()), text(&OVERLAP.long_name())), (None, OVERLAP.text));
+        let forward = TRIMMED_MEAN.of_part(&FORWARD);
+        assert!(forward.starts_with("forward pass and loss: trimmed mean"), "{forward}");
+        assert_eq!(reason(&forward), Some(NOT_MEASURED));
+    }
+}
