@@ -45,26 +45,16 @@ pub struct Group {
 /// Groups steps by their conditions, in the order in which these first appear. A group's warm-up is left out unless it has nothing
 /// else.
 pub fn groups(steps: &[RankStep]) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
-    let mut order: Vec<Conditions> = Vec::new();
+    let mut places: BTreeMap<Conditions, usize> = BTreeMap::new();
+    let mut parts: Vec<Vec<&RankStep>> = Vec::new();
     for step in steps {
-        if !order.contains(&step.conditions) {
-            order.push(step.conditions);
+        let place = *places.entry(step.conditions).or_insert(parts.len());
+        if place == parts.len() {
+            parts.push(Vec::new());
         }
+        parts[place].push(step);
     }
-    for conditions in order {
-        let own = || steps.iter().filter(move |step| step.conditions == conditions);
-        let is_warmup = own().all(|step| step.is_warmup);
-        let mut ranks: BTreeMap<i64, Vec<StepTimes>> = BTreeMap::new();
-        for step in own().filter(|step| is_warmup || !step.is_warmup) {
-            ranks.entry(step.rank).or_default().push(step.times);
-        }
-        let first = own().map(|step| step.rank).min();
-        let warmup = own().filter(|step| step.is_warmup && Some(step.rank) == first).count();
-        let warmup_left_out = if is_warmup { 0 } else { warmup };
-        groups.push(Group { conditions, ranks, warmup_left_out, is_warmup });
-    }
-    groups
+    parts.iter().map(|steps| Group::of(steps)).collect()
 }
 
 /// Ranks that each step was measured on, for files whose rows do not say: as many as it has rows. `steps` is the step of each row.
@@ -75,6 +65,18 @@ pub fn world_sizes(steps: &[i64]) -> Vec<usize> {
 }
 
 impl Group {
+    /// Groups steps of the same conditions, one at least.
+    fn of(steps: &[&RankStep]) -> Group {
+        let is_warmup = steps.iter().all(|step| step.is_warmup);
+        let mut ranks: BTreeMap<i64, Vec<StepTimes>> = BTreeMap::new();
+        for step in steps.iter().filter(|step| is_warmup || !step.is_warmup) {
+            ranks.entry(step.rank).or_default().push(step.times);
+        }
+        let warmup = steps.iter().filter(|step| step.is_warmup && step.rank == steps[0].rank).count();
+        let warmup_left_out = if is_warmup { 0 } else { warmup };
+        Group { conditions: steps[0].conditions, ranks, warmup_left_out, is_warmup }
+    }
+
     /// Counted steps.
     pub fn steps(&self) -> usize {
         self.ranks.values().map(Vec::len).max().unwrap_or(0)

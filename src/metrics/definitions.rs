@@ -143,11 +143,12 @@ pub const GPU_MEMORY: Definition = define("gpu_memory", "B", "the most that was 
 pub const EPOCH_JOULES: Definition = define("epoch_joules", "J", "joules_per_image * training samples").unless(NO_GPU);
 pub const JOULES_PER_IMAGE: Definition =
     define("joules_per_image", "J", "energy of all GPUs by training image").unless(NO_GPU);
+const ONE_RANK: &str = "one rank, which has no collectives, or not measured, see status";
 pub const COMPUTE_SHARE: Definition =
     define("compute share", "1", "(forward + backward + optimizer) / step").unless(NOT_MEASURED);
-pub const COMM_WAIT_SHARE: Definition = define("comm_wait share", "1", "comm_wait / step").unless(NOT_MEASURED);
-pub const COMM_SHARE: Definition = define("comm share", "1", "comm / step").unless(NOT_MEASURED);
-pub const EXPOSED_SHARE: Definition = define("exposed share", "1", "comm_exposed / step").unless(NOT_MEASURED);
+pub const COMM_WAIT_SHARE: Definition = define("comm_wait share", "1", "comm_wait / step").unless(ONE_RANK);
+pub const COMM_SHARE: Definition = define("comm share", "1", "comm / step").unless(ONE_RANK);
+pub const EXPOSED_SHARE: Definition = define("exposed share", "1", "comm_exposed / step").unless(ONE_RANK);
 
 // Bandwidths. Source: nccl-tests, doc/PERFORMANCE.md.
 pub const ALGBW: Definition = define(
@@ -193,15 +194,21 @@ pub const SENT_BYTES: Definition = define(
 );
 pub const SECONDS: Definition = define("seconds", "s", "time inside the calls on rank 0");
 
+const NAN_LOSS: &str = "the training diverged";
+
 // An epoch.
 pub const TRAIN_LOSS: Definition =
-    define("train_loss", "1", "mean loss over the training samples as they went by (train.label_smoothing in it)");
+    define("train_loss", "1", "mean loss over the training samples as they went by (train.label_smoothing in it)")
+        .unless(NAN_LOSS);
 pub const TRAIN_ACCURACY: Definition =
-    define("train_accuracy", "percent", "hits among the training samples as they went by");
-pub const TEST_LOSS: Definition = define("test_loss", "1", "mean cross-entropy on the test set, after the epoch");
-pub const TEST_ACCURACY: Definition = define("test_accuracy", "percent", "hits on the test set, after the epoch");
-pub const EPOCH_LR: Definition = define("lr", "1", "learning rate of the epoch's last step");
-pub const TRAIN_SECONDS: Definition = define("seconds", "s", "wall time of the epoch's training, without the test");
+    define("train_accuracy", "percent", "hits among the training samples as they went by").unless(NAN_LOSS);
+pub const TEST_LOSS: Definition =
+    define("test_loss", "1", "mean cross-entropy on the test set, after the epoch").unless(NAN_LOSS);
+pub const TEST_ACCURACY: Definition =
+    define("test_accuracy", "percent", "hits on the test set, after the epoch").unless(NAN_LOSS);
+pub const EPOCH_LR: Definition = define("lr", "1", "learning rate of the epoch's last step").unless(NAN_LOSS);
+pub const TRAIN_SECONDS: Definition =
+    define("seconds", "s", "wall time of the epoch's training, without the test").unless(NAN_LOSS);
 pub const TEST_SECONDS: Definition = define("test_seconds", "s", "wall time of the test");
 pub const IMAGES_PER_SECOND: Definition = define("images_per_second", "1/s", "training samples of all ranks / seconds")
     .unless("the epoch was trained on several numbers of ranks, or the training diverged");
@@ -236,6 +243,11 @@ pub const GRADIENTS_SENT: Definition =
     define("gradient_bytes", "B", "bytes of the buffers of those, as sent, on rank 0");
 pub const GRADIENT_SECONDS: Definition = define("gradient_seconds", "s", "time inside those calls on rank 0");
 pub const EPOCH_COMM: Definition = define("comm", "s", "sum of the steps' comm on rank 0");
+
+// Samples drawn.
+pub const MET_BEFORE: Definition =
+    define("met_before", "percent", "of the pairs of samples in a global batch, in one batch in the epoch before too")
+        .unless("no epoch before, or batches of one sample");
 
 // A prediction.
 pub const PREDICTED_STEP: Definition =

@@ -1,5 +1,6 @@
 //! `hpml inspect`: what a file holds, for a person at a terminal. Run files by their meaning, any other HDF5 as a tree.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -101,26 +102,26 @@ fn show_table(out: &mut String, table: &Table) {
 /// warm-up if there are others.
 fn parts(table: &Table, rows: usize) -> Vec<(String, Vec<usize>)> {
     let [ranks, profile, warmup] = [WORLD_SIZE, PROFILE, WARMUP].map(|figure| table.numbers(figure.name));
-    let key = |row: usize| (ranks.get(row).map(|ranks| *ranks as i64), profile.get(row) == Some(&1.0));
-    let mut parts: Vec<_> = Vec::new();
-    for key in (0..rows).map(key) {
-        if !parts.contains(&key) {
-            parts.push(key);
-        }
+    let mut parts: BTreeMap<(Option<i64>, bool), Vec<usize>> = BTreeMap::new();
+    for row in 0..rows {
+        let key = (ranks.get(row).map(|ranks| *ranks as i64), profile.get(row) == Some(&1.0));
+        parts.entry(key).or_default().push(row);
     }
-    let part = |of: &(Option<i64>, bool)| {
-        let all: Vec<usize> = (0..rows).filter(|row| key(*row) == *of).collect();
+    if parts.len() > MOST_ROWS {
+        return vec![(String::new(), (0..rows).collect())]; // no file of hpml
+    }
+    let mut parts: Vec<_> = parts.into_iter().collect();
+    parts.sort_by_key(|(_, rows)| rows[0]);
+    let part = |((ranks, is_profile), all): ((Option<i64>, bool), Vec<usize>)| {
+        let mut what = ranks.map_or(String::new(), |ranks| format!(", on {ranks} ranks"));
+        what += if is_profile { ", profile timing" } else { "" };
         let counted: Vec<usize> = all.iter().copied().filter(|row| warmup.get(*row) != Some(&1.0)).collect();
-        let mut what = of.0.map_or(String::new(), |ranks| format!(", on {ranks} ranks"));
-        if of.1 {
-            what += ", profile timing";
-        }
         if counted.is_empty() || counted.len() == all.len() {
             return (what, all);
         }
         (format!("{what}, {} of warm-up left out", all.len() - counted.len()), counted)
     };
-    parts.iter().map(part).collect()
+    parts.into_iter().map(part).collect()
 }
 
 fn show_checkpoint(out: &mut String, checkpoint: &Checkpoint) {

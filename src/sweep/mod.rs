@@ -165,10 +165,8 @@ fn print_header(config: &Config, job: &Job, datasets: &Datasets, cases: &[Case],
     }
     println!("# written to {} after each visit; a sweep that was cut goes on with --resume", record.path().display());
     println!("# {}: {}; +-: half of its 95 % interval over it, - of {}", STEP_P50.name, STEP_P50.text, STEP_LOW.absent);
-    println!(
-        "# {} = {}, {} = {}, of the step as {}",
-        IMAGES.name, IMAGES.text, EXPOSED.name, EXPOSED.text, TRIMMED_MEAN.text
-    );
+    println!("# {} = {}, of the {}", IMAGES.name, IMAGES.text, TRIMMED_MEAN.text);
+    println!("# {} = {}, of these trimmed means; - of {}", EXPOSED.name, EXPOSED.text, EXPOSED.absent);
     println!(
         "#  round  case     model  ranks  batch   timing  steps   step_p50       +-  images_per_second  exposed share"
     );
@@ -186,14 +184,18 @@ fn print_visit(record: &Record, number: usize, round: usize, rounds: usize) {
         case.timing.as_str()
     );
     match row.status {
-        Status::Ok => println!(
-            "{place} {:>6} {:>10} {:>8} {:>18.1} {:>12.1} %",
-            row.steps,
-            format_seconds(row.step_p50),
-            or_dash(50.0 * (row.step_high - row.step_low) / row.step_p50, |percent| format!("{percent:.1} %")),
-            row.images_per_second,
-            100.0 * row.trimmed_mean(Part::CommExposed) / row.trimmed_mean(Part::Step)
-        ),
+        Status::Ok => {
+            let percent = |value: f64| or_dash(value, |value| format!("{:.1} %", 100.0 * value));
+            let exposed = row.trimmed_mean(Part::CommExposed) / row.trimmed_mean(Part::Step);
+            println!(
+                "{place} {:>6} {:>10} {:>8} {:>18.1} {:>14}",
+                row.steps,
+                format_seconds(row.step_p50),
+                percent(0.5 * (row.step_high - row.step_low) / row.step_p50),
+                row.images_per_second,
+                percent(if case.ranks > 1 { exposed } else { f64::NAN })
+            )
+        }
         Status::OutOfMemory => println!("{place}  out of memory"),
         Status::Pending => {}
     }

@@ -2,6 +2,7 @@
 
 use crate::config::{Config, Shares};
 use crate::data::{BatchPlan, Sampler};
+use crate::metrics::definitions;
 use crate::store::{Column, Table, Values};
 
 /// Between the seeds of two ranks that do not share one: more than there are epochs, since a sampler adds those up.
@@ -135,12 +136,7 @@ impl Sampling {
                 "of the draws, of a sample drawn before in the epoch",
                 percent(&|row| row.repeated),
             ),
-            Column::new(
-                "met_before",
-                "percent",
-                "of the pairs of samples in a global batch, in one batch in the epoch before too",
-                percent(&|row| row.met_before),
-            ),
+            Column::of(&definitions::MET_BEFORE, percent(&|row| row.met_before)),
         ];
         Table::new("sampling", "row", columns)
     }

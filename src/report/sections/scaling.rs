@@ -195,7 +195,9 @@ fn anatomy(cases: &Cases) -> Sheet {
     for (definition, parts) in shares {
         let share = |index: usize| {
             let of = |part: &&str| frame.number(part, rows[index]);
-            Cell::Float(parts.iter().map(of).sum::<f64>() / frame.number("step", rows[index]))
+            let share = parts.iter().map(of).sum::<f64>() / frame.number("step", rows[index]);
+            let exists = definition == COMPUTE_SHARE || frame.number("ranks", rows[index]) > 1.0;
+            Cell::Float(if exists { share } else { f64::NAN })
         };
         sheet.push(Heading::of(&definition), share);
     }
