@@ -45,6 +45,10 @@ fn a_run_is_reported_in_every_form_with_the_numbers_of_its_file() {
     let steps: Vec<f32> = csv("step").iter().map(|text| text.parse().unwrap()).collect();
     assert_eq!(steps, column(&file, "steps/step").iter().map(|&value| value as f32).collect::<Vec<_>>());
 
+    // A table that only the report has, by its name.
+    let csv = parsed(&report().args(["--csv", "--table", "steps-anatomy"]).run().succeeded().stdout);
+    assert_eq!(csv("part").last().unwrap(), "step");
+
     let text = report().run().succeeded().stdout;
     for part in ["hpml", "train_loss", "Step anatomy", "comm_exposed", "gradients", "busbw"] {
         assert!(text.contains(part), "{part}\n{text}");

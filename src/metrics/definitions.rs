@@ -107,7 +107,7 @@ pub const STEP_LOW: Definition = define(
 .unless(FEW);
 pub const STEP_HIGH: Definition = define("step_high", "s", "upper end of the 95 % interval of step_p50").unless(FEW);
 pub const SWEEP_IMAGES_PER_SECOND: Definition =
-    define("images_per_second", "1/s", "ranks * batch_per_rank / step").unless(NOT_MEASURED);
+    define("images_per_second", "1/s", "of a case: ranks * batch_per_rank / step").unless(NOT_MEASURED);
 pub const OVERLAPS: Definition = define(
     "overlaps",
     "1",
@@ -120,7 +120,7 @@ pub const OVERLAP: Definition = define(
     "1 - comm_exposed / (comm_wait + comm): share of the time in collectives, waits for slower ranks included, that was hidden \
      behind the backward pass",
 )
-.unless("nothing can overlap (one rank, profile timing, gradients in one bucket), or not measured");
+.unless("nothing can overlap (one rank, profile timing, gradients in one bucket) or it was not measured");
 pub const SPEEDUP: Definition =
     define("speedup", "1", "images_per_second / that of 1 rank at the same model, batch_per_rank and timing")
         .unless("1 rank was not measured, or this case");
@@ -210,8 +210,9 @@ pub const EPOCH_LR: Definition = define("lr", "1", "learning rate of the epoch's
 pub const TRAIN_SECONDS: Definition =
     define("seconds", "s", "wall time of the epoch's training, without the test").unless(NAN_LOSS);
 pub const TEST_SECONDS: Definition = define("test_seconds", "s", "wall time of the test");
-pub const IMAGES_PER_SECOND: Definition = define("images_per_second", "1/s", "training samples of all ranks / seconds")
-    .unless("the epoch was trained on several numbers of ranks, or the training diverged");
+pub const IMAGES_PER_SECOND: Definition =
+    define("images_per_second", "1/s", "of an epoch: training samples of all ranks / seconds")
+        .unless("the epoch was trained on several numbers of ranks, or the training diverged");
 
 // Variants of a study, after their last epoch.
 pub const SEEDS: Definition = define("seeds", "1", "trainings");
@@ -260,7 +261,7 @@ pub const STEP_ERROR: Definition =
     define("step error", "percent", "predicted over measured step, less 100 %").unless("not measured");
 
 /// The figures that the README and the page explain.
-pub const EXPLAINED: [Definition; 32] = [
+pub const EXPLAINED: [Definition; 33] = [
     DATA,
     FORWARD,
     BACKWARD,
@@ -285,6 +286,7 @@ pub const EXPLAINED: [Definition; 32] = [
     VOLUME,
     SPEEDUP,
     EFFICIENCY,
+    SWEEP_IMAGES_PER_SECOND,
     EPOCH_SECONDS,
     IMAGES_PER_SECOND,
     BYTES,

@@ -12,7 +12,7 @@
 //! - `hidden` is a share of the collectives, but no more than a share of the compute they hide behind.
 
 use super::points::{Collective, Point};
-use crate::metrics::{self, overlap};
+use crate::metrics;
 use crate::units::{Bytes, Second};
 
 /// A link that was not measured.
@@ -41,6 +41,8 @@ pub struct Cost {
     pub spread: f64,
     /// Share of the collectives (and of the wait before them) that is hidden, where there is enough to hide behind.
     pub hidden: f64,
+    /// Whether anything can be hidden.
+    pub overlaps: bool,
     /// What is hidden at most / compute: a lower bound, the largest that was seen.
     pub hidden_by: f64,
     /// Gradients in bytes.
@@ -57,8 +59,18 @@ impl Cost {
         let (alpha, beta) = fit_ring(collectives, bytes)?;
         let foreign = link.busbw.is_some() || link.latency.is_some();
         let (alpha, beta) = (link.latency.unwrap_or(alpha), link.busbw.unwrap_or(beta));
-        let mut cost =
-            Cost { by_batch, by_ranks, alpha, beta, in_training: 1.0, spread: 0.0, hidden: 0.0, hidden_by: 0.0, bytes };
+        let mut cost = Cost {
+            by_batch,
+            by_ranks,
+            alpha,
+            beta,
+            in_training: 1.0,
+            spread: 0.0,
+            hidden: 0.0,
+            overlaps: false,
+            hidden_by: 0.0,
+            bytes,
+        };
         // What another link would do in training is not known.
         if !foreign {
             cost.in_training = median(several.iter().map(|point| point.comm / cost.comm(point.ranks)));
@@ -66,8 +78,8 @@ impl Cost {
         let spread = |point: &&Point| point.comm_wait / (point.compute() * expected_maximum(point.ranks));
         cost.spread = median(several.iter().map(spread));
         let hidden = |point: &&Point| (point.comm + point.comm_wait - point.comm_exposed).max(0.0);
-        let overlap = |point: &&Point| overlap(point.comm_exposed, point.comm_wait, point.comm).max(0.0);
-        cost.hidden = median(several.iter().map(overlap));
+        let overlaps = || several.iter().map(|point| point.overlap).filter(|overlap| overlap.is_finite());
+        (cost.overlaps, cost.hidden) = (overlaps().next().is_some(), median(overlaps()).max(0.0));
         cost.hidden_by = several.iter().map(|point| hidden(point) / point.compute()).fold(0.0, f64::max);
         Some(cost)
     }
@@ -257,6 +269,7 @@ mod tests {
                     comm,
                     comm_wait,
                     comm_exposed,
+                    overlap: if several { 0.6 } else { f64::NAN },
                     gradient_bytes,
                 });
             }
@@ -275,12 +288,23 @@ mod tests {
         let fitted = Cost::fit(&points(&[1, 2, 4], &[32, 128, 512]), &collectives(&[2, 4]), Link::default()).unwrap();
         assert!((fitted.alpha - 1e-4).abs() < 1e-9 && (fitted.beta / 1e9 - 1.0).abs() < 1e-6, "{fitted:?}");
         assert!((fitted.in_training - 1.5).abs() < 1e-6 && (fitted.spread - 0.02).abs() < 1e-9, "{fitted:?}");
-        assert!((fitted.hidden - 0.6).abs() < 1e-9, "{fitted:?}");
+        assert!(fitted.overlaps && (fitted.hidden - 0.6).abs() < 1e-9, "{fitted:?}");
         for point in points(&[1, 2, 4], &[32, 64, 256, 1024]) {
             let predicted = fitted.step(point.ranks, point.batch_per_rank);
             let bound = if point.batch_per_rank == 32 || point.ranks == 1 { 1e-6 } else { 0.02 };
             assert!((predicted / point.step - 1.0).abs() < bound, "{point:?}: {predicted}");
         }
+    }
+
+    #[test]
+    fn where_nothing_can_overlap_nothing_is_hidden() {
+        let mut points = points(&[1, 2], &[32, 128]);
+        for point in &mut points {
+            (point.comm_exposed, point.overlap) = (point.comm + point.comm_wait, f64::NAN);
+            point.step = 0.1 + point.comm_exposed;
+        }
+        let fitted = Cost::fit(&points, &collectives(&[2]), Link::default()).unwrap();
+        assert!(!fitted.overlaps && fitted.hidden == 0.0 && fitted.hidden_by < 1e-9, "{fitted:?}");
     }
 
     #[test]

@@ -157,12 +157,13 @@ fn describe(model: &str, timing: &str, cost: &Cost, link: Link, points: &[Point]
     );
     let _ = write!(
         text,
-        "# spread of compute between ranks {:.1} %; overlap {:.0} % of the collectives and the waits before them, at most {:.0} % \
-         of the compute",
-        100.0 * cost.spread,
-        100.0 * cost.hidden,
-        100.0 * cost.hidden_by
+        "# spread of compute between ranks {:.1} %; overlap of the collectives and the waits before them: ",
+        100.0 * cost.spread
     );
+    let _ = match cost.overlaps {
+        true => write!(text, "{:.0} %, at most {:.0} % of the compute", 100.0 * cost.hidden, 100.0 * cost.hidden_by),
+        false => write!(text, "-, {}", definitions::OVERLAP.absent),
+    };
     let measured = points.iter().map(|point| point.ranks).max().unwrap_or(1);
     if link.busbw.is_none() && most > measured {
         let _ = write!(

@@ -25,6 +25,8 @@ pub struct Point {
     pub comm_wait: Second,
     /// What of both was not hidden.
     pub comm_exposed: Second,
+    /// Share of both that was hidden; NaN where nothing can overlap.
+    pub overlap: f64,
     /// Gradients in bytes.
     pub gradient_bytes: Bytes,
 }
@@ -78,7 +80,7 @@ impl Reader<'_> {
         let (ranks, batches) = (self.numbers(table, "ranks")?, self.numbers(table, "batch_per_rank")?);
         let (steps, bytes) = (self.numbers(table, "step")?, self.numbers(table, "gradient_bytes")?);
         let (comm, wait) = (self.numbers(table, "comm")?, self.numbers(table, "comm_wait")?);
-        let exposed = self.numbers(table, "comm_exposed")?;
+        let (exposed, overlap) = (self.numbers(table, "comm_exposed")?, self.numbers(table, "overlap")?);
         let measured =
             (0..status.len()).filter(|&row| status[row] == "ok" && steps[row].is_finite() && steps[row] > 0.0);
         let point = |row: usize| Point {
@@ -90,6 +92,7 @@ impl Reader<'_> {
             comm: comm[row],
             comm_wait: wait[row],
             comm_exposed: exposed[row],
+            overlap: overlap[row],
             gradient_bytes: bytes[row] as Bytes,
         };
         Ok(measured.map(point).filter(|point| point.ranks > 0 && point.batch_per_rank > 0).collect())

@@ -38,9 +38,9 @@ pub fn report(args: &cli::Report) -> Result<String> {
             Some(name) => name.trim_matches('/').to_owned(),
             None => csv_table(&sources)?,
         };
-        let sheet = match sources.iter().any(|source| source.has(&name)) {
-            true => raw_sheet(&sources, &name)?,
-            false => shown_sheet(&sources, &name)?,
+        let sheet = match raw_sheet(&sources, &name) {
+            Err(missing) if !sources.iter().any(|source| source.has(&name)) => shown_sheet(&sources, &name, missing)?,
+            raw => raw?,
         };
         text = Some(match (args.csv, args.markdown) {
             (true, _) => render::csv(&sheet),
@@ -123,10 +123,10 @@ fn raw_sheet(sources: &[Source], name: &str) -> Result<Sheet> {
     Ok(compare::sheets(parts, sources.len() > 1))
 }
 
-/// One table as the report shows it, where no file has one of that name.
-fn shown_sheet(sources: &[Source], name: &str) -> Result<Sheet> {
-    let sheets = sections::all(sources)?.into_iter().flat_map(|section| section.sheets);
-    sheets.into_iter().find(|sheet| sheet.name == name).map_or_else(|| raw_sheet(sources, name), Ok)
+/// One table as the report shows it, where no file has one of that name; `missing` if it shows none.
+fn shown_sheet(sources: &[Source], name: &str, missing: Error) -> Result<Sheet> {
+    let mut sheets = sections::all(sources)?.into_iter().flat_map(|section| section.sheets);
+    sheets.find(|sheet| sheet.name == name).ok_or(missing)
 }
 
 fn csv_table(sources: &[Source]) -> Result<String> {

@@ -165,7 +165,7 @@ fn print_header(config: &Config, job: &Job, datasets: &Datasets, cases: &[Case],
     }
     println!("# written to {} after each visit; a sweep that was cut goes on with --resume", record.path().display());
     println!("# {}: {}; +-: half of its 95 % interval over it, - of {}", STEP_P50.name, STEP_P50.text, STEP_LOW.absent);
-    println!("# {} = {}, of the {}", IMAGES.name, IMAGES.text, TRIMMED_MEAN.text);
+    println!("# {} {}, of the {}", IMAGES.name, IMAGES.text, TRIMMED_MEAN.text);
     println!("# {} = {}, of these trimmed means; - of {}", EXPOSED.name, EXPOSED.text, EXPOSED.absent);
     println!(
         "#  round  case     model  ranks  batch   timing  steps   step_p50       +-  images_per_second  exposed share"
