@@ -5,7 +5,10 @@ use super::Config;
 /// (`section.key`, what it means). Values are not repeated here: they come from `Default`.
 const COMMENTS: &[(&str, &str)] = &[
     ("run.seed", "seeds the parameters, the order of the samples and the augmentation; integer, 0 or more"),
-    ("run.out", "the run file (HDF5); empty: a new results/MODEL-RANKSranks-TIME.h5, with the Slurm job's id if there is one"),
+    (
+        "run.out",
+        "the run file (HDF5); empty: a new results/MODEL-RANKSranks-TIME.h5, with the Slurm job's id if there is one",
+    ),
     ("launch.device", "auto, cpu or cuda; auto takes a GPU where every rank of a host has one of its own"),
     (
         "launch.allow_gpu_sharing",

@@ -298,7 +298,15 @@ mod tests {
             integers("warmup", &|row| i64::from(row < 4)),
             Column::new("step", "s", "the whole step", Values::F64(seconds)),
         ];
-        let mut file = RunFile::create(&path, false, &Config::default(), Vec::new(), Vec::new()).unwrap();
+        let mut file = RunFile::create(
+            &path,
+            false,
+            Identity::new(FileKind::Training),
+            &Config::default(),
+            Vec::new(),
+            Vec::new(),
+        )
+        .unwrap();
         file.flush(&[Table::new("steps", "row", columns)], None).unwrap();
         let text = inspect(&path).unwrap();
         let lines = |start: &str| -> Vec<String> {

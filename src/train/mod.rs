@@ -62,8 +62,9 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         true => output::claim_at(job, &out.map(command::beside).unwrap_or_default(), args.force)?,
         false => None,
     };
-    let created =
-        owner.zip(how).map(|(owner, how)| Outputs::create(owner, quantized, how, args.force, config, job, &datasets, &batch));
+    let created = owner
+        .zip(how)
+        .map(|(owner, how)| Outputs::create(owner, quantized, how, args.force, config, job, &datasets, &batch));
     let mut outputs = job.agree(created.transpose())?;
     let resume = outputs.as_mut().and_then(|outputs| outputs.resume.take());
     let from = resume.as_ref().map(|resume| resume.path.clone());
@@ -152,7 +153,8 @@ impl Outputs {
         environment.extend(
             resume.as_ref().map(|resume| ("resumed_at_steps".to_owned(), Attribute::Ints(resume.resumed_at()))),
         );
-        let mut run_file = RunFile::create_owned(owner, replace, identity, config, environment, vec![record::ranks(job)])?;
+        let mut run_file =
+            RunFile::create_owned(owner, replace, identity, config, environment, vec![record::ranks(job)])?;
         run_file.set_warnings(job.warnings()); // checkpoints have them, too
         let from = resume.as_ref().map(|resume| resume.path.as_path());
         let folder = CheckpointFolder::new(&run_file, config.checkpoint.keep, from, replace_checkpoints)?;
