@@ -4,9 +4,9 @@
 //! a gradient by a thousandth at once, and training with batch norm multiplies any difference with every step. When that happens
 //! is a matter of chance that each processor, thread count and memory layout draws anew. So the bound is not taken from two runs
 //! that happen to agree: the parity file holds float32 references whose weights were disturbed in every step by noise of 256 to
-//! 1,024 times float32's rounding, enough to switch units in every step, and `scripts/parity.py` writes no file in which
-//! PyTorch's plain runs (threads, layouts, instruction sets, DDP) do not all lie within these. A healthy machine is one more
-//! draw, with noise that is smaller by two orders of magnitude:
+//! 1,024 times float32's rounding, enough to switch units in every step, beside PyTorch's plain runs (threads, layouts,
+//! instruction sets, DDP); `scripts/parity.py` refuses a file in which a plain run comes to more than half of what the noise
+//! allows. A healthy machine is one more draw, with noise that is smaller by two orders of magnitude:
 //!
 //! `bound(step) = FACTOR * (greatest difference of any reference from float64 until step) + FLOOR`
 //!
