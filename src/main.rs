@@ -89,7 +89,7 @@ fn verify(job: &mut Job, loaded: Result<Config>, args: &cli::Verify) -> Result<(
 
 fn verify_config(common: &Common) -> Result<Config> {
     // What is no configuration at all is told first.
-    let config = load_config(Reader::Verify, None, common)?;
+    let config = Config::load(None, &common.overrides())?;
     verify::check_overrides(&common.set).map(|()| config)
 }
 
@@ -122,8 +122,8 @@ fn eval(file: &Path, predictions: Option<&Path>, force: bool, common: &Common) -
 fn config_of(reader: Reader, run: &Path, common: &Common) -> Result<Config> {
     let trained = store::read_config(run)?;
     let config = trained.with_overrides(&common.overrides(), &run.display().to_string())?;
-    reader.refuse_unread(&common.set, &config)?;
     config.data.check_kind(&trained.data, run)?;
+    reader.refuse_unread(&common.set, &config)?;
     Ok(config)
 }
 

@@ -8,9 +8,15 @@ use common::{Mpirun, folder};
 fn the_printed_configuration_is_one_that_train_takes() {
     let folder = folder();
     let printed = Mpirun::alone().args(["config"]).run().succeeded().stdout;
-    for key in
-        ["[launch]", "device = \"auto\"", "batch_per_rank = ", "[model]", "bias = false", "dir = \"\"", "seed = 0"]
-    {
+    for key in [
+        "[launch]",
+        "device = \"auto\"",
+        "batch_per_rank = ",
+        "[model]",
+        "bias = false",
+        "dir = \"synthetic\"",
+        "seed = 0",
+    ] {
         assert!(printed.contains(key), "{key} is missing in\n{printed}");
     }
     let config = folder.path().join("mine.toml");

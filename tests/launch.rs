@@ -131,12 +131,13 @@ fn what_the_ranks_have_is_one_line_and_oversubscription_is_kept() {
     let [run, scaling, study] = ["run", "scaling", "study"].map(|name| folder.path().join(format!("{name}.h5")));
     let variants = folder.path().join("study.toml");
     std::fs::write(&variants, "[study]\nseeds = [0]\n[[study.variants]]\nname = \"one\"\n").unwrap();
-    let few = ["--set", "data.train_samples=100", "--set", "data.test_samples=20", "--set", "train.epochs=1"];
+    let few = ["--set", "data.train_samples=100", "--set", "data.test_samples=20"];
+    let once = ["--set", "train.epochs=1"];
     let short = ["--set", "sweep.seconds=0.1", "--set", "sweep.rounds=1", "--set", "sweep.batch_per_rank=[4]"];
     let commands: [(&Path, Vec<&str>); 3] = [
-        (&run, vec!["train"]),
+        (&run, [&["train"], &once[..]].concat()),
         (&scaling, [&["sweep"], &short[..]].concat()),
-        (&study, vec!["study", text(&variants)]),
+        (&study, [&["study", text(&variants)], &once[..]].concat()),
     ];
     for (out, args) in commands {
         let finished = on_one_core(&[&args[..], &few, &["--out", text(out)]].concat()).run().succeeded();

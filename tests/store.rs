@@ -49,6 +49,7 @@ fn write(path: &Path) {
         RunFile::create(path, false, Identity::new(FileKind::Training), &Config::default(), environment, vec![ranks])
             .unwrap();
     file.flush(&[Table::new("epochs", "epoch", epochs), Table::new("steps", "row", steps), comm], None).unwrap();
+    drop(file); // a run file has one owner
     let mut again = RunFile::open(path).unwrap();
     again.flush(&[Table::new("histograms", "layer", histograms)], Some(&checkpoint)).unwrap();
 }

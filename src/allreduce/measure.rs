@@ -79,6 +79,7 @@ impl<T: Element> Bench<T> {
         budget: &Budget,
     ) -> Result<Timing> {
         const WARM_UP: usize = 3;
+        const LEAST: usize = 5;
         const MOST: usize = 20_000;
         // Zeros stay zeros, however often they are summed in place.
         self.fill(Place::Out, elements, |_| 0.0);
@@ -87,16 +88,28 @@ impl<T: Element> Bench<T> {
         for _ in 0..WARM_UP {
             self.after_all(communicator, place, elements)?;
         }
+        // Seconds since then on the rank where most have passed: the same number on all, so that all decide alike.
+        let longest = |since: Instant| -> Result<Second> {
+            let mut seconds = [since.elapsed().as_secs_f64()];
+            communicator.all_reduce(Kind::Control, Combine::Max, &mut seconds)?;
+            Ok(seconds[0])
+        };
         let iterations = match budget.iterations {
-            0 => {
-                let mut longest = [warm_up.elapsed().as_secs_f64() / WARM_UP as f64];
-                communicator.all_reduce(Kind::Control, Combine::Max, &mut longest)?;
-                ((budget.seconds / longest[0]) as usize).clamp(5, MOST)
-            }
+            0 => ((budget.seconds * WARM_UP as f64 / longest(warm_up)?) as usize).clamp(LEAST, MOST),
             given => given,
         };
-        let own: Result<Vec<f64>> = (0..iterations).map(|_| self.after_all(communicator, place, elements)).collect();
-        let mut slowest = own?;
+        let started = Instant::now();
+        let mut slowest = Vec::with_capacity(iterations);
+        while slowest.len() < iterations {
+            let until = (2 * slowest.len()).max(LEAST).min(iterations);
+            while slowest.len() < until {
+                slowest.push(self.after_all(communicator, place, elements)?);
+            }
+            // A host that became busy after the warm-up would take many times the seconds.
+            if budget.iterations == 0 && longest(started)? >= budget.seconds {
+                break;
+            }
+        }
         let mut fastest = slowest.clone();
         communicator.all_reduce(Kind::Metrics, Combine::Max, &mut slowest)?;
         communicator.all_reduce(Kind::Metrics, Combine::Min, &mut fastest)?;

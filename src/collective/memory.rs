@@ -182,7 +182,11 @@ impl<T: Element> Elements<T> {
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.range.len()) }
     }
 
+    /// The first element; where there is none an aligned address, since libtorch's is null and no slice may be.
     fn start(&self) -> *mut T {
+        if self.range.is_empty() {
+            return std::ptr::dangling_mut();
+        }
         self.flat.data_ptr().cast::<T>().wrapping_add(self.range.start)
     }
 }

@@ -15,8 +15,6 @@ pub enum Reader {
     Variant,
     /// `hpml sweep`.
     Sweep,
-    /// `hpml verify`.
-    Verify,
     /// `hpml quantize`.
     Quantize,
     /// `hpml eval`.
@@ -34,7 +32,6 @@ const ONE_JOB: Why = Some("holds for the whole job: give it to the study");
 const NAMED_BY_OUT: Why = Some("name the file with --out");
 const NO_CHECKPOINTS: Why = Some("no checkpoints are written");
 const NOT_QUANTIZED: Why = Some("nothing is quantized");
-const OF_PARITY: Why = Some("the parity file says it");
 
 impl Reader {
     /// Keys or sections (with the dot at their end) and why they are not read; the first that fits counts. What none fits is read.
@@ -89,30 +86,6 @@ impl Reader {
                 ("schedule.", Some("every step has train.lr")),
                 ("checkpoint.", Some("a sweep goes on with --resume")),
                 ("quantize.", NOT_QUANTIZED),
-                ("study.", OF_STUDY),
-            ],
-            Reader::Verify => &[
-                ("run.", OF_PARITY),
-                ("model.name", OF_PARITY),
-                ("model.bias", OF_PARITY),
-                ("data.dir", READ),
-                ("data.train_samples", READ),
-                ("data.test_samples", READ),
-                ("data.prefetch", READ),
-                ("data.", OF_PARITY),
-                ("optim.momentum", OF_PARITY),
-                ("optim.weight_decay", OF_PARITY),
-                ("optim.ema", Some("no weights are averaged")),
-                ("train.label_smoothing", READ),
-                ("train.", OF_PARITY),
-                ("schedule.", OF_PARITY),
-                ("parallel.compression", Some("PyTorch's gradients are summed as they are")),
-                ("parallel.local_steps", Some("PyTorch's gradients are summed at every step")),
-                ("metrics.timing", READ),
-                ("metrics.", Some("only losses are compared")),
-                ("checkpoint.", NO_CHECKPOINTS),
-                ("quantize.", NOT_QUANTIZED),
-                ("sweep.", OF_SWEEP),
                 ("study.", OF_STUDY),
             ],
             Reader::Quantize => &[
@@ -201,7 +174,7 @@ mod tests {
     fn every_pattern_is_a_key_or_a_section() {
         use Reader::*;
         let keys: Vec<String> = Config::default().flattened().into_iter().map(|(key, _)| key).collect();
-        for reader in [Train, Study, Variant, Sweep, Verify, Quantize, Eval] {
+        for reader in [Train, Study, Variant, Sweep, Quantize, Eval] {
             for (pattern, _) in reader.unread() {
                 let known = |key: &String| key == pattern || pattern.ends_with('.') && key.starts_with(pattern);
                 assert!(keys.iter().any(known), "{reader:?}: {pattern}");
@@ -225,8 +198,6 @@ mod tests {
             (Reader::Variant, "launch.threads=1", true),
             (Reader::Sweep, "train.batch_per_rank=64", true),
             (Reader::Sweep, "train.lr=0.1", false),
-            (Reader::Verify, "train.lr=0.1", true),
-            (Reader::Verify, "parallel.bucket_mb=1", false),
             (Reader::Quantize, "train.batch_per_rank=64", false),
             (Reader::Quantize, "train.lr=0.1", true),
             (Reader::Eval, "data.test_samples=100", false),

@@ -54,8 +54,11 @@ pub fn finetune(
         let logits = rounded.forward(&batch.images).pop().expect("a network has layers");
         let loss = logits.flatten(1, -1).cross_entropy_for_logits(&batch.labels);
         (loss / job.world_size as f64).backward(); // the sum over the ranks is the mean gradient
-        let mut gradients = rounded.state.gradients.host_mut().region(0..elements);
-        all_reduce.reduce(Kind::Gradients, &mut gradients, Patience::Eager)?;
+        {
+            // The optimizer reads what the region hands out.
+            let mut gradients = rounded.state.gradients.host_mut().region(0..elements);
+            all_reduce.reduce(Kind::Gradients, &mut gradients, Patience::Eager)?;
+        }
         let lr = config.quantize.finetune_lr * (steps - step) as f64 / steps as f64;
         optimizer.step(&mut rounded.state, lr)?;
     }

@@ -32,12 +32,13 @@ pub(super) fn check_found(found: io::Result<Metadata>, path: &Path, force: bool)
 pub fn write_output(path: &Path, bytes: &[u8], force: bool) -> Result<()> {
     // A rename would put the file in the place of the link.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let written = fs::create_dir_all(atomic::folder_of(&target)).and_then(|()| {
+    let made = fs::create_dir_all(atomic::folder_of(&target)).and_then(|()| {
         let mut file = atomic::beside(&target)?;
         file.write_all(bytes)?;
-        atomic::persist(file.into_temp_path(), &target, force)
+        Ok(file.into_temp_path())
     });
-    written.map_err(|error| atomic::not_persisted(path, error))
+    let made = made.map_err(|error| Error::Output { path: path.to_owned(), reason: error.to_string() })?;
+    atomic::persist(made, &target, force).map_err(|error| atomic::not_persisted(path, error))
 }
 
 /// Refuses an output that is one of the files it is made from, whatever `--force` says.
