@@ -258,7 +258,7 @@ def main():
     records = np.concatenate([np.fromfile(os.path.join(args.data, name), np.uint8).reshape(-1, 3073) for name in names])
     order = np.random.default_rng(args.seed).permutation(len(records))
 
-    with h5py.File(args.out, "w") as file:
+    with h5py.File(args.out, "w", libver="v110") as file:  # with checksums of its metadata
         for name in args.models:
             mean, std, lr, steps, batch, noise = SETTINGS[name]
             indices = order[: steps * batch].reshape(steps, batch)

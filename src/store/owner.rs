@@ -26,6 +26,8 @@ const BEAT: Duration = Duration::from_secs(2);
 const SILENT: Duration = Duration::from_secs(30);
 /// Time between two looks at a mark of another host.
 const LOOK: Duration = Duration::from_millis(500);
+/// Time to wait for another process that removes a mark.
+const REMOVAL: Duration = Duration::from_millis(5);
 /// Attempts to make a mark while others make and remove theirs.
 const ATTEMPTS: usize = 100;
 
@@ -162,7 +164,7 @@ impl Claim {
                     if beats {
                         return Err(owned());
                     }
-                    if self.now()?.duration_since(beaten).unwrap_or_default() < SILENT {
+                    if self.may_live(&mark, beaten, &own)? {
                         let description = mark.describe();
                         if !matches!(&self.watched, Some((known, _)) if *known == mark) {
                             self.watched = Some((mark, beaten));
@@ -171,7 +173,7 @@ impl Claim {
                     }
                 }
             }
-            self.remove(&mark)?;
+            self.remove(&mark, &own)?;
         }
         Err(self.cannot("others take this name all the time".into()))
     }
@@ -223,19 +225,32 @@ impl Claim {
         now.map_err(|error| self.cannot(error.to_string()))
     }
 
-    /// Removes `mark`, unless another has taken its place meanwhile.
-    fn remove(&self, mark: &Mark) -> Result<()> {
-        let aside = self.target.with_file_name(format!(".hpml-{}.part", uuid::Uuid::new_v4()));
-        let moved = match fs::rename(&self.mark_path, &aside) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            moved => moved.and_then(|()| read_mark(&aside)),
-        };
-        let moved = moved.map_err(|error| self.cannot(error.to_string()))?;
-        if moved.is_some_and(|(found, _)| found != *mark) {
-            let _ = fs::hard_link(&aside, &self.mark_path); // it is another's: back in its place
+    /// Removes `mark`, unless another has taken its place meanwhile: one process at a time, which `own` names, or the mark
+    /// of one that was faster would go instead.
+    fn remove(&self, mark: &Mark, own: &Mark) -> Result<()> {
+        let lock = self.mark_path.with_extension("removal");
+        let io = |error: io::Error| self.cannot(error.to_string());
+        if !make_mark(&self.target, &lock, own).map_err(io)? {
+            match read_mark(&lock).map_err(io)? {
+                // Killed within the microseconds that a removal takes.
+                Some((other, made)) if !self.may_live(&other, made, own)? => fs::remove_file(&lock).map_err(io)?,
+                _ => std::thread::sleep(REMOVAL),
+            }
+            return Ok(());
         }
-        let _ = fs::remove_file(&aside);
-        Ok(())
+        let removed = match read_mark(&self.mark_path) {
+            Ok(Some((found, _))) if found == *mark => fs::remove_file(&self.mark_path),
+            found => found.map(drop),
+        };
+        fs::remove_file(&lock).and(removed).map_err(io)
+    }
+
+    /// Whether the process of a mark that was renewed at `beaten` may live, as far as can be seen at once.
+    fn may_live(&self, mark: &Mark, beaten: SystemTime, own: &Mark) -> Result<bool> {
+        match mark.is_alive(own) {
+            Some(lives) => Ok(lives),
+            None => Ok(self.now()?.duration_since(beaten).unwrap_or_default() < SILENT),
+        }
     }
 
     fn cannot(&self, reason: String) -> Error {
@@ -426,7 +441,7 @@ mod tests {
     fn of_many_that_come_at_once_one_owns_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.h5");
-        for _ in 0..20 {
+        for _ in 0..50 {
             leave(&path, |mark| mark.pid = u32::MAX);
             let start = std::sync::Barrier::new(8);
             let claims = || {
