@@ -217,9 +217,8 @@ const LAST_UPDATE: [&str; 10] = [
 
 /// Everything in a folder, by name.
 fn contents(folder: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
-    let entries = std::fs::read_dir(folder).map(|entries| entries.flatten().collect()).unwrap_or(Vec::new());
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut files: Vec<_> = entries
-        .into_iter()
         .flat_map(|entry| match entry.path().is_dir() {
             true => contents(&entry.path()),
             false => vec![(entry.file_name(), std::fs::read(entry.path()).unwrap())],

@@ -15,6 +15,9 @@ use crate::config::{self, ModelName};
 use crate::sys::gpu::range;
 use crate::sys::seeded;
 
+/// What standardizes an input `[n, c, h, w]`, given batch norm's epsilon.
+pub type Standardize<'a> = &'a dyn Fn(&Tensor, f64) -> Standardized;
+
 /// Whether batch norm takes its statistics from the batch (and updates the running ones) or uses the running ones.
 #[derive(Clone, Copy)]
 pub enum Mode<'a> {
@@ -22,8 +25,8 @@ pub enum Mode<'a> {
     Train {
         /// Share of the batch in the running statistics, 0 to 1.
         momentum: f64,
-        /// What standardizes an input, given epsilon, where the statistics are not of this batch alone.
-        standardize: Option<&'a dyn Fn(&Tensor, f64) -> Standardized>,
+        /// Where the statistics are not of this batch alone.
+        standardize: Option<Standardize<'a>>,
     },
     /// Test.
     Eval,

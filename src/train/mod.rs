@@ -53,7 +53,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         return Ok(());
     };
     let samples = datasets.train.len();
-    let config = &start::with_its_batch(config, job, how.as_ref(), samples)?;
+    let config = &start::with_its_batch(config, job, how.as_deref(), samples)?;
     let batch = job.agree(GlobalBatch::new(config, samples, job.world_size))?;
     if config.quantize.enabled {
         job.agree(command::check_calibration(config, &datasets.train))?;
@@ -62,9 +62,8 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         true => output::claim_at(job, &out.map(command::beside).unwrap_or_default(), args.force)?,
         false => None,
     };
-    let created = owner
-        .zip(how)
-        .map(|(owner, how)| Outputs::create(owner, quantized, how, args.force, config, job, &datasets, &batch));
+    let created =
+        owner.zip(how).map(|(owner, how)| Outputs::create(owner, quantized, *how, config, job, &datasets, &batch));
     let mut outputs = job.agree(created.transpose())?;
     let resume = outputs.as_mut().and_then(|outputs| outputs.resume.take());
     let from = resume.as_ref().map(|resume| resume.path.clone());
@@ -138,13 +137,12 @@ impl Outputs {
         owner: Owner,
         quantized: Option<Owner>,
         how: Beginning,
-        force: bool,
         config: &Config,
         job: &Job,
         datasets: &Datasets,
         batch: &GlobalBatch,
     ) -> Result<Outputs> {
-        let Beginning { resume, identity, replace, replace_checkpoints, steps_there, .. } = how;
+        let Beginning { resume, identity, replace, force, steps_there, .. } = how;
         let source = (owner.target(), identity.run_id.as_str());
         let quantized = quantized.map(|owner| command::create(owner, force, config, source)).transpose()?;
         let mut environment = record::environment(job, datasets);
@@ -157,7 +155,7 @@ impl Outputs {
             RunFile::create_owned(owner, replace, identity, config, environment, vec![record::ranks(job)])?;
         run_file.set_warnings(job.warnings()); // checkpoints have them, too
         let from = resume.as_ref().map(|resume| resume.path.as_path());
-        let folder = CheckpointFolder::new(&run_file, config.checkpoint.keep, from, replace_checkpoints)?;
+        let folder = CheckpointFolder::new(&run_file, config.checkpoint.keep, from, force)?;
         Ok(Outputs { run_file, quantized, steps_there, folder: Some(folder), resume })
     }
 

@@ -62,7 +62,7 @@ pub enum Start {
         /// Whether it goes on from a checkpoint.
         is_resumed: bool,
         /// The rest, on rank 0.
-        how: Option<Beginning>,
+        how: Option<Box<Beginning>>,
     },
 }
 
@@ -74,8 +74,8 @@ pub struct Beginning {
     pub identity: Identity,
     /// Whether a run file that is there may be replaced.
     pub replace: bool,
-    /// Whether checkpoints of other runs that lie there may be removed.
-    pub replace_checkpoints: bool,
+    /// Whether checkpoints and int8 networks of other runs that lie there may be replaced.
+    pub force: bool,
     /// Steps in the run file of the same run that is there: it stays until this training has done as many.
     pub steps_there: usize,
     /// What it adds to `/environment`.
@@ -91,7 +91,7 @@ impl Beginning {
             resume: None,
             identity,
             replace: force,
-            replace_checkpoints: force,
+            force,
             steps_there: 0,
             environment: vec![
                 (ASKED_BATCH.into(), Attribute::Int(asked)),
@@ -152,7 +152,7 @@ pub fn find(args: &cli::Train, out: Option<&Path>, config: &Config, job: &Job, d
     if begins == 0.0 {
         return Ok(Start::Finished);
     }
-    Ok(Start::Begin { is_resumed: is_resumed > 0.0, how })
+    Ok(Start::Begin { is_resumed: is_resumed > 0.0, how: how.map(Box::new) })
 }
 
 /// The configuration with as many samples a rank as make the global batch of before, so that each step trains on the
