@@ -11,7 +11,7 @@ use common::{Finished, Mpirun};
 /// from the seed, so that this also tests that they are `torch.manual_seed`'s.
 const PARITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/parity.h5");
 
-/// `hpml verify FILE` on so many ranks, to be started.
+/// `hpml verify FILE` on `ranks` ranks, to be started.
 fn verify(ranks: usize, file: &Path, data: &Path, settings: &[&str]) -> Mpirun {
     let settings = settings.iter().flat_map(|setting| ["--set", setting]);
     Mpirun::ranks(ranks)

@@ -187,7 +187,7 @@ impl AllReduce {
     /// The window of all ranks of the host that `region` lies in.
     ///
     /// # Panics
-    /// Its buffer was not made by [`buffer`](Self::buffer): the other ranks could not reach it.
+    /// The region's buffer was not made by [`buffer`](Self::buffer): the other ranks could not reach it.
     fn window_of<T: Element>(&self, region: &Region<T>) -> Arc<Window> {
         let window = region.window().filter(|window| window.ranks() == self.host.size());
         window.expect("a buffer reduced through shared memory is made by AllReduce::buffer")

@@ -31,7 +31,7 @@ impl FileKind {
     const ALL: [FileKind; 5] =
         [FileKind::Training, FileKind::Sweep, FileKind::Study, FileKind::Allreduce, FileKind::Quantized];
 
-    /// Its name in files.
+    /// Name in files.
     pub fn as_str(self) -> &'static str {
         match self {
             FileKind::Training => "training",

@@ -28,7 +28,7 @@ impl Case {
 /// the batches end that nobody named.
 ///
 /// # Errors
-/// More ranks are asked for than there are, or a value stands twice.
+/// `sweep.ranks` holds more ranks than the job has, or a list holds a value twice.
 pub fn cases(config: &Config, world_size: usize, samples: usize) -> Result<Vec<Case>> {
     let sweep = &config.sweep;
     let refuse = |key: &str, value: String, expected: String| {

@@ -55,7 +55,7 @@ impl GlobalBatch {
         self.steps_per_epoch == 1
     }
 
-    /// What is to be told of it: the data give less than was asked for, or a step has samples twice.
+    /// The reason if the data give less than was configured, or a step has samples twice.
     pub fn note(&self) -> Option<String> {
         let GlobalBatch { samples, asked, data, ranks, epoch_per_rank, .. } = self;
         let again = match samples.saturating_sub(*data) {

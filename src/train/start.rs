@@ -101,7 +101,7 @@ impl Beginning {
         }
     }
 
-    /// The same run, going on after what `saved` tells.
+    /// Goes on after what `saved` tells, as the same run.
     fn going_on(mut self, saved: &Saved) -> Beginning {
         self.environment[0].1 = Attribute::Int(saved.asked_batch as i64);
         self.saved_batch = [saved.nominal_batch(), saved.world_size];
@@ -109,7 +109,7 @@ impl Beginning {
     }
 }
 
-/// The training that is asked for.
+/// The training that the user wants now.
 struct Now<'a> {
     config: &'a Config,
     ranks: usize,
@@ -416,7 +416,7 @@ impl RunThere {
         not_behind(&self.saved.path, self.epochs, now)
     }
 
-    /// Whether the finished run is what is asked for; false if it is more of it.
+    /// Whether the finished run is what the user wants; false if more epochs are wanted.
     fn is_done(&self, now: &Now) -> Result<bool> {
         let differences = self.saved.config.differences(now.config);
         let mut other =

@@ -139,7 +139,7 @@ impl<'a> Training<'a> {
         })
     }
 
-    /// The same training, in which a loss or a weight that is NaN or infinite is no error:
+    /// Makes a loss or a weight that is NaN or infinite no error:
     /// [`has_diverged`](Self::has_diverged) tells.
     pub fn that_may_diverge(mut self) -> Training<'a> {
         self.must_be_finite = false;

@@ -17,7 +17,7 @@ use std::fmt;
 
 use crate::store::Reference;
 
-/// Allowed is so many times what the references show: these are a dozen draws from a distribution, a machine is one more.
+/// Multiple of the references' greatest difference that is allowed: they are a dozen draws from a distribution, a machine is one more.
 const FACTOR: f64 = 4.0;
 /// Relative difference allowed in any case: 16 last bits of a float32, since a reference can equal float64 by chance.
 const FLOOR: f64 = 1e-6;

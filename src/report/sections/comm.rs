@@ -44,7 +44,7 @@ pub fn messages(frame: &Frame) -> Sheet {
 fn per_step(frame: &Frame) -> Sheet {
     let mut sheet = Sheet::new("comm-step", "Messages by kind, of a step");
     sheet.note =
-        "the whole run over its steps on so many ranks, what comes once or once an epoch spread over them".into();
+        "the whole run divided by its steps on this number of ranks; what happens once, or once per epoch, is spread over them".into();
     let headings = COUNTED.iter().filter_map(|(name, _)| frame.heading(name));
     let kind = Heading::new("kind", "1", "what the messages are for");
     sheet.columns = [kind].into_iter().chain(frame.heading("world_size")).chain(headings).collect();
