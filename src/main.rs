@@ -53,7 +53,7 @@ fn main() -> ExitCode {
 /// Starts the ranks, which wait for each other as long as the configuration says; the default if it is not even right, which
 /// they tell when they have met.
 fn start(config: Result<Config>, work: impl FnOnce(&mut Job, Result<Config>) -> Result<()>) -> ExitCode {
-    // Of processes that are not ranks of one job each tells it.
+    // A wrong configuration is told by each process, ranks of one job or not.
     let unknown = || Launch { allow_singletons: true, ..Launch::default() };
     let launch = config.as_ref().map_or_else(|_| unknown(), |config| config.launch.clone());
     launch::run(&launch, |job| work(job, config))
@@ -88,7 +88,7 @@ fn verify(job: &mut Job, loaded: Result<Config>, args: &cli::Verify) -> Result<(
 }
 
 fn verify_config(common: &Common) -> Result<Config> {
-    // What is no configuration at all is told first.
+    // A --set that cannot be read is reported before one that does not belong here.
     let config = Config::load(None, &common.overrides())?;
     verify::check_overrides(&common.set).map(|()| config)
 }

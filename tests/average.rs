@@ -124,7 +124,7 @@ fn after_one_step_the_average_is_that_steps_weights() {
         bits.map(|bits| f64::from(f32::from_bits(bits))).collect::<Vec<_>>()
     };
     assert_eq!(of("optim.ema=0.999", 1), of("optim.ema=0", 1));
-    // Of two almost the mean: w1 counts 0.999 and w2 counts 1.
+    // After two steps almost their mean: w1 counts 0.999 and w2 counts 1.
     let (one, two, average) = (of("optim.ema=0", 1), of("optim.ema=0", 2), of("optim.ema=0.999", 2));
     for ((one, two), average) in one.iter().zip(&two).zip(&average) {
         assert!((average - (0.999 * one + two) / 1.999).abs() < 1e-6, "{one} {two} {average}");

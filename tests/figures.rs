@@ -75,7 +75,7 @@ fn warm_up_that_is_counted_is_not_said_to_be_left_out_and_one_rank_has_no_collec
         assert!(!shown.contains("left out"), "{shown}");
     }
     recompute("run", &out, &[]);
-    // Nothing is augmented unless that is asked for.
+    // data.augment is off.
     let page = folder.path().join("page.html");
     Mpirun::alone().args(["report", text(&out), "--html", text(&page)]).run().succeeded();
     let page = std::fs::read_to_string(page).unwrap();

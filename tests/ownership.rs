@@ -137,7 +137,7 @@ fn another_configuration_is_refused_by_name_whatever_is_left_of_the_run() {
         let other = auto(&["data.dir=nowhere"]);
         assert!(!other.status.success());
         assert_eq!(contents(folder.path()), before);
-        // The same with nothing but the run file.
+        // Once more, now with nothing but the run file.
         let _ = std::fs::remove_dir_all(checkpoint_folder(&out));
     }
     assert_refused(&auto(&["train.epochs=5"]), &["2 epochs", "no checkpoint", "--force"]);
@@ -269,8 +269,8 @@ fn a_file_of_another_command_is_never_gone_on_with() {
     assert_eq!(contents(folder.path()), before);
 }
 
-/// Starts two jobs without an end at once on the output: one works until it is stopped by `signal`, the other is told who
-/// writes there.
+/// Starts two jobs without an end at once on the output: one works until it is stopped by `signal`, the other names
+/// who writes there.
 fn two_jobs(out: &Path, signal: &str, mut job: impl FnMut(usize) -> Mpirun) {
     let mut jobs = Vec::from([0, 1].map(|number| job(number).spawn()));
     let started = Instant::now();

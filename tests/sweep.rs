@@ -11,7 +11,7 @@ use common::{Finished, Mpirun, assert_refused, column, folder, kill, text, texts
 const PARTS: [&str; 6] = ["data", "forward", "backward", "comm_wait", "comm", "optimizer"];
 
 fn sweep(ranks: usize, out: &Path, more: &[&str]) -> Mpirun {
-    let short = ["sweep.seconds=0.4", "sweep.rounds=2", "sweep.batch_per_rank=[4, 16]", "data.train_samples=2000"];
+    let short = ["sweep.seconds=0.4", "sweep.rounds=2", "sweep.batch_per_rank=[8, 16]", "data.train_samples=2000"];
     let short = short.iter().chain(&["launch.threads=1", "metrics.warmup_steps=2"]).flat_map(|set| ["--set", set]);
     Mpirun::ranks(ranks).args(["sweep", "--out", text(out)]).args(short).args(more).timeout(Duration::from_secs(300))
 }

@@ -206,7 +206,7 @@ impl Claim {
             return Ok(None);
         }
         let owner = Owner::start(self.target.clone(), self.mark_path.clone(), own);
-        // Its owner may have finished between the two looks.
+        // An owner may have finished between the two looks.
         Ok((!self.target.exists()).then_some(owner))
     }
 
@@ -395,7 +395,7 @@ mod tests {
         drop(owner);
         assert!(!mark_of(&path).exists());
 
-        // Its number now belongs to another process.
+        // The process id now belongs to another process.
         leave(&path, |mark| mark.started += 1);
         drop(claim(&path, false).unwrap());
         leave(&path, |mark| mark.pid = u32::MAX);

@@ -24,8 +24,8 @@ impl Case {
     }
 }
 
-/// All cases of the configuration on so many ranks, in an order that only depends on these. `samples`, of the training set, is where
-/// the batches end that nobody named.
+/// All cases of the configuration on `world_size` ranks, in an order that depends on nothing else. Batch sizes that the user did not
+/// name go up to `samples`, the size of the training set.
 ///
 /// # Errors
 /// `sweep.ranks` holds more ranks than the job has, or a list holds a value twice.

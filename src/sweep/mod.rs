@@ -20,18 +20,18 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::allreduce::{self, Bench, Budget};
 use crate::cli;
-use crate::collective::{Combine, Communicator, Patience};
+use crate::collective::{Communicator, Patience};
 use crate::config::{Config, ModelName};
 use crate::data::{self, Datasets};
 use crate::error::Result;
 use crate::launch::Job;
+use crate::metrics::Part;
 use crate::metrics::definitions::{
     EXPOSED_SHARE as EXPOSED, STEP_LOW, STEP_P50, SWEEP_IMAGES_PER_SECOND as IMAGES, TRIMMED_MEAN,
 };
-use crate::metrics::{Kind, Part};
 use crate::output;
 use crate::report;
-use crate::units::{format_seconds, or_dash};
+use crate::units::{Bytes, format_seconds, or_dash};
 pub use case::{Case, cases};
 use record::Record;
 pub use scaling::{Row, Status, rows};
@@ -54,14 +54,15 @@ pub fn run(config: &Config, job: &Job, args: &cli::Sweep) -> Result<()> {
         for number in order(&cases, round, config.run.seed) {
             let case = &cases[number];
             let wanted = record.as_ref().is_some_and(|record| record.wants(number, round, config.sweep.precision));
-            if from_root(job, wanted as u64)? == 0 {
+            if job.from_root([f64::from(wanted)])? == [0.0] {
                 continue;
             }
-            let largest = from_root(job, record.as_ref().map_or(0, |record| record.memory_for(number)))?;
+            let needed = record.as_ref().map_or(0, |record| record.memory_for(number));
+            let [needed] = job.from_root([needed as f64])?;
             let group = groups.get(&case.ranks).expect("a group for every rank count");
             let seconds = config.sweep.seconds / config.sweep.rounds as f64;
             let outcome = match group {
-                Some(group) => Some(visit(case, config, job, group, &datasets.train, largest, seconds)?),
+                Some(group) => Some(visit(case, config, job, group, &datasets.train, needed as Bytes, seconds)?),
                 None => None,
             };
             if let (Some(record), Some(outcome)) = (&mut record, outcome) {
@@ -101,7 +102,8 @@ fn measure_all_reduce(
     record: &mut Option<Record>,
 ) -> Result<()> {
     const SIZES: [usize; 5] = [8, 1 << 10, 16 << 10, 256 << 10, 4 << 20];
-    if from_root(job, record.as_ref().is_some_and(|record| record.all_reduce.is_none()) as u64)? == 0 {
+    let wanted = record.as_ref().is_some_and(|record| record.all_reduce.is_none());
+    if job.from_root([f64::from(wanted)])? == [0.0] {
         return Ok(());
     }
     let mut elements: Vec<usize> = SIZES.iter().map(|bytes| bytes / size_of::<f32>()).collect();
@@ -143,13 +145,6 @@ fn order(cases: &[Case], round: usize, seed: u64) -> Vec<usize> {
         order.swap(i, (random.next_u64() % (i as u64 + 1)) as usize);
     }
     order
-}
-
-/// Rank 0's number, on all ranks.
-fn from_root(job: &Job, value: u64) -> Result<u64> {
-    let mut number = [if job.is_root() { value as f64 } else { 0.0 }];
-    job.communicator.all_reduce(Kind::Control, Combine::Max, &mut number)?;
-    Ok(number[0] as u64)
 }
 
 fn print_header(config: &Config, job: &Job, datasets: &Datasets, cases: &[Case], record: &Record) {

@@ -464,7 +464,7 @@ mod tests {
         assert_eq!(rows.map(|row| comm.numbers("busbw")[row]), [3.0, 1.0]);
         assert!(comm.numbers("busbw")[0].is_nan(), "parameters are broadcast");
 
-        // Back on 4 ranks: theirs are counted on.
+        // On 4 ranks again, their counts go on.
         let mut again = record(4);
         again.resume(6, &tables);
         add_steps(&mut again, 2, 6..7);

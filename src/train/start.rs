@@ -80,7 +80,7 @@ pub struct Beginning {
     pub steps_there: usize,
     /// What it adds to `/environment`.
     pub environment: Vec<(String, Attribute)>,
-    /// Samples per step over all ranks as the run asked for them, and the ranks it was on; zeros if it begins now.
+    /// Configured samples per step over all ranks of the run, and its ranks; zeros if it begins now.
     saved_batch: [usize; 2],
 }
 
@@ -301,7 +301,7 @@ struct Saved {
     /// As it was used.
     config: Config,
     world_size: usize,
-    /// Samples per rank and step that the user asked for when the run began.
+    /// `train.batch_per_rank` as the user gave it when the run began.
     asked_batch: usize,
     data: String,
     /// `None` in files of earlier versions.
