@@ -28,7 +28,7 @@ fn main() {
 /// libtorch's C++ calls that tch lacks: thin, so that optimising them would only cost time here. Half a minute of libtorch's
 /// headers, and this script runs after every edit: they are compiled anew only if they, libtorch or the compiler are others.
 fn compile_shim(lib: &Path) {
-    let files = ["libtorch.cpp", "batch_norm.cpp", "graph.cpp"].map(|file| format!("src/sys/{file}"));
+    let files = ["libtorch.cpp", "batch_norm/autograd.cpp", "graph.cpp"].map(|file| format!("src/sys/{file}"));
     let sources = files.iter().map(|file| std::fs::read_to_string(file).expect("a source of ours"));
     let compiler = ["CXX", "CXXFLAGS"].map(|name| {
         println!("cargo:rerun-if-env-changed={name}");

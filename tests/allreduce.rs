@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use common::{Mpirun, column, folder, texts};
-use hpml::collective::{AllReduce, Bf16, Communicator, Element, Patience, Universe};
+use hpml::collective::{AllReduce, Bf16, Communicator, Element, Universe, WaitPolicy};
 use hpml::config::Algorithm;
 use hpml::metrics::Kind;
 
@@ -119,7 +119,7 @@ fn sums_are_right<T: Element>(ranks: &Arc<Communicator>, algorithm: Algorithm) {
         for (index, element) in buffer.as_mut_slice().iter_mut().enumerate() {
             *element = T::from_f32((index % 7 + ranks.rank()) as f32);
         }
-        all_reduce.reduce(Kind::Gradients, &mut buffer.region(region.clone()), Patience::Patient).unwrap();
+        all_reduce.reduce(Kind::Gradients, &mut buffer.region(region.clone()), WaitPolicy::Sleep).unwrap();
         for (index, element) in buffer.as_slice().iter().enumerate() {
             let sum = (0..ranks.size()).map(|rank| (index % 7 + rank) as f32).sum();
             let own = (index % 7 + ranks.rank()) as f32;

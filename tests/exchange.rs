@@ -289,7 +289,7 @@ fn what_is_left_out_shows_in_the_spread_of_the_parameters() {
         assert!(apart[..ranks].iter().any(|&one| one != apart[0]), "{apart:?}");
         assert_eq!(of_variant(&out, "study/test_accuracy", "all")[1], all[ranks]);
         let shown = report(&out);
-        assert!(shown.contains("Agreement of the ranks") && shown.contains("spread_last"), "{shown}");
+        assert!(shown.contains("Divergence of the ranks") && shown.contains("spread_last"), "{shown}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Training to int8 and on, with the real binary: the ladder, what any number of ranks must agree on, and bad input.
+//! Training to int8 and on, with the real binary: the accuracy, what any number of ranks must agree on, and bad input.
 
 mod common;
 

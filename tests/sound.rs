@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Mpirun, column, folder, text};
-use hpml::collective::{AllReduce, Patience, Universe, progress};
+use hpml::collective::{AllReduce, Universe, WaitPolicy, progress};
 use hpml::config::Algorithm;
 use hpml::metrics::Kind;
 
@@ -108,12 +108,12 @@ fn a_collective_beside_one_of_another_thread() {
             assert!(Instant::now() < deadline, "rank 0 was not refused");
             std::thread::sleep(Duration::from_millis(10));
         }
-        ranks.patient_barrier(Patience::Patient).unwrap();
+        ranks.patient_barrier(WaitPolicy::Sleep).unwrap();
         return;
     }
     let other = std::thread::spawn({
         let ranks = ranks.clone();
-        move || ranks.patient_barrier(Patience::Patient).unwrap()
+        move || ranks.patient_barrier(WaitPolicy::Sleep).unwrap()
     });
     while progress::of_host()[0].waits_for.is_none() {
         std::thread::sleep(Duration::from_millis(1));
@@ -155,7 +155,7 @@ fn windows_that_come_and_go() {
         assert!(buffer.as_slice().iter().all(|&value| value == 0.0), "new memory is zero");
         assert_eq!(buffer.as_slice().as_ptr() as usize % 4096, 0, "and begins with a page");
         buffer.as_mut_slice().fill((rank + 1) as f32);
-        all_reduce.reduce(Kind::Gradients, &mut buffer.region(0..ELEMENTS), Patience::Eager).unwrap();
+        all_reduce.reduce(Kind::Gradients, &mut buffer.region(0..ELEMENTS), WaitPolicy::Spin).unwrap();
         assert!(buffer.as_slice().iter().all(|&value| value == sum), "every rank's part is reached");
         // Its own part, and the slices that it sums of the others'.
         let least = ELEMENTS * 4 / 1024 * (2 * size - 1) / size;
@@ -226,7 +226,7 @@ fn cuda_graphs_of_another_libtorch_are_refused_by_version() {
 #[test]
 #[ignore = "a part of another test"]
 fn a_graph_pool_says_what_it_needs() {
-    let message = hpml::sys::GraphPool::new().err().expect("another version is refused").to_string();
+    let message = hpml::sys::CudaGraphPool::new().err().expect("another version is refused").to_string();
     for word in ["libtorch 2.11 ", "2.12.1", "launch.cuda_graphs = false"] {
         assert!(message.contains(word), "{word}: {message}");
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tch::Tensor;
 
-use crate::collective::{AllReduce, Communicator, DeviceCollectives, Element, HostBuffer, Patience};
+use crate::collective::{AllReduce, Communicator, DeviceCollectives, Element, HostBuffer, WaitPolicy};
 use crate::config::{Algorithm, Config};
 use crate::device::{Target, seconds_between};
 use crate::error::Result;
@@ -36,7 +36,7 @@ pub struct HostBench<T: Element> {
 
 /// In a device's memory: `[elements]` each.
 pub struct DeviceBench {
-    wire: DeviceCollectives,
+    collectives: DeviceCollectives,
     source: Tensor,
     target: Tensor,
 }
@@ -56,16 +56,17 @@ impl<T: Element> Bench<T> {
             let (source, target) = (all_reduce.buffer(elements)?, all_reduce.buffer(elements)?);
             return Ok(Bench::Host(Box::new(HostBench { all_reduce, source, target })));
         }
-        let wire = DeviceCollectives::new(ranks.clone(), target, algorithm, elements, config.launch.comm_timeout())?;
+        let collectives =
+            DeviceCollectives::new(ranks.clone(), target, algorithm, elements, config.launch.comm_timeout())?;
         let [source, target] = [(); 2].map(|()| Tensor::zeros([elements as i64], (T::KIND, target.device())));
-        Ok(Bench::Device(DeviceBench { wire, source, target }))
+        Ok(Bench::Device(DeviceBench { collectives, source, target }))
     }
 
     /// What carries a buffer of so many bytes.
     pub(super) fn algorithm(&self, bytes: usize) -> &'static str {
         match self {
             Bench::Host(host) => host.all_reduce.algorithm_for(bytes).as_str(),
-            Bench::Device(device) if device.wire.is_through_host() => "host",
+            Bench::Device(device) if device.collectives.is_through_host() => "host",
             Bench::Device(_) => "nccl",
         }
     }
@@ -106,16 +107,16 @@ impl<T: Element> Bench<T> {
                 let source = (place == Place::Out).then(|| host.source.region(0..elements));
                 let mut target = host.target.region(0..elements);
                 let start = Instant::now();
-                host.all_reduce.run(Kind::Gradients, source.as_ref(), &mut target, Patience::Eager)?;
+                host.all_reduce.run(Kind::Gradients, source.as_ref(), &mut target, WaitPolicy::Spin)?;
                 Ok(start.elapsed().as_secs_f64())
             }
             Bench::Device(device) => {
                 let part = |of: &Tensor| of.narrow(0, 0, elements as i64);
                 let target = part(&device.target);
                 let source = if place == Place::In { target.shallow_clone() } else { part(&device.source) };
-                let span = device.wire.all_reduce_into(Kind::Gradients, &source, &target)?;
-                device.wire.join()?;
-                device.wire.finish()?;
+                let span = device.collectives.all_reduce_into(Kind::Gradients, &source, &target)?;
+                device.collectives.join()?;
+                device.collectives.finish()?;
                 Ok(span.wait + seconds_between(&span.from, &span.to)?)
             }
         }

@@ -10,6 +10,7 @@ use crate::cli::{self, ElementType};
 use crate::collective::{Bf16, DeviceCollectives, Element};
 use crate::config::{Algorithm, Config, Launch};
 use crate::device::Target;
+use crate::environment;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::output;
@@ -126,7 +127,14 @@ fn element_counts(args: &cli::Allreduce, element_bytes: usize) -> Vec<usize> {
 
 fn create(owner: Owner, force: bool, config: &Config, job: &Job) -> Result<RunFile> {
     let identity = Identity::new(FileKind::Allreduce);
-    RunFile::create_owned(owner, force, identity, config, table::environment(job), Vec::new())
+    RunFile::create_owned(
+        owner,
+        force,
+        identity,
+        config,
+        environment::attributes(job, None),
+        vec![environment::ranks(job)],
+    )
 }
 
 #[cfg(test)]

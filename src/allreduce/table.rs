@@ -4,7 +4,7 @@ use super::{Row, Timing};
 use crate::collective::Universe;
 use crate::launch::Job;
 use crate::metrics::{algbw, all_reduce_busbw, definitions};
-use crate::store::{Attribute, Column, Table, Values};
+use crate::store::{Column, Table, Values};
 use crate::units::{gigabytes_per_second, or_dash};
 
 /// Who runs where, and the names and units of the columns.
@@ -102,20 +102,6 @@ pub fn table(rows: &[Row]) -> Table {
         ),
     ];
     Table::new("allreduce", "row", columns)
-}
-
-/// Who measured this, and where.
-pub fn environment(job: &Job) -> Vec<(String, Attribute)> {
-    let text = |value: &str| Attribute::Text(value.to_owned());
-    let hosts = job.places.iter().map(|place| place.host.clone()).collect();
-    vec![
-        ("hpml".into(), text(env!("CARGO_PKG_VERSION"))),
-        ("git_commit".into(), text(env!("HPML_GIT_COMMIT"))),
-        ("mpi".into(), text(&Universe::library_version())),
-        ("world_size".into(), Attribute::Int(job.world_size as i64)),
-        ("hosts".into(), Attribute::Texts(hosts)),
-        ("command".into(), text(&std::env::args().collect::<Vec<_>>().join(" "))),
-    ]
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::patience::Patience;
+use super::backoff::WaitPolicy;
 use super::sum::sum_into;
 use super::traffic::Collective;
-use super::window::{Gate, Window};
+use super::window::{SharedBarrier, Window};
 use super::{Combine, Communicator, Element, HostBuffer, Region, ring};
 use crate::config::Algorithm;
 use crate::error::Result;
@@ -35,7 +35,7 @@ pub struct AllReduce {
     host: Communicator,
     hosts: usize,
     /// Where more than one rank of this host reduces through shared memory.
-    gate: Option<Gate>,
+    barrier: Option<SharedBarrier>,
     /// The first rank of every host, on these ranks.
     leaders: Option<Communicator>,
 }
@@ -48,13 +48,13 @@ impl AllReduce {
         let mut numbers = [(host.rank() == 0) as u8 as f64];
         communicator.all_reduce(Kind::Control, Combine::Sum, &mut numbers)?;
         let shares = matches!(algorithm, Algorithm::Auto | Algorithm::Shared) && host.size() > 1;
-        let gate = if shares { Some(Gate::new(&host)?) } else { None };
-        Ok(AllReduce { communicator, algorithm, host, hosts: numbers[0] as usize, gate, leaders })
+        let barrier = if shares { Some(SharedBarrier::new(&host)?) } else { None };
+        Ok(AllReduce { communicator, algorithm, host, hosts: numbers[0] as usize, barrier, leaders })
     }
 
     /// A buffer of zeros, equally long on all ranks, in memory that suits the algorithm.
     pub fn buffer<T: Element>(&self, elements: usize) -> Result<HostBuffer<T>> {
-        match self.gate {
+        match self.barrier {
             Some(_) => Ok(HostBuffer::in_window(Window::allocate(&self.host, elements * size_of::<T>())?, elements)),
             None => Ok(HostBuffer::zeros(elements)),
         }
@@ -73,9 +73,9 @@ impl AllReduce {
     ///
     /// All ranks give the same part of a buffer that [`buffer`](Self::buffer) made, in the same order. The sum of given
     /// values depends on the number of ranks and the algorithm, never on timing.
-    pub fn reduce<T: Element>(&self, kind: Kind, values: &mut Region<T>, patience: Patience) -> Result<Finished> {
-        let wait = self.wait_for_all(values.bytes(), patience)?;
-        let transfer = self.transfer(kind, None, values, patience)?;
+    pub fn reduce<T: Element>(&self, kind: Kind, values: &mut Region<T>, policy: WaitPolicy) -> Result<Finished> {
+        let wait = self.wait_for_all(values.bytes(), policy)?;
+        let transfer = self.transfer(kind, None, values, policy)?;
         Ok(Finished { wait, transfer })
     }
 
@@ -86,17 +86,17 @@ impl AllReduce {
         kind: Kind,
         source: Option<&Region<T>>,
         target: &mut Region<T>,
-        patience: Patience,
+        policy: WaitPolicy,
     ) -> Result<Second> {
-        match &self.gate {
+        match &self.barrier {
             // Reading the others' memory, it cannot do without.
-            Some(gate) if self.algorithm_for(target.bytes()) == Algorithm::Shared => {
+            Some(barrier) if self.algorithm_for(target.bytes()) == Algorithm::Shared => {
                 let start = Instant::now();
-                gate.pass(patience);
-                self.transfer(kind, source, target, patience)?;
+                barrier.wait(policy);
+                self.transfer(kind, source, target, policy)?;
                 Ok(start.elapsed().as_secs_f64())
             }
-            _ => self.transfer(kind, source, target, patience),
+            _ => self.transfer(kind, source, target, policy),
         }
     }
 
@@ -106,16 +106,16 @@ impl AllReduce {
     }
 
     /// Returns when every rank has come here with a buffer of so many bytes, and sees what each wrote before.
-    pub fn wait_for_all(&self, bytes: usize, patience: Patience) -> Result<Second> {
-        match (&self.gate, patience) {
-            (Some(gate), _) if self.hosts == 1 => {
+    pub fn wait_for_all(&self, bytes: usize, policy: WaitPolicy) -> Result<Second> {
+        match (&self.barrier, policy) {
+            (Some(barrier), _) if self.hosts == 1 => {
                 self.communicator.counted(Kind::Control, Collective::Barrier, 0, || {
-                    gate.pass(patience);
+                    barrier.wait(policy);
                     Ok(())
                 })
             }
-            (_, Patience::Eager) if self.algorithm_for(bytes) == Algorithm::Mpi => self.communicator.barrier(),
-            _ => self.communicator.patient_barrier(patience),
+            (_, WaitPolicy::Spin) if self.algorithm_for(bytes) == Algorithm::Mpi => self.communicator.barrier(),
+            _ => self.communicator.patient_barrier(policy),
         }
     }
 
@@ -124,7 +124,7 @@ impl AllReduce {
         kind: Kind,
         source: Option<&Region<T>>,
         target: &mut Region<T>,
-        patience: Patience,
+        policy: WaitPolicy,
     ) -> Result<Second> {
         let bytes = target.bytes();
         match (self.algorithm_for(bytes), source) {
@@ -136,24 +136,24 @@ impl AllReduce {
                 if let Some(source) = source {
                     target.as_mut_slice().copy_from_slice(source.as_slice());
                 }
-                ring::all_reduce(&self.communicator, target.as_mut_slice(), patience)
+                ring::all_reduce(&self.communicator, target.as_mut_slice(), policy)
             }),
             (Algorithm::Auto | Algorithm::Shared, _) => {
                 // What goes through shared memory is no message: one rank of each host sends.
                 let sent = Collective::AllReduce.sent(self.hosts, bytes);
-                self.communicator.counted_as(kind, bytes, sent, || self.shared(source, target, patience))
+                self.communicator.counted_as(kind, bytes, sent, || self.shared(source, target, policy))
             }
         }
     }
 
     /// Within the host through the window, between hosts by a ring of one rank each. All ranks have arrived.
-    fn shared<T: Element>(&self, source: Option<&Region<T>>, target: &mut Region<T>, patience: Patience) -> Result<()> {
-        let Some(gate) = &self.gate else {
+    fn shared<T: Element>(&self, source: Option<&Region<T>>, target: &mut Region<T>, policy: WaitPolicy) -> Result<()> {
+        let Some(barrier) = &self.barrier else {
             // The only rank of its host.
             if let Some(source) = source {
                 target.as_mut_slice().copy_from_slice(source.as_slice());
             }
-            return self.between_hosts(target, patience);
+            return self.between_hosts(target, policy);
         };
         let window = self.window_of(target);
         let from = source.unwrap_or(target);
@@ -169,18 +169,18 @@ impl AllReduce {
         // elements: of each rank's part, this rank alone touches the slice `own`. A target lies where its source does, or
         // in another buffer.
         unsafe { sum_into(&sources, &targets, own.len()) };
-        gate.pass(patience); // all slices are summed
+        barrier.wait(policy); // all slices are summed
         if self.hosts == 1 {
             return Ok(());
         }
-        self.between_hosts(target, patience)?;
-        gate.pass(patience); // the leader has the sum of all hosts
+        self.between_hosts(target, policy)?;
+        barrier.wait(policy); // the leader has the sum of all hosts
         if window.rank() > 0 {
-            // SAFETY: the leader does not touch its part until the gate below; our part is ours again.
+            // SAFETY: the leader does not touch its part until the barrier below; our part is ours again.
             let sum = unsafe { std::slice::from_raw_parts(target.in_part_of(&window, 0).cast_const(), elements) };
             target.as_mut_slice().copy_from_slice(sum);
         }
-        gate.pass(patience); // and everybody has read it
+        barrier.wait(policy); // and everybody has read it
         Ok(())
     }
 
@@ -193,9 +193,9 @@ impl AllReduce {
         window.expect("a buffer reduced through shared memory is made by AllReduce::buffer")
     }
 
-    fn between_hosts<T: Element>(&self, values: &mut Region<T>, patience: Patience) -> Result<()> {
+    fn between_hosts<T: Element>(&self, values: &mut Region<T>, policy: WaitPolicy) -> Result<()> {
         match &self.leaders {
-            Some(leaders) => ring::all_reduce(leaders, values.as_mut_slice(), patience),
+            Some(leaders) => ring::all_reduce(leaders, values.as_mut_slice(), policy),
             None => Ok(()),
         }
     }

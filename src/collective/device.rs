@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::nccl::Nccl;
 use super::progress::{self, Inside};
 use super::traffic::Collective;
-use super::{AllReduce, Communicator, HostBuffer, Patience};
+use super::{AllReduce, Communicator, HostBuffer, WaitPolicy};
 use crate::config::Algorithm;
 use crate::device::{Moment, Target};
 use crate::error::Result;
@@ -30,12 +30,12 @@ pub struct DeviceCollectives {
 }
 
 enum Way {
-    Nccl(Lane),
+    Nccl(NcclStream),
     Host { all_reduce: Box<AllReduce>, buffer: HostBuffer },
 }
 
 /// NCCL beside the stream that tensors are computed on.
-struct Lane {
+struct NcclStream {
     nccl: Nccl,
     compute: Stream,
     own: Stream,
@@ -79,7 +79,7 @@ impl DeviceCollectives {
             Target::Gpu { index, .. } if ranks.size() > 1 && !Self::go_through_host(target, algorithm) => {
                 let (compute, own) = (Stream::of_tensors(index)?, Stream::urgent(index)?);
                 let nccl = Nccl::start(&ranks, limit)?;
-                Way::Nccl(Lane { nccl, compute, own, begun: VecDeque::new(), asked: Instant::now() })
+                Way::Nccl(NcclStream { nccl, compute, own, begun: VecDeque::new(), asked: Instant::now() })
             }
             _ => {
                 let all_reduce = Box::new(AllReduce::new(ranks.clone(), algorithm)?);
@@ -124,7 +124,7 @@ impl DeviceCollectives {
                 let mut region = buffer.region(0..source.numel());
                 source.copy_data(region.as_mut_slice(), source.numel());
                 let waiting = Instant::now();
-                let wait = all_reduce.reduce(kind, &mut region, Patience::Eager)?.wait;
+                let wait = all_reduce.reduce(kind, &mut region, WaitPolicy::Spin)?.wait;
                 tch::no_grad(|| target.shallow_clone().copy_(&Tensor::from_slice(region.as_slice())));
                 let from = waiting + Duration::from_secs_f64(wait);
                 Ok(Span { wait, from: Moment::Host(from), to: Moment::Host(Instant::now().max(from)) })
@@ -151,7 +151,9 @@ impl DeviceCollectives {
     /// What the device computes from now on waits for all that was begun.
     pub fn join(&mut self) -> Result<()> {
         match &self.way {
-            Way::Nccl(Lane { compute, begun, .. }) => begun.back().map_or(Ok(()), |last| compute.wait_for(&last.to)),
+            Way::Nccl(NcclStream { compute, begun, .. }) => {
+                begun.back().map_or(Ok(()), |last| compute.wait_for(&last.to))
+            }
             Way::Host { .. } => Ok(()),
         }
     }
@@ -167,7 +169,7 @@ impl DeviceCollectives {
     /// Counts what is over, and asks whether all peers are still there; whether anything is left. It is called with every
     /// collective, so that who watches this rank sees how far it has come.
     fn watch(&mut self) -> Result<bool> {
-        let Way::Nccl(Lane { nccl, begun, asked, .. }) = &mut self.way else { return Ok(false) };
+        let Way::Nccl(NcclStream { nccl, begun, asked, .. }) = &mut self.way else { return Ok(false) };
         while let Some(first) = begun.front() {
             if !first.to.has_happened()? {
                 break;
@@ -192,7 +194,7 @@ impl Drop for DeviceCollectives {
     }
 }
 
-impl Lane {
+impl NcclStream {
     /// Begins a collective on NCCL's stream, after what was asked of the tensors' so far.
     fn begin(&mut self, kind: Kind, collective: Collective, source: &Tensor, target: &Tensor) -> Result<Span> {
         let bytes = source.numel() * source.kind().elt_size_in_bytes();

@@ -5,15 +5,15 @@ use std::ffi::{c_int, c_void};
 use mpi::ffi;
 
 /// A number that MPI can send.
-pub trait Wire: Copy + Default {
+pub trait MpiType: Copy + Default {
     /// Its MPI type.
     fn mpi_type() -> ffi::MPI_Datatype;
 }
 
-macro_rules! wire {
+macro_rules! mpi_type {
     // A macro, since the types differ in a constant that only exists at link time.
     ($($rust:ty => $mpi:ident),*) => {$(
-        impl Wire for $rust {
+        impl MpiType for $rust {
             fn mpi_type() -> ffi::MPI_Datatype {
                 // SAFETY: reads a constant that rsmpi's C part initialises at load time.
                 unsafe { ffi::$mpi }
@@ -21,11 +21,11 @@ macro_rules! wire {
         }
     )*};
 }
-wire!(u8 => RSMPI_UINT8_T, u64 => RSMPI_UINT64_T, f32 => RSMPI_FLOAT, f64 => RSMPI_DOUBLE, Bf16 => RSMPI_UINT16_T,
+mpi_type!(u8 => RSMPI_UINT8_T, u64 => RSMPI_UINT64_T, f32 => RSMPI_FLOAT, f64 => RSMPI_DOUBLE, Bf16 => RSMPI_UINT16_T,
     Fp16 => RSMPI_UINT16_T);
 
 /// A number that can be all-reduced: what is summed is its float32 value, rounded once to the type again.
-pub trait Element: Wire + Send + Sync + PartialEq + 'static {
+pub trait Element: MpiType + Send + Sync + PartialEq + 'static {
     /// Its name in tables, as nccl-tests has it.
     const NAME: &'static str;
     /// As libtorch calls it.

@@ -1,35 +1,32 @@
-//! Bytes over the wire. In: flat buffers of numbers. Out: the same, combined over the ranks, and how long it took.
+//! Bytes between ranks. In: flat buffers of numbers. Out: the buffers combined over the ranks, and the seconds it took.
 //!
-//! [`Communicator`] is MPI on host memory, [`DeviceCollectives`] NCCL on a GPU's. [`AllReduce`] sums large buffers over its
-//! ranks: through a window of shared memory within a host, by a ring of our own between hosts, or by MPI_Allreduce.
-//! [`HostBuffer`] is memory that tensors and collectives share without a copy, [`Worker`] a thread that reduces while the
-//! caller computes. Every message is counted in the ledger by its kind, here, so that none can be forgotten. Nothing here
-//! knows what the numbers mean. One thread of a process calls MPI at a time, and each float has one owner at a time: both are
-//! checked, not agreed on. `unsafe` is allowed here, in `sys`, in `quantize/kernel` and where `parallel/flat.rs` gives a
-//! buffer's memory to a network.
+//! [`Communicator`] is MPI on host memory, [`DeviceCollectives`] NCCL on GPU memory. [`AllReduce`] sums large buffers over its
+//! ranks: through a window of shared memory within a host, by hpml's own ring between hosts, or by MPI_Allreduce.
+//! [`HostBuffer`] is memory that tensors and collectives share without a copy. Every message is counted here in the ledger by
+//! its kind, so that none can be forgotten. Nothing here knows what the numbers mean. One thread of a process calls MPI at a
+//! time, and each float has one owner at a time: both are checked. Cargo.toml lists where `unsafe` is allowed.
 #![allow(unsafe_code)]
 
 mod all_reduce;
+mod backoff;
 mod device;
 mod element;
-mod exchange;
 mod memory;
 mod mpi;
 mod nccl;
-mod patience;
+mod point_to_point;
 pub mod progress;
 mod ring;
 mod sum;
 mod traffic;
 mod turn;
 mod window;
-mod worker;
 
 pub use all_reduce::{AllReduce, Finished};
+pub use backoff::WaitPolicy;
 pub use device::{DeviceCollectives, Span};
-pub use element::{Bf16, Element, Fp16, Wire};
+pub use element::{Bf16, Element, Fp16, MpiType};
 pub use memory::{HostBuffer, Region, view};
 pub use mpi::{Combine, Communicator, Universe};
 pub use nccl::nccl_version;
-pub use patience::Patience;
-pub use worker::Worker;
+pub use window::share_progress;

@@ -9,8 +9,8 @@ use std::time::Instant;
 use mpi::traits::AsRaw;
 use mpi::{Threading, ffi};
 
-use super::element::{Bf16, Element, Fp16, Wire, add};
-use super::patience::{Patience, Pauses};
+use super::backoff::{Backoff, WaitPolicy};
+use super::element::{Bf16, Element, Fp16, MpiType, add};
 use super::progress;
 use super::traffic::Collective;
 use super::turn;
@@ -197,15 +197,15 @@ impl Communicator {
     }
 
     /// As [`barrier`](Self::barrier), but as patient as asked, so that the core is left to whoever computes.
-    pub fn patient_barrier(&self, patience: Patience) -> Result<Second> {
+    pub fn patient_barrier(&self, policy: WaitPolicy) -> Result<Second> {
         self.counted(Kind::Control, Collective::Barrier, 0, || {
             let mut request = MaybeUninit::<ffi::MPI_Request>::uninit();
-            let mut pauses = Pauses::between_hosts(patience);
+            let mut backoff = Backoff::between_hosts(policy);
             // SAFETY: MPI writes `request`, which stays in place until MPI_Test has reported its completion.
             unsafe {
                 self.check("MPI_Ibarrier", ffi::MPI_Ibarrier(self.raw, request.as_mut_ptr()))?;
                 while !self.is_done(&mut *request.as_mut_ptr())? {
-                    pauses.pause();
+                    backoff.pause();
                 }
             }
             Ok(())
@@ -264,7 +264,7 @@ impl Communicator {
     }
 
     /// Every rank's `values`, one after the other by rank, on every rank. Equal lengths everywhere.
-    pub fn all_gather<T: Wire>(&self, kind: Kind, values: &[T]) -> Result<Vec<T>> {
+    pub fn all_gather<T: MpiType>(&self, kind: Kind, values: &[T]) -> Result<Vec<T>> {
         let mut all = vec![T::default(); values.len() * self.size];
         self.counted(kind, Collective::AllGather, size_of_val(values), || {
             let count = c_int::try_from(values.len()).expect("gathered tables are small");

@@ -1,18 +1,14 @@
 //! How far this rank has come and what it waits for, in memory that the other ranks of its host see too: what a watchdog
 //! needs to say who is missing when nobody can say it any more through MPI.
 
-use std::mem::ManuallyDrop;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Communicator;
-use super::window::Window;
-use crate::error::Result;
 use crate::metrics::Kind;
 
-/// Of one rank.
+/// Progress counters of one rank, in memory that all ranks of its host map.
 #[repr(C)]
-struct Marks {
+pub(super) struct Marks {
     /// Collectives it has entered. All ranks enter the same ones, so who has entered fewer is behind.
     entered: AtomicU64,
     /// Collectives it has left.
@@ -40,8 +36,9 @@ static ALONE: Marks = Marks {
     told: AtomicU64::new(0),
 };
 
-/// Never dropped: a rank may still look at another's marks when that one is gone.
-static SHARED: OnceLock<ManuallyDrop<Window>> = OnceLock::new();
+/// Marks of all ranks of this host by rank, and this rank's number there. Global since a watchdog reads it while every other
+/// object of the process may be in use.
+static SHARED: OnceLock<(Vec<&'static Marks>, usize)> = OnceLock::new();
 
 /// What a rank is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,11 +55,9 @@ pub struct Progress {
     pub told: bool,
 }
 
-/// From now on the ranks of `host` see each other's progress. A collective, once.
-pub fn share(host: &Communicator) -> Result<()> {
-    let window = ManuallyDrop::new(Window::allocate(host, size_of::<Marks>())?);
-    let _ = SHARED.set(window); // a second call would share nothing new
-    Ok(())
+/// Makes `marks`, one per rank of this host, the place of every rank's progress; `rank` is this one's number there.
+pub(super) fn share(rank: usize, marks: Vec<&'static Marks>) {
+    let _ = SHARED.set((marks, rank)); // a second call would share nothing new
 }
 
 /// Tells that so many optimiser steps are done.
@@ -83,7 +78,7 @@ pub fn set_told() {
 /// Of every rank of this host, in the order of local ranks; before [`share`] of this one alone.
 pub fn of_host() -> Vec<Progress> {
     match SHARED.get() {
-        Some(window) => (0..window.ranks()).map(|rank| marks(window, rank).read()).collect(),
+        Some((marks, _)) => marks.iter().map(|marks| marks.read()).collect(),
         None => vec![ALONE.read()],
     }
 }
@@ -128,15 +123,9 @@ impl Marks {
 
 fn own() -> &'static Marks {
     match SHARED.get() {
-        Some(window) => marks(window, window.rank()),
+        Some((marks, rank)) => marks[*rank],
         None => &ALONE,
     }
-}
-
-fn marks(window: &'static Window, rank: usize) -> &'static Marks {
-    // SAFETY: the part of every rank is a page of zeros at first, aligned to a page, used as these marks only, and mapped until
-    // the process ends.
-    unsafe { &*window.base(rank).cast::<Marks>() }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! another from the one before it: the first half of the rounds adds, the second half passes the finished sums on. That
 //! is the least traffic possible, `2 (n-1)/n` of the buffer each way. Chunks travel in segments, several at a time, so that
 //! both directions of the link stay busy and a segment is added while the next ones arrive. MPI makes progress only inside
-//! its calls, so the thread looks, and pauses as its [`Patience`] says: MPI's own collectives spin instead.
+//! its calls, so the thread looks, and pauses as its [`WaitPolicy`] says: MPI's own collectives spin instead.
 
 use std::collections::VecDeque;
 use std::ffi::{c_int, c_void};
@@ -13,9 +13,9 @@ use std::ops::Range;
 
 use mpi::ffi;
 
-use super::patience::{Patience, Pauses};
+use super::backoff::{Backoff, WaitPolicy};
 use super::sum::sum_into;
-use super::{Communicator, Element, Wire};
+use super::{Communicator, Element, MpiType};
 use crate::error::Result;
 
 /// Bytes of a message. Below 64 KiB, so that Open MPI sends it over TCP at once. Larger ones wait for the receiver's answer
@@ -27,7 +27,7 @@ pub(super) const DEPTH: usize = 16;
 const TAG: c_int = 0x68706d;
 
 /// Every rank's `values` become their sum, bit-identical on all ranks: one rank adds each chunk's last summand.
-pub(super) fn all_reduce<T: Element>(ranks: &Communicator, values: &mut [T], patience: Patience) -> Result<()> {
+pub(super) fn all_reduce<T: Element>(ranks: &Communicator, values: &mut [T], policy: WaitPolicy) -> Result<()> {
     let plan = Plan::new(ranks.rank(), ranks.size(), values.len(), SEGMENT_BYTES / size_of::<T>());
     if ranks.size() < 2 {
         return Ok(());
@@ -42,7 +42,7 @@ pub(super) fn all_reduce<T: Element>(ranks: &Communicator, values: &mut [T], pat
     let mut sends = VecDeque::with_capacity(DEPTH);
     let mut receives = VecDeque::with_capacity(DEPTH);
     let (mut sent, mut received) = (0, 0); // messages that have ended; those under way are in the queues
-    let mut pauses = Pauses::between_hosts(patience);
+    let mut backoff = Backoff::between_hosts(policy);
     while sent < plan.messages() || received < plan.messages() {
         let before = (sent, received, sends.len(), receives.len());
         while receives.len() < DEPTH && plan.may_receive(received + receives.len(), sent) {
@@ -90,9 +90,9 @@ pub(super) fn all_reduce<T: Element>(ranks: &Communicator, values: &mut [T], pat
             sent += 1;
         }
         if before == (sent, received, sends.len(), receives.len()) {
-            pauses.pause();
+            backoff.pause();
         } else {
-            pauses.restart();
+            backoff.restart();
         }
     }
     drop(ManuallyDrop::into_inner(arrivals));
@@ -109,7 +109,7 @@ pub(super) enum Direction {
 ///
 /// # Safety
 /// `elements` from `data` on stay valid, and untouched as MPI demands, until the request has ended.
-pub(super) unsafe fn start<T: Wire>(
+pub(super) unsafe fn start<T: MpiType>(
     ranks: &Communicator,
     direction: Direction,
     data: *mut T,

@@ -1,4 +1,4 @@
-//! Memory that all ranks of a host see, and the gate at which they wait for each other without calling MPI.
+//! Memory that all ranks of a host see, and the barrier at which they wait for each other without calling MPI.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::{ManuallyDrop, MaybeUninit};
@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use mpi::ffi;
 
 use super::Communicator;
-use super::patience::{Patience, Pauses};
-use super::turn;
+use super::backoff::{Backoff, WaitPolicy};
+use super::{progress, turn};
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::units::{Bytes, format_bytes};
@@ -139,37 +139,58 @@ fn page_bytes() -> usize {
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
-/// Where the ranks of a host wait for each other: a counter of each, far from the others' cache lines.
-pub(super) struct Gate {
-    /// Never dropped: a slower rank may still look at our counter when we are gone.
-    counters: ManuallyDrop<Window>,
+/// A type that zeroed pages are a value of, and that several processes may use at once.
+///
+/// # Safety
+/// All zeros is a valid value, every field is atomic, and the alignment is no larger than a page.
+pub(super) unsafe trait SharedCell: Sync + 'static {}
+
+// SAFETY: an atomic integer, of which 0 is a value.
+unsafe impl SharedCell for AtomicU64 {}
+
+/// One zeroed `T` per rank of `host`, by rank, which all ranks of the host see. A collective.
+///
+/// They stay mapped until the process ends: a slower rank may still read one of a rank that is gone.
+pub(super) fn one_per_rank<T: SharedCell>(host: &Communicator) -> Result<Vec<&'static T>> {
+    let window = ManuallyDrop::new(Window::allocate(host, size_of::<T>())?);
+    // SAFETY: the part of every rank is whole pages, zero at first, used as this `T` only, and mapped until the process ends.
+    Ok((0..window.ranks()).map(|rank| unsafe { &*window.base(rank).cast::<T>() }).collect())
+}
+
+/// A barrier in shared memory for the ranks of a host: a counter per rank, far from the others' cache lines.
+pub(super) struct SharedBarrier {
+    counters: Vec<&'static AtomicU64>, // by rank
+    rank: usize,
     passed: AtomicU64,
 }
 
-impl Gate {
-    pub(super) fn new(host: &Communicator) -> Result<Gate> {
-        let counters = ManuallyDrop::new(Window::allocate(host, size_of::<AtomicU64>())?);
-        Ok(Gate { counters, passed: AtomicU64::new(0) })
+impl SharedBarrier {
+    pub(super) fn new(host: &Communicator) -> Result<SharedBarrier> {
+        Ok(SharedBarrier { counters: one_per_rank(host)?, rank: host.rank(), passed: AtomicU64::new(0) })
     }
 
-    /// Returns when every rank of the host has come here. What a rank wrote before, all of them see afterwards.
+    /// Returns when every rank of the host has called it. Writes of a rank before the call are visible to all of them after it.
     ///
     /// One thread of a process at a time, as with MPI.
-    pub(super) fn pass(&self, patience: Patience) {
+    pub(super) fn wait(&self, policy: WaitPolicy) {
         let mine = self.passed.load(Ordering::Relaxed) + 1;
         self.passed.store(mine, Ordering::Relaxed);
-        self.counter(self.counters.rank()).store(mine, Ordering::Release);
-        let mut pauses = Pauses::within_host(patience);
-        for rank in 0..self.counters.ranks() {
-            // A rank can be one gate ahead, having seen ours open; not more.
-            while self.counter(rank).load(Ordering::Acquire) < mine {
-                pauses.pause();
+        self.counters[self.rank].store(mine, Ordering::Release);
+        let mut backoff = Backoff::within_host(policy);
+        for counter in &self.counters {
+            // A rank can be one barrier ahead, having seen all of this one; not more.
+            while counter.load(Ordering::Acquire) < mine {
+                backoff.pause();
             }
         }
     }
-
-    fn counter(&self, rank: usize) -> &AtomicU64 {
-        // SAFETY: the part of every rank is a page, zero at first, only ever used as this counter, and mapped until the process ends.
-        unsafe { &*self.counters.base(rank).cast::<AtomicU64>() }
-    }
 }
+
+/// Lets the ranks of `host` see each other's progress from now on. A collective, called once.
+pub fn share_progress(host: &Communicator) -> Result<()> {
+    progress::share(host.rank(), one_per_rank(host)?);
+    Ok(())
+}
+
+// SAFETY: atomic integers, of which 0 is a value; aligned as they are.
+unsafe impl SharedCell for progress::Marks {}

@@ -1,5 +1,5 @@
 //! A data set that lies in a device's memory as u8, and batches that are cut out, mirrored and normalised there. The same
-//! numbers as [`Loader`](super::Loader) makes, bit for bit; nothing crosses the bus in an epoch but the indices at its start.
+//! numbers as [`Loader`] makes, bit for bit; nothing crosses the bus in an epoch but the indices at its start.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ impl Feed {
             None => Batches::Loaded(Loader::start(self.dataset.clone(), plan, options)),
             Some((images, labels)) => {
                 let (images, labels) = (images.shallow_clone(), labels.shallow_clone());
-                Batches::Resident(Box::new(Cutter::new(images, labels, plan, options)))
+                Batches::Resident(Box::new(DeviceLoader::new(images, labels, plan, options)))
             }
         }
     }
@@ -54,7 +54,7 @@ pub enum Batches {
     /// Prepared on a thread of the host.
     Loaded(Loader),
     /// Prepared on a device.
-    Resident(Box<Cutter>),
+    Resident(Box<DeviceLoader>),
 }
 
 impl Iterator for Batches {
@@ -63,13 +63,13 @@ impl Iterator for Batches {
     fn next(&mut self) -> Option<Batch> {
         match self {
             Batches::Loaded(loader) => loader.next(),
-            Batches::Resident(cutter) => cutter.next(),
+            Batches::Resident(loader) => loader.next(),
         }
     }
 }
 
 /// Cuts batches out of a data set on a device.
-pub struct Cutter {
+pub struct DeviceLoader {
     images: Tensor,
     labels: Tensor,
     /// `[samples]` int64, into the data set.
@@ -86,8 +86,8 @@ pub struct Cutter {
     given: i64,
 }
 
-impl Cutter {
-    fn new(images: Tensor, labels: Tensor, plan: BatchPlan, options: LoaderOptions) -> Cutter {
+impl DeviceLoader {
+    fn new(images: Tensor, labels: Tensor, plan: BatchPlan, options: LoaderOptions) -> DeviceLoader {
         let (planned, samples) = (plan.sizes.iter().sum::<usize>(), labels.numel());
         assert_eq!(planned, plan.indices.len(), "the sizes of the batches must add up to the number of indices");
         assert!(plan.indices.iter().all(|&index| (index as usize) < samples), "an index outside the data set");
@@ -111,7 +111,7 @@ impl Cutter {
             })
         });
         let per_channel = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]).to_device(device);
-        Cutter {
+        DeviceLoader {
             indices: Tensor::from_slice(&indices).to_device(device),
             shown,
             full: per_channel([255.0; 3]),

@@ -63,12 +63,12 @@ pub fn seconds_between(from: &Moment, to: &Moment) -> Result<Second> {
 
 /// The times of a step on one rank, of which some may not be over.
 #[derive(Default)]
-pub struct Timeline {
+pub struct StepRecorder {
     known: StepTimes,
     later: Vec<(Part, Moment, Moment)>,
 }
 
-impl Timeline {
+impl StepRecorder {
     /// Adds seconds to a part.
     pub fn add(&mut self, part: Part, seconds: Second) {
         self.known.add(part, seconds);

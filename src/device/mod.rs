@@ -3,11 +3,11 @@
 
 mod choose;
 mod clock;
-mod gauge;
+mod monitor;
 
 pub use choose::{Choice, Found, assign, look};
-pub use clock::{Clock, Moment, Timeline, seconds_between};
-pub use gauge::{Gauge, Reading};
+pub use clock::{Clock, Moment, StepRecorder, seconds_between};
+pub use monitor::{GpuMonitor, Reading};
 
 use crate::error::Result;
 use crate::sys::gpu;

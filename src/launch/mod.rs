@@ -10,11 +10,10 @@ mod singletons;
 mod watchdog;
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::collective::{Combine, Communicator, DeviceCollectives, Universe, progress};
+use crate::collective::{Combine, Communicator, DeviceCollectives, Universe, share_progress};
 use crate::config::{Config, Launch, Precision};
 use crate::device::{self, Choice, Found, Target};
 use crate::error::{Error, Result};
@@ -76,8 +75,8 @@ pub fn run(launch: &Launch, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCo
         eprintln!("hpml: {warning}");
     }
     let singleton = variables.singleton(&library); // now: Open MPI sets the variables of a process that is alone
-    let patience = launch.comm_timeout();
-    let watchdog = watchdog::meeting("met", patience);
+    let policy = launch.comm_timeout();
+    let watchdog = watchdog::meeting("met", policy);
     let universe = Universe::start().expect("MPI is initialised once, here");
     let communicator = Arc::new(universe.world());
     let rank = communicator.rank();
@@ -108,7 +107,7 @@ pub fn run(launch: &Launch, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCo
             Communicator::abort(status.into())
         }
     }
-    let watchdog = watchdog::meeting("all ended", patience);
+    let watchdog = watchdog::meeting("all ended", policy);
     drop(universe); // waits for the other ranks
     drop(watchdog);
     ExitCode::from(status)
@@ -269,7 +268,7 @@ impl Job {
     /// From now on a collective that takes longer than `launch.comm_timeout_s` ends the job, naming the rank that is missing.
     /// For commands in which all ranks always work together. A collective, once.
     pub fn watch(&mut self, config: &Config) -> Result<()> {
-        progress::share(&self.communicator.split_by_host()?)?;
+        share_progress(&self.communicator.split_by_host()?)?;
         self.watchdog = watchdog::start(self, config.launch.comm_timeout());
         Ok(())
     }
@@ -311,28 +310,10 @@ fn start_log(rank: usize) {
         .init();
 }
 
-/// Whether the panic of a failed allocation is for [`survives_without_memory`] to report.
-static MEMORY_MAY_FAIL: AtomicBool = AtomicBool::new(false);
-
-/// Runs `work`, which other ranks do not wait for. False: it ran out of memory and was given up. Any other panic ends the
-/// job as always.
-pub fn survives_without_memory(work: impl FnOnce()) -> bool {
-    MEMORY_MAY_FAIL.store(true, Ordering::SeqCst);
-    // What `work` leaves half done is thrown away by the caller.
-    let survived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_ok();
-    MEMORY_MAY_FAIL.store(false, Ordering::SeqCst);
-    survived
-}
-
 /// A panic in any thread of any rank ends the job: the others would wait for this rank for ever.
 fn end_job_on_panic(rank: usize) {
     std::panic::set_hook(Box::new(move |info| {
         let message = info.payload_as_str().unwrap_or("no message");
-        // The allocator, oneDNN and C++ have many words for it, so any error of libtorch's is taken for that, and told.
-        if MEMORY_MAY_FAIL.load(Ordering::SeqCst) && message.contains("Torch(") {
-            log::warn!("no memory for this case: {}", message.lines().next().unwrap_or_default());
-            return;
-        }
         let first_line = message.lines().next().unwrap_or_default();
         let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
         eprintln!("hpml: rank {rank}: internal error{place}: {first_line}");

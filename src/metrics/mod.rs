@@ -3,17 +3,17 @@
 
 mod anatomy;
 mod bandwidth;
-mod clock;
 #[allow(missing_docs)] // each constant says what its figure is
 pub mod definitions;
 mod ledger;
+mod step_times;
 mod variants;
 
 pub use anatomy::{
     Conditions, Group, PartSummary, RankStep, Summary, groups, mean, median, median_interval, percentile, world_sizes,
 };
 pub use bandwidth::{algbw, all_reduce_busbw, all_reduce_volume, busbw_share, overlap};
-pub use clock::{Part, StepTimes};
 pub use definitions::Definition;
 pub use ledger::{Entry, Kind, Ledger};
+pub use step_times::{Part, StepTimes};
 pub use variants::{Variant, variants};

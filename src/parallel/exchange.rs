@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use tch::Tensor;
 
+use super::worker::Worker;
 use super::{Bucket, Flat, FlatState, LocalSteps, Reducer};
-use crate::collective::{AllReduce, Communicator, DeviceCollectives, Finished, Patience, Region, Span, Worker};
+use crate::collective::{AllReduce, Communicator, DeviceCollectives, Finished, Region, Span, WaitPolicy};
 use crate::config::{self, Compression, Timing};
-use crate::device::{Clock, Target, Timeline};
+use crate::device::{Clock, StepRecorder, Target};
 use crate::error::Result;
 use crate::metrics::{Kind, Part};
 use crate::model::Model;
@@ -75,7 +76,7 @@ impl Exchange {
             // Patient: a collective that spins for a slower rank would take half of the core from the backward pass that this
             // rank still computes.
             let reducer = host.reducer.clone();
-            host.worker = Some(Worker::start(move |region: &mut Region| reducer.reduce(region, Patience::Patient)));
+            host.worker = Some(Worker::start(move |region: &mut Region| reducer.reduce(region, WaitPolicy::Sleep)));
         }
         Ok(())
     }
@@ -84,7 +85,7 @@ impl Exchange {
     pub fn overlaps(&self) -> bool {
         match self {
             Exchange::Host(host) => host.worker.is_some(),
-            Exchange::Device(device) => device.overlaps && !device.wire.is_through_host(),
+            Exchange::Device(device) => device.overlaps && !device.collectives.is_through_host(),
         }
     }
 
@@ -109,7 +110,13 @@ impl Exchange {
     }
 
     /// Called when a bucket's gradients are complete, in the order of the buckets; `last`: nothing is left to compute.
-    pub fn ready(&mut self, bucket: &Bucket, last: bool, state: &mut FlatState, times: &mut Timeline) -> Result<()> {
+    pub fn ready(
+        &mut self,
+        bucket: &Bucket,
+        last: bool,
+        state: &mut FlatState,
+        times: &mut StepRecorder,
+    ) -> Result<()> {
         match self {
             Exchange::Host(host) if host.reduces() => host.ready(bucket, last, state, times),
             Exchange::Device(device) if device.overlaps => device.reduce(bucket, state, times),
@@ -118,7 +125,7 @@ impl Exchange {
     }
 
     /// Called after the backward pass: reduces what was left for then, and ends what is under way.
-    pub fn finish(&mut self, buckets: &[Bucket], state: &mut FlatState, times: &mut Timeline) -> Result<()> {
+    pub fn finish(&mut self, buckets: &[Bucket], state: &mut FlatState, times: &mut StepRecorder) -> Result<()> {
         match self {
             Exchange::Host(host) => {
                 if host.reduces() && host.worker.is_none() {
@@ -132,7 +139,7 @@ impl Exchange {
     }
 
     /// Gives every rank rank 0's statistics; with a `barrier` before, so that who arrives late is told apart.
-    pub fn broadcast_buffers(&mut self, barrier: bool, state: &mut FlatState, times: &mut Timeline) -> Result<()> {
+    pub fn broadcast_buffers(&mut self, barrier: bool, state: &mut FlatState, times: &mut StepRecorder) -> Result<()> {
         match (self, &mut state.buffers) {
             (Exchange::Host(host), buffers) => {
                 let wait = if barrier { host.communicator.barrier()? } else { 0.0 };
@@ -150,7 +157,7 @@ impl Exchange {
     pub fn settle(&mut self) -> Result<()> {
         match self {
             Exchange::Host(_) => Ok(()),
-            Exchange::Device(device) => device.wire.finish(),
+            Exchange::Device(device) => device.collectives.finish(),
         }
     }
 }
@@ -170,7 +177,7 @@ impl HostExchange {
         self.communicator.size() > 1 && self.local.is_none()
     }
 
-    fn ready(&mut self, bucket: &Bucket, last: bool, state: &mut FlatState, times: &mut Timeline) -> Result<()> {
+    fn ready(&mut self, bucket: &Bucket, last: bool, state: &mut FlatState, times: &mut StepRecorder) -> Result<()> {
         let mut region = || state.gradients.host_mut().region(bucket.elements.clone());
         match &mut self.worker {
             Some(worker) if !last => worker.all_reduce(region()),
@@ -182,17 +189,17 @@ impl HostExchange {
                 for one in finished {
                     add_collective(times, one, false);
                 }
-                add_collective(times, self.reducer.reduce(&mut region(), Patience::Eager)?, true);
+                add_collective(times, self.reducer.reduce(&mut region(), WaitPolicy::Spin)?, true);
             }
             None => {} // profile mode, or one bucket: `reduce_all` does it when the backward pass is over
         }
         Ok(())
     }
 
-    fn reduce_all(&self, buckets: &[Bucket], state: &mut FlatState, times: &mut Timeline) -> Result<()> {
+    fn reduce_all(&self, buckets: &[Bucket], state: &mut FlatState, times: &mut StepRecorder) -> Result<()> {
         for bucket in buckets {
             let mut region = state.gradients.host_mut().region(bucket.elements.clone());
-            add_collective(times, self.reducer.reduce(&mut region, Patience::Eager)?, true);
+            add_collective(times, self.reducer.reduce(&mut region, WaitPolicy::Spin)?, true);
         }
         Ok(())
     }
@@ -200,11 +207,11 @@ impl HostExchange {
 
 /// Out of a device's memory.
 pub(super) struct DeviceExchange {
-    wire: DeviceCollectives,
+    collectives: DeviceCollectives,
     clock: Clock,
     /// Whether buckets are sent as soon as they are complete.
     overlaps: bool,
-    /// What gradients are rounded to on the wire.
+    /// What gradients are rounded to on the collectives.
     rounded: Option<tch::Kind>,
     /// Gradients whose rounded sums are under way: where they belong, and the sums.
     under_way: Vec<(Tensor, Tensor)>,
@@ -219,16 +226,16 @@ impl DeviceExchange {
     ) -> Result<DeviceExchange> {
         let timing = config.metrics.timing;
         let (algorithm, limit) = (config.parallel.all_reduce, config.launch.comm_timeout());
-        let wire = DeviceCollectives::new(communicator, target, algorithm, elements, limit)?;
+        let collectives = DeviceCollectives::new(communicator, target, algorithm, elements, limit)?;
         let rounded = match config.parallel.compression {
-            _ if wire.communicator().size() == 1 => None,
+            _ if collectives.communicator().size() == 1 => None,
             Compression::Bf16 => Some(tch::Kind::BFloat16),
             Compression::Fp16 => Some(tch::Kind::Half),
             Compression::None | Compression::Int8 | Compression::PowerSgd => None, // refused by Config::check_for_gpu
         };
-        let overlaps = timing == Timing::Overlap && wire.communicator().size() > 1;
+        let overlaps = timing == Timing::Overlap && collectives.communicator().size() > 1;
         let clock = Clock::of(target, timing)?;
-        Ok(DeviceExchange { wire, clock, overlaps, rounded, under_way: Vec::new() })
+        Ok(DeviceExchange { collectives, clock, overlaps, rounded, under_way: Vec::new() })
     }
 
     fn bytes(&self, bucket: &Bucket) -> u64 {
@@ -237,28 +244,28 @@ impl DeviceExchange {
     }
 
     /// Begins to reduce a bucket.
-    fn reduce(&mut self, bucket: &Bucket, state: &FlatState, times: &mut Timeline) -> Result<()> {
+    fn reduce(&mut self, bucket: &Bucket, state: &FlatState, times: &mut StepRecorder) -> Result<()> {
         let Flat::Device(gradients) = &state.gradients else { unreachable!("one memory for all") };
         let values = gradients.narrow(0, bucket.elements.start as i64, bucket.elements.len() as i64);
         let started = Instant::now();
         let span = match self.rounded {
-            None => self.wire.all_reduce(Kind::Gradients, &values)?,
+            None => self.collectives.all_reduce(Kind::Gradients, &values)?,
             Some(kind) => {
                 let sums = tch::no_grad(|| values.to_kind(kind));
-                let span = self.wire.all_reduce(Kind::Gradients, &sums)?;
+                let span = self.collectives.all_reduce(Kind::Gradients, &sums)?;
                 self.under_way.push((values, sums));
                 span
             }
         };
-        if self.wire.is_through_host() && self.overlaps {
+        if self.collectives.is_through_host() && self.overlaps {
             times.add(Part::CommExposed, started.elapsed().as_secs_f64()); // it was waited for
         }
         add_span(times, span);
         Ok(())
     }
 
-    fn finish(&mut self, buckets: &[Bucket], state: &FlatState, times: &mut Timeline) -> Result<()> {
-        if self.wire.communicator().size() == 1 {
+    fn finish(&mut self, buckets: &[Bucket], state: &FlatState, times: &mut StepRecorder) -> Result<()> {
+        if self.collectives.communicator().size() == 1 {
             return Ok(());
         }
         if !self.overlaps {
@@ -266,12 +273,12 @@ impl DeviceExchange {
                 self.barrier(times)?;
                 let from = self.clock.now()?;
                 self.reduce(bucket, state, times)?;
-                self.wire.join()?;
+                self.collectives.join()?;
                 times.since(Part::CommExposed, from, &self.clock)?;
             }
         } else {
             let from = self.clock.now()?;
-            self.wire.join()?;
+            self.collectives.join()?;
             times.since(Part::CommExposed, from, &self.clock)?;
         }
         tch::no_grad(|| self.under_way.drain(..).for_each(|(mut values, sums)| values.copy_(&sums)));
@@ -279,24 +286,24 @@ impl DeviceExchange {
     }
 
     /// Until every rank has come and its device has done all that it was asked to.
-    fn barrier(&mut self, times: &mut Timeline) -> Result<()> {
+    fn barrier(&mut self, times: &mut StepRecorder) -> Result<()> {
         self.clock.now()?; // profile mode: waits for the device
-        let wait = self.wire.communicator().barrier()?;
+        let wait = self.collectives.communicator().barrier()?;
         times.add(Part::CommWait, wait);
         times.add(Part::CommExposed, wait);
         Ok(())
     }
 
-    fn broadcast(&mut self, barrier: bool, buffers: &Tensor, times: &mut Timeline) -> Result<()> {
-        if self.wire.communicator().size() == 1 {
+    fn broadcast(&mut self, barrier: bool, buffers: &Tensor, times: &mut StepRecorder) -> Result<()> {
+        if self.collectives.communicator().size() == 1 {
             return Ok(());
         }
         if barrier {
             self.barrier(times)?;
         }
         let from = self.clock.now()?;
-        let span = self.wire.broadcast(Kind::Buffers, buffers)?;
-        self.wire.join()?;
+        let span = self.collectives.broadcast(Kind::Buffers, buffers)?;
+        self.collectives.join()?;
         times.since(Part::CommExposed, from, &self.clock)?;
         add_span(times, span);
         Ok(())
@@ -304,7 +311,7 @@ impl DeviceExchange {
 }
 
 /// Adds a collective of the host; `exposed`: nothing else was done meanwhile.
-pub(super) fn add_collective(times: &mut Timeline, finished: Finished, exposed: bool) {
+pub(super) fn add_collective(times: &mut StepRecorder, finished: Finished, exposed: bool) {
     times.add(Part::CommWait, finished.wait);
     times.add(Part::Comm, finished.transfer);
     if exposed {
@@ -312,7 +319,7 @@ pub(super) fn add_collective(times: &mut Timeline, finished: Finished, exposed: 
     }
 }
 
-fn add_span(times: &mut Timeline, span: Span) {
+fn add_span(times: &mut StepRecorder, span: Span) {
     times.add(Part::CommWait, span.wait);
     times.span(Part::Comm, span.from, span.to);
 }

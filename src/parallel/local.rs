@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::FlatState;
-use crate::collective::{AllReduce, Finished, Patience};
+use crate::collective::{AllReduce, Finished, WaitPolicy};
 use crate::error::Result;
 use crate::metrics::Kind;
 
 /// Counts a rank's steps on its own.
 pub struct LocalSteps {
-    wire: Arc<AllReduce>,
+    all_reduce: Arc<AllReduce>,
     every: usize,
     /// Updates since the ranks were equal.
     since: usize,
@@ -21,8 +21,8 @@ pub struct LocalSteps {
 
 impl LocalSteps {
     /// Means are taken after each `every` updates. `None` for 1, where gradients are summed instead, and for one rank.
-    pub fn new(wire: Arc<AllReduce>, every: usize) -> Option<LocalSteps> {
-        (every > 1 && wire.communicator().size() > 1).then_some(LocalSteps { wire, every, since: 0 })
+    pub fn new(all_reduce: Arc<AllReduce>, every: usize) -> Option<LocalSteps> {
+        (every > 1 && all_reduce.communicator().size() > 1).then_some(LocalSteps { all_reduce, every, since: 0 })
     }
 
     /// Called after an update. Whether it is time for [`average`](Self::average).
@@ -51,7 +51,7 @@ impl LocalSteps {
     pub fn average(&mut self, state: &mut FlatState, moments: [&mut [f32]; 2]) -> Result<Finished> {
         let started = Instant::now();
         self.since = 0;
-        let ranks = self.wire.communicator().size() as f32;
+        let ranks = self.all_reduce.communicator().size() as f32;
         let mut wait = 0.0;
         let [first, second] = moments;
         for values in [state.parameters.host_mut().as_mut_slice(), first, second] {
@@ -61,7 +61,7 @@ impl LocalSteps {
             // Memory that suits the all-reduce; the next step sets it to zero anyway.
             let mut sums = state.gradients.host_mut().region(0..values.len());
             sums.as_mut_slice().copy_from_slice(values);
-            wait += self.wire.reduce(Kind::Parameters, &mut sums, Patience::Eager)?.wait;
+            wait += self.all_reduce.reduce(Kind::Parameters, &mut sums, WaitPolicy::Spin)?.wait;
             values.iter_mut().zip(sums.as_slice()).for_each(|(value, sum)| *value = sum / ranks);
         }
         Ok(Finished { wait, transfer: started.elapsed().as_secs_f64() - wait })

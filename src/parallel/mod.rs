@@ -11,6 +11,7 @@ mod local;
 mod pass;
 mod replica;
 mod tally;
+mod worker;
 
 pub use batch_norm::SyncBatchNorm;
 pub use bucket::Bucket;

@@ -11,7 +11,7 @@ use crate::data::Batch;
 use crate::error::Result;
 use crate::sys::backward_with;
 use crate::sys::gpu::{self, Stream};
-use crate::sys::{Graph, GraphPool, give_back_freed_memory};
+use crate::sys::{CudaGraph, CudaGraphPool, give_back_freed_memory};
 
 /// One batch on its way.
 pub(super) struct Pass {
@@ -104,7 +104,7 @@ const MOST_OF_MEMORY: f64 = 0.4;
 /// Records the passes of one size of batch on a GPU.
 pub(super) struct Recorder {
     index: usize,
-    pool: GraphPool,
+    pool: CudaGraphPool,
     /// Images, and the batch's share of the step.
     seen: Option<(usize, f64)>,
     times: usize,
@@ -116,7 +116,7 @@ pub(super) struct Recorder {
 impl Recorder {
     /// On GPU `index`; `None`, which is told, if this libtorch cannot.
     pub fn new(index: usize) -> Option<Recorder> {
-        match GraphPool::new().and_then(|pool| gpu::memory(index, true).map(|_| pool)) {
+        match CudaGraphPool::new().and_then(|pool| gpu::memory(index, true).map(|_| pool)) {
             Ok(pool) => Some(Recorder { index, pool, seen: None, times: 0, recorded: None, too_large: false }),
             Err(error) => {
                 log::warn!("CUDA graphs are disabled: {error}");
@@ -163,9 +163,9 @@ impl Recorder {
 struct Recorded {
     images: Tensor,
     labels: Tensor,
-    forward: Graph,
+    forward: CudaGraph,
     /// From the last segment to the first.
-    backward: Vec<Graph>,
+    backward: Vec<CudaGraph>,
     logits: Tensor,
     mean_loss: Tensor,
 }
@@ -173,15 +173,15 @@ struct Recorded {
 impl Recorded {
     fn new(
         index: usize,
-        pool: &GraphPool,
+        pool: &CudaGraphPool,
         batch: &Batch,
         forward: impl FnOnce(&Tensor, &Tensor) -> Pass,
     ) -> Result<Recorded> {
         let (images, labels) = (batch.images.copy(), batch.labels.copy());
-        let (graph, mut pass) = Graph::record(index, pool, || forward(&images, &labels))?;
+        let (graph, mut pass) = CudaGraph::record(index, pool, || forward(&images, &labels))?;
         let mut backward = Vec::new();
         while pass.left() > 0 {
-            let (graph, done) = Graph::record(index, pool, || pass.backward(None))?;
+            let (graph, done) = CudaGraph::record(index, pool, || pass.backward(None))?;
             done?;
             backward.push(graph);
         }

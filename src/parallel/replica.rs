@@ -13,7 +13,7 @@ use super::{Bucket, FlatState, LocalSteps, SyncBatchNorm};
 use crate::collective::{Combine, Communicator, Finished};
 use crate::config::{self, BufferSync, Timing};
 use crate::data::Batch;
-use crate::device::{Clock, Moment, Target, Timeline};
+use crate::device::{Clock, Moment, StepRecorder, Target};
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Part};
 use crate::model::{MOMENTUM, Mode, Model, Stage};
@@ -137,7 +137,7 @@ impl Replica {
 
     /// To be called after every update, with the optimiser's moments: with `parallel.local_steps` it is here that the ranks
     /// become equal.
-    pub fn updated(&mut self, moments: [&mut [f32]; 2], times: &mut Timeline) -> Result<()> {
+    pub fn updated(&mut self, moments: [&mut [f32]; 2], times: &mut StepRecorder) -> Result<()> {
         let due = self.exchange.local().is_some_and(LocalSteps::updated);
         if due { self.average(moments, times) } else { Ok(()) }
     }
@@ -161,7 +161,7 @@ impl Replica {
 
     /// Forward and backward pass over a `batch` of a step that has `global_batch` samples over all batches and ranks,
     /// without a word to the other ranks. [`step`](Self::step) with the step's last batch reduces the gradients of all.
-    pub fn accumulate(&mut self, batch: &Batch, global_batch: usize, times: &mut Timeline) -> Result<()> {
+    pub fn accumulate(&mut self, batch: &Batch, global_batch: usize, times: &mut StepRecorder) -> Result<()> {
         self.begin(times)?;
         self.accumulated = true;
         if self.has_nothing(batch)? {
@@ -178,7 +178,7 @@ impl Replica {
     ///
     /// Leaves in the flat gradients the mean gradient over all `global_batch` samples, however unevenly they are spread.
     /// Adds the times of the parts to `times`; [`take_result`](Self::take_result) tells what it gave.
-    pub fn step(&mut self, batch: &Batch, global_batch: usize, times: &mut Timeline) -> Result<()> {
+    pub fn step(&mut self, batch: &Batch, global_batch: usize, times: &mut StepRecorder) -> Result<()> {
         self.begin(times)?;
         self.accumulated = false;
         if self.has_nothing(batch)? {
@@ -209,7 +209,7 @@ impl Replica {
     }
 
     /// What comes before a step's first forward pass.
-    fn begin(&mut self, times: &mut Timeline) -> Result<()> {
+    fn begin(&mut self, times: &mut StepRecorder) -> Result<()> {
         if self.accumulated {
             return Ok(());
         }
@@ -222,7 +222,7 @@ impl Replica {
         times.since(Part::Backward, start, &self.clock)
     }
 
-    fn forward_pass(&mut self, batch: &Batch, global_batch: usize, times: &mut Timeline) -> Result<Pass> {
+    fn forward_pass(&mut self, batch: &Batch, global_batch: usize, times: &mut StepRecorder) -> Result<Pass> {
         let _range = range(c"forward");
         let start = self.clock.now()?;
         self.state.batches_tracked += 1;
@@ -241,7 +241,7 @@ impl Replica {
     }
 
     /// The backward pass of the last segment that is left of a `pass`.
-    fn backward(&self, pass: &mut Pass, times: &mut Timeline) -> Result<()> {
+    fn backward(&self, pass: &mut Pass, times: &mut StepRecorder) -> Result<()> {
         let batch_norm = self.sync_batch_norm.as_ref();
         let _range = range(&self.names[self.names.len() - pass.left()].backward);
         let start = self.clock.now()?;
@@ -270,7 +270,7 @@ impl Replica {
 
     /// To be called after an epoch's last step, whose `times` these are: makes the ranks equal where local steps have left
     /// them apart.
-    pub fn end_local_steps(&mut self, moments: [&mut [f32]; 2], times: &mut Timeline) -> Result<()> {
+    pub fn end_local_steps(&mut self, moments: [&mut [f32]; 2], times: &mut StepRecorder) -> Result<()> {
         let started = Instant::now();
         if self.exchange.local().is_some_and(|local| local.apart()) {
             self.average(moments, times)?;
@@ -279,14 +279,14 @@ impl Replica {
         Ok(())
     }
 
-    fn average(&mut self, moments: [&mut [f32]; 2], times: &mut Timeline) -> Result<()> {
+    fn average(&mut self, moments: [&mut [f32]; 2], times: &mut StepRecorder) -> Result<()> {
         let Some(local) = self.exchange.local() else { return Ok(()) };
         add_collective(times, local.average(&mut self.state, moments)?, true);
         self.broadcast_buffers(false, times) // nobody is late here
     }
 
     /// Gives every rank rank 0's batch-norm statistics, where the configuration asks for that; with a barrier before.
-    fn broadcast_buffers(&mut self, barrier: bool, times: &mut Timeline) -> Result<()> {
+    fn broadcast_buffers(&mut self, barrier: bool, times: &mut StepRecorder) -> Result<()> {
         if self.buffer_sync == BufferSync::Broadcast && !self.state.buffers.is_empty() {
             self.exchange.broadcast_buffers(barrier, &mut self.state, times)?;
         }
@@ -297,7 +297,7 @@ impl Replica {
     /// and saved at an epoch's end is one network. (DistributedDataParallel, too, broadcasts before a test's forward pass.)
     pub fn end_epoch(&mut self) -> Result<()> {
         match self.buffer_sync {
-            BufferSync::Broadcast => self.broadcast_buffers(false, &mut Timeline::default()), // no step's time
+            BufferSync::Broadcast => self.broadcast_buffers(false, &mut StepRecorder::default()), // no step's time
             BufferSync::Average => self.average_buffers(),
             BufferSync::Local | BufferSync::Sync => Ok(()),
         }
@@ -400,13 +400,13 @@ impl Replica {
     }
 
     /// Called when a bucket's gradients are complete, in the order of the buckets.
-    fn bucket_is_ready(&mut self, index: usize, times: &mut Timeline) -> Result<()> {
+    fn bucket_is_ready(&mut self, index: usize, times: &mut StepRecorder) -> Result<()> {
         let _range = range(&self.names[index].all_reduce);
         let last = index + 1 == self.buckets.len();
         self.exchange.ready(&self.buckets[index], last, &mut self.state, times)
     }
 
-    fn count(&mut self, pass: &Pass, batch: &Batch, times: &mut Timeline) -> Result<()> {
+    fn count(&mut self, pass: &Pass, batch: &Batch, times: &mut StepRecorder) -> Result<()> {
         let start = self.clock.now()?;
         self.tally.add(&pass.logits, &batch.labels, &pass.mean_loss);
         times.since(Part::Forward, start, &self.clock)
@@ -432,7 +432,7 @@ impl BucketNames {
 
 /// Adds the time since `start` to `part`, but for that of batch norm's collectives, which nothing hides.
 fn add_pass(
-    times: &mut Timeline,
+    times: &mut StepRecorder,
     part: Part,
     start: Moment,
     clock: &Clock,

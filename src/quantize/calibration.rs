@@ -5,8 +5,8 @@
 
 use tch::Tensor;
 
-use super::float::FloatTorch;
-use super::network::IMAGE_BYTES;
+use super::float_network::FloatTorch;
+use super::graph::IMAGE_BYTES;
 use crate::error::{Error, Result};
 
 /// Bins of the histogram that is stored and plotted.
@@ -235,7 +235,7 @@ pub fn activations(
 }
 
 /// Distribution of every layer's (folded) weights.
-pub fn weights(net: &super::network::FloatNet) -> Result<Vec<Distribution>> {
+pub fn weights(net: &super::graph::FloatNet) -> Result<Vec<Distribution>> {
     let layers = net.nodes.iter().filter_map(|node| node.layer().map(|layer| (node, layer)));
     layers.map(|(node, layer)| Distribution::of(&node.name, &layer.numbers.weight)).collect()
 }

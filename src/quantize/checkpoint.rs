@@ -1,8 +1,8 @@
 //! The integer network as a checkpoint: PyTorch's names, int8 weights, int32 biases, scales and zero points as attributes.
 //! Loading it needs nothing else: structure follows from names and shapes, multipliers from the scales.
 
+use super::graph::{Geometry, Node, structure};
 use super::integer::{IntNet, Integers, Quantization};
-use super::network::{Geometry, Node, structure};
 use super::scheme;
 use crate::config::ModelName;
 use crate::error::{Error, Result};

@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use tch::Kind;
 
+use super::accuracy::{self, AccuracyTable};
 use super::calibration::{self, BINS, Distribution, PERCENTILES};
 use super::engine::{Engine, Kernel};
 use super::finetune;
-use super::float::{self, FloatTorch};
+use super::float_network::{self, FloatTorch};
+use super::gpu_engine::GpuEngine;
+use super::graph::{FloatNet, IMAGE_BYTES};
 use super::integer::{IntNet, predictions};
-use super::ladder::{self, Ladder};
-use super::matrix::MatrixEngine;
-use super::network::{FloatNet, IMAGE_BYTES};
 use super::simulated::Simulated;
 use super::{checkpoint, onnx, scheme};
 use crate::collective::Combine;
@@ -33,7 +33,7 @@ pub struct Quantized {
     /// The integer network.
     pub net: IntNet,
     /// Accuracy case by case over the whole test set.
-    pub ladder: Ladder,
+    pub accuracy: AccuracyTable,
     /// `/histograms` and `/quantization`.
     pub tables: Vec<Table>,
 }
@@ -119,16 +119,16 @@ pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], dataset
     let test = &datasets.test;
     let own = job.rank * test.len() / job.world_size..(job.rank + 1) * test.len() / job.world_size;
     let (pixels, labels) = (&test.images[own.start * IMAGE_BYTES..own.end * IMAGE_BYTES], &test.labels[own]);
-    let mut ladder = summed(job, ladder::measure(&net, &integers, pixels, labels, job.target))?;
-    if config.quantize.finetune_epochs > 0.0 && loses_too_much(&ladder, config) {
+    let mut accuracy = summed(job, accuracy::measure(&net, &integers, pixels, labels, job.target))?;
+    if config.quantize.finetune_epochs > 0.0 && loses_too_much(&accuracy, config) {
         let finetuned = finetune::finetune(&net, &integers, &datasets.train, config, job)?;
         // The same on every rank: so is what follows.
         match scheme::with_scales_of(&finetuned, &integers) {
             Ok(finetuned) => {
                 let with_it =
-                    ladder.clone().and(summed(job, ladder::finetuned(&finetuned, pixels, labels, job.target))?);
-                if with_it.drop() < ladder.drop() {
-                    (ladder, integers) = (with_it, finetuned);
+                    accuracy.clone().and(summed(job, accuracy::finetuned(&finetuned, pixels, labels, job.target))?);
+                if with_it.drop() < accuracy.drop() {
+                    (accuracy, integers) = (with_it, finetuned);
                 } else {
                     job.warn(format!("finetuned int8 loses {:.2} points, no less: it is not kept", with_it.drop()));
                 }
@@ -138,29 +138,29 @@ pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], dataset
             }
         }
     }
-    if loses_too_much(&ladder, config) {
+    if loses_too_much(&accuracy, config) {
         job.warn(format!(
             "int8 loses {:.2} points, more than quantize.max_drop = {}: try quantize.per_channel = true, another \
              quantize.activation_range or quantize.finetune_epochs",
-            ladder.drop(),
+            accuracy.drop(),
             config.quantize.max_drop
         ));
     }
-    let tables = vec![histograms(&weights, &activations), accuracies(&ladder, &net, &integers)];
-    Ok(Quantized { net: integers, ladder, tables })
+    let tables = vec![histograms(&weights, &activations), accuracies(&accuracy, &net, &integers)];
+    Ok(Quantized { net: integers, accuracy, tables })
 }
 
 /// What all ranks have counted together.
-fn summed(job: &Job, own: Result<Ladder>) -> Result<Ladder> {
+fn summed(job: &Job, own: Result<AccuracyTable>) -> Result<AccuracyTable> {
     let own = job.agree(own)?;
     let mut sums = own.to_sums();
     job.communicator.all_reduce(metrics::Kind::Metrics, Combine::Sum, &mut sums)?;
     Ok(own.with_sums(&sums))
 }
 
-fn loses_too_much(ladder: &Ladder, config: &Config) -> bool {
+fn loses_too_much(accuracy: &AccuracyTable, config: &Config) -> bool {
     // Differences of percentages are not exact: 37.2 - 36.9 is a hair above 0.3.
-    ladder.drop() > config.quantize.max_drop + 1e-9
+    accuracy.drop() > config.quantize.max_drop + 1e-9
 }
 
 /// Checks that the training set has the calibration images; before a training that is to be quantized, too.
@@ -179,7 +179,7 @@ pub fn check_calibration(config: &Config, train: &Dataset) -> Result<()> {
 
 /// The accuracy table on stdout.
 pub fn print(quantized: &Quantized, config: &Config, target: Target) {
-    let Quantized { net, ladder, .. } = quantized;
+    let Quantized { net, accuracy, .. } = quantized;
     let quantize = &config.quantize;
     let per = if quantize.per_channel { "per channel" } else { "per tensor" };
     println!(
@@ -191,22 +191,22 @@ pub fn print(quantized: &Quantized, config: &Config, target: Target) {
     );
     println!("#                     case   accuracy     change");
     println!("#                               (%)   (points)");
-    let accuracies = ladder.accuracies();
+    let accuracies = accuracy.accuracies();
     for (name, accuracy) in &accuracies {
         println!("{name:>26} {accuracy:>10.2} {:>+10.2}", accuracy - accuracies[0].1);
     }
     println!(
         "# {} images; simulated and true integers ({}): {} of {} elements differ",
-        ladder.samples,
+        accuracy.samples,
         if target.is_gpu() { format!("int8 matrices, {target}") } else { Kernel::best().as_str().into() },
-        ladder.differing,
-        ladder.compared
+        accuracy.differing,
+        accuracy.compared
     );
 }
 
-fn accuracies(ladder: &Ladder, net: &FloatNet, integers: &IntNet) -> Table {
+fn accuracies(accuracy: &AccuracyTable, net: &FloatNet, integers: &IntNet) -> Table {
     let (names, values): (Vec<String>, Vec<f64>) =
-        ladder.accuracies().into_iter().map(|(n, a)| (n.to_owned(), a)).unzip();
+        accuracy.accuracies().into_iter().map(|(n, a)| (n.to_owned(), a)).unzip();
     let columns = vec![
         Column::new("case", "1", "what is quantized", Values::Text(names)),
         Column::new("accuracy", "percent", "hits on the test set", Values::F64(values)),
@@ -214,12 +214,12 @@ fn accuracies(ladder: &Ladder, net: &FloatNet, integers: &IntNet) -> Table {
     let mut table = Table::new("quantization", "row", columns);
     let count = |count: u64| Attribute::Int(count as i64);
     table.attributes = vec![
-        ("samples".into(), count(ladder.samples)),
-        ("elements_compared".into(), count(ladder.compared)),
-        ("elements_differing".into(), count(ladder.differing)),
+        ("samples".into(), count(accuracy.samples)),
+        ("elements_compared".into(), count(accuracy.compared)),
+        ("elements_differing".into(), count(accuracy.differing)),
         ("float32_bytes".into(), count(net.bytes() as u64)),
         ("int8_bytes".into(), count(integers.bytes() as u64)),
-        ("drop_points".into(), Attribute::Float(ladder.drop())),
+        ("drop_points".into(), Attribute::Float(accuracy.drop())),
     ];
     table
 }
@@ -294,12 +294,12 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
         Ok(())
     };
     let on = |name: &str| if target.is_gpu() { format!("{name}, {target}") } else { name.to_owned() };
-    row(&on("float32, int8 weights"), &mut |pixels| Ok(float::predictions(&torch.logits(pixels))))?;
+    row(&on("float32, int8 weights"), &mut |pixels| Ok(float_network::predictions(&torch.logits(pixels))))?;
     row(&on("simulated int8"), &mut |pixels| Ok(predictions(&simulated.run(pixels)?)))?;
     row("true int8", &mut |pixels| Ok(predictions(&engine.run(pixels))))?;
     match gpu {
         Ok(Some(target)) => {
-            let matrices = MatrixEngine::new(&net, target.device());
+            let matrices = GpuEngine::new(&net, target.device());
             row(&format!("true int8, {target}"), &mut |pixels| Ok(predictions(&matrices.run(pixels))))?;
         }
         Ok(None) => {}
@@ -322,7 +322,7 @@ fn gpu(config: &Config) -> Result<Result<Option<Target>, String>> {
 
 /// The float network whose weights and biases are those integers times their scales.
 fn as_float(net: &IntNet) -> FloatNet {
-    use super::network::Floats;
+    use super::graph::Floats;
     let nodes = net.nodes.iter().map(|node| {
         let numbers = node.with_numbers(|node| {
             let (numbers, input) = (node.numbers(), net.quantization(node.input).scale);

@@ -4,11 +4,11 @@
 //! the cache, layer by layer; every tensor lies as NHWC with the border its reader's padding needs already in place, so
 //! that ReLU, residual, max-pool and requantization are all done while an output is still in a register.
 
+use super::graph::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Layer, Node, Operation};
 use super::integer::{IntNet, Integers, image_count};
-use super::kernel::{Convolution, Isa, Packing, Run, Scale, TILE};
+use super::kernel::{Convolution, Isa, Packing, Prepare, Run, Scale, TILE};
 #[cfg(target_arch = "x86_64")]
 use super::kernel::{avx2::Avx2, vnni::Vnni};
-use super::network::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Layer, Node, Operation};
 use super::reference::Reference;
 
 /// What multiplies the integers.
@@ -148,7 +148,7 @@ struct Plan<I: Isa> {
     steps: Vec<Step<I>>,
 }
 
-impl<I: Isa> Plan<I> {
+impl<I: Prepare> Plan<I> {
     fn new(net: &IntNet) -> Plan<I> {
         let layouts = layouts::<I>(net);
         // Half a megabyte of the largest tensor: below the second-level cache's size, above the kernel's start-up costs. And
@@ -247,7 +247,7 @@ fn layouts<I: Isa>(net: &IntNet) -> Vec<Layout> {
     (0..=net.nodes.len()).map(layout).collect()
 }
 
-fn step<I: Isa>(net: &IntNet, layouts: &[Layout], chunk: usize, index: usize, node: &Node<Integers>) -> Step<I> {
+fn step<I: Prepare>(net: &IntNet, layouts: &[Layout], chunk: usize, index: usize, node: &Node<Integers>) -> Step<I> {
     let numbers = node.numbers();
     let offset = net.offset(node);
     let scale = numbers.requantization.as_ref().map(|r| {

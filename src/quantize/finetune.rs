@@ -9,18 +9,18 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use super::float::{self, Tensors};
+use super::float_network::{self, Tensors};
+use super::graph::{FloatNet, Node, Operation};
 use super::integer::{IntNet, Integers, Quantization};
-use super::network::{FloatNet, Node, Operation};
 use super::scheme::{ACTIVATION_MAX, WEIGHT_MAX};
-use crate::collective::{AllReduce, HostBuffer, Patience};
+use crate::collective::{AllReduce, HostBuffer, WaitPolicy};
 use crate::config::{self, Config};
 use crate::data::{AugmentSeed, BatchPlan, Dataset, Loader, LoaderOptions, Sampler};
 use crate::error::Result;
 use crate::launch::Job;
 use crate::metrics::Kind;
+use crate::optim::Optimizer;
 use crate::parallel::{Flat, FlatState, FlatTensor};
-use crate::train::Optimizer;
 
 /// `net` trained for `quantize.finetune_epochs` on all ranks together, its values rounded as in `integers`, by SGD with the default
 /// momentum. The learning rate falls from `quantize.finetune_lr` to 0 in a line.
@@ -57,7 +57,7 @@ pub fn finetune(
         {
             // The optimizer reads what the region hands out.
             let mut gradients = rounded.state.gradients.host_mut().region(0..elements);
-            all_reduce.reduce(Kind::Gradients, &mut gradients, Patience::Eager)?;
+            all_reduce.reduce(Kind::Gradients, &mut gradients, WaitPolicy::Spin)?;
         }
         let lr = config.quantize.finetune_lr * (steps - step) as f64 / steps as f64;
         optimizer.step(&mut rounded.state, lr)?;
@@ -108,7 +108,7 @@ impl Rounded {
             offset += tensor.numel();
             tensor
         };
-        let mut nodes = float::tensor_nodes(net, tch::Device::Cpu);
+        let mut nodes = float_network::tensor_nodes(net, tch::Device::Cpu);
         for node in &mut nodes {
             let Operation::Convolution(layer) = &mut node.operation else { continue };
             layer.numbers.0 = adopt(layer.numbers.0.shallow_clone());
@@ -155,7 +155,7 @@ impl Rounded {
             }
             None => values,
         };
-        float::forward(&nodes, images.shallow_clone(), quantized)
+        float_network::forward(&nodes, images.shallow_clone(), quantized)
     }
 
     fn into_net(self, net: &FloatNet) -> FloatNet {

@@ -8,7 +8,7 @@
 //! in i64 with an arithmetic shift, clamped to [0, 255], `r` the residual; the last layer gives `acc` itself (i32 logits).
 //! ReLU is the clamp at zero point 0. The average pool is the same with the sum over the image as `acc`.
 
-use super::network::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Node};
+use super::graph::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Node};
 use crate::config::ModelName;
 
 /// The residual is shifted left by so many bits, so that its multiplier and the layer's, which is far smaller, share one

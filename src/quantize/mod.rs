@@ -2,22 +2,22 @@
 //! images (u8). Out: an [`IntNet`] (int8 weights, int32 biases, scales, fixed-point multipliers), what it costs in accuracy
 //! case by case, and an [`Engine`] that runs it from u8 pixels to i32 logits with no float in between.
 //!
-//! [`network`] folds batch norm and lists the layers; [`calibration`] measures distributions; [`scheme`] chooses scales;
-//! [`integer`] states the arithmetic, which [`simulated`] (float tensors), [`reference`] (plain loops) and [`engine`]
-//! (vector kernels) and [`matrix`] (a GPU's matrix units) execute to the same integers; [`ladder`] compares them and counts
+//! [`graph`] folds batch norm and lists the layers; [`calibration`] measures distributions; [`scheme`] chooses scales;
+//! [`integer`] states the arithmetic, which [`simulated`] (float tensors), [`mod@reference`] (plain loops) and [`engine`]
+//! (vector kernels) and [`gpu_engine`] (a GPU's matrix units) execute to the same integers; [`accuracy`] compares them and counts
 //! hits; [`finetune`] trains for the integers where they lose too much; [`checkpoint`] and [`onnx`] take the result out. Only [`command`] knows of ranks and files.
 
+pub mod accuracy;
 pub mod calibration;
 pub mod checkpoint;
 pub mod command;
 pub mod engine;
 pub mod finetune;
-pub mod float;
+pub mod float_network;
+pub mod gpu_engine;
+pub mod graph;
 pub mod integer;
 pub mod kernel;
-pub mod ladder;
-pub mod matrix;
-pub mod network;
 pub mod onnx;
 pub mod reference;
 pub mod scheme;
@@ -25,8 +25,8 @@ pub mod simulated;
 
 pub use calibration::Distribution;
 pub use engine::{Engine, Kernel};
+pub use graph::FloatNet;
 pub use integer::IntNet;
-pub use network::FloatNet;
 
 #[cfg(test)]
 mod tests;

@@ -6,8 +6,8 @@
 //! Source: onnx/onnx.proto of ONNX 1.17 (field numbers), IR version 8, operator set 13.
 
 use super::checkpoint::is_linear;
+use super::graph::{CLASSES, Layer, Node, Operation};
 use super::integer::{IntNet, Integers, Quantization};
-use super::network::{CLASSES, Layer, Node, Operation};
 
 /// TensorProto.DataType.
 const FLOAT: u64 = 1;

@@ -1,8 +1,8 @@
 //! The integer network in plain loops: the definition that the fast kernels are held against, and what runs where the
 //! CPU has none of them.
 
+use super::graph::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Layer, Node, Operation};
 use super::integer::{IntNet, Integers, RESIDUAL_SHIFT, image_count};
-use super::network::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Layer, Node, Operation};
 
 /// Pixels `[n, 3, 32, 32]` u8 to logits `[n, 10]` i32.
 pub struct Reference {

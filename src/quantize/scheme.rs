@@ -1,8 +1,8 @@
 //! From float numbers and distributions to integers: ranges, scales, zero points, fixed-point multipliers.
 
 use super::calibration::Distribution;
+use super::graph::{FloatNet, Floats, Layer, Operation};
 use super::integer::{IntNet, Integers, Quantization, RESIDUAL_SHIFT, Requantization};
-use super::network::{FloatNet, Floats, Layer, Operation};
 use crate::config::{self, RangeFrom};
 use crate::error::{Error, Result};
 

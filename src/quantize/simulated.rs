@@ -7,9 +7,9 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::float::{convolve, max_pool, pixel_tensor};
+use super::float_network::{convolve, max_pool, pixel_tensor};
+use super::graph::{Layer, Node, Operation};
 use super::integer::{IntNet, Integers, RESIDUAL_SHIFT};
-use super::network::{Layer, Node, Operation};
 use crate::error::{Error, Result};
 
 /// Below this every integer has its own float32, or float64.

@@ -2,13 +2,13 @@
 
 use super::calibration::{self, UNIT};
 use super::engine::{Engine, Kernel};
-use super::float::FloatTorch;
+use super::float_network::FloatTorch;
+use super::gpu_engine::GpuEngine;
+use super::graph::{CLASSES, FloatNet, IMAGE_BYTES};
 use super::integer::Quantization;
-use super::matrix::MatrixEngine;
-use super::network::{CLASSES, FloatNet, IMAGE_BYTES};
 use super::reference::Reference;
 use super::simulated::Simulated;
-use super::{IntNet, checkpoint, finetune, ladder, onnx, scheme};
+use super::{IntNet, accuracy, checkpoint, finetune, onnx, scheme};
 use crate::collective::HostBuffer;
 use crate::config::{self, ModelName, RangeFrom};
 use crate::error::Error;
@@ -108,7 +108,7 @@ fn every_execution_gives_the_same_integers() {
         let simulated = Simulated::new(&net);
         let expected = Reference::new(&net).run(&pixels);
         assert_eq!(simulated.run(&pixels).unwrap(), expected, "{name:?} simulated");
-        let matrices = MatrixEngine::new(&net, tch::Device::Cpu);
+        let matrices = GpuEngine::new(&net, tch::Device::Cpu);
         for images in [5, 1] {
             let (pixels, expected) = (&pixels[..images * IMAGE_BYTES], &expected[..images * CLASSES]);
             assert_eq!(matrices.run(pixels), expected, "{name:?} as matrices, {images} images");
@@ -117,7 +117,7 @@ fn every_execution_gives_the_same_integers() {
             let mut engine = Engine::new(&net, kernel);
             let logits = engine.run(&pixels);
             assert_eq!(logits, expected, "{name:?} {kernel:?}");
-            let (compared, differing) = ladder::compare(&simulated, &mut engine, &pixels, &logits).unwrap();
+            let (compared, differing) = accuracy::compare(&simulated, &mut engine, &pixels, &logits).unwrap();
             assert!(compared > 5 * 4000 && differing == 0, "{name:?} {kernel:?}: {differing} of {compared}");
         }
     }

@@ -5,8 +5,8 @@ use std::path::Path;
 use hdf5::Group;
 use hdf5::types::{FloatSize, IntSize, TypeDescriptor};
 
+use super::groups;
 use super::input::{Input, member_names};
-use super::layout;
 use super::schema::{CHECKPOINT, LONG_NAME, UNITS};
 use super::values::{write_attribute, write_attributes, write_numbers};
 use super::{Attribute, Checkpoint, NamedTensor, TensorValues};
@@ -14,7 +14,7 @@ use crate::error::Result;
 
 /// Writes the group `name`, which must not exist.
 pub(super) fn write(root: &Group, name: &str, checkpoint: &Checkpoint) -> hdf5::Result<()> {
-    let group = layout::group(root, name)?;
+    let group = groups::group(root, name)?;
     write_attributes(&group, &checkpoint.attributes)?;
     for tensor in &checkpoint.tensors {
         let NamedTensor { name, shape, .. } = tensor;

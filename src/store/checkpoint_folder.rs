@@ -10,8 +10,8 @@ use super::atomic::Temporary;
 use super::identity::read_identity;
 use super::input::Input;
 use super::layout::{self, Header};
-use super::output::is_same_file;
 use super::schema::{CHECKPOINT, RESUME};
+use super::write::is_same_file;
 use super::{Checkpoint, Owner, RunFile, Table, checkpoint, table};
 use crate::error::{AtPath, Error, Result};
 

@@ -1,8 +1,8 @@
 //! What stands where in a run file: writes the groups of one.
 
 use hdf5::Group;
-use hdf5::plist::group_create::{LinkCreationOrder, LinkPhaseChange};
 
+use super::groups::{exists, group};
 use super::schema::{CHECKPOINT, CONFIG, ENVIRONMENT, FORMAT_VERSION, TOML, VERSION, WARNINGS};
 use super::values::{write_attribute, write_attributes};
 use super::{Attribute, Checkpoint, Identity, Table, checkpoint, table};
@@ -67,38 +67,6 @@ pub(super) fn write(
     }
     tables.iter().try_for_each(|table| table::write(root, table))?;
     checkpoint.map_or(Ok(()), |checkpoint| checkpoint::write(root, CHECKPOINT, checkpoint))
-}
-
-/// More than any group has, as many as HDF5 allows.
-const MOST: u32 = 65_535;
-
-/// The group of that path, made if it is missing. Groups keep the order in which their members were written.
-///
-/// Members and attributes lie in the group's header, which has a checksum. From 8 on HDF5 would move them to a heap whose
-/// blocks have none, and its library crashes on a damaged one.
-pub(super) fn group(root: &Group, path: &str) -> hdf5::Result<Group> {
-    let mut group = root.clone();
-    for name in path.split('/') {
-        group = if group.link_exists(name) {
-            group.group(name)?
-        } else {
-            group
-                .create_group_builder()
-                .with_gcpl(|plist| {
-                    let compact = LinkPhaseChange { max_compact: MOST, min_dense: MOST };
-                    let plist = plist.link_creation_order(LinkCreationOrder::Indexed).link_phase_change(compact);
-                    plist.attr_phase_change(MOST, MOST)
-                })
-                .create(name)?
-        };
-    }
-    Ok(group)
-}
-
-/// Asks level by level: HDF5 takes a missing parent for an error.
-fn exists(root: &Group, path: &str) -> bool {
-    let parents = path.match_indices('/').map(|(end, _)| &path[..end]);
-    parents.chain([path]).all(|path| root.link_exists(path))
 }
 
 fn attribute(value: &toml::Value) -> Attribute {

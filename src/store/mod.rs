@@ -10,18 +10,19 @@
 mod atomic;
 mod checkpoint;
 mod checkpoint_folder;
+mod groups;
 mod heap;
 mod identity;
 mod input;
 mod inspect;
 mod layout;
-mod output;
 mod owner;
 mod parity;
 mod run_file;
 mod schema;
 mod table;
 mod values;
+mod write;
 
 use std::path::Path;
 
@@ -32,11 +33,11 @@ pub use checkpoint::read_checkpoint;
 pub use checkpoint_folder::{CheckpointFolder, Resumable, Written, newest_checkpoint, newest_step, read_resumable};
 pub use identity::{FileKind, Identity, RunIdentity, read_identity};
 pub use inspect::inspect;
-pub use output::{check_not_input, check_output, is_same_file, write_output};
 pub use owner::{Attempt, Claim, Owner};
 pub use parity::{Parity, Reference, read_parity};
 pub use run_file::RunFile;
 pub use schema::{FORMAT_VERSION, WARNINGS};
+pub use write::{check_not_input, check_output, is_same_file, write_output};
 
 /// The values of a column, in row-major order if it has several dimensions.
 #[derive(Debug, Clone, PartialEq)]

@@ -9,7 +9,7 @@ use super::atomic::Temporary;
 use super::identity::write_status;
 use super::input::Input;
 use super::layout::{self, Header};
-use super::output::check_found;
+use super::write::check_found;
 use super::{Attribute, Checkpoint, Claim, Identity, Owner, Table};
 use crate::config::Config;
 use crate::error::Result;
@@ -52,7 +52,7 @@ impl RunFile {
     /// Owns `path` and prepares a new run file there, for a process for which no other waits meanwhile.
     ///
     /// # Errors
-    /// [`Error::OutputOwned`](crate::error::Error::OutputOwned) if a living job writes there; those of [`create_owned`](Self::create_owned).
+    /// [`crate::error::Error::OutputOwned`] if a living job writes there; those of [`create_owned`](Self::create_owned).
     pub fn create(
         path: &Path,
         force: bool,
@@ -69,7 +69,7 @@ impl RunFile {
     /// the first [`flush`](RunFile::flush) succeeds, and without one nothing of ours remains (but empty folders).
     ///
     /// # Errors
-    /// [`Error::OutputExists`] if there is a file that may not be replaced (`replace`); [`Error::Output`].
+    /// [`crate::error::Error::OutputExists`] if there is a file that may not be replaced (`replace`); [`crate::error::Error::Output`].
     pub fn create_owned(
         owner: Owner,
         replace: bool,
@@ -90,7 +90,7 @@ impl RunFile {
     /// Opens an existing run file, to add groups or to replace them by [`flush`](RunFile::flush), and owns it.
     ///
     /// # Errors
-    /// [`Error::OutputOwned`](crate::error::Error::OutputOwned) if a living job writes it; those of a file that is no run file.
+    /// [`crate::error::Error::OutputOwned`] if a living job writes it; those of a file that is no run file.
     pub fn open(path: &Path) -> Result<RunFile> {
         Input::open_run_file(path)?; // before a mark of ours lies beside what is no run file
         RunFile::open_owned(Claim::new(path, false)?.wait()?)
@@ -113,8 +113,8 @@ impl RunFile {
     /// over stay as they are. On an error the file is what it was before.
     ///
     /// # Errors
-    /// [`Error::OutputLost`] if another job has taken the name over, [`Error::OutputExists`] if a file has come to lie
-    /// there that is not ours, [`Error::Output`] if it cannot be written.
+    /// [`crate::error::Error::OutputLost`] if another job has taken the name over, [`crate::error::Error::OutputExists`] if a file has come to lie
+    /// there that is not ours, [`crate::error::Error::Output`] if it cannot be written.
     pub fn flush(&mut self, tables: &[Table], checkpoint: Option<&Checkpoint>) -> Result<()> {
         self.put(tables, checkpoint, false)
     }

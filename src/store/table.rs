@@ -14,7 +14,7 @@ use crate::sys::{attach_dimension_scale, set_dimension_scale};
 /// Writes a table into its group, which may exist (with attributes) but must not hold the same names.
 pub(super) fn write(root: &Group, table: &Table) -> hdf5::Result<()> {
     let in_table = |error: hdf5::Error| hdf5::Error::from(format!("{}: {error}", table.group));
-    let group = super::layout::group(root, &table.group)?;
+    let group = super::groups::group(root, &table.group)?;
     write_attribute(&group, DIMENSION, &Attribute::Text(table.dimension.clone()))?;
     write_attributes(&group, &table.attributes)?;
 
@@ -90,7 +90,7 @@ fn extents(table: &Table) -> hdf5::Result<BTreeMap<String, usize>> {
     Ok(extents)
 }
 
-/// Reads a table that [`write`] wrote.
+/// Reads a table that [`write()`] wrote.
 pub(super) fn read(input: &Input, path: &str) -> Result<Table> {
     let group = input.group(path)?;
     let Some(Attribute::Text(dimension)) = input.attribute(&group, DIMENSION) else {

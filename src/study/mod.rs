@@ -12,13 +12,14 @@ use std::time::Instant;
 use crate::cli;
 use crate::config::Config;
 use crate::data;
+use crate::environment;
 use crate::error::Result;
 use crate::launch::Job;
 use crate::metrics::definitions::{self, WON_BACK};
 use crate::metrics::{self, Definition, Entry, Kind, Part};
 use crate::output;
 use crate::store::{Column, FileKind, Identity, RunFile, Table, Values};
-use crate::train::{self, Checkpoints, EpochRow, Progress, Training, loss_and_accuracy};
+use crate::train::{Checkpoints, EpochRow, Progress, Training, loss_and_accuracy};
 use crate::units::{Second, format_seconds, or_dash};
 use effect::Ground;
 use variants::{Variant, variants};
@@ -41,11 +42,11 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
     let datasets = job.agree(data::open(config))?;
     let ground = Ground { ranks: job.world_size, samples: datasets.train.len(), target: job.target };
     let variants = job.agree(variants(config, ground))?;
-    let environment = train::environment(job, &datasets);
+    let environment = environment::attributes(job, Some(&datasets));
     let owner = output::claim(job, args.out.as_deref(), &format!("study-{}ranks", job.world_size), args.force)?;
     let created = owner.map(|owner| {
         let identity = Identity::new(FileKind::Study);
-        RunFile::create_owned(owner, args.force, identity, config, environment, vec![train::ranks(job)])
+        RunFile::create_owned(owner, args.force, identity, config, environment, vec![environment::ranks(job)])
     });
     let mut file = job.agree(created.transpose())?;
     if job.is_root() {

@@ -1,6 +1,8 @@
 //! How much memory there is for a case, and how much it took.
 
 use std::fs;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 
 use crate::sys;
 use crate::units::Bytes;
@@ -56,6 +58,25 @@ pub(super) fn extrapolated(known: &[(usize, Bytes)], batch: usize) -> Bytes {
         }
         _ => 0,
     }
+}
+
+/// Runs `work`, which other ranks do not wait for. Returns false if it ran out of memory and was given up; any other panic ends
+/// the job as always.
+///
+/// The allocator, oneDNN and C++ report a failed allocation in many words, so any error of libtorch is taken for one, and logged.
+pub(super) fn survives(work: impl FnOnce()) -> bool {
+    let ends_job = Arc::new(panic::take_hook());
+    let otherwise = ends_job.clone();
+    panic::set_hook(Box::new(move |info| match info.payload_as_str() {
+        Some(message) if message.contains("Torch(") => {
+            log::warn!("not enough memory for this case: {}", message.lines().next().unwrap_or_default());
+        }
+        _ => otherwise(info),
+    }));
+    // What `work` leaves half done is thrown away by the caller.
+    let survived = panic::catch_unwind(AssertUnwindSafe(work)).is_ok();
+    panic::set_hook(Box::new(move |info| ends_job(info)));
+    survived
 }
 
 #[cfg(test)]

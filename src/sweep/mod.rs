@@ -20,7 +20,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::allreduce::{self, Bench, Budget};
 use crate::cli;
-use crate::collective::{Communicator, Patience};
+use crate::collective::{Communicator, WaitPolicy};
 use crate::config::{Config, ModelName};
 use crate::data::{self, Datasets};
 use crate::error::Result;
@@ -70,7 +70,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Sweep) -> Result<()> {
                 print_visit(record, number, round, config.sweep.rounds);
             }
             // Ranks that had no part in it sleep here.
-            job.communicator.patient_barrier(Patience::Idle)?;
+            job.communicator.patient_barrier(WaitPolicy::Idle)?;
         }
     }
     if let Some(record) = &mut record {
@@ -124,7 +124,7 @@ fn measure_all_reduce(
         if job.is_root() {
             println!("# all-reduce on {ranks} ranks measured");
         }
-        job.communicator.patient_barrier(Patience::Idle)?;
+        job.communicator.patient_barrier(WaitPolicy::Idle)?;
     }
     match record {
         Some(record) if !rows.is_empty() => record.set_all_reduce(allreduce::table(&rows)),

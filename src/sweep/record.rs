@@ -9,11 +9,11 @@ use super::{Case, memory};
 use crate::cli;
 use crate::config::Config;
 use crate::data::Datasets;
+use crate::environment;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics::{Part, StepTimes, all_reduce_busbw};
 use crate::store::{self, Attribute, Column, FileKind, Identity, Owner, RunFile, Table, Values};
-use crate::train;
 use crate::units::Bytes;
 
 /// What is measured so far.
@@ -54,8 +54,8 @@ impl Record {
         if resumed {
             same_sweep(&out, config, job)?;
         }
-        let environment = train::environment(job, datasets);
-        let (identity, ranks) = (Identity::new(FileKind::Sweep), vec![train::ranks(job)]);
+        let environment = environment::attributes(job, Some(datasets));
+        let (identity, ranks) = (Identity::new(FileKind::Sweep), vec![environment::ranks(job)]);
         let mut file = match resumed {
             true => RunFile::open_owned(owner)?,
             false => RunFile::create_owned(owner, args.force, identity, config, environment, ranks)?,

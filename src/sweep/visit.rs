@@ -7,14 +7,15 @@ use super::{Case, memory};
 use crate::collective::{Combine, Communicator};
 use crate::config::{Config, ModelName};
 use crate::data::{BatchPlan, Dataset, Feed, Sampler};
-use crate::device::{Gauge, Reading, Target, Timeline};
+use crate::device::{GpuMonitor, Reading, StepRecorder, Target};
 use crate::error::Result;
-use crate::launch::{self, Job};
+use crate::launch::Job;
 use crate::metrics::{Kind, StepTimes};
 use crate::model::Model;
+use crate::optim::Optimizer;
 use crate::parallel::Replica;
 use crate::sys;
-use crate::train::{Optimizer, loader_options, timed_step};
+use crate::train::{loader_options, timed_step};
 use crate::units::{Bytes, Second};
 
 /// Steps of one visit at most: enough for any interval, and few enough to keep all of them.
@@ -127,13 +128,13 @@ pub(super) fn visit(
             break;
         }
     }
-    let mut gauge = Gauge::start(job.target, &job.gpu_uuid);
+    let mut monitor = GpuMonitor::start(job.target, &job.gpu_uuid);
     let mut times = Vec::new();
     let mut until = if warm > seconds { 1 } else { LEAST_STEPS };
     let started = Instant::now();
     loop {
         // On a device all of them are asked for before one is waited for, as in a training.
-        let asked: Vec<Timeline> = (times.len()..until).map(|_| step(&mut replica)).collect::<Result<_>>()?;
+        let asked: Vec<StepRecorder> = (times.len()..until).map(|_| step(&mut replica)).collect::<Result<_>>()?;
         replica.take_result()?;
         for mut one in asked {
             times.push(one.resolve()?);
@@ -149,7 +150,7 @@ pub(super) fn visit(
 
     if job.target.is_gpu() {
         let images = times.len() * case.global_batch();
-        outcome.gpu = GpuUse::of(gauge.as_mut().map(Gauge::read), images, group)?;
+        outcome.gpu = GpuUse::of(monitor.as_mut().map(GpuMonitor::read), images, group)?;
     }
     let own: Vec<f32> = times.iter().flat_map(|time| *time.as_array()).collect();
     let all = group.gather(Kind::Metrics, &own)?;
@@ -188,7 +189,7 @@ fn fits_alone(
         sys::give_back_freed_memory();
         memory::forget_peak();
         let left = most.saturating_sub(memory::resident());
-        if !launch::survives_without_memory(|| sys::with_memory_limit(left, || replica.compute_alone(&batch))) {
+        if !memory::survives(|| sys::with_memory_limit(left, || replica.compute_alone(&batch))) {
             return false;
         }
         known.push((size, memory::peak()));

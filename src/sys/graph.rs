@@ -27,34 +27,34 @@ fn ok(done: bool) -> Result<()> {
 }
 
 /// Memory that recordings share which are replayed in the order in which they were made.
-pub struct GraphPool([u64; 2]);
+pub struct CudaGraphPool([u64; 2]);
 
-impl GraphPool {
+impl CudaGraphPool {
     /// A new, empty pool.
     ///
     /// # Errors
     /// This libtorch, at build time or now, is not the version that CUDA graphs are written for, or has no part for CUDA.
-    pub fn new() -> Result<GraphPool> {
+    pub fn new() -> Result<CudaGraphPool> {
         // SAFETY: returns a number.
         let loaded = unsafe { hpml_libtorch_loaded() };
         check_version(option_env!("HPML_LIBTORCH_VERSION").unwrap_or("an unknown version"), loaded)?;
         let mut pool = [0; 2];
         // SAFETY: writes two numbers.
         ok(unsafe { hpml_graph_pool(pool.as_mut_ptr()) })?;
-        Ok(GraphPool(pool))
+        Ok(CudaGraphPool(pool))
     }
 }
 
 /// A recording. Tensors that were made in it live in its pool, and hold what the last replay has given them.
-pub struct Graph(NonNull<c_void>);
+pub struct CudaGraph(NonNull<c_void>);
 
-impl Graph {
+impl CudaGraph {
     /// Records what `work` asks of GPU `index`, which is not done until it is replayed: `work` must not wait for it, nor read a
     /// number. Error: it has.
-    pub fn record<T>(index: usize, pool: &GraphPool, work: impl FnOnce() -> T) -> Result<(Graph, T)> {
+    pub fn record<T>(index: usize, pool: &CudaGraphPool, work: impl FnOnce() -> T) -> Result<(CudaGraph, T)> {
         // SAFETY: reads two numbers; returns an object of ours, or null.
         let begun = NonNull::new(unsafe { hpml_graph_begin(index as c_int, pool.0.as_ptr()) });
-        let graph = Graph(begun.ok_or_else(failed)?);
+        let graph = CudaGraph(begun.ok_or_else(failed)?);
         let result = work(); // if it panics, the recording ends with `graph`
         // SAFETY: an object of ours that is recording.
         ok(unsafe { hpml_graph_end(graph.0.as_ptr()) })?;
@@ -68,7 +68,7 @@ impl Graph {
     }
 }
 
-impl Drop for Graph {
+impl Drop for CudaGraph {
     fn drop(&mut self) {
         // SAFETY: an object of ours, freed once.
         unsafe { hpml_graph_free(self.0.as_ptr()) };

@@ -1,16 +1,16 @@
 //! What the ranks' GPUs took in each epoch: `/gpu`.
 
 use crate::collective::Communicator;
-use crate::device::{Gauge, Reading, Target};
+use crate::device::{GpuMonitor, Reading, Target};
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::store::{Column, Table, Values};
 use crate::units::Bytes;
 
-/// This rank's gauge, and what all have shown.
+/// This rank's monitor, and what all have shown.
 pub struct Gpus {
     has_gpu: bool,
-    gauge: Option<Gauge>,
+    monitor: Option<GpuMonitor>,
     rows: Vec<Row>,
 }
 
@@ -24,13 +24,13 @@ struct Row {
 impl Gpus {
     /// Of a training on `target`, a GPU with this UUID or none.
     pub fn new(target: Target, uuid: &[u8; 16]) -> Gpus {
-        Gpus { has_gpu: target.is_gpu(), gauge: Gauge::start(target, uuid), rows: Vec::new() }
+        Gpus { has_gpu: target.is_gpu(), monitor: GpuMonitor::start(target, uuid), rows: Vec::new() }
     }
 
     /// From here on it is the training that takes it.
     pub fn begin_epoch(&mut self) {
-        if let Some(gauge) = &mut self.gauge {
-            gauge.read();
+        if let Some(monitor) = &mut self.monitor {
+            monitor.read();
         }
     }
 
@@ -40,7 +40,7 @@ impl Gpus {
             return Ok(());
         }
         const NONE: f64 = -1.0;
-        let own = self.gauge.as_mut().map(Gauge::read);
+        let own = self.monitor.as_mut().map(GpuMonitor::read);
         let own = own.map_or([NONE; 3], |own| [own.utilization, own.memory as f64, own.joules]);
         for (rank, values) in ranks.all_gather(Kind::Metrics, &own)?.chunks(own.len()).enumerate() {
             if let [utilization, memory, joules] = *values

@@ -1,17 +1,14 @@
 //! The epoch loop. In: a checked configuration and a job. Out: a run file, checkpoints, and on rank 0 a line an epoch and
 //! the closing table. Decides what happens when; how gradients are reduced, times stored and tables drawn is elsewhere.
 
-mod agreement;
 mod checkpoints;
-mod closing;
-mod device_optimizer;
+mod console;
+mod divergence;
 mod global_batch;
 mod gpus;
-mod optimizer;
 mod record;
 mod resume;
 mod sampling;
-mod schedule;
 mod start;
 mod training;
 mod weights;
@@ -21,6 +18,7 @@ use std::time::Instant;
 use crate::cli;
 use crate::config::Config;
 use crate::data::{self, Datasets};
+use crate::environment;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::output;
@@ -28,9 +26,7 @@ use crate::quantize::command;
 use crate::store::{Attribute, CheckpointFolder, Owner, RunFile};
 pub use checkpoints::Checkpoints;
 pub use global_batch::GlobalBatch;
-pub use optimizer::{Average, Optimizer};
-pub use record::{EpochRow, Record, environment, loss_and_accuracy, ranks};
-pub use schedule::Schedule;
+pub use record::{EpochRow, Record, loss_and_accuracy};
 use start::{Beginning, Start};
 pub use training::{Progress, Training, loader_options, timed_step};
 pub use weights::load;
@@ -74,7 +70,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         false => Training::new(config, job, &datasets)?,
     };
     if job.is_root() {
-        closing::print_header(config, job, &datasets, &training.replica, &batch);
+        console::print_header(config, job, &datasets, &training.replica, &batch);
         if let Some(from) = &from {
             println!("# goes on after step {} from {}", training.steps_done(), from.display());
         }
@@ -99,7 +95,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
     }
     if let Some(outputs) = &outputs {
         let (path, seconds) = (outputs.run_file.path(), started.elapsed().as_secs_f64());
-        closing::print_closing(config, &training.tables(), path, seconds);
+        console::print_closing(config, &training.tables(), path, seconds);
     }
     drop(checkpoints); // from here on a signal ends the job: all is written, and to quantize can be repeated
     if config.quantize.enabled {
@@ -145,14 +141,14 @@ impl Outputs {
         let Beginning { resume, identity, replace, force, steps_there, .. } = how;
         let source = (owner.target(), identity.run_id.as_str());
         let quantized = quantized.map(|owner| command::create(owner, force, config, source)).transpose()?;
-        let mut environment = record::environment(job, datasets);
+        let mut environment = environment::attributes(job, Some(datasets));
         environment.extend(how.environment);
         environment.push(("global_batch".to_owned(), Attribute::Int(batch.samples as i64)));
         environment.extend(
             resume.as_ref().map(|resume| ("resumed_at_steps".to_owned(), Attribute::Ints(resume.resumed_at()))),
         );
         let mut run_file =
-            RunFile::create_owned(owner, replace, identity, config, environment, vec![record::ranks(job)])?;
+            RunFile::create_owned(owner, replace, identity, config, environment, vec![environment::ranks(job)])?;
         run_file.set_warnings(job.warnings()); // checkpoints have them, too
         let from = resume.as_ref().map(|resume| resume.path.as_path());
         let folder = CheckpointFolder::new(&run_file, config.checkpoint.keep, from, force)?;
@@ -190,7 +186,7 @@ fn epochs(
             Progress::Finished => return Ok((None, written)),
         }
         if let Some(outputs) = &mut outputs {
-            closing::print_epoch(training.record.epochs(), all);
+            console::print_epoch(training.record.epochs(), all);
             written = match outputs.flush(training) {
                 // There may be room again later, and the training need not be lost for it.
                 Err(error @ Error::Output { .. }) => {

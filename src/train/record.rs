@@ -1,16 +1,14 @@
 //! What a run leaves behind: rows of steps and epochs, the ledger, the checkpoint, in the form of the run file.
 
-use crate::collective::{Communicator, Universe};
+use crate::collective::Communicator;
 use crate::config::{Config, Timing};
-use crate::data::Datasets;
 use crate::error::Result;
-use crate::launch::Job;
 use crate::metrics::{
     Conditions, Definition, Entry, Kind, Ledger, Part, RankStep, StepTimes, algbw, all_reduce_busbw, definitions,
     world_sizes,
 };
 use crate::parallel::StepResult;
-use crate::store::{Attribute, Column, Table, Values};
+use crate::store::{Column, Table, Values};
 use crate::units::{Second, gigabytes_per_second};
 
 /// One epoch over all ranks.
@@ -330,70 +328,6 @@ fn ledgers(table: &Table, last: Conditions) -> Vec<(Conditions, Ledger)> {
 
 fn column(name: &'static str, units: &'static str, long_name: &'static str, values: Values) -> Column {
     Column::new(name, units, long_name, values)
-}
-
-/// Who ran this, where, with what.
-pub fn environment(job: &Job, datasets: &Datasets) -> Vec<(String, Attribute)> {
-    let text = |value: &str| Attribute::Text(value.to_owned());
-    let mut environment = vec![
-        ("hpml".into(), text(env!("CARGO_PKG_VERSION"))),
-        ("git_commit".into(), text(env!("HPML_GIT_COMMIT"))),
-        ("libtorch".into(), text(env!("HPML_LIBTORCH_VERSION"))),
-        ("mpi".into(), text(&Universe::library_version())),
-        ("world_size".into(), Attribute::Int(job.world_size as i64)),
-        ("data".into(), text(&datasets.name)),
-        ("cpu".into(), text(&cpu_model())),
-        ("command".into(), text(&std::env::args().collect::<Vec<_>>().join(" "))),
-    ];
-    for variable in ["SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NODELIST"] {
-        if let Ok(value) = std::env::var(variable) {
-            environment.push((variable.to_lowercase(), Attribute::Text(value)));
-        }
-    }
-    environment
-}
-
-/// Rank -> host and device, a row a rank.
-pub fn ranks(job: &Job) -> Table {
-    let integers = |values: Vec<usize>| Values::I64(values.into_iter().map(|value| value as i64).collect());
-    let places = &job.places;
-    let columns = vec![
-        column("rank", "1", "MPI rank", integers((0..job.world_size).collect())),
-        column("host", "1", "host name", Values::Text(places.iter().map(|place| place.host.clone()).collect())),
-        column(
-            "local_rank",
-            "1",
-            "number on that host",
-            integers(places.iter().map(|place| place.local_rank).collect()),
-        ),
-        column(
-            "device",
-            "1",
-            "where it computes",
-            Values::Text(places.iter().map(|place| place.device.clone()).collect()),
-        ),
-        column("threads", "1", "compute threads", integers(places.iter().map(|place| place.threads).collect())),
-        column("cores", "1", "cores that it may use", integers(places.iter().map(|place| place.cores).collect())),
-        column(
-            "host_cores",
-            "1",
-            "cores of that host",
-            integers(places.iter().map(|place| place.cores_of_host).collect()),
-        ),
-        column(
-            "bound_by",
-            "1",
-            "who keeps it from the others",
-            Values::Text(places.iter().map(|place| place.bound.as_str().to_owned()).collect()),
-        ),
-    ];
-    Table::new("environment", "rank", columns)
-}
-
-fn cpu_model() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with("model name"));
-    line.and_then(|line| line.split_once(':')).map_or_else(|| "unknown".into(), |(_, name)| name.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -5,21 +5,22 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::agreement::{self, Agreement};
 use super::checkpoints::{Checkpoints, Verdict};
+use super::divergence::{self, Divergence};
 use super::gpus::Gpus;
 use super::record::{EpochRow, Record};
 use super::resume::Resume;
 use super::sampling::{self, Sampling};
-use super::{Average, GlobalBatch, Optimizer, Schedule, weights};
+use super::{GlobalBatch, weights};
 use crate::collective::progress;
 use crate::config::Config;
 use crate::data::{AugmentSeed, BatchPlan, Batches, Datasets, Feed, LoaderOptions, Sampler};
-use crate::device::Timeline;
+use crate::device::StepRecorder;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics::{Part, StepTimes};
 use crate::model::Model;
+use crate::optim::{Average, Optimizer, Schedule};
 use crate::parallel::{Replica, StepResult};
 use crate::store::{Checkpoint, Table};
 use crate::sys::gpu::range;
@@ -39,7 +40,7 @@ pub struct Training<'a> {
     pub replica: Replica,
     /// What was measured.
     pub record: Record,
-    pub(super) agreement: Agreement,
+    pub(super) agreement: Divergence,
     pub(super) sampling: Sampling,
     pub(super) optimizer: Optimizer,
     pub(super) average: Option<Average>,
@@ -68,7 +69,7 @@ pub(super) struct EpochSoFar {
     /// From the first step's start to the last one's end, without what lay between two jobs.
     pub(super) seconds: f64,
     /// Of the steps whose times rank 0 does not have yet.
-    times: Vec<Timeline>,
+    times: Vec<StepRecorder>,
 }
 
 /// How far a training has come.
@@ -85,7 +86,7 @@ pub enum Progress {
 impl<'a> Training<'a> {
     /// Before the first epoch.
     pub fn new(config: &'a Config, job: &'a Job, datasets: &'a Datasets) -> Result<Training<'a>> {
-        let model = Model::new(&config.model, agreement::model_seed(config, job.rank));
+        let model = Model::new(&config.model, divergence::model_seed(config, job.rank));
         Training::with_model(config, job, datasets, model)
     }
 
@@ -122,7 +123,7 @@ impl<'a> Training<'a> {
             diverged: false,
             schedule: Schedule::new(config, total, global_batch.steps_per_epoch, global_batch.samples),
             record: Record::new(config, job.world_size),
-            agreement: Agreement::new(config.metrics.spread_steps),
+            agreement: Divergence::new(config.metrics.spread_steps),
             sampling: Sampling::new(samples),
             gpus: Gpus::new(job.target, &job.gpu_uuid),
             train_feed: Feed::new(datasets.train.clone(), device),
@@ -315,7 +316,7 @@ impl<'a> Training<'a> {
             self.take_result(self.steps_done - 1, self.schedule.lr(self.steps_done - 1))?; // waits for the device
         }
         // Of the last step, unless its times have gone to rank 0 already.
-        let mut unseen = Timeline::default();
+        let mut unseen = StepRecorder::default();
         let last = self.so_far.times.last_mut().unwrap_or(&mut unseen);
         self.replica.end_local_steps(self.optimizer.moments(), last)?;
         self.so_far.seconds = before + started.elapsed().as_secs_f64();
@@ -409,9 +410,9 @@ pub fn timed_step(
     optimizer: &mut Optimizer,
     ranks: usize,
     lr: f64,
-) -> Result<Timeline> {
+) -> Result<StepRecorder> {
     let _range = range(c"step");
-    let mut time = Timeline::default();
+    let mut time = StepRecorder::default();
     let clock = replica.clock().clone();
     let started = clock.now()?;
     // The sampler pads, so every rank has as many samples as this one.

@@ -19,14 +19,15 @@ use self::judgement::{Judgement, Reached, relative};
 use crate::collective::Combine;
 use crate::config::{BufferSync, Config, ModelName};
 use crate::data::{self, BatchPlan, Dataset, Feed};
-use crate::device::Timeline;
+use crate::device::StepRecorder;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics::Kind;
 use crate::model::{Model, Role};
+use crate::optim::Optimizer;
 use crate::parallel::Replica;
 use crate::store::{self, Parity, Reference};
-use crate::train::{Optimizer, load, loader_options};
+use crate::train::{load, loader_options};
 
 /// Sections and keys that `--set` may change: where and how it is computed, not what.
 const SETTINGS: [&str; 9] = [
@@ -135,7 +136,7 @@ fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, pa
         let mut sum = [batch.images.sum(tch::Kind::Double).double_value(&[])];
         job.communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sum)?;
         reached.input_difference = reached.input_difference.max(relative(sum[0], *expected_sum));
-        replica.step(&batch, parity.global_batch, &mut Timeline::default())?;
+        replica.step(&batch, parity.global_batch, &mut StepRecorder::default())?;
         optimizer.step(&mut replica.state, parity.lr)?;
         let total = Replica::sum_over_ranks(&job.communicator, replica.take_result()?)?;
         reached.loss.push(total.loss_sum / total.samples as f64);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Compressor;
-use crate::collective::{AllReduce, Element, HostBuffer, Patience, Region};
+use crate::collective::{AllReduce, Element, HostBuffer, Region, WaitPolicy};
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::units::Second;
@@ -21,8 +21,8 @@ pub struct Half<T: Element> {
 
 impl<T: Element> Half<T> {
     /// For `elements` gradients.
-    pub fn new(wire: &AllReduce, elements: usize) -> Result<Half<T>> {
-        Ok(Half { sent: wire.buffer(elements)? })
+    pub fn new(all_reduce: &AllReduce, elements: usize) -> Result<Half<T>> {
+        Ok(Half { sent: all_reduce.buffer(elements)? })
     }
 
     fn needs_scale() -> bool {
@@ -31,22 +31,22 @@ impl<T: Element> Half<T> {
 }
 
 impl<T: Element> Compressor for Half<T> {
-    fn reduce(&mut self, wire: &AllReduce, gradients: &mut Region, patience: Patience) -> Result<Second> {
+    fn reduce(&mut self, all_reduce: &AllReduce, gradients: &mut Region, policy: WaitPolicy) -> Result<Second> {
         let (mut wait, mut scale) = (0.0, 1.0);
         if Self::needs_scale() {
-            let ranks = wire.communicator();
+            let ranks = all_reduce.communicator();
             let mut greatest = vec![0.0; ranks.size()];
             greatest[ranks.rank()] = magnitude(gradients.as_slice());
-            wait += wire.wait_for_all(gradients.bytes(), patience)?;
+            wait += all_reduce.wait_for_all(gradients.bytes(), policy)?;
             let slices: Vec<Range<usize>> = (0..ranks.size()).map(|rank| rank..rank + 1).collect();
-            ranks.all_gather_slices(Kind::Gradients, &mut greatest, &slices, patience)?;
+            ranks.all_gather_slices(Kind::Gradients, &mut greatest, &slices, policy)?;
             scale = scale_for(&greatest);
         }
         let mut sent = self.sent.region(gradients.range());
         for (half, &gradient) in sent.as_mut_slice().iter_mut().zip(gradients.as_slice()) {
             *half = T::from_f32(scale * gradient);
         }
-        wait += wire.reduce(Kind::Gradients, &mut sent, patience)?.wait;
+        wait += all_reduce.reduce(Kind::Gradients, &mut sent, policy)?.wait;
         let back = 1.0 / scale; // a power of two: exact
         for (gradient, half) in gradients.as_mut_slice().iter_mut().zip(sent.as_slice()) {
             *gradient = back * half.to_f32();

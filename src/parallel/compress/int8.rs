@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::Compressor;
 use super::half::magnitude;
-use crate::collective::{AllReduce, Patience, Region};
+use crate::collective::{AllReduce, Region, WaitPolicy};
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::units::Second;
@@ -54,8 +54,8 @@ impl Int8 {
 }
 
 impl Compressor for Int8 {
-    fn reduce(&mut self, wire: &AllReduce, gradients: &mut Region, patience: Patience) -> Result<Second> {
-        let (ranks, block) = (wire.communicator(), self.block);
+    fn reduce(&mut self, all_reduce: &AllReduce, gradients: &mut Region, policy: WaitPolicy) -> Result<Second> {
+        let (ranks, block) = (all_reduce.communicator(), self.block);
         let slices = self.slices(gradients.as_slice().len(), ranks.size());
         let places: Vec<Range<usize>> =
             slices.iter().map(|slice| packed_len(slice.start, block)..packed_len(slice.end, block)).collect();
@@ -66,17 +66,17 @@ impl Compressor for Int8 {
         add(gradients.as_slice(), error);
         packed.resize(packed_len(gradients.as_slice().len(), block), 0);
         pack(error, block, packed);
-        let wait = wire.wait_for_all(packed.len(), patience)?;
+        let wait = all_reduce.wait_for_all(packed.len(), policy)?;
         received.resize_with(ranks.size(), Vec::new);
         received.iter_mut().for_each(|part| part.resize(places[ranks.rank()].len(), 0));
-        ranks.all_to_all(Kind::Gradients, packed, &places, received, patience)?;
+        ranks.all_to_all(Kind::Gradients, packed, &places, received, policy)?;
 
         sums.clear();
         sums.resize(own.len(), 0.0);
         received.iter().for_each(|part| add_unpacked(part, block, sums));
         pack(sums, block, &mut packed[places[ranks.rank()].clone()]);
         add(sums, &mut error[own]);
-        ranks.all_gather_slices(Kind::Gradients, packed, &places, patience)?;
+        ranks.all_gather_slices(Kind::Gradients, packed, &places, policy)?;
         let gradients = gradients.as_mut_slice();
         gradients.fill(0.0);
         add_unpacked(packed, block, gradients);

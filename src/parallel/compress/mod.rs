@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use crate::collective::{AllReduce, Bf16, Finished, Fp16, Patience, Region};
+use crate::collective::{AllReduce, Bf16, Finished, Fp16, Region, WaitPolicy};
 use crate::config::{self, Compression};
 use crate::error::Result;
 use crate::metrics::Kind;
@@ -27,7 +27,7 @@ use powersgd::PowerSgd;
 /// A way to sum gradients that sends something else than the gradients.
 trait Compressor: Send {
     /// `gradients`, a bucket, become their sum over the ranks. Returns the seconds spent waiting for slower ranks.
-    fn reduce(&mut self, wire: &AllReduce, gradients: &mut Region, patience: Patience) -> Result<Second>;
+    fn reduce(&mut self, all_reduce: &AllReduce, gradients: &mut Region, policy: WaitPolicy) -> Result<Second>;
 
     /// What [`reduce`](Self::reduce) of these elements adds to the ledger's bytes.
     fn bytes(&self, elements: &Range<usize>) -> u64;
@@ -40,7 +40,7 @@ trait Compressor: Send {
 
 /// Sums gradients over the ranks as configured. All ranks call its methods together.
 pub struct Reducer {
-    wire: Arc<AllReduce>,
+    all_reduce: Arc<AllReduce>,
     /// `None`: as they are. Locked for a reduction at a time; the thread that overlaps and the caller take turns.
     compressor: Mutex<Option<Box<dyn Compressor>>>,
     /// Steps still to come whose gradients go as they are.
@@ -49,22 +49,22 @@ pub struct Reducer {
 
 impl Reducer {
     /// For the gradients of `model`'s parameters, one after the other in one buffer.
-    pub fn new(wire: Arc<AllReduce>, model: &Model, config: &config::Config) -> Result<Reducer> {
+    pub fn new(all_reduce: Arc<AllReduce>, model: &Model, config: &config::Config) -> Result<Reducer> {
         let elements = model.parameter_count();
         let parallel = &config.parallel;
         let compressor: Option<Box<dyn Compressor>> = match parallel.compression {
-            _ if wire.communicator().size() == 1 => None,
+            _ if all_reduce.communicator().size() == 1 => None,
             Compression::None => None,
-            Compression::Bf16 => Some(Box::new(Half::<Bf16>::new(&wire, elements)?)),
-            Compression::Fp16 => Some(Box::new(Half::<Fp16>::new(&wire, elements)?)),
+            Compression::Bf16 => Some(Box::new(Half::<Bf16>::new(&all_reduce, elements)?)),
+            Compression::Fp16 => Some(Box::new(Half::<Fp16>::new(&all_reduce, elements)?)),
             Compression::Int8 => Some(Box::new(Int8::new(elements, parallel.compression_block))),
             Compression::PowerSgd => {
                 let shapes: Vec<Vec<i64>> = model.parameters().map(|entry| entry.tensor.size()).collect();
-                Some(Box::new(PowerSgd::new(&wire, &shapes, parallel.compression_rank, config.run.seed)?))
+                Some(Box::new(PowerSgd::new(&all_reduce, &shapes, parallel.compression_rank, config.run.seed)?))
             }
         };
         Ok(Reducer {
-            wire,
+            all_reduce,
             compressor: Mutex::new(compressor),
             plain_steps: AtomicUsize::new(parallel.compression_start),
         })
@@ -77,14 +77,14 @@ impl Reducer {
     }
 
     /// `gradients`, a bucket of the buffer, become their sum over the ranks. Buckets come in the same order on all ranks.
-    pub fn reduce(&self, gradients: &mut Region, patience: Patience) -> Result<Finished> {
+    pub fn reduce(&self, gradients: &mut Region, policy: WaitPolicy) -> Result<Finished> {
         let mut compressor = self.compressor();
         let compressor = compressor.as_mut().filter(|_| self.plain_steps.load(Ordering::Relaxed) == 0);
         let Some(compressor) = compressor else {
-            return self.wire.reduce(Kind::Gradients, gradients, patience);
+            return self.all_reduce.reduce(Kind::Gradients, gradients, policy);
         };
         let started = Instant::now();
-        let wait = compressor.reduce(&self.wire, gradients, patience)?;
+        let wait = compressor.reduce(&self.all_reduce, gradients, policy)?;
         Ok(Finished { wait, transfer: started.elapsed().as_secs_f64() - wait })
     }
 

@@ -9,7 +9,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use super::Compressor;
-use crate::collective::{AllReduce, HostBuffer, Patience, Region};
+use crate::collective::{AllReduce, HostBuffer, Region, WaitPolicy};
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::parallel::norm;
@@ -71,10 +71,10 @@ impl Shape {
 
 impl PowerSgd {
     /// For parameters of these `shapes`, of which every matrix gets P and Q of at most `rank` columns.
-    pub fn new(wire: &AllReduce, shapes: &[Vec<i64>], rank: usize, seed: u64) -> Result<PowerSgd> {
+    pub fn new(all_reduce: &AllReduce, shapes: &[Vec<i64>], rank: usize, seed: u64) -> Result<PowerSgd> {
         let (tensors, [elements, left, right]) = plan(shapes, rank);
-        let (left, start) = (wire.buffer(left)?, vec![0.0; right]);
-        let (right, error) = (wire.buffer(right)?, vec![0.0; elements]);
+        let (left, start) = (all_reduce.buffer(left)?, vec![0.0; right]);
+        let (right, error) = (all_reduce.buffer(right)?, vec![0.0; elements]);
         Ok(PowerSgd { tensors, error, left, right, start, seed })
     }
 
@@ -137,7 +137,7 @@ impl PowerSgd {
 }
 
 impl Compressor for PowerSgd {
-    fn reduce(&mut self, wire: &AllReduce, gradients: &mut Region, patience: Patience) -> Result<Second> {
+    fn reduce(&mut self, all_reduce: &AllReduce, gradients: &mut Region, policy: WaitPolicy) -> Result<Second> {
         let tensors = self.of_bucket(&gradients.range());
         let offset = gradients.range().start;
         let (left, right) = self.sent(&tensors);
@@ -145,10 +145,10 @@ impl Compressor for PowerSgd {
         for index in tensors.clone() {
             self.project(index, &gradients.as_slice()[place(&self.tensors[index])]);
         }
-        let mut wait = wire.reduce(Kind::Gradients, &mut self.left.region(left), patience)?.wait;
+        let mut wait = all_reduce.reduce(Kind::Gradients, &mut self.left.region(left), policy)?.wait;
         if !right.is_empty() {
             tensors.clone().for_each(|index| self.project_back(index));
-            wait += wire.reduce(Kind::Gradients, &mut self.right.region(right), patience)?.wait;
+            wait += all_reduce.reduce(Kind::Gradients, &mut self.right.region(right), policy)?.wait;
         }
         for index in tensors {
             let place = place(&self.tensors[index]);

@@ -2,8 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::winograd::Winograd;
-use super::{Convolution, Isa, Packing, Run, Scale, Task};
+use super::{Convolution, Isa, Scale, Task};
 
 /// AVX2 (Intel from Haswell, AMD from Excavator).
 #[derive(Debug)]
@@ -34,10 +33,6 @@ unsafe impl Isa for Avx2 {
 
     fn weight(value: i16) -> i16 {
         value
-    }
-
-    fn prepare(packing: Packing) -> Box<dyn Run<Self>> {
-        if Winograd::fits(&packing) { Box::new(Winograd::new(packing)) } else { Box::new(Convolution::new(packing)) }
     }
 
     #[inline(always)]

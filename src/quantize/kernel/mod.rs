@@ -12,6 +12,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx2;
+mod prepare;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 pub mod vnni;
@@ -19,6 +20,7 @@ pub mod vnni;
 pub mod winograd;
 mod zones;
 
+pub use prepare::Prepare;
 use tile::convolve;
 use zones::Zones;
 
@@ -58,11 +60,6 @@ pub unsafe trait Isa: Sized + 'static {
     fn value(input: Self::Input) -> u8;
     /// A quantized weight.
     fn weight(value: i16) -> Self::Weight;
-
-    /// The fastest form of a layer.
-    fn prepare(packing: Packing) -> Box<dyn Run<Self>> {
-        Box::new(Convolution::new(packing))
-    }
 
     /// `LANES` i32.
     unsafe fn load(from: *const i32) -> Self::Register;

@@ -1,6 +1,7 @@
 //! From the tables of run files to what is shown of them, one file a kind of measurement.
 
 mod allreduce;
+mod cases;
 mod comm;
 mod environment;
 mod epochs;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::scaling::{Cases, Key};
+use super::cases::{Cases, Key};
 use super::scaling_plots::{against_ranks, speedup_and_efficiency};
 use crate::error::Result;
 use crate::metrics::definitions;

@@ -8,13 +8,13 @@ use crate::report::source::{Frame, Source};
 /// A picture has an end; the table has all layers.
 const MOST_PANELS: usize = 80;
 
-/// Ladder, statistics, and a grid of histograms for weights and one for activations.
+/// AccuracyTable, statistics, and a grid of histograms for weights and one for activations.
 pub fn section(source: &Source) -> Result<Option<Section>> {
-    let (ladder, histograms) = (source.frame("quantization")?, source.frame("histograms")?);
-    if ladder.is_none() && histograms.is_none() {
+    let (accuracy, histograms) = (source.frame("quantization")?, source.frame("histograms")?);
+    if accuracy.is_none() && histograms.is_none() {
         return Ok(None);
     }
-    let mut sheets: Vec<Sheet> = ladder.iter().map(accuracies).collect();
+    let mut sheets: Vec<Sheet> = accuracy.iter().map(accuracies).collect();
     let mut figures = Vec::new();
     if let Some(frame) = &histograms {
         let columns = ["name", "kind", "values", "mean", "std", "min", "max", "range", "sigma3_lower", "sigma3_upper"];

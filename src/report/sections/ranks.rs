@@ -11,7 +11,7 @@ use crate::report::source::{Frame, Source};
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let (Some(spread), Some(ranks)) = (source.frame("spread")?, source.frame("ranks")?) else { return Ok(None) };
     let variants = variants(&spread);
-    let mut sheet = Sheet::new("ranks-summary", "Agreement of the ranks, mean over the seeds");
+    let mut sheet = Sheet::new("ranks-summary", "Divergence of the ranks, mean over the seeds");
     sheet.note = "spread: greatest distance of a rank's parameters from the mean over the ranks, relative to it; accuracies: of \
                   each rank's own network on the whole test set, after the last epoch"
         .into();
@@ -45,9 +45,9 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
             series: series(&ranks, &variants, "epoch", &|variant, epoch| extreme(&ranks, variant, epoch, f64::min)),
         }),
     ];
-    let figure = Figure::new("ranks", "Agreement of the ranks, mean over the seeds", panels)
+    let figure = Figure::new("ranks", "Divergence of the ranks, mean over the seeds", panels)
         .with_note("A variant without a curve in the left plot: its ranks agree to the last bit.");
-    Ok(Some(Section::new("Agreement of the ranks", vec![sheet], vec![figure])))
+    Ok(Some(Section::new("Divergence of the ranks", vec![sheet], vec![figure])))
 }
 
 fn row(spread: &Frame, ranks: &Frame, variant: &str) -> Vec<Cell> {

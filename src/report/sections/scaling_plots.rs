@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::scaling::{Cases, ranks_label};
+use super::cases::{Cases, ranks_label};
 use crate::report::figure::{Axis, Bar, Bars, Figure, Lines, Panel, Scale, Series, Style};
 
 /// More bars than this are no picture any more.

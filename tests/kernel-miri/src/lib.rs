@@ -7,7 +7,7 @@ mod kernel;
 
 #[cfg(test)]
 mod tests {
-    use super::kernel::{Convolution, Isa, Packing, Scale, avx2::Avx2, vnni::Vnni};
+    use super::kernel::{Convolution, Isa, Packing, Prepare, Scale, avx2::Avx2, vnni::Vnni};
 
     struct Case {
         inputs: usize,
@@ -130,7 +130,7 @@ mod tests {
         }
     }
 
-    fn check<I: Isa>(case: &Case) {
+    fn check<I: Prepare>(case: &Case) {
         assert!(I::detected());
         let mut random = Random(88_172_645_463_325_252);
         let Case { inputs, outputs, kernel, stride, padding, side, .. } = *case;

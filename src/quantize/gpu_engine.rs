@@ -7,8 +7,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::graph::{CLASSES, Geometry, IMAGE_SIDE, Layer, Node};
 use super::integer::{IntNet, Integers, RESIDUAL_SHIFT, image_count};
-use super::network::{CLASSES, Geometry, IMAGE_SIDE, Layer, Node};
 
 /// What is taken from a u8 to make it an i8.
 pub(super) const HALF: i64 = 128;
@@ -16,7 +16,7 @@ pub(super) const HALF: i64 = 128;
 const ROWS: usize = 17;
 
 /// An integer network ready to run on a device.
-pub struct MatrixEngine {
+pub struct GpuEngine {
     device: Device,
     /// `[3][256]` int8: pixel to input.
     table: [Tensor; 3],
@@ -51,13 +51,13 @@ struct Requantize {
     shift: i64,
 }
 
-impl MatrixEngine {
+impl GpuEngine {
     /// Copies the network to `device`.
-    pub fn new(net: &IntNet, device: Device) -> MatrixEngine {
+    pub fn new(net: &IntNet, device: Device) -> GpuEngine {
         let signed = |values: &[u8; 256]| values.map(|value| (i64::from(value) - HALF) as i8);
         let table = net.input_table().map(|values| Tensor::from_slice(&signed(&values)).to_device(device));
         let steps = net.nodes.iter().map(|node| Step::new(net, node, device)).collect();
-        MatrixEngine { device, table, steps }
+        GpuEngine { device, table, steps }
     }
 
     /// Pixels `[n, 3, 32, 32]` to logits `[n, 10]` at the last layer's output scale.

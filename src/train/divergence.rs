@@ -17,7 +17,7 @@ pub fn model_seed(config: &Config, rank: usize) -> u64 {
 }
 
 /// What was measured so far.
-pub struct Agreement {
+pub struct Divergence {
     every: usize,
     spreads: Vec<Spread>,
     ranks: Vec<RankRow>,
@@ -41,10 +41,10 @@ struct RankRow {
     distance: f64,
 }
 
-impl Agreement {
+impl Divergence {
     /// Nothing measured yet; `every` so many steps (`metrics.spread_steps`), 0: never.
-    pub fn new(every: usize) -> Agreement {
-        Agreement { every, spreads: Vec::new(), ranks: Vec::new() }
+    pub fn new(every: usize) -> Divergence {
+        Divergence { every, spreads: Vec::new(), ranks: Vec::new() }
     }
 
     /// Goes on with the [`tables`](Self::tables) of before.

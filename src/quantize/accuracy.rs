@@ -5,10 +5,10 @@
 use tch::Kind;
 
 use super::engine::{Engine, Kernel};
-use super::float::{self, FloatTorch};
+use super::float_network::{self, FloatTorch};
+use super::gpu_engine::{self, GpuEngine};
+use super::graph::{FloatNet, IMAGE_BYTES};
 use super::integer::{IntNet, predictions};
-use super::matrix::{self, MatrixEngine};
-use super::network::{FloatNet, IMAGE_BYTES};
 use super::scheme;
 use super::simulated::Simulated;
 use crate::device::Target;
@@ -20,7 +20,7 @@ const BATCH: [usize; 2] = [100, 500];
 /// Hits of every case, and how far simulation and kernels agree, over this rank's images. All are integers below 2^53,
 /// so that sums over the ranks are exact.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ladder {
+pub struct AccuracyTable {
     /// (case, hits), from the float network to the integer one.
     pub cases: Vec<(&'static str, u64)>,
     /// Images.
@@ -31,7 +31,7 @@ pub struct Ladder {
     pub differing: u64,
 }
 
-impl Ladder {
+impl AccuracyTable {
     /// As numbers that ranks can add.
     pub fn to_sums(&self) -> Vec<f64> {
         let counts = [self.samples, self.compared, self.differing];
@@ -39,13 +39,13 @@ impl Ladder {
     }
 
     /// Back, after the addition.
-    pub fn with_sums(&self, sums: &[f64]) -> Ladder {
+    pub fn with_sums(&self, sums: &[f64]) -> AccuracyTable {
         let cases = self.cases.iter().zip(&sums[3..]).map(|((name, _), &hits)| (*name, hits as u64)).collect();
-        Ladder { cases, samples: sums[0] as u64, compared: sums[1] as u64, differing: sums[2] as u64 }
+        AccuracyTable { cases, samples: sums[0] as u64, compared: sums[1] as u64, differing: sums[2] as u64 }
     }
 
     /// With the one case of `other` as the last, which was measured over the same images.
-    pub fn and(mut self, other: Ladder) -> Ladder {
+    pub fn and(mut self, other: AccuracyTable) -> AccuracyTable {
         self.cases.extend(other.cases);
         self.compared += other.compared;
         self.differing += other.differing;
@@ -66,7 +66,13 @@ impl Ladder {
 }
 
 /// Runs every case over `pixels` `[n, 3, 32, 32]` with their `labels`, on `target`. Errors: a simulated value out of range.
-pub fn measure(net: &FloatNet, integers: &IntNet, pixels: &[u8], labels: &[u8], target: Target) -> Result<Ladder> {
+pub fn measure(
+    net: &FloatNet,
+    integers: &IntNet,
+    pixels: &[u8],
+    labels: &[u8],
+    target: Target,
+) -> Result<AccuracyTable> {
     let torch = |net: &FloatNet| FloatTorch::on(net, target.device());
     let mut floats = vec![("float32", torch(net))];
     floats.push(("weights", torch(&scheme::with_quantized_weights(net, integers))));
@@ -78,14 +84,14 @@ pub fn measure(net: &FloatNet, integers: &IntNet, pixels: &[u8], labels: &[u8], 
 }
 
 /// The case of a finetuned integer network alone.
-pub fn finetuned(integers: &IntNet, pixels: &[u8], labels: &[u8], target: Target) -> Result<Ladder> {
+pub fn finetuned(integers: &IntNet, pixels: &[u8], labels: &[u8], target: Target) -> Result<AccuracyTable> {
     run(&[], "finetuned", integers, pixels, labels, target)
 }
 
 /// Both executions of the same integers.
 enum Executions {
     Cores(Simulated, Box<Engine>),
-    Device(Simulated, MatrixEngine),
+    Device(Simulated, GpuEngine),
 }
 
 impl Executions {
@@ -93,7 +99,7 @@ impl Executions {
         match target.own_memory() {
             None => Executions::Cores(Simulated::new(integers), Box::new(Engine::new(integers, Kernel::best()))),
             Some(device) => {
-                Executions::Device(Simulated::on(integers, device, Kind::Double), MatrixEngine::new(integers, device))
+                Executions::Device(Simulated::on(integers, device, Kind::Double), GpuEngine::new(integers, device))
             }
         }
     }
@@ -113,7 +119,7 @@ impl Executions {
                 let mut compared = logits.len() as u64;
                 let mut differing = unequal(&simulated_logits, &logits);
                 for (all, own) in tensors.iter().zip(&own) {
-                    let own = own.to_kind(Kind::Float) + matrix::HALF;
+                    let own = own.to_kind(Kind::Float) + gpu_engine::HALF;
                     compared += all.numel() as u64;
                     differing += all.ne_tensor(&own.permute([0, 3, 1, 2])).sum(Kind::Int64).int64_value(&[]) as u64;
                 }
@@ -130,23 +136,24 @@ fn run(
     pixels: &[u8],
     labels: &[u8],
     target: Target,
-) -> Result<Ladder> {
+) -> Result<AccuracyTable> {
     let names = floats.iter().map(|(name, _)| *name).chain([last]);
-    let mut ladder = Ladder { cases: names.map(|name| (name, 0)).collect(), samples: 0, compared: 0, differing: 0 };
+    let mut accuracy =
+        AccuracyTable { cases: names.map(|name| (name, 0)).collect(), samples: 0, compared: 0, differing: 0 };
     let mut executions = Executions::on(target, integers);
     let batch = BATCH[usize::from(target.is_gpu())];
     let hits = |predicted: &[u8], labels: &[u8]| predicted.iter().zip(labels).filter(|(a, b)| a == b).count() as u64;
     for (pixels, labels) in pixels.chunks(batch * IMAGE_BYTES).zip(labels.chunks(batch)) {
-        for ((_, net), (_, count)) in floats.iter().zip(&mut ladder.cases) {
-            *count += hits(&float::predictions(&net.logits(pixels)), labels);
+        for ((_, net), (_, count)) in floats.iter().zip(&mut accuracy.cases) {
+            *count += hits(&float_network::predictions(&net.logits(pixels)), labels);
         }
         let (logits, compared, differing) = executions.run(pixels)?;
-        ladder.cases.last_mut().expect("it was added").1 += hits(&predictions(&logits), labels);
-        ladder.compared += compared;
-        ladder.differing += differing;
-        ladder.samples += labels.len() as u64;
+        accuracy.cases.last_mut().expect("it was added").1 += hits(&predictions(&logits), labels);
+        accuracy.compared += compared;
+        accuracy.differing += differing;
+        accuracy.samples += labels.len() as u64;
     }
-    Ok(ladder)
+    Ok(accuracy)
 }
 
 /// (elements compared, elements that differ) of all tensors and logits of `pixels`. `logits` are the kernels' own.

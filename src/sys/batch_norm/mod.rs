@@ -11,12 +11,12 @@ use tch::{Device, Kind, Tensor};
 use super::gpu::{self, DRIVER};
 use super::libtorch::failure;
 
-const SOURCE: &str = include_str!("batch_norm.cu");
+const SOURCE: &str = include_str!("kernels.cu");
 /// As libtorch's wheels bring it (it finds it through the first) and as NVIDIA's packages install it.
 const COMPILERS: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
 const LIBTORCHS_COMPILER: &str = "libcaffe2_nvrtc.so";
 
-/// By what follows the name of each kernel; the order is that of batch_norm.cpp.
+/// By what follows the name of each kernel; the order is that of autograd.cpp.
 const TYPES: [&str; 2] = ["bf16", "f32"];
 const KERNELS: [(&str, &str); 8] = [
     ("statistics", ""),
@@ -113,7 +113,7 @@ fn are_ready(index: usize) -> bool {
     })
 }
 
-/// Compiles the kernels and hands them to batch_norm.cpp. Error: what is missing.
+/// Compiles the kernels and hands them to autograd.cpp. Error: what is missing.
 fn load(index: usize) -> Result<(), String> {
     type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
     type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
@@ -183,7 +183,7 @@ fn compile(architecture: &str) -> Result<Vec<u8>, String> {
     type Text = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
     let nvrtc = compiler()?;
     let old = |error: libloading::Error| format!("NVRTC is too old ({error})");
-    let [source, name] = [SOURCE, "batch_norm.cu"].map(|text| CString::new(text).expect("text without zeros"));
+    let [source, name] = [SOURCE, "kernels.cu"].map(|text| CString::new(text).expect("text without zeros"));
     let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".into()];
     let options = options.map(|option| CString::new(option).expect("text without zeros"));
     let pointers = options.each_ref().map(|option| option.as_ptr());

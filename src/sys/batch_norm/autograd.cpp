@@ -1,5 +1,5 @@
-// Batch norm with a shortcut and ReLU by the kernels of kernels/batch_norm.cu, as an operation that autograd knows. CUDA's
-// driver is called through the pointers that kernels/mod.rs has found: nothing here needs its headers or libraries.
+// Batch norm with a shortcut and ReLU by the kernels of kernels.cu, as an operation that autograd knows. CUDA's
+// driver is called through the pointers that mod.rs has found: nothing here needs its headers or libraries.
 #include <ATen/ATen.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -14,10 +14,10 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// As in batch_norm.cu.
+// As in kernels.cu.
 constexpr int THREADS = 512, CHANNELS = 64;
 
-// In the order of kernels/mod.rs; the three gates each of the last two.
+// In the order of mod.rs; the three gates each of the last two.
 enum Kernel { STATISTICS, NORMALIZE, GRADIENT_SUMS, INPUT_GRADIENT = GRADIENT_SUMS + 3, KERNELS = INPUT_GRADIENT + 3 };
 enum Gate { OPEN, OWN, RESULT };
 

@@ -26,7 +26,7 @@ pub struct Reading {
 }
 
 /// Watches a GPU on a thread of its own until it is dropped.
-pub struct Gauge {
+pub struct GpuMonitor {
     nvml: Arc<Nvml>,
     uuid: String,
     seen: Arc<Mutex<Seen>>,
@@ -43,15 +43,15 @@ struct Seen {
     memory: Bytes,
 }
 
-impl Gauge {
+impl GpuMonitor {
     /// Of the GPU `target`, whose UUID this is. `None` for CPU cores; and without NVIDIA's library or its permission, which
     /// is told.
-    pub fn start(target: Target, uuid: &[u8; 16]) -> Option<Gauge> {
+    pub fn start(target: Target, uuid: &[u8; 16]) -> Option<GpuMonitor> {
         if !target.is_gpu() {
             return None;
         }
-        match Gauge::of(&text_of(uuid)) {
-            Ok(gauge) => Some(gauge),
+        match GpuMonitor::of(&text_of(uuid)) {
+            Ok(monitor) => Some(monitor),
             Err(error) if target == Target::Emulated => {
                 log::debug!("no figures of use and energy: {error}");
                 None
@@ -63,7 +63,7 @@ impl Gauge {
         }
     }
 
-    fn of(uuid: &str) -> Result<Gauge, NvmlError> {
+    fn of(uuid: &str) -> Result<GpuMonitor, NvmlError> {
         let nvml = Arc::new(Nvml::init()?);
         let before = nvml.device_by_uuid(uuid)?.total_energy_consumption()?;
         let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
@@ -77,8 +77,8 @@ impl Gauge {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("hpml-gauge".into()).spawn(watch).ok();
-        Ok(Gauge { nvml, uuid: uuid.to_owned(), seen, stop, thread, before })
+        let thread = std::thread::Builder::new().name("hpml-monitor".into()).spawn(watch).ok();
+        Ok(GpuMonitor { nvml, uuid: uuid.to_owned(), seen, stop, thread, before })
     }
 
     /// What it took since the last reading, or since the start.
@@ -113,7 +113,7 @@ fn text_of(uuid: &[u8; 16]) -> String {
     format!("GPU-{a}-{b}-{c}-{d}-{e}")
 }
 
-impl Drop for Gauge {
+impl Drop for GpuMonitor {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -135,6 +135,6 @@ mod tests {
 
     #[test]
     fn cpu_cores_have_no_gauge() {
-        assert!(Gauge::start(Target::Cpu, &[0; 16]).is_none());
+        assert!(GpuMonitor::start(Target::Cpu, &[0; 16]).is_none());
     }
 }

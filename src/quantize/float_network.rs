@@ -2,8 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::graph::{FloatNet, Floats, Geometry, Node, Operation};
 use super::integer::image_count;
-use super::network::{FloatNet, Floats, Geometry, Node, Operation};
 
 /// A layer's weight `[outputs, inputs, kernel, kernel]` and bias `[outputs]`; of the average pool nothing.
 pub(super) type Tensors = (Tensor, Option<Tensor>);

@@ -1,22 +1,17 @@
-//! The optimisers on a device's flat tensors: the formulas of `optimizer`, as calls that the host does not wait for.
+//! Optimizers on a device's flat tensors: the formulas of [`Optimizer`](super::Optimizer) as calls that the host does not wait
+//! for.
 
 use tch::Tensor;
 
-use super::Optimizer;
-use super::optimizer::CLIP_EPSILON;
+use super::{CLIP_EPSILON, Step};
 use crate::config::OptimName;
 use crate::error::Result;
-use crate::parallel::{Flat, FlatTensor};
+use crate::parallel::FlatTensor;
 use crate::sys::gpu::FusedSgd;
 
 /// One update of `parameters` by `gradients`, both `[elements]` float32.
-pub fn step(optimizer: &mut Optimizer, parameters: &mut Tensor, gradients: &Tensor, lr: f64) -> Result<()> {
-    optimizer.steps += 1;
-    let steps = optimizer.steps;
-    let Optimizer { config, tensors, first, second, .. } = optimizer;
-    let (Flat::Device(first), Flat::Device(second)) = (first, second) else {
-        unreachable!("moments share the parameters' memory");
-    };
+pub fn step(step: &Step, parameters: &mut Tensor, gradients: &Tensor, [first, second]: [&mut Tensor; 2]) -> Result<()> {
+    let &Step { config, tensors, number, lr } = step;
     tch::no_grad(|| {
         // What the gradient is divided by, so that its norm is at most `clip_norm`; never less than 1.
         let divisor =
@@ -26,7 +21,7 @@ pub fn step(optimizer: &mut Optimizer, parameters: &mut Tensor, gradients: &Tens
             let rule = FusedSgd { weight_decay, momentum, lr, nesterov, divisor: divisor.as_ref() };
             return rule.step(parameters, gradients, first);
         }
-        for FlatTensor { elements, matrix } in &*tensors {
+        for FlatTensor { elements, matrix } in tensors {
             let part = |of: &Tensor| of.narrow(0, elements.start as i64, elements.len() as i64);
             let (mut weights, mut gradient, mut first) = (part(parameters), part(gradients), part(first));
             if let Some(divisor) = &divisor {
@@ -58,7 +53,7 @@ pub fn step(optimizer: &mut Optimizer, parameters: &mut Tensor, gradients: &Tens
                     let (beta1, beta2) = (f64::from(config.momentum as f32), f64::from(config.beta2 as f32));
                     let _ = first.g_mul_scalar_(beta1).g_add_(&(&gradient * (1.0 - beta1)));
                     let _ = second.g_mul_scalar_(beta2).g_add_(&(gradient.square() * (1.0 - beta2)));
-                    let corrected = |moment: &Tensor, beta: f64| moment / (1.0 - beta.powi(steps));
+                    let corrected = |moment: &Tensor, beta: f64| moment / (1.0 - beta.powi(number));
                     let adam = corrected(&first, beta1) / (corrected(&second, beta2).sqrt() + config.epsilon);
                     let mut direction = adam + &weights * weight_decay;
                     if *matrix {

@@ -12,10 +12,10 @@ use std::ops::Range;
 
 use mpi::ffi;
 
-use super::patience::{Patience, Pauses};
+use super::backoff::{Backoff, WaitPolicy};
 use super::ring::{DEPTH, Direction, SEGMENT_BYTES, start};
 use super::traffic::Collective;
-use super::{Communicator, Wire};
+use super::{Communicator, MpiType};
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::units::Second;
@@ -30,7 +30,7 @@ impl Communicator {
         send: &[u8],
         slices: &[Range<usize>],
         received: &mut [Vec<u8>],
-        patience: Patience,
+        policy: WaitPolicy,
     ) -> Result<Second> {
         let own = slices[self.rank()].clone();
         assert!(received.iter().all(|part| part.len() == own.len()), "room for this rank's slice from every rank");
@@ -45,17 +45,17 @@ impl Communicator {
             }
             // SAFETY: the pieces lie in `send` and `received`, borrowed until the end of the call; the received ones apart
             // from each other. Every rank takes its partners in the same order, with lengths that all know.
-            unsafe { exchange(self, sends, receives, patience) }
+            unsafe { exchange(self, sends, receives, policy) }
         })
     }
 
     /// Every rank's `values[slices[rank]]` goes to all others, so that all have all of them.
-    pub fn all_gather_slices<T: Wire>(
+    pub fn all_gather_slices<T: MpiType>(
         &self,
         kind: Kind,
         values: &mut [T],
         slices: &[Range<usize>],
-        patience: Patience,
+        policy: WaitPolicy,
     ) -> Result<Second> {
         let bytes = size_of_val(values);
         self.counted(kind, Collective::AllReduce, bytes - bytes / 2, || {
@@ -73,7 +73,7 @@ impl Communicator {
             }
             // SAFETY: as in `all_to_all`; what is received lies in other slices than what is sent. Any bytes of a number
             // that MPI can send are such a number.
-            unsafe { exchange(self, sends, receives, patience) }
+            unsafe { exchange(self, sends, receives, policy) }
         })
     }
 
@@ -107,11 +107,11 @@ impl Messages {
 /// # Safety
 /// All pieces are valid until this returns, those received apart from all others; the other ranks call it with the
 /// matching pieces. It returns early only with an error, which ends the job.
-unsafe fn exchange(ranks: &Communicator, sends: Messages, receives: Messages, patience: Patience) -> Result<()> {
+unsafe fn exchange(ranks: &Communicator, sends: Messages, receives: Messages, policy: WaitPolicy) -> Result<()> {
     let mut sends = sends.pieces.into_iter();
     let mut receives = receives.pieces.into_iter();
     let (mut sending, mut receiving) = (VecDeque::with_capacity(DEPTH), VecDeque::with_capacity(DEPTH));
-    let mut pauses = Pauses::between_hosts(patience);
+    let mut backoff = Backoff::between_hosts(policy);
     loop {
         // SAFETY: the caller's promise.
         unsafe {
@@ -130,9 +130,9 @@ unsafe fn exchange(ranks: &Communicator, sends: Messages, receives: Messages, pa
             return Ok(());
         }
         if drain(ranks, &mut receiving)? | drain(ranks, &mut sending)? {
-            pauses.restart();
+            backoff.restart();
         } else {
-            pauses.pause();
+            backoff.pause();
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::{Finished, Region};
+use crate::collective::{Finished, Region};
 use crate::error::Result;
 use crate::units::Second;
 

@@ -1,0 +1,70 @@
+//! What a run file says of where it was made: versions, ranks, hardware, command.
+
+use crate::collective::Universe;
+use crate::data::Datasets;
+use crate::launch::Job;
+use crate::store::{Attribute, Column, Table, Values};
+
+/// Attributes of `/environment`: versions, ranks, data set, processor, command and Slurm job. `datasets` is `None` where a command
+/// reads no data.
+pub fn attributes(job: &Job, datasets: Option<&Datasets>) -> Vec<(String, Attribute)> {
+    let text = |name: &str, value: &str| (name.to_owned(), Attribute::Text(value.to_owned()));
+    let mut attributes = vec![
+        text("hpml", env!("CARGO_PKG_VERSION")),
+        text("git_commit", env!("HPML_GIT_COMMIT")),
+        text("libtorch", env!("HPML_LIBTORCH_VERSION")),
+        text("mpi", &Universe::library_version()),
+        ("world_size".into(), Attribute::Int(job.world_size as i64)),
+        text("cpu", &cpu_model()),
+        text("command", &std::env::args().collect::<Vec<_>>().join(" ")),
+    ];
+    attributes.extend(datasets.map(|datasets| text("data", &datasets.name)));
+    for variable in ["SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NODELIST"] {
+        attributes.extend(std::env::var(variable).ok().map(|value| text(&variable.to_lowercase(), &value)));
+    }
+    attributes
+}
+
+/// `/environment`: host, device and cores of every rank.
+pub fn ranks(job: &Job) -> Table {
+    let integers = |values: Vec<usize>| Values::I64(values.into_iter().map(|value| value as i64).collect());
+    let places = &job.places;
+    let columns = vec![
+        Column::new("rank", "1", "MPI rank", integers((0..job.world_size).collect())),
+        Column::new("host", "1", "host name", Values::Text(places.iter().map(|place| place.host.clone()).collect())),
+        Column::new(
+            "local_rank",
+            "1",
+            "number on that host",
+            integers(places.iter().map(|place| place.local_rank).collect()),
+        ),
+        Column::new(
+            "device",
+            "1",
+            "where it computes",
+            Values::Text(places.iter().map(|place| place.device.clone()).collect()),
+        ),
+        Column::new("threads", "1", "compute threads", integers(places.iter().map(|place| place.threads).collect())),
+        Column::new("cores", "1", "cores that it may use", integers(places.iter().map(|place| place.cores).collect())),
+        Column::new(
+            "host_cores",
+            "1",
+            "cores of that host",
+            integers(places.iter().map(|place| place.cores_of_host).collect()),
+        ),
+        Column::new(
+            "bound_by",
+            "1",
+            "who keeps it from the others",
+            Values::Text(places.iter().map(|place| place.bound.as_str().to_owned()).collect()),
+        ),
+    ];
+    Table::new("environment", "rank", columns)
+}
+
+/// Model name of this host's processor.
+fn cpu_model() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("model name"));
+    line.and_then(|line| line.split_once(':')).map_or_else(|| "unknown".into(), |(_, name)| name.trim().to_owned())
+}
