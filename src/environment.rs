@@ -2,8 +2,9 @@
 
 use crate::collective::Universe;
 use crate::data::Datasets;
-use crate::launch::Job;
-use crate::store::{Attribute, Column, Table, Values};
+use crate::launch::{Job, Place};
+use crate::metrics::definitions;
+use crate::table::{Attribute, Schema, Table};
 
 /// Attributes of `/environment`: versions, ranks, data set, processor, command and Slurm job. `datasets` is `None` where a command
 /// reads no data.
@@ -25,41 +26,27 @@ pub fn attributes(job: &Job, datasets: Option<&Datasets>) -> Vec<(String, Attrib
     attributes
 }
 
-/// `/environment`: host, device and cores of every rank.
-pub fn ranks(job: &Job) -> Table {
-    let integers = |values: Vec<usize>| Values::I64(values.into_iter().map(|value| value as i64).collect());
-    let places = &job.places;
-    let columns = vec![
-        Column::new("rank", "1", "MPI rank", integers((0..job.world_size).collect())),
-        Column::new("host", "1", "host name", Values::Text(places.iter().map(|place| place.host.clone()).collect())),
-        Column::new(
-            "local_rank",
-            "1",
-            "number on that host",
-            integers(places.iter().map(|place| place.local_rank).collect()),
-        ),
-        Column::new(
-            "device",
-            "1",
-            "where it computes",
-            Values::Text(places.iter().map(|place| place.device.clone()).collect()),
-        ),
-        Column::new("threads", "1", "compute threads", integers(places.iter().map(|place| place.threads).collect())),
-        Column::new("cores", "1", "cores that it may use", integers(places.iter().map(|place| place.cores).collect())),
-        Column::new(
-            "host_cores",
-            "1",
-            "cores of that host",
-            integers(places.iter().map(|place| place.cores_of_host).collect()),
-        ),
-        Column::new(
-            "bound_by",
-            "1",
-            "who keeps it from the others",
-            Values::Text(places.iter().map(|place| place.bound.as_str().to_owned()).collect()),
-        ),
-    ];
-    Table::new("environment", "rank", columns)
+/// Table `/environment`: one row per rank.
+fn ranks<'a>() -> Schema<(usize, &'a Place)> {
+    Schema::new("environment", "rank")
+        .count(&definitions::RANK, |(rank, _): &(usize, &Place)| *rank)
+        .text(("host", "1", "host name"), |(_, place)| place.host.clone())
+        .count(("local_rank", "1", "number of the rank on its host, from 0"), |(_, place)| place.local_rank)
+        .text(("device", "1", "device that the rank computes on"), |(_, place)| place.device.clone())
+        .count(("threads", "1", "compute threads"), |(_, place)| place.threads)
+        .count(("cores", "1", "cores that the rank may use"), |(_, place)| place.cores)
+        .count(("host_cores", "1", "cores of the host"), |(_, place)| place.cores_of_host)
+        .text(("bound_by", "1", "what keeps the rank's cores from the other ranks"), |(_, place)| place.bound.as_str())
+}
+
+/// The table without rows, for its documentation.
+pub fn empty_table() -> Table {
+    ranks().table(&[])
+}
+
+/// The rows of [`ranks`] for this job.
+pub fn table(job: &Job) -> Table {
+    ranks().table(&job.places.iter().enumerate().collect::<Vec<_>>())
 }
 
 /// Model name of this host's processor.

@@ -25,6 +25,7 @@ pub mod store;
 pub mod study;
 pub mod sweep;
 pub mod sys;
+pub mod table;
 pub mod train;
 pub mod units;
 pub mod verify;

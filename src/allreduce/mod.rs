@@ -14,10 +14,11 @@ use crate::environment;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::output;
+use crate::report;
 use crate::store::{FileKind, Identity, Owner, RunFile};
 pub use bench::Bench;
 pub use measure::{Budget, Row, Timing};
-pub use table::table;
+pub use table::{empty_table, table};
 
 /// Gradients of the two networks, in elements: what training all-reduces. (A test compares them with the models.)
 const MODEL_ELEMENTS: [usize; 2] = [61_770, 11_173_962];
@@ -46,6 +47,9 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
             ElementType::Float32 => measure_type::<f32>(args, algorithms, job, &config)?,
             ElementType::Bf16 => measure_type::<Bf16>(args, algorithms, job, &config)?,
         });
+    }
+    if job.is_root() {
+        print!("{}", report::tables(None, &[table::table(&rows)], &["allreduce"]));
     }
     if let Some(file) = &mut file {
         file.set_warnings(job.warnings());
@@ -105,7 +109,7 @@ fn measure_type<T: Element>(
             measured.push(algorithm);
             let row = bench.measure(&job.communicator, elements, &budget)?;
             if job.is_root() {
-                table::print_row(&row);
+                table::log_row(&row);
             }
             rows.push(row);
         }
@@ -133,7 +137,7 @@ fn create(owner: Owner, force: bool, config: &Config, job: &Job) -> Result<RunFi
         identity,
         config,
         environment::attributes(job, None),
-        vec![environment::ranks(job)],
+        vec![environment::table(job)],
     )
 }
 

@@ -1,107 +1,72 @@
-//! The rows as lines of the terminal and as a table of the run file.
+//! The measured sizes as a table of the run file, and the lines that are printed meanwhile.
 
 use super::{Row, Timing};
 use crate::collective::Universe;
 use crate::launch::Job;
 use crate::metrics::{algbw, all_reduce_busbw, definitions};
-use crate::store::{Column, Table, Values};
-use crate::units::{gigabytes_per_second, or_dash};
+use crate::table::{Schema, Table};
+use crate::units::{format_bytes, format_seconds, gigabytes_per_second};
 
-/// Who runs where, and the names and units of the columns.
+/// Prints versions and ranks on stdout.
 pub fn print_header(job: &Job) {
     let (version, library) = (env!("CARGO_PKG_VERSION"), Universe::library_version());
     println!("# hpml {version}   {library}   world_size {}", job.world_size);
     job.describe().iter().for_each(|line| println!("# {line}"));
-    let explained = [definitions::REDUCE_TIME, definitions::REDUCE_SKEW, definitions::BUSBW];
-    explained.iter().for_each(|figure| println!("# {}: {}", figure.name, figure.text));
-    if job.world_size == 1 {
-        println!("# - in {}: {}", definitions::BUSBW.name, definitions::BUSBW.absent);
-    }
-    println!("# after the bars, in place: median, 99th percentile and least time, and skew");
-    println!(
-        "#                                           |              out of place              |                in place                |"
-    );
-    println!(
-        "#      size      count    type redop  algor |     time    algbw    busbw      #wrong |     time    algbw    busbw      #wrong |      p50      p99      min     skew"
-    );
-    println!(
-        "#       (B) (elements)                 ithm |     (us)   (GB/s)   (GB/s)             |     (us)   (GB/s)   (GB/s)             |     (us)     (us)     (us)     (us)"
-    );
+    println!();
 }
 
-/// One row as a line.
-pub fn print_row(row: &Row) {
-    let microseconds = |seconds: f64| {
-        let us = seconds * 1e6;
-        let decimals = if us < 99.95 { 2 } else { usize::from(us < 99_999.5) };
-        format!("{us:>8.decimals$}")
-    };
-    let gbs = |bytes_per_second: f64| {
-        format!("{:>8}", or_dash(gigabytes_per_second(bytes_per_second), |value| format!("{value:.2}")))
-    };
-    let half = |timing: &Timing| {
-        let (algorithm, bus) = (algbw(row.bytes, timing.time), all_reduce_busbw(row.bytes, timing.time, row.ranks));
-        format!("{} {} {} {:>11}", microseconds(timing.time), gbs(algorithm), gbs(bus), timing.wrong)
-    };
-    let own = &row.in_place;
-    println!(
-        "{:>11} {:>10} {:>7}   sum {:>6} | {} | {} | {} {} {} {}",
-        row.bytes,
-        row.elements,
+/// Logs one row; the table comes at the end.
+pub fn log_row(row: &Row) {
+    let busbw = gigabytes_per_second(all_reduce_busbw(row.bytes, row.in_place.time, row.ranks));
+    log::info!(
+        "{} {} by {}: {} in place{}",
+        format_bytes(row.bytes),
         row.element,
         row.algorithm,
-        half(&row.out_of_place),
-        half(own),
-        microseconds(own.p50),
-        microseconds(own.p99),
-        microseconds(own.min),
-        microseconds(own.skew)
+        format_seconds(row.in_place.time),
+        if busbw.is_finite() { format!(", busbw {busbw:.2} GB/s") } else { String::new() }
     );
 }
 
-/// `/allreduce`: two rows a size, type and algorithm, first out of place, then in place.
-pub fn table(rows: &[Row]) -> Table {
-    let cells: Vec<(&Row, &'static str, &Timing)> = rows
-        .iter()
-        .flat_map(|row| [(row, "out_of_place", &row.out_of_place), (row, "in_place", &row.in_place)])
-        .collect();
-    let texts = |value: &dyn Fn(&Row, &'static str) -> &'static str| {
-        Values::Text(cells.iter().map(|(row, place, _)| value(row, place).to_owned()).collect())
-    };
-    let integers = |value: &dyn Fn(&Row, &Timing) -> u64| {
-        Values::I64(cells.iter().map(|(row, _, timing)| value(row, timing) as i64).collect())
-    };
-    let floats = |value: &dyn Fn(&Row, &Timing) -> f64| {
-        Values::F64(cells.iter().map(|(row, _, timing)| value(row, timing)).collect())
-    };
+/// One size, type and algorithm, out of place or in place.
+type Half<'a> = (&'a Row, &'static str, &'a Timing);
+
+/// `/allreduce`: two rows per size, type and algorithm, first out of place, then in place. Columns as in nccl-tests, in SI units.
+fn schema<'a>() -> Schema<Half<'a>> {
     let gbs = gigabytes_per_second;
-    let columns = vec![
-        Column::new("ranks", "1", "ranks that summed", integers(&|row, _| row.ranks as u64)),
-        Column::new("size", "B", "buffer on one rank", integers(&|row, _| row.bytes)),
-        Column::new("count", "1", "its elements", integers(&|row, _| row.elements as u64)),
-        Column::new("type", "1", "of the elements", texts(&|row, _| row.element)),
-        Column::new("redop", "1", "what became of them", texts(&|_, _| "sum")),
-        Column::new("algorithm", "1", "as in parallel.all_reduce", texts(&|row, _| row.algorithm)),
-        Column::new("place", "1", "in_place, or out_of_place: from one buffer into another", texts(&|_, place| place)),
-        Column::new("iterations", "1", "timed iterations", integers(&|_, timing| timing.iterations as u64)),
-        Column::of(&definitions::REDUCE_TIME, floats(&|_, timing| timing.time)),
-        Column::of(&definitions::REDUCE_P50, floats(&|_, timing| timing.p50)),
-        Column::of(&definitions::REDUCE_P99, floats(&|_, timing| timing.p99)),
-        Column::of(&definitions::REDUCE_MIN, floats(&|_, timing| timing.min)),
-        Column::of(&definitions::REDUCE_SKEW, floats(&|_, timing| timing.skew)),
-        Column::of(&definitions::ALGBW, floats(&|row, timing| gbs(algbw(row.bytes, timing.time)))),
-        Column::of(
-            &definitions::BUSBW,
-            floats(&|row, timing| gbs(all_reduce_busbw(row.bytes, timing.time, row.ranks))),
-        ),
-        Column::new(
-            "wrong",
-            "1",
-            "elements that differ from the exact sum, all ranks",
-            integers(&|_, timing| timing.wrong),
-        ),
-    ];
-    Table::new("allreduce", "row", columns)
+    Schema::new("allreduce", "row")
+        .count(("ranks", "1", "ranks that summed"), |(row, ..): &Half| row.ranks)
+        .integer(("size", "B", "buffer on one rank"), |(row, ..)| row.bytes as i64)
+        .count(("count", "1", "elements of the buffer"), |(row, ..)| row.elements)
+        .text(("type", "1", "type of the elements"), |(row, ..)| row.element)
+        .text(("redop", "1", "reduction of the elements"), |_| "sum")
+        .text(("algorithm", "1", "algorithm as in parallel.all_reduce"), |(row, ..)| row.algorithm)
+        .text(("place", "1", "in_place, or out_of_place: from one buffer into another"), |(_, place, _)| *place)
+        .count(("iterations", "1", "timed iterations"), |(.., timing)| timing.iterations)
+        .float(&definitions::REDUCE_TIME, |(.., timing)| timing.time)
+        .float(&definitions::REDUCE_P50, |(.., timing)| timing.p50)
+        .float(&definitions::REDUCE_P99, |(.., timing)| timing.p99)
+        .float(&definitions::REDUCE_MIN, |(.., timing)| timing.min)
+        .float(&definitions::REDUCE_SKEW, |(.., timing)| timing.skew)
+        .float(&definitions::ALGBW, move |(row, _, timing)| gbs(algbw(row.bytes, timing.time)))
+        .float(&definitions::BUSBW, move |(row, _, timing)| gbs(all_reduce_busbw(row.bytes, timing.time, row.ranks)))
+        .integer(("wrong", "1", "elements that differ from the exact sum, over all ranks"), |(.., timing)| {
+            timing.wrong as i64
+        })
+}
+
+/// The table without rows, for its documentation.
+pub fn empty_table() -> Table {
+    schema().table(&[])
+}
+
+/// `/allreduce` of these rows.
+pub fn table(rows: &[Row]) -> Table {
+    let mut halves: Vec<Half> = Vec::with_capacity(2 * rows.len());
+    for row in rows {
+        halves.extend([(row, "out_of_place", &row.out_of_place), (row, "in_place", &row.in_place)]);
+    }
+    schema().table(&halves)
 }
 
 #[cfg(test)]
@@ -122,16 +87,7 @@ mod tests {
             in_place: timing,
         };
         let table = table(&[row.clone(), row]);
-        for column in &table.columns {
-            let rows = match &column.values {
-                Values::F64(values) => values.len(),
-                Values::I64(values) => values.len(),
-                Values::Text(values) => values.len(),
-                _ => 0,
-            };
-            assert_eq!(rows, 4, "{}", column.name);
-        }
-        let busbw = table.columns.iter().find(|column| column.name == "busbw").unwrap();
-        assert!(matches!(&busbw.values, Values::F64(values) if (values[0] - 6.0).abs() < 1e-12));
+        assert!(table.columns.iter().all(|column| column.values.len() == 4));
+        assert!((table.numbers("busbw")[0] - 6.0).abs() < 1e-12);
     }
 }

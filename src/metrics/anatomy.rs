@@ -6,7 +6,7 @@ use super::{Part, StepTimes};
 use crate::units::Second;
 
 /// What steps must have in common to be pooled: a resumed training may have other ranks and another timing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conditions {
     /// Ranks that trained.
     pub world_size: usize,
@@ -15,7 +15,7 @@ pub struct Conditions {
 }
 
 /// One step of one rank.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RankStep {
     /// Number of the optimizer step, from 0.
     pub step: i64,

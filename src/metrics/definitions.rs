@@ -1,56 +1,8 @@
-//! What each figure means: name, unit, formula and when it does not exist, once. Run files (`long_name`), terminal, report, page
-//! and the README take it from here.
+//! Name, unit, formula and reason for absence of each figure, defined once. Run files (`long_name`), terminal, report, page and
+//! docs/ take them from here.
 
-/// One figure of a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Definition {
-    /// Column in files and tables.
-    pub name: &'static str,
-    /// Unit in files, as in UDUNITS; `1` for a plain number.
-    pub units: &'static str,
-    /// What it is, or its formula in terms of other columns.
-    pub text: &'static str,
-    /// When there is no such figure: then it is NaN in files and "-" in tables. Empty: it always exists.
-    pub absent: &'static str,
-}
-
-/// What stands in a `long_name` between text and reason.
-const NAN: &str = "; NaN: ";
-
-impl Definition {
-    const fn new(name: &'static str, units: &'static str, text: &'static str) -> Definition {
-        Definition { name, units, text, absent: "" }
-    }
-
-    const fn unless(self, absent: &'static str) -> Definition {
-        Definition { absent, ..self }
-    }
-
-    /// Text and, after `; NaN: `, the reason for which the figure may be missing.
-    pub fn long_name(&self) -> String {
-        self.of(self.text)
-    }
-
-    /// A `long_name` with more than the definition's own text, such as that of a part of the step before its mean's.
-    fn of(&self, text: &str) -> String {
-        if self.absent.is_empty() { text.to_owned() } else { format!("{text}{NAN}{}", self.absent) }
-    }
-
-    /// [`long_name`](Self::long_name) of this statistic of `part`.
-    pub fn of_part(&self, part: &Definition) -> String {
-        self.of(&format!("{}: {}", part.text, self.text))
-    }
-}
-
-/// The reason that a `long_name` gives for a missing figure; `None` if it gives none.
-pub fn reason(long_name: &str) -> Option<&str> {
-    long_name.split_once(NAN).map(|(_, reason)| reason)
-}
-
-/// A `long_name` without the reason for missing figures.
-pub fn text(long_name: &str) -> &str {
-    long_name.split_once(NAN).map_or(long_name, |(text, _)| text)
-}
+use crate::table::Definition;
+pub use crate::table::{reason, text};
 
 const fn define(name: &'static str, units: &'static str, text: &'static str) -> Definition {
     Definition::new(name, units, text)
@@ -69,9 +21,17 @@ pub const COMM: Definition = define(
 pub const COMM_WAIT: Definition =
     define("comm_wait", "s", "waiting for slower ranks before a collective could start, hidden or not");
 pub const COMM_EXPOSED: Definition =
-    define("comm_exposed", "s", "the part of comm_wait + comm during which the rank did nothing but wait");
-pub const OPTIMIZER: Definition = define("optimizer", "s", "the update");
-pub const STEP: Definition = define("step", "s", "the whole step");
+    define("comm_exposed", "s", "part of comm_wait + comm during which the rank did nothing but wait");
+pub const OPTIMIZER: Definition = define("optimizer", "s", "update of the parameters");
+pub const STEP: Definition = define("step", "s", "whole step");
+
+// Keys of several tables.
+pub const EPOCH: Definition = define("epoch", "1", "epoch, from 0");
+pub const RANK: Definition = define("rank", "1", "MPI rank");
+pub const VARIANT: Definition = define("variant", "1", "name of the variant in the study");
+pub const SEED: Definition = define("seed", "1", "run.seed of the training");
+pub const MODEL: Definition = define("model", "1", "network");
+pub const BATCH_PER_RANK: Definition = define("batch_per_rank", "1", "samples per rank and step");
 
 // A row of steps.
 pub const WORLD_SIZE: Definition = define("world_size", "1", "ranks that trained");
@@ -89,6 +49,7 @@ pub const SHARE: Definition = define("share", "1", "mean / mean of the whole ste
 const NOT_MEASURED: &str = "not measured, see status";
 
 // A case of a sweep. Every part stands there as trimmed mean under its own name and as mean under `<part>_mean`.
+pub const STATUS: Definition = define("status", "1", "ok, out_of_memory or pending");
 pub const TRIMMED_MEAN: Definition = define(
     "trimmed mean",
     "s",
@@ -107,7 +68,7 @@ pub const STEP_LOW: Definition = define(
 .unless(FEW);
 pub const STEP_HIGH: Definition = define("step_high", "s", "upper end of the 95 % interval of step_p50").unless(FEW);
 pub const SWEEP_IMAGES_PER_SECOND: Definition =
-    define("images_per_second", "1/s", "of a case: ranks * batch_per_rank / step").unless(NOT_MEASURED);
+    define("images_per_second", "1/s", "ranks * batch_per_rank / step, of a case").unless(NOT_MEASURED);
 pub const OVERLAPS: Definition = define(
     "overlaps",
     "1",
@@ -130,8 +91,8 @@ pub const EPOCH_SECONDS: Definition =
 pub const GRADIENT_BYTES: Definition =
     define("gradient_bytes", "B", "gradients of one rank as sent: what a step all-reduces");
 pub const VOLUME: Definition =
-    define("volume", "B", "2 (n-1) / n * gradient_bytes on n ranks: least that a rank sends in a step");
-pub const PEAK_MEMORY: Definition = define("peak_memory", "B", "most that a rank had resident");
+    define("volume", "B", "2 (n-1) / n * gradient_bytes on n ranks: least that a rank sends per step");
+pub const PEAK_MEMORY: Definition = define("peak_memory", "B", "greatest resident memory of a rank");
 const NO_GPU: &str = "no GPU, or not measured";
 pub const GPU_UTILIZATION: Definition = define(
     "gpu_utilization",
@@ -139,10 +100,10 @@ pub const GPU_UTILIZATION: Definition = define(
     "mean over the GPUs of the share of time in which each computed anything (NVML)",
 )
 .unless(NO_GPU);
-pub const GPU_MEMORY: Definition = define("gpu_memory", "B", "the most that was taken of a GPU").unless(NO_GPU);
+pub const GPU_MEMORY: Definition = define("gpu_memory", "B", "greatest use of a GPU's memory").unless(NO_GPU);
 pub const EPOCH_JOULES: Definition = define("epoch_joules", "J", "joules_per_image * training samples").unless(NO_GPU);
 pub const JOULES_PER_IMAGE: Definition =
-    define("joules_per_image", "J", "energy of all GPUs by training image").unless(NO_GPU);
+    define("joules_per_image", "J", "energy of all GPUs per training image").unless(NO_GPU);
 const ONE_RANK: &str = "one rank, which has no collectives, or not measured, see status";
 pub const COMPUTE_SHARE: Definition =
     define("compute share", "1", "(forward + backward + optimizer) / step").unless(NOT_MEASURED);
@@ -161,13 +122,13 @@ pub const ALGBW: Definition = define(
 pub const BUSBW: Definition = define(
     "busbw",
     "GB/s",
-    "algbw * 2 (n-1) / n on n ranks, as in nccl-tests: what any all-reduce must send and receive per rank",
+    "algbw * 2 (n-1) / n on n ranks, as in nccl-tests: bytes that any all-reduce must send and receive per rank, per second",
 )
 .unless("one rank, which sends nothing; nothing was all-reduced, or (in /comm) a kind that is not all-reduced alone");
 pub const BUSBW_SHARE: Definition = define(
     "busbw_share",
     "1",
-    "bandwidth utilisation: busbw / that of the bare all-reduce of gradient_bytes on these ranks, in place, at its median time",
+    "bandwidth utilization: busbw / that of the bare all-reduce of gradient_bytes on these ranks, in place, at its median time",
 )
 .unless(
     "one rank; or no bare all-reduce of as many bytes was measured, or it was slower than the one in training and is no yardstick",
@@ -183,7 +144,7 @@ pub const REDUCE_SKEW: Definition =
     define("skew", "s", "median over the iterations of the slowest less the fastest rank's time");
 
 // The ledger.
-pub const LEDGER_STEPS: Definition = define("steps", "1", "optimizer steps on that many ranks in that timing");
+pub const LEDGER_STEPS: Definition = define("steps", "1", "optimizer steps on world_size ranks with this timing");
 pub const MESSAGES: Definition = define("messages", "1", "collective calls");
 pub const BYTES: Definition = define("bytes", "B", "bytes of the buffers that rank 0 handed to its collectives");
 pub const SENT_BYTES: Definition = define(
@@ -201,17 +162,19 @@ pub const TRAIN_LOSS: Definition =
     define("train_loss", "1", "mean loss over the training samples as they went by (train.label_smoothing in it)")
         .unless(NAN_LOSS);
 pub const TRAIN_ACCURACY: Definition =
-    define("train_accuracy", "percent", "hits among the training samples as they went by").unless(NAN_LOSS);
+    define("train_accuracy", "percent", "share of correct predictions among the training samples as they went by")
+        .unless(NAN_LOSS);
 pub const TEST_LOSS: Definition =
     define("test_loss", "1", "mean cross-entropy on the test set, after the epoch").unless(NAN_LOSS);
 pub const TEST_ACCURACY: Definition =
-    define("test_accuracy", "percent", "hits on the test set, after the epoch").unless(NAN_LOSS);
+    define("test_accuracy", "percent", "share of correct predictions on the test set, after the epoch")
+        .unless(NAN_LOSS);
 pub const EPOCH_LR: Definition = define("lr", "1", "learning rate of the epoch's last step").unless(NAN_LOSS);
 pub const TRAIN_SECONDS: Definition =
     define("seconds", "s", "wall time of the epoch's training, without the test").unless(NAN_LOSS);
 pub const TEST_SECONDS: Definition = define("test_seconds", "s", "wall time of the test");
 pub const IMAGES_PER_SECOND: Definition =
-    define("images_per_second", "1/s", "of an epoch: training samples of all ranks / seconds")
+    define("images_per_second", "1/s", "training samples of all ranks / seconds, of an epoch")
         .unless("the epoch was trained on several numbers of ranks, or the training diverged");
 
 // Variants of a study, after their last epoch.
@@ -241,14 +204,18 @@ pub const GRADIENT_MESSAGES: Definition = define(
     "all-reduces of gradients (with local steps: of parameters and momentum), on rank 0",
 );
 pub const GRADIENTS_SENT: Definition =
-    define("gradient_bytes", "B", "bytes of the buffers of those, as sent, on rank 0");
-pub const GRADIENT_SECONDS: Definition = define("gradient_seconds", "s", "time inside those calls on rank 0");
+    define("gradient_bytes", "B", "bytes of the buffers of gradient_messages, as sent, on rank 0");
+pub const GRADIENT_SECONDS: Definition =
+    define("gradient_seconds", "s", "time inside the calls of gradient_messages on rank 0");
 pub const EPOCH_COMM: Definition = define("comm", "s", "sum of the steps' comm on rank 0");
 
 // Samples drawn.
-pub const MET_BEFORE: Definition =
-    define("met_before", "percent", "of the pairs of samples in a global batch, in one batch in the epoch before too")
-        .unless("no epoch before, or batches of one sample");
+pub const MET_BEFORE: Definition = define(
+    "met_before",
+    "percent",
+    "share of the pairs of samples of a global batch that were in one batch in the epoch before, too",
+)
+.unless("no epoch before, or batches of one sample");
 
 // A prediction.
 pub const PREDICTED_STEP: Definition =
@@ -260,7 +227,7 @@ pub const BATCH_FOR_90: Definition =
 pub const STEP_ERROR: Definition =
     define("step error", "percent", "predicted over measured step, less 100 %").unless("not measured");
 
-/// The figures that the README and the page explain.
+/// Figures that docs/reading-the-numbers.md and the page explain.
 pub const EXPLAINED: [Definition; 33] = [
     DATA,
     FORWARD,
@@ -300,22 +267,6 @@ pub const EXPLAINED: [Definition; 33] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Lines of the README's table.
-    fn markdown() -> String {
-        let row = |one: Definition| {
-            let absent = if one.absent.is_empty() { String::new() } else { format!("; \"-\": {}", one.absent) };
-            format!("| `{}` | {}{absent} |\n", one.name, one.text)
-        };
-        EXPLAINED.map(row).concat()
-    }
-
-    #[test]
-    fn the_readme_says_what_the_code_says() {
-        let table = markdown();
-        let readme = include_str!("../../README.md");
-        assert!(readme.contains(&table), "README, \"Reading the numbers\", must have this table:\n{table}");
-    }
 
     #[test]
     fn a_long_name_says_when_there_is_no_figure() {

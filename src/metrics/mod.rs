@@ -9,11 +9,11 @@ mod ledger;
 mod step_times;
 mod variants;
 
+pub use crate::table::Definition;
 pub use anatomy::{
     Conditions, Group, PartSummary, RankStep, Summary, groups, mean, median, median_interval, percentile, world_sizes,
 };
 pub use bandwidth::{algbw, all_reduce_busbw, all_reduce_volume, busbw_share, overlap};
-pub use definitions::Definition;
 pub use ledger::{Entry, Kind, Ledger};
 pub use step_times::{Part, StepTimes};
 pub use variants::{Variant, variants};

@@ -1,6 +1,7 @@
 //! The parts of a step.
 
-use super::definitions::{self, Definition};
+use super::definitions;
+use crate::table::Definition;
 use crate::units::Second;
 
 /// A part of a step's time, in the order of the tables.
@@ -86,6 +87,11 @@ impl StepTimes {
     /// Adds to one part.
     pub fn add(&mut self, part: Part, seconds: Second) {
         self.seconds[part as usize] += seconds as f32;
+    }
+
+    /// Sets one part.
+    pub fn set(&mut self, part: Part, seconds: Second) {
+        self.seconds[part as usize] = seconds as f32;
     }
 
     /// All parts in the order of [`Part::ALL`].

@@ -11,12 +11,17 @@ use std::path::Path;
 use crate::cli;
 use crate::error::{Error, Result};
 use crate::metrics::definitions;
-use crate::store::{Column, RunFile, Table, Values};
-use crate::units::format_seconds;
+use crate::store::RunFile;
+use crate::table::{Cell, Frame, Schema, Sheet, Table, terminal, terminal_width};
+use crate::units::{Second, format_seconds};
 pub use cost::{Cost, Link};
 pub use points::{Collective, Point, read};
 
-/// The efficiency for which a batch is looked for.
+/// Columns of `/prediction` that are shown, the network and the timing apart.
+pub const COLUMNS: [&str; 8] =
+    ["ranks", "batch_per_rank", "step", "comm", "images_per_second", "speedup", "efficiency", "batch_for_90_percent"];
+
+/// Efficiency at which `batch_for_90_percent` is.
 const WANTED: f64 = 0.9;
 
 /// Predicts as asked and returns the text to print.
@@ -24,27 +29,29 @@ pub fn run(args: &cli::Predict) -> Result<String> {
     let (points, collectives) = read(&args.run)?;
     let link = Link { busbw: args.busbw.map(|gbs| gbs * 1e9), latency: args.latency.map(|us| us * 1e-6) };
     let mut text = String::new();
-    let mut tables = Vec::new();
+    let mut rows = Vec::new();
     for (model, timing) in series(&points, args.model.as_deref(), &args.run)? {
         let chosen = of(&points, &model, &timing);
         let Some(cost) = Cost::fit(&chosen, &collectives, link) else { continue };
         let batch = args.batch.unwrap_or_else(|| middle_batch(&chosen));
-        let table = predict(&model, &cost, &args.ranks, batch);
+        let predicted = predict(&model, &cost, &args.ranks, batch);
         let _ = writeln!(
             text,
             "{}",
             describe(&model, &timing, &cost, link, &chosen, args.ranks.iter().copied().max().unwrap_or(1))
         );
-        let _ = writeln!(text, "{}", render(&cost, &args.ranks, batch));
-        let _ = writeln!(text, "{}", left_out(&chosen, &collectives));
-        tables.push(table);
+        let frame = Frame::new(schema().table(&predicted));
+        let sheet = frame.sheet("prediction", "Predicted scaling", &COLUMNS, &frame.rows()).with_keys(2);
+        let _ = writeln!(text, "{}", terminal(&sheet, terminal_width()));
+        let _ = writeln!(text, "{}", terminal(&left_out(&chosen, &collectives), terminal_width()));
+        rows.extend(predicted);
     }
-    if tables.is_empty() {
+    if rows.is_empty() {
         let message = "has no network that was measured on 1 rank and on several: sweep.ranks must hold both".into();
         return Err(Error::File { path: args.run.clone(), message });
     }
     if args.save {
-        RunFile::open(&args.run)?.flush(&[joined(tables)], None)?;
+        RunFile::open(&args.run)?.flush(&[schema().table(&rows)], None)?;
         let _ = writeln!(text, "/prediction written to {}", args.run.display());
     }
     Ok(text)
@@ -54,7 +61,7 @@ pub fn run(args: &cli::Predict) -> Result<String> {
 /// if the file does not carry a prediction.
 pub fn table(path: &Path, most: usize) -> Result<Option<Table>> {
     let Ok((points, collectives)) = read(path) else { return Ok(None) };
-    let mut tables = Vec::new();
+    let mut rows = Vec::new();
     for (model, timing) in series(&points, None, path)? {
         let chosen = of(&points, &model, &timing);
         let Some(cost) = Cost::fit(&chosen, &collectives, Link::default()) else { continue };
@@ -65,9 +72,9 @@ pub fn table(path: &Path, most: usize) -> Result<Option<Table>> {
         let mut batches: Vec<usize> = chosen.iter().map(|point| point.batch_per_rank).collect();
         batches.sort_unstable();
         batches.dedup();
-        tables.extend(batches.into_iter().map(|batch| predict(&model, &cost, &ranks, batch)));
+        rows.extend(batches.into_iter().flat_map(|batch| predict(&model, &cost, &ranks, batch)));
     }
-    Ok((!tables.is_empty()).then(|| joined(tables)))
+    Ok((!rows.is_empty()).then(|| schema().table(&rows)))
 }
 
 /// Networks and the timing mode to predict: overlap where it was measured.
@@ -101,41 +108,47 @@ fn middle_batch(points: &[Point]) -> usize {
     batches[batches.len() / 2]
 }
 
-fn predict(model: &str, cost: &Cost, ranks: &[usize], batch: usize) -> Table {
-    let integers = |value: &dyn Fn(usize) -> usize| Values::I64(ranks.iter().map(|&n| value(n) as i64).collect());
-    let floats = |value: &dyn Fn(usize) -> f64| Values::F64(ranks.iter().map(|&n| value(n)).collect());
-    let columns = vec![
-        Column::new("model", "1", "network", Values::Text(vec![model.to_owned(); ranks.len()])),
-        Column::new("ranks", "1", "ranks that train", integers(&|n| n)),
-        Column::new("batch_per_rank", "1", "samples per rank and step", integers(&|_| batch)),
-        Column::of(&definitions::PREDICTED_STEP, floats(&|n| cost.step(n, batch))),
-        Column::of(&definitions::PREDICTED_COMM, floats(&|n| if n > 1 { cost.comm(n) } else { 0.0 })),
-        Column::of(&definitions::SWEEP_IMAGES_PER_SECOND, floats(&|n| (n * batch) as f64 / cost.step(n, batch))),
-        Column::of(&definitions::SPEEDUP, floats(&|n| n as f64 * cost.efficiency(n, batch))),
-        Column::of(&definitions::EFFICIENCY, floats(&|n| cost.efficiency(n, batch))),
-        Column::of(
-            &definitions::BATCH_FOR_90,
-            floats(&|n| cost.batch_for(n, WANTED).map_or(f64::NAN, |batch| batch as f64)),
-        ),
-    ];
-    Table::new("prediction", "row", columns)
+/// One predicted case.
+struct Row {
+    model: String,
+    ranks: usize,
+    batch_per_rank: usize,
+    step: Second,
+    comm: Second,
+    efficiency: f64,
+    batch_for: f64,
 }
 
-/// The rows of several tables, one after the other.
-fn joined(tables: Vec<Table>) -> Table {
-    let mut tables = tables.into_iter();
-    let mut all = tables.next().expect("at least one table");
-    for table in tables {
-        for (column, more) in all.columns.iter_mut().zip(table.columns) {
-            match (&mut column.values, more.values) {
-                (Values::F64(values), Values::F64(more)) => values.extend(more),
-                (Values::I64(values), Values::I64(more)) => values.extend(more),
-                (Values::Text(values), Values::Text(more)) => values.extend(more),
-                _ => unreachable!("all are made by `predict`"),
-            }
-        }
-    }
-    all
+/// The table without rows, for its documentation.
+pub fn empty_table() -> Table {
+    schema().table(&[])
+}
+
+/// `/prediction`: one row per network, batch and number of ranks.
+fn schema() -> Schema<Row> {
+    Schema::new("prediction", "row")
+        .text(&definitions::MODEL, |row: &Row| row.model.clone())
+        .count(("ranks", "1", "ranks that train"), |row| row.ranks)
+        .count(&definitions::BATCH_PER_RANK, |row| row.batch_per_rank)
+        .float(&definitions::PREDICTED_STEP, |row| row.step)
+        .float(&definitions::PREDICTED_COMM, |row| row.comm)
+        .float(&definitions::SWEEP_IMAGES_PER_SECOND, |row| (row.ranks * row.batch_per_rank) as f64 / row.step)
+        .float(&definitions::SPEEDUP, |row| row.ranks as f64 * row.efficiency)
+        .float(&definitions::EFFICIENCY, |row| row.efficiency)
+        .float(&definitions::BATCH_FOR_90, |row| row.batch_for)
+}
+
+fn predict(model: &str, cost: &Cost, ranks: &[usize], batch: usize) -> Vec<Row> {
+    let row = |&ranks: &usize| Row {
+        model: model.to_owned(),
+        ranks,
+        batch_per_rank: batch,
+        step: cost.step(ranks, batch),
+        comm: if ranks > 1 { cost.comm(ranks) } else { 0.0 },
+        efficiency: cost.efficiency(ranks, batch),
+        batch_for: cost.batch_for(ranks, WANTED).map_or(f64::NAN, |batch| batch as f64),
+    };
+    ranks.iter().map(row).collect()
 }
 
 fn describe(model: &str, timing: &str, cost: &Cost, link: Link, points: &[Point], most: usize) -> String {
@@ -174,52 +187,33 @@ fn describe(model: &str, timing: &str, cost: &Cost, link: Link, points: &[Point]
     text
 }
 
-fn render(cost: &Cost, ranks: &[usize], batch: usize) -> String {
-    let mut text =
-        String::from("#  ranks  batch      step      comm    images/s   speedup  efficiency  batch for 90 %\n");
-    for &n in ranks {
-        let comm = if n > 1 { cost.comm(n) } else { 0.0 };
-        let efficiency = cost.efficiency(n, batch);
-        let _ = writeln!(
-            text,
-            "{n:>8} {batch:>6} {:>9} {:>9} {:>11.1} {:>9.2} {:>9.1} % {:>15}",
-            format_seconds(cost.step(n, batch)),
-            format_seconds(comm),
-            (n * batch) as f64 / cost.step(n, batch),
-            n as f64 * efficiency,
-            100.0 * efficiency,
-            cost.batch_for(n, WANTED).map_or("-".into(), |batch| batch.to_string())
-        );
-    }
-    if ranks.iter().any(|&n| cost.batch_for(n, WANTED).is_none()) {
-        let _ = writeln!(text, "# - in batch for 90 %: {}", definitions::BATCH_FOR_90.absent);
-    }
-    text
-}
-
 /// Each measured case of several ranks against the model fitted without it.
-fn left_out(points: &[Point], collectives: &[Collective]) -> String {
-    let mut text = String::from("# leave-one-out: each case predicted by a model that was fitted without it\n");
-    text.push_str("#  ranks  batch   measured  predicted     error\n");
+fn left_out(points: &[Point], collectives: &[Collective]) -> Sheet {
+    let mut sheet =
+        Sheet::new("leave-one-out", "Leave-one-out: each case predicted by a model that was fitted without it");
+    sheet.keys = 2;
+    sheet.columns = vec![
+        ("ranks", "1", "ranks that train").into(),
+        (&definitions::BATCH_PER_RANK).into(),
+        ("measured", "s", "measured step").into(),
+        ("predicted", "s", "predicted step").into(),
+        (&definitions::STEP_ERROR).into(),
+    ];
     let mut errors = Vec::new();
     for (index, point) in points.iter().enumerate().filter(|(_, point)| point.ranks > 1) {
         let mut others = points.to_vec();
         others.remove(index);
         let Some(cost) = Cost::fit(&others, collectives, Link::default()) else { continue };
         let predicted = cost.step(point.ranks, point.batch_per_rank);
-        let error = predicted / point.step - 1.0;
+        let error = 100.0 * (predicted / point.step - 1.0);
         errors.push(error.abs());
-        let (ranks, batch) = (point.ranks, point.batch_per_rank);
-        let (measured, predicted) = (format_seconds(point.step), format_seconds(predicted));
-        let _ = writeln!(text, "{ranks:>8} {batch:>6} {measured:>10} {predicted:>10} {:>+8.1} %", 100.0 * error);
+        let key = [point.ranks, point.batch_per_rank].map(|number| Cell::Int(number as i64));
+        sheet.rows.push(key.into_iter().chain([point.step, predicted, error].map(Cell::Float)).collect());
     }
     errors.sort_by(f64::total_cmp);
-    match errors.last() {
-        Some(worst) => {
-            let median = errors[errors.len() / 2];
-            let _ = writeln!(text, "# error: median {:.1} %, largest {:.1} %", 100.0 * median, 100.0 * worst);
-        }
-        None => text.push_str("# too few cases to leave one out\n"),
-    }
-    text
+    sheet.note = match errors.last() {
+        Some(worst) => format!("error: median {:.1} %, largest {worst:.1} %", errors[errors.len() / 2]),
+        None => "too few cases to leave one out".into(),
+    };
+    sheet
 }

@@ -23,9 +23,9 @@ use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics;
 use crate::output;
-use crate::store::{
-    self, Attribute, Checkpoint, Column, FileKind, Identity, NamedTensor, Owner, RunFile, Table, Values,
-};
+use crate::report;
+use crate::store::{self, Checkpoint, FileKind, Identity, NamedTensor, Owner, RunFile};
+use crate::table::{Attribute, Cell, Column, Schema, Sheet, Table, Values, attribute, terminal, terminal_width};
 use crate::units::{Second, format_bytes};
 
 /// What quantization gave, on every rank.
@@ -49,7 +49,7 @@ pub fn quantize(config: &Config, job: &Job, run: &Path, out: &Path, force: bool)
     let mut file = job.agree(file)?;
     let quantized = quantize_state(config, job, &checkpoint.tensors, &datasets)?;
     let written = file.as_mut().map(|file| {
-        print(&quantized, config, job.target);
+        print(&quantized, config);
         write(&quantized, job, file)
     });
     job.agree(written.unwrap_or(Ok(())))
@@ -73,7 +73,7 @@ pub fn create(owner: Owner, force: bool, config: &Config, source: (&Path, &str))
     let (run, run_id) = source;
     let environment = store::read_attributes(owner.target(), "environment").unwrap_or_default();
     let is_of_run =
-        !run_id.is_empty() && store::attribute(&environment, SOURCE_RUN) == Some(&Attribute::Text(run_id.to_owned()));
+        !run_id.is_empty() && attribute(&environment, SOURCE_RUN) == Some(&Attribute::Text(run_id.to_owned()));
     let environment = vec![
         ("source".to_owned(), Attribute::Text(run.display().to_string())),
         (SOURCE_RUN.to_owned(), Attribute::Text(run_id.to_owned())),
@@ -146,7 +146,11 @@ pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], dataset
             config.quantize.max_drop
         ));
     }
-    let tables = vec![histograms(&weights, &activations), accuracies(&accuracy, &net, &integers)];
+    let kernel = match job.target.is_gpu() {
+        true => format!("int8 matrices, {}", job.target),
+        false => Kernel::best().as_str().to_owned(),
+    };
+    let tables = vec![histograms(&weights, &activations), accuracies(&accuracy, &net, &integers, kernel)];
     Ok(Quantized { net: integers, accuracy, tables })
 }
 
@@ -177,42 +181,38 @@ pub fn check_calibration(config: &Config, train: &Dataset) -> Result<()> {
     Ok(())
 }
 
-/// The accuracy table on stdout.
-pub fn print(quantized: &Quantized, config: &Config, target: Target) {
-    let Quantized { net, accuracy, .. } = quantized;
+/// Prints the accuracy table on stdout, as the report of the file shows it.
+pub fn print(quantized: &Quantized, config: &Config) {
     let quantize = &config.quantize;
-    let per = if quantize.per_channel { "per channel" } else { "per tensor" };
     println!(
-        "\nint8: weights {:?} {per}, activations {:?} over {} images; {} of int8 model",
+        "\nint8: weights {:?} {}, activations {:?} over {} images\n",
         quantize.weight_range,
+        if quantize.per_channel { "per channel" } else { "per tensor" },
         quantize.activation_range,
-        quantize.calibration_images,
-        format_bytes(net.bytes() as u64)
+        quantize.calibration_images
     );
-    println!("#                     case   accuracy     change");
-    println!("#                               (%)   (points)");
-    let accuracies = accuracy.accuracies();
-    for (name, accuracy) in &accuracies {
-        println!("{name:>26} {accuracy:>10.2} {:>+10.2}", accuracy - accuracies[0].1);
-    }
-    println!(
-        "# {} images; simulated and true integers ({}): {} of {} elements differ",
-        accuracy.samples,
-        if target.is_gpu() { format!("int8 matrices, {target}") } else { Kernel::best().as_str().into() },
-        accuracy.differing,
-        accuracy.compared
-    );
+    print!("{}", report::tables(None, &quantized.tables, &["quantization"]));
 }
 
-fn accuracies(accuracy: &AccuracyTable, net: &FloatNet, integers: &IntNet) -> Table {
-    let (names, values): (Vec<String>, Vec<f64>) =
-        accuracy.accuracies().into_iter().map(|(n, a)| (n.to_owned(), a)).unzip();
-    let columns = vec![
-        Column::new("case", "1", "what is quantized", Values::Text(names)),
-        Column::new("accuracy", "percent", "hits on the test set", Values::F64(values)),
-    ];
-    let mut table = Table::new("quantization", "row", columns);
+/// The tables of a quantization without rows, for their documentation.
+pub fn empty_tables() -> Vec<Table> {
+    vec![cases().table(&[]), histograms(&[], &[])]
+}
+
+/// Name of what is quantized, and the accuracy in percent.
+type Case = (&'static str, f64);
+
+/// `/quantization`: one row per case.
+fn cases() -> Schema<Case> {
+    Schema::new("quantization", "row")
+        .text(("case", "1", "parts of the network that are quantized"), |(name, _): &Case| *name)
+        .float(("accuracy", "percent", "correct predictions on the test set"), |(_, accuracy)| *accuracy)
+}
+
+/// `/quantization` with its attributes. `kernel` is what the true integers were computed by.
+fn accuracies(accuracy: &AccuracyTable, net: &FloatNet, integers: &IntNet, kernel: String) -> Table {
     let count = |count: u64| Attribute::Int(count as i64);
+    let mut table = cases().table(&accuracy.accuracies());
     table.attributes = vec![
         ("samples".into(), count(accuracy.samples)),
         ("elements_compared".into(), count(accuracy.compared)),
@@ -220,40 +220,45 @@ fn accuracies(accuracy: &AccuracyTable, net: &FloatNet, integers: &IntNet) -> Ta
         ("float32_bytes".into(), count(net.bytes() as u64)),
         ("int8_bytes".into(), count(integers.bytes() as u64)),
         ("drop_points".into(), Attribute::Float(accuracy.drop())),
+        ("kernel".into(), Attribute::Text(kernel)),
     ];
     table
 }
 
-/// Weights, then activations, a row each.
+/// Kind (`weight` or `activation`) and distribution of a tensor.
+type Tensor<'a> = (&'static str, &'a Distribution);
+
+/// The columns of `/histograms` with one value per tensor.
+fn statistics<'a>() -> Schema<Tensor<'a>> {
+    Schema::new("histograms", "tensor")
+        .text(("name", "1", "layer, or input"), |(_, tensor): &Tensor| tensor.name.clone())
+        .text(("kind", "1", "weight, or activation as the next layer reads it"), |(kind, _)| *kind)
+        .integer(("values", "1", "number of values"), |(_, tensor)| tensor.count as i64)
+        .float(("mean", "1", "mean"), |(_, tensor)| tensor.mean)
+        .float(("std", "1", "standard deviation"), |(_, tensor)| tensor.std)
+        .float(("min", "1", "least value, lower edge of the first bin"), |(_, tensor)| tensor.min)
+        .float(("max", "1", "greatest value, upper edge of the last bin"), |(_, tensor)| tensor.max)
+        .float(("range", "1", "max - min"), |(_, tensor)| tensor.range())
+        .float(("sigma3_lower", "1", "mean - 3 std, at least min"), |(_, tensor)| tensor.sigma3().0)
+        .float(("sigma3_upper", "1", "mean + 3 std, at most max"), |(_, tensor)| tensor.sigma3().1)
+}
+
+/// `/histograms`: one row per tensor, the weights first.
 fn histograms(weights: &[Distribution], activations: &[Distribution]) -> Table {
-    let rows: Vec<(&str, &Distribution)> =
-        weights.iter().map(|d| ("weight", d)).chain(activations.iter().map(|d| ("activation", d))).collect();
-    let count = rows.len();
-    let texts =
-        |value: &dyn Fn(&str, &Distribution) -> String| Values::Text(rows.iter().map(|(k, d)| value(k, d)).collect());
-    let floats = |value: &dyn Fn(&Distribution) -> f64| Values::F64(rows.iter().map(|(_, d)| value(d)).collect());
+    let kinds = [("weight", weights), ("activation", activations)];
+    let rows: Vec<Tensor> = kinds.iter().flat_map(|(kind, all)| all.iter().map(|tensor| (*kind, tensor))).collect();
     let percentiles = rows.iter().flat_map(|(_, d)| PERCENTILES.map(|percent| d.percentile(percent))).collect();
     let bins = rows.iter().flat_map(|(_, d)| d.histogram()).map(|count| count as i64).collect();
-    let integers = |value: &dyn Fn(&Distribution) -> i64| Values::I64(rows.iter().map(|(_, d)| value(d)).collect());
-    let columns = vec![
-        Column::new("name", "1", "layer, or input", texts(&|_, d| d.name.clone())),
-        Column::new("kind", "1", "weight, or activation as the next layer reads it", texts(&|kind, _| kind.into())),
-        Column::new("values", "1", "values counted", integers(&|d| d.count as i64)),
-        Column::new("mean", "1", "mean", floats(&|d| d.mean)),
-        Column::new("std", "1", "standard deviation", floats(&|d| d.std)),
-        Column::new("min", "1", "least value, lower edge of the first bin", floats(&|d| d.min)),
-        Column::new("max", "1", "greatest value, upper edge of the last bin", floats(&|d| d.max)),
-        Column::new("range", "1", "max - min", floats(&Distribution::range)),
-        Column::new("sigma3_lower", "1", "mean - 3 std, at least min", floats(&|d| d.sigma3().0)),
-        Column::new("sigma3_upper", "1", "mean + 3 std, at most max", floats(&|d| d.sigma3().1)),
+    let mut table = statistics().table(&rows);
+    table.columns.extend([
         Column::new("percentile", "percent", "share of the values below", Values::F64(PERCENTILES.to_vec()))
             .over(&[("percentile", PERCENTILES.len())]),
         Column::new("percentile_value", "1", "value at that percentile", Values::F64(percentiles))
-            .over(&[("tensor", count), ("percentile", PERCENTILES.len())]),
+            .over(&[("tensor", rows.len()), ("percentile", PERCENTILES.len())]),
         Column::new("bins", "1", "values in each of 100 equal bins from min to max", Values::I64(bins))
-            .over(&[("tensor", count), ("bin", BINS)]),
-    ];
-    Table::new("histograms", "tensor", columns)
+            .over(&[("tensor", rows.len()), ("bin", BINS)]),
+    ]);
+    table
 }
 
 /// `hpml eval FILE`: accuracy and speed of a quantized file, on one thread of this process.
@@ -278,19 +283,26 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
     let torch = FloatTorch::on(&as_float(&net), target.device());
     let simulated = Simulated::on(&net, target.device(), if target.is_gpu() { Kind::Double } else { Kind::Float });
     let mut engine = Engine::new(&net, Kernel::best());
-    let mut text =
-        format!("# {}: {} test images, 1 thread, int8 by {}\n", file.display(), test.len(), Kernel::best().as_str());
-    text += "#                         form   accuracy    batch 1   batch 128\n";
-    text += "#                                    (%)    (img/s)     (img/s)\n";
+    let mut sheet = Sheet::new("eval", format!("{} on {} test images, 1 thread", file.display(), test.len()));
+    sheet.note = format!(
+        "true int8 by {}; speed: the best of repeated calls over at least a second, from u8 pixels to the predicted class",
+        Kernel::best().as_str()
+    );
+    sheet.columns = vec![
+        ("form", "1", "execution of the network").into(),
+        ("accuracy", "percent", "correct predictions on the test set").into(),
+        ("batch 1", "1/s", "images per second, one at a time").into(),
+        ("batch 128", "1/s", "images per second, 128 at a time").into(),
+    ];
     let mut row = |name: &str, predict: &mut dyn FnMut(&[u8]) -> Result<Vec<u8>>| -> Result<()> {
-        let mut hits = 0;
+        let mut correct = 0;
         for (pixels, labels) in test.images.chunks(128 * IMAGE_BYTES).zip(test.labels.chunks(128)) {
-            hits += predict(pixels)?.iter().zip(labels).filter(|(a, b)| a == b).count();
+            correct += predict(pixels)?.iter().zip(labels).filter(|(a, b)| a == b).count();
         }
-        let accuracy = 100.0 * hits as f64 / test.len().max(1) as f64;
+        let accuracy = 100.0 * correct as f64 / test.len().max(1) as f64;
         let one = images_per_second(&test.images[..IMAGE_BYTES.min(test.images.len())], predict)?;
         let many = images_per_second(&test.images[..(128 * IMAGE_BYTES).min(test.images.len())], predict)?;
-        text += &format!("{name:>30} {accuracy:>10.2} {one:>10.0} {many:>11.0}\n");
+        sheet.rows.push([Cell::from(name)].into_iter().chain([accuracy, one, many].map(Cell::Float)).collect());
         Ok(())
     };
     let on = |name: &str| if target.is_gpu() { format!("{name}, {target}") } else { name.to_owned() };
@@ -303,10 +315,9 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
             row(&format!("true int8, {target}"), &mut |pixels| Ok(predictions(&matrices.run(pixels))))?;
         }
         Ok(None) => {}
-        Err(missing) => text += &format!("# not on a GPU: {missing}\n"),
+        Err(missing) => sheet.note += &format!("; not on a GPU: {missing}"),
     }
-    text += "# speed: the best of repeated calls over at least a second, from u8 pixels to the predicted class";
-    Ok(text)
+    Ok(terminal(&sheet, terminal_width()))
 }
 
 /// The GPU that `launch.device` takes, or what is missing for one. Error: it does not work.

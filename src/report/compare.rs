@@ -1,7 +1,7 @@
 //! Several files side by side: their tables as one with a column `file`, their plots as one with a series a file.
 
 use super::figure::{Bar, COLORS, Figure, Lines, Panel, Series, Style};
-use super::sheet::{Cell, Heading, Sheet};
+use crate::table::{Cell, Heading, Sheet};
 
 /// The same table of several files as one, with the file in the first column if files are `compared`.
 ///
@@ -11,7 +11,8 @@ pub fn sheets(mut parts: Vec<(&str, Sheet)>, compared: bool) -> Sheet {
         return parts.swap_remove(0).1;
     }
     let Some((_, first)) = parts.first() else { return Sheet::new("", "") };
-    let mut joined = Sheet { columns: vec![Heading::new("file", "1", "run file")], rows: Vec::new(), ..first.clone() };
+    let columns = vec![Heading::new("file", "1", "run file")];
+    let mut joined = Sheet { columns, rows: Vec::new(), keys: first.keys + 1, ..first.clone() };
     for (_, sheet) in &parts {
         for heading in &sheet.columns {
             if !joined.columns[1..].iter().any(|known| known.name == heading.name) {

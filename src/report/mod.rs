@@ -9,8 +9,8 @@ mod compare;
 mod figure;
 mod plot;
 mod render;
+mod section;
 mod sections;
-mod sheet;
 mod source;
 
 use std::path::Path;
@@ -18,10 +18,11 @@ use std::path::Path;
 use crate::cli;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::store::{self, Table};
+use crate::store;
+use crate::table::{Sheet, Table, terminal, terminal_width};
 pub use figure::{Axis, Bar, Bars, Figure, Histogram, Lines, Panel, Scale, Series, Style};
 pub use plot::{png, svg};
-pub use sheet::{Cell, Heading, Section, Sheet};
+pub use section::Section;
 use source::Source;
 
 /// Tables that `--csv` looks for, the first that is there.
@@ -45,7 +46,7 @@ pub fn report(args: &cli::Report) -> Result<String> {
         text = Some(match (args.csv, args.markdown) {
             (true, _) => render::csv(&sheet),
             (_, true) => render::markdown_sheet(&sheet),
-            _ => render::terminal_sheet(&sheet),
+            _ => terminal(&sheet, terminal_width()),
         });
     }
     if text.is_some() && args.html.is_none() && args.plots.is_none() {
@@ -57,20 +58,23 @@ pub fn report(args: &cli::Report) -> Result<String> {
     Ok(match text {
         Some(text) => text,
         None if args.markdown => render::markdown(&sections),
-        None if written.is_empty() => render::terminal(&sections),
+        None if written.is_empty() => in_terminal(sections.iter().flat_map(|section| &section.sheets)),
         None => written,
     })
 }
 
-/// What `hpml train` closes with: the tables of its run file, as a report shows them.
-pub fn closing(config: &Config, tables: &[Table]) -> String {
-    let sheets = sections::of_training(config, tables);
-    sheets.iter().map(render::terminal_sheet).collect::<Vec<_>>().join("\n")
+/// Tables of the report called `names`, in that order, as text for the terminal, from a run in this process; those without a row are
+/// left out. `config` is that of the run, if it has one.
+pub fn tables(config: Option<&Config>, tables: &[Table], names: &[&str]) -> String {
+    let sections = sections::all(&[Source::of_run(config, tables)]).unwrap_or_default(); // a table in memory can always be read
+    let sheets: Vec<&Sheet> = sections.iter().flat_map(|section| &section.sheets).collect();
+    let named = names.iter().filter_map(|name| sheets.iter().find(|sheet| sheet.name == *name));
+    in_terminal(named.copied())
 }
 
-/// What `hpml sweep` closes with: the measured cases of `/scaling`.
-pub fn sweep(scaling: Table) -> String {
-    render::terminal_sheet(&sections::measured(source::Frame::new(scaling)))
+/// Tables one below the other as text for the terminal.
+fn in_terminal<'a>(sheets: impl Iterator<Item = &'a Sheet>) -> String {
+    sheets.map(|sheet| terminal(sheet, terminal_width())).collect::<Vec<_>>().join("\n")
 }
 
 /// The HTML page and the plots. Looks at every target before it writes the first. Returns what was written, a line each.

@@ -1,26 +1,34 @@
-//! A run file as report sees it: which tables there are, and one table by row and column name without surprises.
+//! A run file, or a run in this process, as the report sees it: its tables by name.
 
 use std::path::{Path, PathBuf};
 
-use super::sheet::{Cell, Heading, Sheet, printable};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::predict;
-use crate::store::{self, Attribute, Column, Table, Values};
+use crate::store;
+use crate::table::{Attribute, Frame, Table, printable};
 
-/// Predictions that are not in the file go up to so many ranks.
+/// Greatest number of ranks of a prediction that is not in the file.
 const PREDICTED_RANKS: usize = 64;
 
-/// A run file.
+/// Tables, configuration and environment of one run.
 pub struct Source {
-    /// Short and different from the other files' labels.
+    /// Short name, unlike that of any other file.
     pub label: String,
-    /// Of the configuration stored in it; `None` if another version of hpml wrote it.
+    /// Configuration of the run; `None` if another version of hpml wrote it.
     pub config: Option<Config>,
     /// Attributes of `/environment`.
     pub environment: Vec<(String, Attribute)>,
     path: PathBuf,
-    tables: Vec<String>,
+    content: Content,
+}
+
+/// Where the tables of a source are.
+enum Content {
+    /// In the file, under these names.
+    File(Vec<String>),
+    /// In memory, of a run that has not ended.
+    Memory(Vec<Table>),
 }
 
 /// Opens all files and gives each a label: its stem, or the path where two stems are the same.
@@ -45,23 +53,47 @@ impl Source {
             config: store::read_config(path).ok(),
             environment: store::read_attributes(path, "environment").unwrap_or_default(),
             path: path.to_owned(),
-            tables,
+            content: Content::File(tables),
         })
     }
 
-    /// Whether there is a table of that name.
-    pub fn has(&self, name: &str) -> bool {
-        self.tables.iter().any(|table| table == name)
+    /// A source of the tables of a run in this process, of which nothing need be written yet.
+    pub fn of_run(config: Option<&Config>, tables: &[Table]) -> Source {
+        Source {
+            label: String::new(),
+            config: config.cloned(),
+            environment: Vec::new(),
+            path: PathBuf::new(),
+            content: Content::Memory(tables.to_vec()),
+        }
     }
 
-    /// That table; `None` if there is none. Errors: it cannot be read.
-    pub fn frame(&self, name: &str) -> Result<Option<Frame>> {
-        if !self.has(name) {
-            // A sweep's file has all that a prediction is made of, whether or not one was saved with it.
-            let predicted = if name == "prediction" { predict::table(&self.path, PREDICTED_RANKS)? } else { None };
-            return Ok(predicted.map(Frame::new));
+    /// Names of the tables.
+    fn names(&self) -> Vec<&str> {
+        match &self.content {
+            Content::File(names) => names.iter().map(String::as_str).collect(),
+            Content::Memory(tables) => tables.iter().map(|table| table.group.as_str()).collect(),
         }
-        store::read_table(&self.path, name).map(|table| Some(Frame::new(table)))
+    }
+
+    /// Whether there is a table called `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.names().contains(&name)
+    }
+
+    /// The table called `name`; `None` if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn frame(&self, name: &str) -> Result<Option<Frame>> {
+        let table = match &self.content {
+            Content::Memory(tables) => tables.iter().find(|table| table.group == name).cloned(),
+            Content::File(_) if self.has(name) => Some(store::read_table(&self.path, name)?),
+            // A sweep's file has all that a prediction is made of, whether or not one was saved with it.
+            Content::File(_) if name == "prediction" => predict::table(&self.path, PREDICTED_RANKS)?,
+            Content::File(_) => None,
+        };
+        Ok(table.map(Frame::new))
     }
 
     /// The error for a file without any table that report knows.
@@ -75,7 +107,8 @@ impl Source {
     }
 
     fn holds(&self) -> String {
-        if self.tables.is_empty() { "no tables".into() } else { printable(&self.tables.join(", ")) }
+        let names = self.names();
+        if names.is_empty() { "no tables".into() } else { printable(&names.join(", ")) }
     }
 
     /// The error for a table that is missing, with what is there instead.
@@ -83,145 +116,4 @@ impl Source {
         let message = format!("no such table here: the file holds {}", self.holds());
         Error::Dataset { path: self.path.clone(), name: printable(name), message }
     }
-}
-
-/// A table by row and column name. A column that is missing, too short or of the wrong type reads as NaN or as no text.
-pub struct Frame {
-    table: Table,
-    rows: usize,
-}
-
-impl Frame {
-    /// Of a table as read.
-    pub fn new(table: Table) -> Frame {
-        let rows = table.columns.iter().filter(|column| is_plain(&table, column)).map(|column| column.values.len());
-        let rows = rows.max().unwrap_or(0);
-        Frame { table, rows }
-    }
-
-    /// Indices of all rows.
-    pub fn rows(&self) -> Vec<usize> {
-        (0..self.rows).collect()
-    }
-
-    /// Indices of the rows that `keep` holds for.
-    pub fn rows_where(&self, keep: impl Fn(usize) -> bool) -> Vec<usize> {
-        (0..self.rows).filter(|row| keep(*row)).collect()
-    }
-
-    /// The column of that name that has a value a row.
-    pub fn column(&self, name: &str) -> Option<&Column> {
-        self.table.column(name).filter(|column| is_plain(&self.table, column))
-    }
-
-    /// NaN where there is no number.
-    pub fn number(&self, name: &str, row: usize) -> f64 {
-        match self.column(name).map(|column| &column.values) {
-            Some(Values::F64(values)) => values.get(row).copied().unwrap_or(f64::NAN),
-            Some(Values::F32(values)) => values.get(row).map_or(f64::NAN, |value| f64::from(*value)),
-            Some(Values::I64(values)) => values.get(row).map_or(f64::NAN, |value| *value as f64),
-            _ => f64::NAN,
-        }
-    }
-
-    /// A whole number; `None` where there is none.
-    pub fn integer(&self, name: &str, row: usize) -> Option<i64> {
-        let value = self.number(name, row);
-        (value.is_finite() && value.fract() == 0.0 && value.abs() < 1e15).then_some(value as i64)
-    }
-
-    /// Empty where there is no text.
-    pub fn text(&self, name: &str, row: usize) -> &str {
-        match self.column(name).map(|column| &column.values) {
-            Some(Values::Text(texts)) => texts.get(row).map_or("", String::as_str),
-            _ => "",
-        }
-    }
-
-    /// A number attached to the table; NaN if there is none.
-    pub fn attribute(&self, name: &str) -> f64 {
-        match store::attribute(&self.table.attributes, name) {
-            Some(Attribute::Float(value)) => *value,
-            Some(Attribute::Int(value)) => *value as f64,
-            _ => f64::NAN,
-        }
-    }
-
-    /// The values of a column of lists (`bins` over tensor and bin), those of one row.
-    pub fn list(&self, name: &str, row: usize) -> Vec<f64> {
-        let Some(column) = self.table.column(name).filter(|column| is_list(&self.table, column)) else {
-            return Vec::new();
-        };
-        let (Some(values), (_, each)) = (column.values.numbers(), &column.dimensions[1]) else { return Vec::new() };
-        values.chunks((*each).max(1)).nth(row).map_or(Vec::new(), <[f64]>::to_vec)
-    }
-
-    /// Name, units and meaning of a column, as the file has them.
-    pub fn heading(&self, name: &str) -> Option<Heading> {
-        self.column(name).map(|column| Heading::new(&column.name, &column.units, &column.long_name))
-    }
-
-    /// The columns named, as far as they are there, and the rows given.
-    pub fn select(&self, columns: &[&str], rows: &[usize]) -> (Vec<Heading>, Vec<Vec<Cell>>) {
-        let columns: Vec<&Column> = columns.iter().filter_map(|name| self.column(name)).collect();
-        let headings = columns.iter().map(|column| Heading::new(&column.name, &column.units, &column.long_name));
-        let cells = rows.iter().map(|&row| columns.iter().map(|column| cell(&column.values, row)).collect());
-        (headings.collect(), cells.collect())
-    }
-
-    /// [`select`](Self::select) as a sheet.
-    pub fn sheet(&self, name: &str, title: impl Into<String>, columns: &[&str], rows: &[usize]) -> Sheet {
-        let (columns, rows) = self.select(columns, rows);
-        Sheet { columns, rows, ..Sheet::new(name, title) }
-    }
-
-    /// All that has a row, as it stands in the file. A column of lists becomes a column an element, named after the
-    /// coordinate of its second axis, or numbered.
-    pub fn raw(&self) -> Sheet {
-        let (rows, mut sheet) = (self.rows(), Sheet::new(&self.table.group, format!("/{}", self.table.group)));
-        sheet.rows = vec![Vec::new(); self.rows];
-        for column in &self.table.columns {
-            if is_plain(&self.table, column) {
-                sheet.columns.push(Heading::new(&column.name, &column.units, &column.long_name));
-                rows.iter().for_each(|&row| sheet.rows[row].push(cell(&column.values, row)));
-            } else if is_list(&self.table, column) {
-                let (axis, each) = &column.dimensions[1];
-                let places = self.table.column(axis).filter(|places| places.values.len() == *each);
-                for element in 0..*each {
-                    let place = places.map_or(Cell::Int(element as i64), |places| cell(&places.values, element));
-                    let name = format!("{}_{}", column.name, place.full());
-                    sheet.columns.push(Heading::new(&name, &column.units, &column.long_name));
-                    rows.iter().for_each(|&row| sheet.rows[row].push(cell(&column.values, row * each + element)));
-                }
-            }
-        }
-        sheet
-    }
-}
-
-fn is_plain(table: &Table, column: &Column) -> bool {
-    let names = |other: &Column| other.dimensions.iter().any(|(axis, _)| *axis == column.name);
-    match column.dimensions.as_slice() {
-        // The coordinate of another axis has no dimensions either, but a value for each place there.
-        [] => column.name == table.dimension || !table.columns.iter().any(names),
-        [(axis, _)] => *axis == table.dimension,
-        _ => false,
-    }
-}
-
-/// The elements of a list become columns: not endlessly many.
-const MOST_ELEMENTS: usize = 4096;
-
-fn is_list(table: &Table, column: &Column) -> bool {
-    matches!(column.dimensions.as_slice(), [(axis, _), (_, each)] if *axis == table.dimension && *each <= MOST_ELEMENTS)
-}
-
-fn cell(values: &Values, row: usize) -> Cell {
-    let cell = match values {
-        Values::F64(values) => values.get(row).map(|value| Cell::Float(*value)),
-        Values::F32(values) => values.get(row).map(|value| Cell::Single(*value)),
-        Values::I64(values) => values.get(row).map(|value| Cell::Int(*value)),
-        Values::Text(values) => values.get(row).map(|value| Cell::Text(value.clone())),
-    };
-    cell.unwrap_or(Cell::Empty)
 }

@@ -15,18 +15,19 @@ use crate::data;
 use crate::environment;
 use crate::error::Result;
 use crate::launch::Job;
-use crate::metrics::definitions::{self, WON_BACK};
-use crate::metrics::{self, Definition, Entry, Kind, Part};
+use crate::metrics::{Entry, Kind, Part, definitions};
 use crate::output;
-use crate::store::{Column, FileKind, Identity, RunFile, Table, Values};
-use crate::train::{Checkpoints, EpochRow, Progress, Training, loss_and_accuracy};
-use crate::units::{Second, format_seconds, or_dash};
+use crate::report;
+use crate::store::{FileKind, Identity, RunFile};
+use crate::table::{Schema, Table};
+use crate::train::{Checkpoints, EpochRow, Progress, Training};
+use crate::units::{Second, format_seconds};
 use effect::Ground;
 use variants::{Variant, variants};
 
 /// One epoch of one training.
 struct Row {
-    variant: usize,
+    variant: String,
     seed: u64,
     epoch: usize,
     /// `None` after a loss or a weight has become NaN or infinite.
@@ -35,6 +36,12 @@ struct Row {
     gradients: Entry,
     /// Seconds of the steps' `comm` in this epoch, on rank 0.
     comm: Second,
+}
+
+/// The tables of a study without rows, for their documentation. Its trainings add `/sampling`, `/spread` and `/ranks` with `variant`
+/// and `seed` in front.
+pub fn empty_tables() -> Vec<Table> {
+    vec![variants::schema().table(&[]), schema().table(&[])]
 }
 
 /// Trains every variant with every seed.
@@ -46,13 +53,12 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
     let owner = output::claim(job, args.out.as_deref(), &format!("study-{}ranks", job.world_size), args.force)?;
     let created = owner.map(|owner| {
         let identity = Identity::new(FileKind::Study);
-        RunFile::create_owned(owner, args.force, identity, config, environment, vec![environment::ranks(job)])
+        RunFile::create_owned(owner, args.force, identity, config, environment, vec![environment::table(job)])
     });
     let mut file = job.agree(created.transpose())?;
     if job.is_root() {
         print_header(config, job, &datasets.name, &variants);
     }
-    let names: Vec<&str> = variants.iter().map(|variant| variant.name.as_str()).collect();
     let (mut rows, mut more_tables) = (Vec::new(), Vec::new());
     let last = (*config.study.seeds.last().expect("checked: there are seeds"), variants.len() - 1);
     for &seed in &config.study.seeds {
@@ -61,11 +67,11 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
             let mut config = config.clone();
             config.run.seed = seed;
             let first = rows.len();
-            let measured = train_one(&config, job, &datasets, variant, &mut rows)?;
+            let measured = train_one(&config, job, &datasets, name, &mut rows)?;
             tables::append(&mut more_tables, name, seed, measured);
             if let Some(file) = &mut file {
                 print_training(name, seed, &rows[first..], started.elapsed().as_secs_f64());
-                let mut tables = vec![variants::table(&variants), table(&names, &rows)];
+                let mut tables = vec![variants::schema().table(&variants), schema().table(&rows)];
                 tables.extend(more_tables.iter().cloned());
                 file.set_warnings(job.warnings());
                 match (seed, variant) == last {
@@ -76,7 +82,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
         }
     }
     if let Some(file) = &file {
-        print_closing(&names, &rows, config.study.seeds.len());
+        print!("\n{}", report::tables(None, &[schema().table(&rows)], &["study-summary"]));
         println!("\nwritten to {}\nnext: hpml report {}", file.path().display(), file.path().display());
     }
     Ok(())
@@ -87,7 +93,7 @@ fn train_one(
     config: &Config,
     job: &Job,
     datasets: &data::Datasets,
-    variant: usize,
+    variant: &str,
     rows: &mut Vec<Row>,
 ) -> Result<Vec<Table>> {
     let mut checkpoints = Checkpoints::none();
@@ -102,6 +108,7 @@ fn train_one(
         let comm = training.record.last_epoch(Part::Comm);
         let (seed, epoch) = (config.run.seed, row.epoch);
         let diverged = training.has_diverged();
+        let variant = variant.to_owned();
         rows.push(Row { variant, seed, epoch, measured: (!diverged).then_some(row), gradients, comm });
         if diverged || !more {
             return Ok(training.more_tables());
@@ -109,47 +116,24 @@ fn train_one(
     }
 }
 
-/// `/study`.
-fn table(names: &[&str], rows: &[Row]) -> Table {
-    let texts = Values::Text(rows.iter().map(|row| names[row.variant].to_owned()).collect());
-    let integers = |value: &dyn Fn(&Row) -> u64| Values::I64(rows.iter().map(|row| value(row) as i64).collect());
-    let float = |definition: &Definition, value: &dyn Fn(&EpochRow) -> f64| {
-        let value = |row: &Row| row.measured.as_ref().map_or(f64::NAN, value);
-        Column::of(definition, Values::F64(rows.iter().map(value).collect()))
-    };
-    let all = |definition: &Definition, value: &dyn Fn(&Row) -> f64| {
-        Column::of(definition, Values::F64(rows.iter().map(value).collect()))
-    };
-    let columns = vec![
-        Column::new("variant", "1", "what is compared", texts),
-        Column::new("seed", "1", "run.seed", integers(&|row| row.seed)),
-        Column::new("epoch", "1", "epoch, from 0", integers(&|row| row.epoch as u64)),
-        float(&definitions::TRAIN_LOSS, &|row| loss_and_accuracy(&row.train).0),
-        float(&definitions::TRAIN_ACCURACY, &|row| loss_and_accuracy(&row.train).1),
-        float(&definitions::TEST_LOSS, &|row| loss_and_accuracy(&row.test).0),
-        float(&definitions::TEST_ACCURACY, &|row| loss_and_accuracy(&row.test).1),
-        float(&definitions::EPOCH_LR, &|row| row.lr),
-        float(&definitions::TRAIN_SECONDS, &|row| row.seconds),
-        float(&definitions::IMAGES_PER_SECOND, &|row| row.images_per_second),
-        Column::of(&definitions::GRADIENT_MESSAGES, integers(&|row| row.gradients.messages)),
-        Column::of(&definitions::GRADIENTS_SENT, integers(&|row| row.gradients.bytes)),
-        all(&definitions::GRADIENT_SECONDS, &|row| row.gradients.seconds),
-        all(&definitions::EPOCH_COMM, &|row| row.comm),
-    ];
-    Table::new("study", "row", columns)
-}
-
-/// Last test accuracy of each training of a variant; NaN where it diverged.
-fn last_accuracies(rows: &[Row], variant: usize) -> Vec<f64> {
-    let mut last: Vec<(u64, f64)> = Vec::new();
-    for row in rows.iter().filter(|row| row.variant == variant) {
-        let accuracy = row.measured.as_ref().map_or(f64::NAN, |row| loss_and_accuracy(&row.test).1);
-        match last.last_mut() {
-            Some((seed, known)) if *seed == row.seed => *known = accuracy,
-            _ => last.push((row.seed, accuracy)),
-        }
-    }
-    last.into_iter().map(|(_, accuracy)| accuracy).collect()
+/// `/study`: one row per variant, seed and epoch.
+fn schema() -> Schema<Row> {
+    let of = |value: fn(&EpochRow) -> f64| move |row: &Row| row.measured.as_ref().map_or(f64::NAN, value);
+    Schema::new("study", "row")
+        .text(&definitions::VARIANT, |row: &Row| row.variant.clone())
+        .integer(&definitions::SEED, |row| row.seed as i64)
+        .count(&definitions::EPOCH, |row| row.epoch)
+        .float(&definitions::TRAIN_LOSS, of(|epoch| epoch.train.loss))
+        .float(&definitions::TRAIN_ACCURACY, of(|epoch| epoch.train.accuracy))
+        .float(&definitions::TEST_LOSS, of(|epoch| epoch.test.loss))
+        .float(&definitions::TEST_ACCURACY, of(|epoch| epoch.test.accuracy))
+        .float(&definitions::EPOCH_LR, of(|epoch| epoch.lr))
+        .float(&definitions::TRAIN_SECONDS, of(|epoch| epoch.seconds))
+        .float(&definitions::IMAGES_PER_SECOND, of(|epoch| epoch.images_per_second))
+        .integer(&definitions::GRADIENT_MESSAGES, |row| row.gradients.messages as i64)
+        .integer(&definitions::GRADIENTS_SENT, |row| row.gradients.bytes as i64)
+        .float(&definitions::GRADIENT_SECONDS, |row| row.gradients.seconds)
+        .float(&definitions::EPOCH_COMM, |row| row.comm)
 }
 
 fn print_header(config: &Config, job: &Job, data: &str, variants: &[Variant]) {
@@ -173,25 +157,8 @@ fn print_header(config: &Config, job: &Job, data: &str, variants: &[Variant]) {
 }
 
 fn print_training(name: &str, seed: u64, rows: &[Row], seconds: f64) {
-    let accuracy = |row: &Row| {
-        row.measured.as_ref().map_or("diverged".into(), |row| format!("{:.2}", loss_and_accuracy(&row.test).1))
-    };
+    let accuracy =
+        |row: &Row| row.measured.as_ref().map_or("diverged".into(), |row| format!("{:.2}", row.test.accuracy));
     let curve: Vec<String> = rows.iter().map(accuracy).collect();
     println!("{name:>28}  seed {seed}  {}  ({})", curve.join(" "), format_seconds(seconds));
-}
-
-/// The first variant is what the others are held against; where the second is worse, it is what the rest should mend.
-fn print_closing(names: &[&str], rows: &[Row], seeds: usize) {
-    let all: Vec<Vec<f64>> = (0..names.len()).map(|variant| last_accuracies(rows, variant)).collect();
-    println!("\ntest accuracy after the last epoch, {seeds} seeds, per cent; a training that diverged counts as 10 %");
-    println!(
-        "#                    variant    mean   least    most  diverged   against the first   of the second's loss won back"
-    );
-    let variants = metrics::variants(&all);
-    for (name, variant) in names.iter().zip(&variants) {
-        let metrics::Variant { diverged, mean, least, most, against_first, .. } = variant;
-        let back = or_dash(variant.won_back, |share| format!("{:.0} %", 100.0 * share));
-        println!("{name:>28} {mean:>7.2} {least:>7.2} {most:>7.2} {diverged:>9} {against_first:>+19.2} {back:>31}");
-    }
-    println!("# won back: {}; -: {}", WON_BACK.text, WON_BACK.absent);
 }

@@ -1,31 +1,21 @@
-//! The tables of single trainings as one, with the training in front of each row.
+//! The tables of single trainings as one, with variant and seed of the training in front of each row.
 
-use crate::store::{Column, Table, Values};
+use crate::metrics::definitions::{SEED, VARIANT};
+use crate::table::{Column, Table, Values};
 
 /// Appends the rows of a training's tables to those of the same name in `all`.
 pub fn append(all: &mut Vec<Table>, variant: &str, seed: u64, tables: Vec<Table>) {
     for mut table in tables {
-        let rows = table.columns.first().map_or(0, |column| column.values.len());
+        let rows = table.len();
         let of_training = [
-            Column::new("variant", "1", "what is compared", Values::Text(vec![variant.to_owned(); rows])),
-            Column::new("seed", "1", "run.seed", Values::I64(vec![seed as i64; rows])),
+            Column::new(VARIANT.name, VARIANT.units, VARIANT.text, Values::Text(vec![variant.to_owned(); rows])),
+            Column::new(SEED.name, SEED.units, SEED.text, Values::I64(vec![seed as i64; rows])),
         ];
         table.columns.splice(0..0, of_training);
         match all.iter_mut().find(|known| known.group == table.group) {
-            Some(known) => known.columns.iter_mut().zip(table.columns).for_each(|(to, from)| extend(to, from)),
+            Some(known) => known.append(table),
             None => all.push(table),
         }
-    }
-}
-
-fn extend(to: &mut Column, from: Column) {
-    assert_eq!(to.name, from.name, "every training makes the same tables");
-    match (&mut to.values, from.values) {
-        (Values::F64(to), Values::F64(from)) => to.extend(from),
-        (Values::F32(to), Values::F32(from)) => to.extend(from),
-        (Values::I64(to), Values::I64(from)) => to.extend(from),
-        (Values::Text(to), Values::Text(from)) => to.extend(from),
-        _ => unreachable!("a column keeps its type"),
     }
 }
 

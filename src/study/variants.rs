@@ -5,7 +5,8 @@ use super::effect::{Ground, effect};
 use crate::collective::DeviceCollectives;
 use crate::config::{self, Config, Precision, Reader, repeated};
 use crate::error::{Error, Result};
-use crate::store::{Column, Table, Values};
+use crate::metrics::definitions;
+use crate::table::Schema;
 use crate::train::GlobalBatch;
 
 /// One training that is compared.
@@ -148,24 +149,17 @@ fn note_effects(variants: &mut [Variant], config: &Config, ground: Ground) {
     }
 }
 
-/// `/variants`: a row a variant.
-pub fn table(variants: &[Variant]) -> Table {
-    let texts = |value: &dyn Fn(&Variant) -> String| Values::Text(variants.iter().map(value).collect());
-    let integers = |value: &dyn Fn(&Variant) -> usize| Values::I64(variants.iter().map(|v| value(v) as i64).collect());
-    let columns = vec![
-        Column::new("variant", "1", "what is compared", texts(&|variant| variant.name.clone())),
-        Column::new("set", "1", "what it changes", texts(&Variant::changes)),
-        Column::new("batch_per_rank", "1", "samples per rank and batch", integers(&|v| v.config.train.batch_per_rank)),
-        Column::new("accumulate", "1", "batches per step", integers(&|v| v.config.train.accumulate)),
-        Column::new("global_batch", "1", "samples of a full step over all ranks", integers(&|v| v.batch.samples)),
-        Column::new(
-            "note",
-            "1",
-            "whether its changes have an effect of their own",
-            texts(&|variant| variant.note.clone().unwrap_or_else(|| "-".into())),
-        ),
-    ];
-    Table::new("variants", "row", columns)
+/// `/variants`: one row per variant.
+pub fn schema() -> Schema<Variant> {
+    Schema::new("variants", "row")
+        .text(&definitions::VARIANT, |variant: &Variant| variant.name.clone())
+        .text(("set", "1", "changes to the configuration"), Variant::changes)
+        .count(("batch_per_rank", "1", "samples per rank and batch"), |variant| variant.config.train.batch_per_rank)
+        .count(("accumulate", "1", "batches per step"), |variant| variant.config.train.accumulate)
+        .count(("global_batch", "1", "samples of a full step over all ranks"), |variant| variant.batch.samples)
+        .text(("note", "1", "whether the changes have an effect of their own; - if they have"), |variant| {
+            variant.note.clone().unwrap_or_else(|| "-".into())
+        })
 }
 
 #[cfg(test)]

@@ -25,17 +25,19 @@ use crate::config::{Config, ModelName};
 use crate::data::{self, Datasets};
 use crate::error::Result;
 use crate::launch::Job;
-use crate::metrics::Part;
-use crate::metrics::definitions::{
-    EXPOSED_SHARE as EXPOSED, STEP_LOW, STEP_P50, SWEEP_IMAGES_PER_SECOND as IMAGES, TRIMMED_MEAN,
-};
 use crate::output;
 use crate::report;
-use crate::units::{Bytes, format_seconds, or_dash};
+use crate::table::Table;
+use crate::units::{Bytes, format_seconds};
 pub use case::{Case, cases};
 use record::Record;
 pub use scaling::{Row, Status, rows};
 use visit::visit;
+
+/// The tables of a sweep without rows, for their documentation.
+pub fn empty_tables() -> Vec<Table> {
+    vec![scaling::schema(true).table(&[]), record::steps().table(&[])]
+}
 
 /// Measures all cases that are not in the file yet.
 pub fn run(config: &Config, job: &Job, args: &cli::Sweep) -> Result<()> {
@@ -67,7 +69,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Sweep) -> Result<()> {
             };
             if let (Some(record), Some(outcome)) = (&mut record, outcome) {
                 record.add(number, round, outcome)?;
-                print_visit(record, number, round, config.sweep.rounds);
+                log_visit(record, number, round, config.sweep.rounds);
             }
             // Ranks that had no part in it sleep here.
             job.communicator.patient_barrier(WaitPolicy::Idle)?;
@@ -122,7 +124,7 @@ fn measure_all_reduce(
             }
         }
         if job.is_root() {
-            println!("# all-reduce on {ranks} ranks measured");
+            log::info!("all-reduce on {ranks} ranks measured");
         }
         job.communicator.patient_barrier(WaitPolicy::Idle)?;
     }
@@ -159,45 +161,32 @@ fn print_header(config: &Config, job: &Job, datasets: &Datasets, cases: &[Case],
         );
     }
     println!("# written to {} after each visit; a sweep that was cut goes on with --resume", record.path().display());
-    println!("# {}: {}; +-: half of its 95 % interval over it, - of {}", STEP_P50.name, STEP_P50.text, STEP_LOW.absent);
-    println!("# {} {}, of the {}", IMAGES.name, IMAGES.text, TRIMMED_MEAN.text);
-    println!("# {} = {}, of these trimmed means; - of {}", EXPOSED.name, EXPOSED.text, EXPOSED.absent);
-    println!(
-        "#  round  case     model  ranks  batch   timing  steps   step_p50       +-  images_per_second  exposed share"
-    );
 }
 
-fn print_visit(record: &Record, number: usize, round: usize, rounds: usize) {
+/// One log line per visit; the table comes at the end.
+fn log_visit(record: &Record, number: usize, round: usize, rounds: usize) {
     let row = record.row(number);
-    let case = &row.case;
-    let place = format!(
-        "{:>5}/{rounds} {number:>5} {:>9} {:>6} {:>6} {:>8}",
-        round + 1,
-        case.model.as_str(),
-        case.ranks,
-        case.batch_per_rank,
-        case.timing.as_str()
-    );
+    let Case { model, ranks, batch_per_rank, timing } = row.case;
+    let (model, timing) = (model.as_str(), timing.as_str());
+    let case = format!("round {}/{rounds}, {model}, {ranks} ranks, batch {batch_per_rank}, {timing}", round + 1);
     match row.status {
         Status::Ok => {
-            let percent = |value: f64| or_dash(value, |value| format!("{:.1} %", 100.0 * value));
-            let exposed = row.trimmed_mean(Part::CommExposed) / row.trimmed_mean(Part::Step);
-            println!(
-                "{place} {:>6} {:>10} {:>8} {:>18.1} {:>14}",
-                row.steps,
+            let half_width = 0.5 * (row.step_high - row.step_low) / row.step_p50;
+            log::info!(
+                "{case}: step {}{}, {:.0} images/s, {} steps",
                 format_seconds(row.step_p50),
-                percent(0.5 * (row.step_high - row.step_low) / row.step_p50),
+                if half_width.is_finite() { format!(" +- {:.1} %", 100.0 * half_width) } else { String::new() },
                 row.images_per_second,
-                percent(if case.ranks > 1 { exposed } else { f64::NAN })
+                row.steps
             )
         }
-        Status::OutOfMemory => println!("{place}  out of memory"),
+        Status::OutOfMemory => log::info!("{case}: out of memory; cases with more of everything are left out"),
         Status::Pending => {}
     }
 }
 
 fn print_closing(record: &Record) {
-    println!("\n{}", report::sweep(scaling::table(&record.rows())));
+    println!("\n{}", report::tables(None, &[scaling::table(&record.rows())], &["scaling-cases"]));
     println!("written to {}", record.path().display());
     println!("next: hpml report {}", record.path().display());
 }

@@ -12,8 +12,9 @@ use crate::data::Datasets;
 use crate::environment;
 use crate::error::{Error, Result};
 use crate::launch::Job;
-use crate::metrics::{Part, StepTimes, all_reduce_busbw};
-use crate::store::{self, Attribute, Column, FileKind, Identity, Owner, RunFile, Table, Values};
+use crate::metrics::{Part, StepTimes, all_reduce_busbw, definitions};
+use crate::store::{self, FileKind, Identity, Owner, RunFile};
+use crate::table::{Attribute, Schema, Table, Values, attribute};
 use crate::units::Bytes;
 
 /// What is measured so far.
@@ -55,7 +56,7 @@ impl Record {
             same_sweep(&out, config, job)?;
         }
         let environment = environment::attributes(job, Some(datasets));
-        let (identity, ranks) = (Identity::new(FileKind::Sweep), vec![environment::ranks(job)]);
+        let (identity, ranks) = (Identity::new(FileKind::Sweep), vec![environment::table(job)]);
         let mut file = match resumed {
             true => RunFile::open_owned(owner)?,
             false => RunFile::create_owned(owner, args.force, identity, config, environment, ranks)?,
@@ -184,31 +185,16 @@ impl Record {
         tables
     }
 
-    /// `/steps`: a row a case, round, step and rank.
+    /// `/steps` of all visits.
     fn steps(&self) -> Table {
-        let mut keys: [Vec<i64>; 4] = Default::default();
-        let mut parts = vec![Vec::new(); StepTimes::PARTS];
-        for (&(case, round), steps) in &self.visits {
-            for (step, ranks) in steps.iter().enumerate() {
-                for (rank, time) in ranks.iter().enumerate() {
-                    for (column, value) in keys.iter_mut().zip([case, round, step, rank]) {
-                        column.push(value as i64);
-                    }
-                    for (column, value) in parts.iter_mut().zip(time.as_array()) {
-                        column.push(*value);
-                    }
-                }
-            }
-        }
-        let meanings =
-            ["row of /scaling, from 0", "visit to that case", "counted step of the visit, from 0", "MPI rank"];
-        let names = KEYS.iter().zip(meanings).zip(keys);
-        let mut columns: Vec<Column> =
-            names.map(|((name, meaning), values)| Column::new(*name, "1", meaning, Values::I64(values))).collect();
-        for (part, values) in Part::ALL.into_iter().zip(parts) {
-            columns.push(Column::of(part.definition(), Values::F32(values)));
-        }
-        Table::new("steps", "row", columns)
+        let of_visit = |(&(case, round), steps): (&(usize, usize), &Vec<Vec<StepTimes>>)| {
+            let of_step = move |(step, ranks): (usize, &Vec<StepTimes>)| {
+                let row = move |(rank, times): (usize, &StepTimes)| StepRow { case, round, step, rank, times: *times };
+                ranks.iter().enumerate().map(row).collect::<Vec<StepRow>>()
+            };
+            steps.iter().enumerate().flat_map(of_step).collect::<Vec<StepRow>>()
+        };
+        steps().table(&self.visits.iter().flat_map(of_visit).collect::<Vec<StepRow>>())
     }
 
     /// What an earlier sweep left, from its own tables.
@@ -248,26 +234,17 @@ impl Record {
         if !names.iter().any(|name| name == "steps") {
             return Ok(()); // cut before the first visit
         }
-        let steps = store::read_table(out, "steps")?;
-        let rows = steps.column("case").map_or(0, |column| column.values.len());
-        let keys = KEYS.map(|name| column(&steps, name, rows));
-        let [cases, rounds, numbers, ranks] = keys;
-        let (cases, rounds, numbers, ranks) = (cases?, rounds?, numbers?, ranks?);
-        let parts: Result<Vec<Vec<f64>>> = Part::ALL.iter().map(|part| column(&steps, part.as_str(), rows)).collect();
-        let parts = parts?;
-        for row in 0..rows {
-            let case = cases[row] as usize;
-            let visit = self.visits.entry((case, rounds[row] as usize)).or_default();
-            let (step, rank) = (numbers[row] as usize, ranks[row] as usize);
+        let table = store::read_table(out, "steps")?;
+        let names = ["case", "round", "step_index", "rank"].into_iter().chain(Part::ALL.map(Part::as_str));
+        names.into_iter().try_for_each(|name| column(&table, name, table.len()).map(|_| ()))?;
+        for StepRow { case, round, step, rank, times } in steps().read(&table) {
+            let visit = self.visits.entry((case, round)).or_default();
             if rank == 0 {
                 visit.push(Vec::new());
             }
-            let values: Vec<f32> = parts.iter().map(|part| part[row] as f32).collect();
             // Written in this order; anything else is another's file.
             match visit.get_mut(step) {
-                Some(times) if times.len() == rank && case < self.cases.len() => {
-                    times.push(StepTimes::from_slice(&values));
-                }
+                Some(ranks) if ranks.len() == rank && case < self.cases.len() => ranks.push(times),
                 _ => return Err(damaged("steps")),
             }
         }
@@ -275,8 +252,33 @@ impl Record {
     }
 }
 
-/// What a row of `/steps` is of.
-const KEYS: [&str; 4] = ["case", "round", "step_index", "rank"];
+/// A counted step of one rank in one visit to a case.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StepRow {
+    case: usize,
+    round: usize,
+    step: usize,
+    rank: usize,
+    times: StepTimes,
+}
+
+/// `/steps` of a sweep: one row per case, round, step and rank.
+pub fn steps() -> Schema<StepRow> {
+    let schema = Schema::new("steps", "row")
+        .count(("case", "1", "row of /scaling, from 0"), |row: &StepRow| row.case)
+        .put(|row, value| row.case = value as usize)
+        .count(("round", "1", "visit to that case, from 0"), |row| row.round)
+        .put(|row, value| row.round = value as usize)
+        .count(("step_index", "1", "counted step of the visit, from 0"), |row| row.step)
+        .put(|row, value| row.step = value as usize)
+        .count(&definitions::RANK, |row| row.rank)
+        .put(|row, value| row.rank = value as usize);
+    Part::ALL.into_iter().fold(schema, |schema, part| {
+        schema
+            .single(part.definition(), move |row| row.times.get(part))
+            .put(move |row, value| row.times.set(part, value))
+    })
+}
 
 /// An error unless `out` was made with the same configuration on as many ranks.
 fn same_sweep(out: &Path, config: &Config, job: &Job) -> Result<()> {
@@ -289,7 +291,7 @@ fn same_sweep(out: &Path, config: &Config, job: &Job) -> Result<()> {
         return refuse(format!("was measured with {key} = {then}, now {now}: cannot resume; choose another --out"));
     }
     let attributes = store::read_attributes(out, "environment")?;
-    match store::attribute(&attributes, "world_size") {
+    match attribute(&attributes, "world_size") {
         Some(Attribute::Int(ranks)) if *ranks == job.world_size as i64 => Ok(()),
         _ => refuse(format!("was not measured on {} ranks: cannot resume; choose another --out", job.world_size)),
     }

@@ -1,10 +1,9 @@
 //! From step times to `/scaling`: a row a case. Pure arithmetic.
 
 use crate::metrics::{
-    self, Definition, Part, StepTimes, algbw, all_reduce_busbw, all_reduce_volume, busbw_share, definitions,
-    median_interval,
+    self, Part, StepTimes, algbw, all_reduce_busbw, all_reduce_volume, busbw_share, definitions, median_interval,
 };
-use crate::store::{Column, Table, Values};
+use crate::table::{Schema, Table};
 use crate::units::{Bytes, Second, gigabytes_per_second};
 
 use super::Case;
@@ -149,62 +148,62 @@ pub fn rows(measurements: &[Measurement], samples: usize) -> Vec<Row> {
     rows
 }
 
-/// `/scaling`.
-pub fn table(rows: &[Row]) -> Table {
-    let texts = |value: &dyn Fn(&Row) -> &'static str| Values::Text(rows.iter().map(|r| value(r).to_owned()).collect());
-    let integers = |value: &dyn Fn(&Row) -> usize| Values::I64(rows.iter().map(|row| value(row) as i64).collect());
-    let floats = |value: &dyn Fn(&Row) -> f64| Values::F64(rows.iter().map(value).collect());
-    let mut columns = vec![
-        Column::new("model", "1", "network", texts(&|row| row.case.model.as_str())),
-        Column::new("ranks", "1", "ranks that trained, the first of the job", integers(&|row| row.case.ranks)),
-        Column::new("batch_per_rank", "1", "samples per rank and step", integers(&|row| row.case.batch_per_rank)),
-        Column::new("timing", "1", "overlap, or profile: nothing overlaps", texts(&|row| row.case.timing.as_str())),
-        Column::new("status", "1", "ok, out_of_memory or pending", texts(&|row| row.status.as_str())),
-        Column::new("steps", "1", "counted steps over all visits, warm-up left out", integers(&|row| row.steps)),
-        Column::of(&definitions::OVERLAPS, integers(&|row| usize::from(row.overlaps))),
-    ];
+/// `/scaling`: one row per case; with the columns of GPUs if `has_gpus`.
+pub fn schema(has_gpus: bool) -> Schema<Row> {
+    let mut schema = Schema::new("scaling", "case")
+        .text(&definitions::MODEL, |row: &Row| row.case.model.as_str())
+        .count(("ranks", "1", "ranks that trained, the first of the job"), |row| row.case.ranks)
+        .count(&definitions::BATCH_PER_RANK, |row| row.case.batch_per_rank)
+        .text(("timing", "1", "overlap, or profile: nothing overlaps"), |row| row.case.timing.as_str())
+        .text(&definitions::STATUS, |row| row.status.as_str())
+        .count(("steps", "1", "counted steps over all visits, warm-up left out"), |row| row.steps)
+        .integer(&definitions::OVERLAPS, |row| i64::from(row.overlaps));
     for part in Part::ALL {
         let meaning = definitions::TRIMMED_MEAN.of_part(part.definition());
-        columns.push(Column::new(part.as_str(), "s", meaning, floats(&|row| row.trimmed_mean(part))));
+        schema = schema.float((part.as_str(), "s", meaning.as_str()), move |row| row.trimmed_mean(part));
     }
     for part in Part::ALL {
         let (name, meaning) = (format!("{}_mean", part.as_str()), definitions::PART_MEAN.of_part(part.definition()));
-        columns.push(Column::new(name, "s", meaning, floats(&|row| row.means[part as usize])));
+        schema = schema.float((name.as_str(), "s", meaning.as_str()), move |row| row.means[part as usize]);
     }
-    let mut more = |definition: &Definition, value: &dyn Fn(&Row) -> f64| {
-        columns.push(Column::of(definition, floats(value)));
-    };
-    more(&definitions::STEP_P50, &|row| row.step_p50);
-    more(&definitions::STEP_LOW, &|row| row.step_low);
-    more(&definitions::STEP_HIGH, &|row| row.step_high);
-    more(&definitions::SWEEP_IMAGES_PER_SECOND, &|row| row.images_per_second);
-    more(&definitions::ALGBW, &|row| row.algbw);
-    more(&definitions::BUSBW, &|row| row.busbw);
-    more(&definitions::BUSBW_SHARE, &|row| row.busbw_share);
-    more(&definitions::OVERLAP, &|row| row.overlap);
-    more(&definitions::SPEEDUP, &|row| row.speedup);
-    more(&definitions::EFFICIENCY, &|row| row.efficiency);
-    more(&definitions::EPOCH_SECONDS, &|row| row.epoch_seconds);
-    more(&definitions::GRADIENT_BYTES, &|row| row.gradient_bytes as f64);
-    more(&definitions::VOLUME, &|row| row.volume);
-    more(&definitions::PEAK_MEMORY, &|row| row.peak_memory as f64);
-    if rows.iter().any(|row| row.gpu.is_some()) {
-        let of = |value: fn(&GpuUse) -> f64| move |row: &Row| row.gpu.as_ref().map_or(f64::NAN, value);
-        more(&definitions::GPU_UTILIZATION, &of(|gpu| gpu.utilization));
-        more(&definitions::GPU_MEMORY, &of(|gpu| gpu.memory as f64));
-        more(&definitions::EPOCH_JOULES, &|row| row.epoch_joules);
-        more(&definitions::JOULES_PER_IMAGE, &of(|gpu| gpu.joules_per_image));
+    schema = schema
+        .float(&definitions::STEP_P50, |row| row.step_p50)
+        .float(&definitions::STEP_LOW, |row| row.step_low)
+        .float(&definitions::STEP_HIGH, |row| row.step_high)
+        .float(&definitions::SWEEP_IMAGES_PER_SECOND, |row| row.images_per_second)
+        .float(&definitions::ALGBW, |row| row.algbw)
+        .float(&definitions::BUSBW, |row| row.busbw)
+        .float(&definitions::BUSBW_SHARE, |row| row.busbw_share)
+        .float(&definitions::OVERLAP, |row| row.overlap)
+        .float(&definitions::SPEEDUP, |row| row.speedup)
+        .float(&definitions::EFFICIENCY, |row| row.efficiency)
+        .float(&definitions::EPOCH_SECONDS, |row| row.epoch_seconds)
+        .float(&definitions::GRADIENT_BYTES, |row| row.gradient_bytes as f64)
+        .float(&definitions::VOLUME, |row| row.volume)
+        .float(&definitions::PEAK_MEMORY, |row| row.peak_memory as f64);
+    if !has_gpus {
+        return schema;
     }
-    Table::new("scaling", "case", columns)
+    let of = |value: fn(&GpuUse) -> f64| move |row: &Row| row.gpu.as_ref().map_or(f64::NAN, value);
+    schema
+        .float(&definitions::GPU_UTILIZATION, of(|gpu| gpu.utilization))
+        .float(&definitions::GPU_MEMORY, of(|gpu| gpu.memory as f64))
+        .float(&definitions::EPOCH_JOULES, |row| row.epoch_joules)
+        .float(&definitions::JOULES_PER_IMAGE, of(|gpu| gpu.joules_per_image))
+}
+
+/// `/scaling` of these rows.
+pub fn table(rows: &[Row]) -> Table {
+    schema(rows.iter().any(|row| row.gpu.is_some())).table(rows)
 }
 
 /// What row `number` of a file's `/scaling` says of its GPUs.
 pub fn gpu_use(scaling: &Table, number: usize) -> Option<GpuUse> {
     let at = |name: &str| scaling.numbers(name).get(number).copied().filter(|value| value.is_finite());
     Some(GpuUse {
-        utilization: at("gpu_utilization")?,
-        memory: at("gpu_memory")? as Bytes,
-        joules_per_image: at("joules_per_image")?,
+        utilization: at(definitions::GPU_UTILIZATION.name)?,
+        memory: at(definitions::GPU_MEMORY.name)? as Bytes,
+        joules_per_image: at(definitions::JOULES_PER_IMAGE.name)?,
     })
 }
 
@@ -293,6 +292,9 @@ mod tests {
         let rows = rows(&[none], 10);
         assert_eq!(rows[0].status, Status::OutOfMemory);
         assert!(rows[0].trimmed_mean(Part::Step).is_nan() && rows[0].images_per_second.is_nan());
-        assert_eq!(table(&rows).column("status").unwrap().values, Values::Text(vec!["out_of_memory".into()]));
+        assert_eq!(
+            table(&rows).column("status").unwrap().values,
+            crate::table::Values::Text(vec!["out_of_memory".into()])
+        );
     }
 }

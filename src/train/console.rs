@@ -1,19 +1,19 @@
-//! What rank 0 prints: who runs where, a line an epoch, the closing table. Results go to stdout.
+//! Lines that rank 0 prints on stdout: header, one line per epoch, closing tables.
 
 use std::path::Path;
 
 use super::GlobalBatch;
-use super::record::{EpochRow, loss_and_accuracy};
+use super::record::EpochRow;
 use crate::collective::Universe;
 use crate::config::Config;
 use crate::data::Datasets;
 use crate::launch::Job;
 use crate::parallel::Replica;
 use crate::report;
-use crate::store::Table;
+use crate::table::Table;
 use crate::units::{Second, format_bytes, format_seconds, or_dash};
 
-/// Versions, ranks, data, model and batch.
+/// Prints versions, ranks, data, model and batch.
 pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &Replica, global_batch: &GlobalBatch) {
     println!(
         "# hpml {}   libtorch {}   {}   world_size {}",
@@ -42,24 +42,28 @@ pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &R
     }
 }
 
-/// The last epoch in one line.
+/// Prints the last of `epochs` in one line; the training is to have `of`.
 pub fn print_epoch(epochs: &[EpochRow], of: usize) {
     let Some(row) = epochs.last() else { return };
-    let (train_loss, train_accuracy) = loss_and_accuracy(&row.train);
-    let (test_loss, test_accuracy) = loss_and_accuracy(&row.test);
     println!(
-        "epoch {:>2}/{of} | train loss {train_loss:.4} acc {train_accuracy:.2} % | test loss {test_loss:.4} acc \
-         {test_accuracy:.2} % | lr {:.1e} | {} | {} img/s",
+        "epoch {:>2}/{of} | train loss {:.4} acc {:.2} % | test loss {:.4} acc {:.2} % | lr {:.1e} | {} | {} img/s",
         row.epoch + 1,
+        row.train.loss,
+        row.train.accuracy,
+        row.test.loss,
+        row.test.accuracy,
         row.lr,
         format_seconds(row.seconds),
         or_dash(row.images_per_second, |value| format!("{value:.0}"))
     );
 }
 
-/// What it cost, as the report of the run file shows it, and where it is written.
-pub fn print_closing(config: &Config, tables: &[Table], path: &Path, total: Second) {
-    print!("\n{}", report::closing(config, tables));
+/// The closing tables as the report of the run file shows them, and where that is written.
+pub fn print_closing(config: &Config, world_size: usize, tables: &[Table], path: &Path, total: Second) {
+    // One rank sends no messages.
+    let names = ["epochs", "steps-anatomy", "comm"];
+    let shown = if world_size > 1 { &names[..] } else { &names[..2] };
+    print!("\n{}", report::tables(Some(config), tables, shown));
     println!("\n{} in all, written to {}", format_seconds(total), path.display());
     println!("next: hpml inspect {}", path.display());
 }

@@ -1,30 +1,31 @@
-//! Whether the ranks still hold the same network: how far their parameters lie apart, and how good each one's is. Costs
-//! messages and time, so it is measured where `metrics.spread_steps` asks for it.
+//! Divergence of the ranks: how far their parameters lie apart, and how good the network of each is. Costs messages and time, so
+//! it is measured only with `metrics.spread_steps`.
 
 use crate::collective::{Combine, Communicator};
 use crate::config::Config;
 use crate::error::Result;
-use crate::metrics::Kind;
+use crate::metrics::{Kind, definitions};
 use crate::parallel::{FlatState, StepResult};
-use crate::store::{Column, Table, Values};
+use crate::table::{Schema, Table};
 
-use super::record::loss_and_accuracy;
+use super::record::Score;
 use super::sampling::SEED_STRIDE;
 
-/// The seed of this rank's first parameters: `run.seed`, unless the ranks are to have different ones.
+/// Seed of this rank's first parameters: `run.seed`, unless `parallel.same_seed` is off.
 pub fn model_seed(config: &Config, rank: usize) -> u64 {
     if config.parallel.same_seed { config.run.seed } else { config.run.seed.wrapping_add(SEED_STRIDE * rank as u64) }
 }
 
-/// What was measured so far.
+/// How far the ranks' networks lie apart, measured so far.
 pub struct Divergence {
     every: usize,
     spreads: Vec<Spread>,
     ranks: Vec<RankRow>,
 }
 
-/// After a step, over all ranks.
-struct Spread {
+/// Divergence of the ranks after a step.
+#[derive(Default)]
+pub struct Spread {
     epoch: usize,
     /// Steps done.
     step: usize,
@@ -32,8 +33,9 @@ struct Spread {
     buffers: f64,
 }
 
-/// One rank at an epoch's end.
-struct RankRow {
+/// The network of one rank at an epoch's end.
+#[derive(Default)]
+pub struct RankRow {
     epoch: usize,
     rank: usize,
     test_loss: f64,
@@ -41,44 +43,70 @@ struct RankRow {
     distance: f64,
 }
 
+/// `/spread`: one row per measured step.
+pub fn spread() -> Schema<Spread> {
+    let greatest = "greatest distance of a rank's parameters from the mean over the ranks / norm of that mean";
+    let buffers =
+        "greatest distance of a rank's batch-norm statistics from the mean over the ranks / norm of that mean";
+    Schema::new("spread", "row")
+        .count(&definitions::EPOCH, |row: &Spread| row.epoch)
+        .put(|row, value| row.epoch = value as usize)
+        .count(("steps_done", "1", "optimizer steps done before"), |row| row.step)
+        .put(|row, value| row.step = value as usize)
+        .float(("parameter_spread", "1", greatest), |row| row.parameters)
+        .put(|row, value| row.parameters = value)
+        .float(("buffer_spread", "1", buffers), |row| row.buffers)
+        .put(|row, value| row.buffers = value)
+}
+
+/// `/ranks`: one row per epoch and rank.
+pub fn ranks() -> Schema<RankRow> {
+    Schema::new("ranks", "row")
+        .count(&definitions::EPOCH, |row: &RankRow| row.epoch)
+        .put(|row, value| row.epoch = value as usize)
+        .count(&definitions::RANK, |row| row.rank)
+        .put(|row, value| row.rank = value as usize)
+        .float(("test_loss", "1", "mean cross-entropy of this rank's network on the whole test set"), |row| {
+            row.test_loss
+        })
+        .put(|row, value| row.test_loss = value)
+        .float(
+            ("test_accuracy", "percent", "correct predictions of this rank's network on the whole test set"),
+            |row| row.test_accuracy,
+        )
+        .put(|row, value| row.test_accuracy = value)
+        .float(
+            (
+                "parameter_distance",
+                "1",
+                "distance of this rank's parameters from the mean over the ranks / norm of that mean",
+            ),
+            |row| row.distance,
+        )
+        .put(|row, value| row.distance = value)
+}
+
 impl Divergence {
-    /// Nothing measured yet; `every` so many steps (`metrics.spread_steps`), 0: never.
+    /// Nothing measured yet; measures every `every` steps (`metrics.spread_steps`), never if 0.
     pub fn new(every: usize) -> Divergence {
         Divergence { every, spreads: Vec::new(), ranks: Vec::new() }
     }
 
-    /// Goes on with the [`tables`](Self::tables) of before.
+    /// Continues with the [`tables`](Self::tables) of before.
     pub fn resume(&mut self, tables: &[Table]) {
-        let table = |group: &str| tables.iter().find(|table| table.group == group);
-        let spread = |[epoch, step, parameters, buffers]: [f64; 4]| Spread {
-            epoch: epoch as usize,
-            step: step as usize,
-            parameters,
-            buffers,
-        };
-        if let Some(table) = table("spread") {
-            let rows = table.rows(["epoch", "steps_done", "parameter_spread", "buffer_spread"]);
-            self.spreads = rows.into_iter().map(spread).collect();
-        }
-        let rank = |[epoch, rank, test_loss, test_accuracy, distance]: [f64; 5]| RankRow {
-            epoch: epoch as usize,
-            rank: rank as usize,
-            test_loss,
-            test_accuracy,
-            distance,
-        };
-        if let Some(table) = table("ranks") {
-            let rows = table.rows(["epoch", "rank", "test_loss", "test_accuracy", "parameter_distance"]);
-            self.ranks = rows.into_iter().map(rank).collect();
-        }
+        self.spreads = spread().find(tables);
+        self.ranks = ranks().find(tables);
     }
 
-    /// Whether anything is measured at all.
+    /// Whether anything is measured.
     pub fn is_measured(&self) -> bool {
         self.every > 0
     }
 
-    /// Measures if it is time to, after so many `steps` of the training; a collective.
+    /// Measures after `steps` steps of the training where `metrics.spread_steps` divides them. A collective.
+    ///
+    /// # Errors
+    /// MPI has failed.
     pub fn after_step(&mut self, ranks: &Communicator, state: &FlatState, epoch: usize, steps: usize) -> Result<()> {
         if self.every == 0 || !steps.is_multiple_of(self.every) {
             return Ok(());
@@ -89,7 +117,10 @@ impl Divergence {
         Ok(())
     }
 
-    /// Takes in what this rank's own network reached on the whole test set; a collective.
+    /// Adds the result of this rank's own network on the whole test set. A collective.
+    ///
+    /// # Errors
+    /// MPI has failed.
     pub fn after_epoch(
         &mut self,
         ranks: &Communicator,
@@ -97,7 +128,7 @@ impl Divergence {
         epoch: usize,
         test: &StepResult,
     ) -> Result<()> {
-        let (loss, accuracy) = loss_and_accuracy(test);
+        let Score { loss, accuracy, .. } = (*test).into();
         let own = [loss, accuracy, distance(ranks, &state.parameters.read())?];
         for (rank, row) in ranks.all_gather(Kind::Metrics, &own)?.chunks(own.len()).enumerate() {
             self.ranks.push(RankRow { epoch, rank, test_loss: row[0], test_accuracy: row[1], distance: row[2] });
@@ -105,55 +136,17 @@ impl Divergence {
         Ok(())
     }
 
-    /// `/spread`, a row a measured step, and `/ranks`, a row an epoch and rank; none if nothing is measured.
+    /// `/spread` and `/ranks`; no table if nothing is measured.
     pub fn tables(&self) -> Vec<Table> {
-        if self.every == 0 {
-            return Vec::new();
+        match self.every {
+            0 => Vec::new(),
+            _ => vec![spread().table(&self.spreads), ranks().table(&self.ranks)],
         }
-        let integers = |values: Vec<usize>| Values::I64(values.into_iter().map(|value| value as i64).collect());
-        let (spreads, ranks) = (&self.spreads, &self.ranks);
-        let apart = "greatest distance of a rank's parameters from the mean over the ranks, over the mean's norm";
-        let statistics = "the same of batch norm's running statistics";
-        let spread = vec![
-            Column::new("epoch", "1", "epoch, from 0", integers(spreads.iter().map(|row| row.epoch).collect())),
-            Column::new(
-                "steps_done",
-                "1",
-                "optimiser steps before",
-                integers(spreads.iter().map(|row| row.step).collect()),
-            ),
-            Column::new(
-                "parameter_spread",
-                "1",
-                apart,
-                Values::F64(spreads.iter().map(|row| row.parameters).collect()),
-            ),
-            Column::new("buffer_spread", "1", statistics, Values::F64(spreads.iter().map(|row| row.buffers).collect())),
-        ];
-        let float = |value: fn(&RankRow) -> f64| Values::F64(ranks.iter().map(value).collect());
-        let rank = vec![
-            Column::new("epoch", "1", "epoch, from 0", integers(ranks.iter().map(|row| row.epoch).collect())),
-            Column::new("rank", "1", "MPI rank", integers(ranks.iter().map(|row| row.rank).collect())),
-            Column::new("test_loss", "1", "of this rank's network on the whole test set", float(|row| row.test_loss)),
-            Column::new(
-                "test_accuracy",
-                "percent",
-                "of this rank's network on the whole test set",
-                float(|row| row.test_accuracy),
-            ),
-            Column::new(
-                "parameter_distance",
-                "1",
-                "of its parameters from the mean over the ranks, over the mean's norm",
-                float(|row| row.distance),
-            ),
-        ];
-        vec![Table::new("spread", "row", spread), Table::new("ranks", "row", rank)]
     }
 }
 
-/// Euclidean distance of this rank's `values` from their mean over the ranks, over the mean's norm; 0 of nothing, and where
-/// the bits are equal.
+/// Euclidean distance of this rank's `values` from their mean over the ranks / norm of that mean; 0 for no values, and where all
+/// bits are equal.
 fn distance(ranks: &Communicator, values: &[f32]) -> Result<f64> {
     if values.is_empty() {
         return Ok(0.0);

@@ -1,40 +1,62 @@
-//! What the ranks' GPUs took in each epoch: `/gpu`.
+//! Utilization, memory and energy of the ranks' GPUs by epoch: `/gpu`.
 
 use crate::collective::Communicator;
 use crate::device::{GpuMonitor, Reading, Target};
 use crate::error::Result;
-use crate::metrics::Kind;
-use crate::store::{Column, Table, Values};
+use crate::metrics::{Kind, definitions};
+use crate::table::{Schema, Table};
 use crate::units::Bytes;
 
-/// This rank's monitor, and what all have shown.
+/// This rank's monitor, and the readings of all ranks.
 pub struct Gpus {
     has_gpu: bool,
     monitor: Option<GpuMonitor>,
-    rows: Vec<Row>,
+    rows: Vec<GpuRow>,
 }
 
-/// One GPU in one epoch.
-struct Row {
+/// Readings of one rank's GPU over the training of an epoch.
+#[derive(Default)]
+pub struct GpuRow {
     epoch: i64,
     rank: i64,
     reading: Reading,
 }
 
+/// `/gpu`: one row per epoch and rank with a GPU.
+pub fn gpu() -> Schema<GpuRow> {
+    let busy = "share of the training's time in which the GPU computed anything (NVML)";
+    Schema::new("gpu", "row")
+        .integer(&definitions::EPOCH, |row: &GpuRow| row.epoch)
+        .put(|row, value| row.epoch = value as i64)
+        .integer(&definitions::RANK, |row| row.rank)
+        .put(|row, value| row.rank = value as i64)
+        .float(("utilization", "percent", busy), |row| row.reading.utilization)
+        .put(|row, value| row.reading.utilization = value)
+        .integer(("memory", "B", "greatest use of the GPU's memory, by whatever process"), |row| {
+            row.reading.memory as i64
+        })
+        .put(|row, value| row.reading.memory = value as Bytes)
+        .float(("energy", "J", "energy of the whole GPU during the training"), |row| row.reading.joules)
+        .put(|row, value| row.reading.joules = value)
+}
+
 impl Gpus {
-    /// Of a training on `target`, a GPU with this UUID or none.
+    /// Starts the monitor of `target`, if it is a GPU, with the UUID `uuid`.
     pub fn new(target: Target, uuid: &[u8; 16]) -> Gpus {
         Gpus { has_gpu: target.is_gpu(), monitor: GpuMonitor::start(target, uuid), rows: Vec::new() }
     }
 
-    /// From here on it is the training that takes it.
+    /// Starts the readings of an epoch's training.
     pub fn begin_epoch(&mut self) {
         if let Some(monitor) = &mut self.monitor {
             monitor.read();
         }
     }
 
-    /// The training of an epoch is over. A collective where ranks have GPUs.
+    /// Ends the readings of an epoch's training. A collective where ranks have GPUs.
+    ///
+    /// # Errors
+    /// MPI has failed.
     pub fn end_epoch(&mut self, ranks: &Communicator, epoch: usize) -> Result<()> {
         if !self.has_gpu {
             return Ok(());
@@ -47,35 +69,19 @@ impl Gpus {
                 && utilization > NONE
             {
                 let reading = Reading { utilization, memory: memory as Bytes, joules };
-                self.rows.push(Row { epoch: epoch as i64, rank: rank as i64, reading });
+                self.rows.push(GpuRow { epoch: epoch as i64, rank: rank as i64, reading });
             }
         }
         Ok(())
     }
 
-    /// Goes on with the tables of before.
+    /// Continues with the tables of before.
     pub fn resume(&mut self, tables: &[Table]) {
-        let Some(table) = tables.iter().find(|table| table.group == "gpu") else { return };
-        let row = |[epoch, rank, utilization, memory, joules]: [f64; 5]| {
-            let reading = Reading { utilization, memory: memory as Bytes, joules };
-            Row { epoch: epoch as i64, rank: rank as i64, reading }
-        };
-        self.rows = table.rows(["epoch", "rank", "utilization", "memory", "energy"]).into_iter().map(row).collect();
+        self.rows = gpu().find(tables);
     }
 
-    /// `/gpu`, a row an epoch and rank; `None` without any.
+    /// `/gpu`; `None` without any row.
     pub fn table(&self) -> Option<Table> {
-        let rows = &self.rows;
-        let integers = |value: fn(&Row) -> i64| Values::I64(rows.iter().map(value).collect());
-        let floats = |value: fn(&Row) -> f64| Values::F64(rows.iter().map(value).collect());
-        let busy = "share of the training's time in which the GPU computed anything (NVML)";
-        let columns = vec![
-            Column::new("epoch", "1", "epoch, from 0", integers(|row| row.epoch)),
-            Column::new("rank", "1", "MPI rank", integers(|row| row.rank)),
-            Column::new("utilization", "percent", busy, floats(|row| row.reading.utilization)),
-            Column::new("memory", "B", "the most that was taken of the GPU", integers(|row| row.reading.memory as i64)),
-            Column::new("energy", "J", "of the whole GPU while it trained", floats(|row| row.reading.joules)),
-        ];
-        (!rows.is_empty()).then(|| Table::new("gpu", "row", columns))
+        (!self.rows.is_empty()).then(|| gpu().table(&self.rows))
     }
 }

@@ -23,10 +23,11 @@ use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::output;
 use crate::quantize::command;
-use crate::store::{Attribute, CheckpointFolder, Owner, RunFile};
+use crate::store::{CheckpointFolder, Owner, RunFile};
+use crate::table::{Attribute, Table};
 pub use checkpoints::Checkpoints;
 pub use global_batch::GlobalBatch;
-pub use record::{EpochRow, Record, loss_and_accuracy};
+pub use record::{EpochRow, Record, Score};
 use start::{Beginning, Start};
 pub use training::{Progress, Training, loader_options, timed_step};
 pub use weights::load;
@@ -95,7 +96,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
     }
     if let Some(outputs) = &outputs {
         let (path, seconds) = (outputs.run_file.path(), started.elapsed().as_secs_f64());
-        console::print_closing(config, &training.tables(), path, seconds);
+        console::print_closing(config, job.world_size, &training.tables(), path, seconds);
     }
     drop(checkpoints); // from here on a signal ends the job: all is written, and to quantize can be repeated
     if config.quantize.enabled {
@@ -103,7 +104,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         weights::share(&job.communicator, &mut checkpoint)?;
         let quantized = command::quantize_state(config, job, &checkpoint.tensors, &datasets)?;
         let written = outputs.as_mut().map(|outputs| {
-            command::print(&quantized, config, job.target);
+            command::print(&quantized, config);
             command::write(&quantized, job, outputs.quantized.as_mut().expect("made at the start"))?;
             let mut tables = training.tables();
             tables.extend(quantized.tables.iter().cloned());
@@ -113,6 +114,19 @@ pub fn run(config: &Config, job: &Job, args: &cli::Train) -> Result<()> {
         job.agree(written.unwrap_or(Ok(())))?;
     }
     Ok(())
+}
+
+/// The tables of a training without rows, in the order of the run file, for their documentation.
+pub fn empty_tables() -> Vec<Table> {
+    vec![
+        record::steps().table(&[]),
+        record::epochs().table(&[]),
+        record::comm().table(&[]),
+        sampling::sampling().table(&[]),
+        divergence::spread().table(&[]),
+        divergence::ranks().table(&[]),
+        gpus::gpu().table(&[]),
+    ]
 }
 
 /// The files of a training, on rank 0: all are known to be writable before the first step.
@@ -148,7 +162,7 @@ impl Outputs {
             resume.as_ref().map(|resume| ("resumed_at_steps".to_owned(), Attribute::Ints(resume.resumed_at()))),
         );
         let mut run_file =
-            RunFile::create_owned(owner, replace, identity, config, environment, vec![environment::ranks(job)])?;
+            RunFile::create_owned(owner, replace, identity, config, environment, vec![environment::table(job)])?;
         run_file.set_warnings(job.warnings()); // checkpoints have them, too
         let from = resume.as_ref().map(|resume| resume.path.as_path());
         let folder = CheckpointFolder::new(&run_file, config.checkpoint.keep, from, force)?;

@@ -1,66 +1,178 @@
-//! What a run leaves behind: rows of steps and epochs, the ledger, the checkpoint, in the form of the run file.
+//! The record of a training: rows of steps and epochs, and the ledger, as tables of the run file and back.
 
 use crate::collective::Communicator;
 use crate::config::{Config, Timing};
 use crate::error::Result;
 use crate::metrics::{
-    Conditions, Definition, Entry, Kind, Ledger, Part, RankStep, StepTimes, algbw, all_reduce_busbw, definitions,
-    world_sizes,
+    Conditions, Entry, Kind, Ledger, Part, RankStep, StepTimes, algbw, all_reduce_busbw, definitions, world_sizes,
 };
 use crate::parallel::StepResult;
-use crate::store::{Column, Table, Values};
+use crate::table::{Schema, Table};
 use crate::units::{Second, gigabytes_per_second};
 
+/// Mean loss and accuracy over some samples.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Score {
+    /// Mean loss.
+    pub loss: f64,
+    /// Share of correct predictions, in percent.
+    pub accuracy: f64,
+    /// Number of samples.
+    pub samples: usize,
+}
+
+impl From<StepResult> for Score {
+    fn from(StepResult { loss_sum, correct, samples }: StepResult) -> Score {
+        let count = samples.max(1) as f64;
+        Score { loss: loss_sum / count, accuracy: 100.0 * correct as f64 / count, samples }
+    }
+}
+
 /// One epoch over all ranks.
+#[derive(Debug, Clone, Default)]
 pub struct EpochRow {
-    /// From 0.
+    /// Number of the epoch, from 0.
     pub epoch: usize,
-    /// Ranks at its end.
+    /// Number of ranks at the epoch's end.
     pub world_size: usize,
-    /// Training samples as they went by, with the parameters of their step.
-    pub train: StepResult,
-    /// The test set with the parameters of the epoch's end.
-    pub test: StepResult,
-    /// Training, without the test.
-    pub seconds: f64,
-    /// The test.
-    pub test_seconds: f64,
-    /// Training images over all ranks per second of `seconds`; NaN where these are of several numbers of ranks.
+    /// Training samples as they went by, each with the parameters of its step.
+    pub train: Score,
+    /// Test set with the parameters of the epoch's end.
+    pub test: Score,
+    /// Wall time of the training, without the test.
+    pub seconds: Second,
+    /// Wall time of the test.
+    pub test_seconds: Second,
+    /// Training images of all ranks per second of `seconds`; NaN for an epoch that several numbers of ranks trained.
     pub images_per_second: f64,
     /// Learning rate of the epoch's last step.
     pub lr: f64,
-    /// Of the parameters, equal on all ranks.
+    /// Checksum of the parameters, equal on all ranks.
     pub checksum: u64,
 }
 
-/// Mean loss and share of hits in per cent.
-pub fn loss_and_accuracy(result: &StepResult) -> (f64, f64) {
-    let samples = result.samples.max(1) as f64;
-    (result.loss_sum / samples, 100.0 * result.correct as f64 / samples)
-}
-
-/// Everything measured so far. Steps, and what was measured before a resumption, are on rank 0 only.
-pub struct Record {
-    /// How this process measures.
-    conditions: Conditions,
-    epochs: Vec<EpochRow>,
-    steps: Vec<StepRow>, // by step, then by rank
-    warmup_steps: usize,
-    /// Steps before this one are warm-up: caches are cold whenever a job starts or goes on.
-    warm_from: usize,
-    /// What was sent before a resumption, by how it was measured, the earliest first.
-    sent_before: Vec<(Conditions, Ledger)>,
+/// `/epochs`: one row per epoch.
+pub fn epochs() -> Schema<EpochRow> {
+    Schema::new("epochs", "epoch")
+        .count(&definitions::EPOCH, |row: &EpochRow| row.epoch)
+        .put(|row, value| row.epoch = value as usize)
+        .count(("world_size", "1", "ranks at the epoch's end"), |row| row.world_size)
+        .put(|row, value| row.world_size = value as usize)
+        .float(&definitions::TRAIN_LOSS, |row| row.train.loss)
+        .put(|row, value| row.train.loss = value)
+        .float(&definitions::TRAIN_ACCURACY, |row| row.train.accuracy)
+        .put(|row, value| row.train.accuracy = value)
+        .float(&definitions::TEST_LOSS, |row| row.test.loss)
+        .put(|row, value| row.test.loss = value)
+        .float(&definitions::TEST_ACCURACY, |row| row.test.accuracy)
+        .put(|row, value| row.test.accuracy = value)
+        .count(("train_samples", "1", "training samples over all ranks"), |row| row.train.samples)
+        .put(|row, value| row.train.samples = value as usize)
+        .count(("test_samples", "1", "test samples over all ranks"), |row| row.test.samples)
+        .put(|row, value| row.test.samples = value as usize)
+        .float(&definitions::TRAIN_SECONDS, |row| row.seconds)
+        .put(|row, value| row.seconds = value)
+        .float(&definitions::TEST_SECONDS, |row| row.test_seconds)
+        .put(|row, value| row.test_seconds = value)
+        .float(&definitions::IMAGES_PER_SECOND, |row| row.images_per_second)
+        .put(|row, value| row.images_per_second = value)
+        .float(&definitions::EPOCH_LR, |row| row.lr)
+        .put(|row, value| row.lr = value)
+        .text(("parameter_checksum", "1", "blake3 (64 bits) of the parameters, equal on all ranks"), |row| {
+            format!("{:016x}", row.checksum)
+        })
+        .put_text(|row, text| row.checksum = u64::from_str_radix(text, 16).unwrap_or_default())
 }
 
 /// One step of one rank.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct StepRow {
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StepRow {
     epoch: i64,
     of_rank: RankStep,
 }
 
+/// `/steps`: one row per step and rank.
+pub fn steps() -> Schema<StepRow> {
+    let schema = Schema::new("steps", "row")
+        .integer(("global_step", "1", "optimizer step, from 0"), |row: &StepRow| row.of_rank.step)
+        .put(|row, value| row.of_rank.step = value as i64)
+        .integer(&definitions::EPOCH, |row| row.epoch)
+        .put(|row, value| row.epoch = value as i64)
+        .integer(&definitions::RANK, |row| row.of_rank.rank)
+        .put(|row, value| row.of_rank.rank = value as i64)
+        .count(&definitions::WORLD_SIZE, |row| row.of_rank.conditions.world_size)
+        .put(|row, value| row.of_rank.conditions.world_size = value as usize)
+        .integer(&definitions::PROFILE, |row| i64::from(row.of_rank.conditions.is_profile))
+        .put(|row, value| row.of_rank.conditions.is_profile = value != 0.0)
+        .integer(&definitions::WARMUP, |row| i64::from(row.of_rank.is_warmup))
+        .put(|row, value| row.of_rank.is_warmup = value != 0.0);
+    Part::ALL.into_iter().fold(schema, |schema, part| {
+        schema
+            .single(part.definition(), move |row| row.of_rank.times.get(part))
+            .put(move |row, value| row.of_rank.times.set(part, value))
+    })
+}
+
+/// The messages of one kind, among those that were measured under the same conditions.
+pub struct CommRow {
+    kind: Kind,
+    conditions: Conditions,
+    steps: usize,
+    entry: Entry,
+}
+
+impl Default for CommRow {
+    fn default() -> CommRow {
+        CommRow { kind: Kind::Control, conditions: Conditions::default(), steps: 0, entry: Entry::default() }
+    }
+}
+
+impl CommRow {
+    /// `value`, in bytes per second, as GB/s; NaN for a kind that is not all-reduced alone.
+    fn bandwidth(&self, value: f64) -> f64 {
+        if self.kind == Kind::Gradients { gigabytes_per_second(value) } else { f64::NAN }
+    }
+}
+
+/// `/comm`: one row per kind of message, for each number of ranks and timing of the run.
+pub fn comm() -> Schema<CommRow> {
+    Schema::new("comm", "kind")
+        .text(("kind", "1", "purpose of the messages"), |row: &CommRow| row.kind.as_str())
+        .put_text(|row, text| row.kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == text).unwrap_or(row.kind))
+        .count(&definitions::WORLD_SIZE, |row| row.conditions.world_size)
+        .put(|row, value| row.conditions.world_size = value as usize)
+        .integer(&definitions::PROFILE, |row| i64::from(row.conditions.is_profile))
+        .put(|row, value| row.conditions.is_profile = value != 0.0)
+        .count(&definitions::LEDGER_STEPS, |row| row.steps)
+        .integer(&definitions::MESSAGES, |row| row.entry.messages as i64)
+        .put(|row, value| row.entry.messages = value as u64)
+        .integer(&definitions::BYTES, |row| row.entry.bytes as i64)
+        .put(|row, value| row.entry.bytes = value as u64)
+        .integer(&definitions::SENT_BYTES, |row| row.entry.sent as i64)
+        .put(|row, value| row.entry.sent = value as u64)
+        .float(&definitions::SECONDS, |row| row.entry.seconds)
+        .put(|row, value| row.entry.seconds = value)
+        .float(&definitions::ALGBW, |row| row.bandwidth(algbw(row.entry.bytes, row.entry.seconds)))
+        .float(&definitions::BUSBW, |row| {
+            row.bandwidth(all_reduce_busbw(row.entry.bytes, row.entry.seconds, row.conditions.world_size))
+        })
+}
+
+/// Measurements of a training so far. Steps, and measurements from before a resumption, are on rank 0 only.
+pub struct Record {
+    /// Number of ranks and timing of this process.
+    conditions: Conditions,
+    epochs: Vec<EpochRow>,
+    steps: Vec<StepRow>, // by step, then by rank
+    warmup_steps: usize,
+    /// First step that is no warm-up: caches are cold whenever a job starts or resumes.
+    warm_from: usize,
+    /// Messages sent before a resumption, by how they were measured, the earliest first.
+    sent_before: Vec<(Conditions, Ledger)>,
+}
+
 impl Record {
-    /// A record of a run that has not begun.
+    /// An empty record.
     pub fn new(config: &Config, world_size: usize) -> Record {
         let warmup_steps = config.metrics.warmup_steps;
         Record {
@@ -73,17 +185,33 @@ impl Record {
         }
     }
 
-    /// Goes on at `step` with the [`tables`](Self::tables) of before; none of them where they are not known.
+    /// Continues at `step` with the [`tables`](Self::tables) of before, which are empty where they are not known.
     pub fn resume(&mut self, step: usize, tables: &[Table]) {
         self.warm_from = step + self.warmup_steps;
-        let table = |group: &str| tables.iter().find(|table| table.group == group);
-        self.steps = table("steps").map(step_rows).unwrap_or_default();
-        self.epochs = table("epochs").map(epoch_rows).unwrap_or_default();
+        self.epochs = epochs().find(tables);
+        self.steps = steps().find(tables);
+        // Files of hpml 0.1 do not say on how many ranks a step ran: on as many as it has rows.
+        let counted = world_sizes(&self.steps.iter().map(|row| row.of_rank.step).collect::<Vec<_>>());
+        for (row, counted) in self.steps.iter_mut().zip(counted) {
+            let ranks = &mut row.of_rank.conditions.world_size;
+            *ranks = if *ranks == 0 { counted } else { *ranks };
+        }
         let last = self.steps.last().map_or(self.conditions, |row| row.of_rank.conditions);
-        self.sent_before = table("comm").map(|table| ledgers(table, last)).unwrap_or_default();
+        self.sent_before = Vec::new();
+        for CommRow { kind, conditions, entry, .. } in comm().find(tables) {
+            let conditions = if conditions.world_size == 0 { last } else { conditions };
+            let ledger = Ledger::of(|own| if own == kind { entry } else { Entry::default() });
+            match self.sent_before.iter_mut().find(|(known, _)| *known == conditions) {
+                Some((_, before)) => *before = before.plus(&ledger),
+                None => self.sent_before.push((conditions, ledger)),
+            }
+        }
     }
 
-    /// Gathers the times of the steps from `first` on from all ranks; a collective.
+    /// Gathers the times of the steps from `first` on from all ranks. A collective.
+    ///
+    /// # Errors
+    /// MPI has failed.
     pub fn add_steps(
         &mut self,
         communicator: &Communicator,
@@ -110,7 +238,7 @@ impl Record {
         Ok(())
     }
 
-    /// Takes an epoch in, after its steps.
+    /// Adds an epoch, after its steps.
     pub fn add_epoch(&mut self, mut row: EpochRow) {
         let epoch = row.epoch as i64;
         let of_epoch = self.steps.iter().rev().take_while(|step| step.epoch == epoch);
@@ -120,7 +248,7 @@ impl Record {
         self.epochs.push(row);
     }
 
-    /// Takes the last epoch out.
+    /// Removes and returns the last epoch.
     pub fn take_last(&mut self) -> Option<EpochRow> {
         self.epochs.pop()
     }
@@ -139,58 +267,16 @@ impl Record {
 
     /// The tables of the run file; `ledger` is this process's.
     pub fn tables(&self, ledger: &Ledger) -> Vec<Table> {
-        vec![self.step_table(), self.epoch_table(), self.comm(ledger)]
-    }
-
-    fn step_table(&self) -> Table {
-        let integers =
-            |value: &dyn Fn(&RankStep) -> i64| Values::I64(self.steps.iter().map(|row| value(&row.of_rank)).collect());
-        let epochs = Values::I64(self.steps.iter().map(|row| row.epoch).collect());
-        let mut columns = vec![
-            column("global_step", "1", "optimiser step, from 0", integers(&|row| row.step)),
-            column("epoch", "1", "epoch, from 0", epochs),
-            column("rank", "1", "MPI rank", integers(&|row| row.rank)),
-            Column::of(&definitions::WORLD_SIZE, integers(&|row| row.conditions.world_size as i64)),
-            Column::of(&definitions::PROFILE, integers(&|row| i64::from(row.conditions.is_profile))),
-            Column::of(&definitions::WARMUP, integers(&|row| i64::from(row.is_warmup))),
-        ];
-        for part in Part::ALL {
-            let values = Values::F32(self.steps.iter().map(|row| row.of_rank.times.get(part)).collect());
-            columns.push(Column::of(part.definition(), values));
-        }
-        Table::new("steps", "row", columns)
-    }
-
-    fn epoch_table(&self) -> Table {
-        let integers = |value: &dyn Fn(&EpochRow) -> i64| Values::I64(self.epochs.iter().map(value).collect());
-        let texts = |value: &dyn Fn(&EpochRow) -> String| Values::Text(self.epochs.iter().map(value).collect());
-        let float = |definition: &Definition, value: &dyn Fn(&EpochRow) -> f64| {
-            Column::of(definition, Values::F64(self.epochs.iter().map(value).collect()))
+        let ledgers = self.ledgers(ledger);
+        let of_ledger = |(conditions, ledger): &(Conditions, Ledger)| {
+            let (conditions, steps) = (*conditions, self.steps_under(*conditions));
+            Kind::ALL.map(|kind| CommRow { kind, conditions, steps, entry: ledger.entry(kind) })
         };
-        let columns = vec![
-            column("epoch", "1", "epoch, from 0", integers(&|row| row.epoch as i64)),
-            column("world_size", "1", "ranks at the epoch's end", integers(&|row| row.world_size as i64)),
-            float(&definitions::TRAIN_LOSS, &|row| loss_and_accuracy(&row.train).0),
-            float(&definitions::TRAIN_ACCURACY, &|row| loss_and_accuracy(&row.train).1),
-            float(&definitions::TEST_LOSS, &|row| loss_and_accuracy(&row.test).0),
-            float(&definitions::TEST_ACCURACY, &|row| loss_and_accuracy(&row.test).1),
-            column("train_samples", "1", "training samples over all ranks", integers(&|row| row.train.samples as i64)),
-            column("test_samples", "1", "test samples over all ranks", integers(&|row| row.test.samples as i64)),
-            float(&definitions::TRAIN_SECONDS, &|row| row.seconds),
-            float(&definitions::TEST_SECONDS, &|row| row.test_seconds),
-            float(&definitions::IMAGES_PER_SECOND, &|row| row.images_per_second),
-            float(&definitions::EPOCH_LR, &|row| row.lr),
-            column(
-                "parameter_checksum",
-                "1",
-                "blake3 (64 bits) of the parameters, equal on all ranks",
-                texts(&|row| format!("{:016x}", row.checksum)),
-            ),
-        ];
-        Table::new("epochs", "epoch", columns)
+        let messages: Vec<CommRow> = ledgers.iter().flat_map(of_ledger).collect();
+        vec![steps().table(&self.steps), epochs().table(&self.epochs), comm().table(&messages)]
     }
 
-    /// The ledger of each number of ranks and timing that there was, `now` being this process's.
+    /// The ledger of each number of ranks and timing of the run, `now` being this process's.
     fn ledgers(&self, now: &Ledger) -> Vec<(Conditions, Ledger)> {
         let mut ledgers = self.sent_before.clone();
         match ledgers.iter_mut().find(|(conditions, _)| *conditions == self.conditions) {
@@ -204,130 +290,6 @@ impl Record {
         let own = self.steps.iter().filter(|row| row.of_rank.conditions == conditions && row.of_rank.rank == 0);
         own.count()
     }
-
-    /// `/comm`: a row a kind, for each number of ranks and timing that there was.
-    fn comm(&self, ledger: &Ledger) -> Table {
-        let ledgers = self.ledgers(ledger);
-        let rows: Vec<(Conditions, Kind, Entry)> = ledgers
-            .iter()
-            .flat_map(|(conditions, ledger)| Kind::ALL.map(|kind| (*conditions, kind, ledger.entry(kind))))
-            .collect();
-        let integers = |definition: &Definition, value: &dyn Fn(Conditions, &Entry) -> i64| {
-            let values = rows.iter().map(|(conditions, _, entry)| value(*conditions, entry));
-            Column::of(definition, Values::I64(values.collect()))
-        };
-        let bandwidth = |definition: &Definition, value: &dyn Fn(Conditions, &Entry) -> f64| {
-            let value = |(conditions, kind, entry): &(Conditions, Kind, Entry)| match kind {
-                Kind::Gradients => gigabytes_per_second(value(*conditions, entry)),
-                _ => f64::NAN, // not all of them all-reduces
-            };
-            Column::of(definition, Values::F64(rows.iter().map(value).collect()))
-        };
-        let kinds = Values::Text(rows.iter().map(|(_, kind, _)| kind.as_str().to_owned()).collect());
-        let columns = vec![
-            column("kind", "1", "what the messages are for", kinds),
-            integers(&definitions::WORLD_SIZE, &|conditions, _| conditions.world_size as i64),
-            integers(&definitions::PROFILE, &|conditions, _| i64::from(conditions.is_profile)),
-            integers(&definitions::LEDGER_STEPS, &|conditions, _| self.steps_under(conditions) as i64),
-            integers(&definitions::MESSAGES, &|_, entry| entry.messages as i64),
-            integers(&definitions::BYTES, &|_, entry| entry.bytes as i64),
-            integers(&definitions::SENT_BYTES, &|_, entry| entry.sent as i64),
-            Column::of(&definitions::SECONDS, Values::F64(rows.iter().map(|(_, _, entry)| entry.seconds).collect())),
-            bandwidth(&definitions::ALGBW, &|_, entry| algbw(entry.bytes, entry.seconds)),
-            bandwidth(&definitions::BUSBW, &|conditions, entry| {
-                all_reduce_busbw(entry.bytes, entry.seconds, conditions.world_size)
-            }),
-        ];
-        Table::new("comm", "kind", columns)
-    }
-}
-
-/// The rows of `/steps`, as [`Record::tables`] wrote them. Those of older files do not say how many ranks there were.
-fn step_rows(table: &Table) -> Vec<StepRow> {
-    let integers = |name: &str| table.numbers(name).into_iter().map(|value| value as i64).collect::<Vec<i64>>();
-    let [step, epoch, rank, warmup] = ["global_step", "epoch", "rank", "warmup"].map(integers);
-    let (ranks, profile) = (integers(definitions::WORLD_SIZE.name), integers(definitions::PROFILE.name));
-    let parts = Part::ALL.map(|part| table.numbers(part.as_str()));
-    let counted = world_sizes(&step);
-    let at = |values: &[i64], row: usize| values.get(row).copied().unwrap_or_default();
-    let times = |row: usize| parts.each_ref().map(|part| part.get(row).copied().unwrap_or_default() as f32);
-    (0..step.len())
-        .map(|row| StepRow {
-            epoch: at(&epoch, row),
-            of_rank: RankStep {
-                step: step[row],
-                conditions: Conditions {
-                    world_size: ranks.get(row).map_or(counted[row], |ranks| *ranks as usize),
-                    is_profile: at(&profile, row) != 0,
-                },
-                rank: at(&rank, row),
-                is_warmup: at(&warmup, row) != 0,
-                times: StepTimes::from_slice(&times(row)),
-            },
-        })
-        .collect()
-}
-
-/// The rows of `/epochs`; sums are made of means and counts again, which may cost a last digit.
-fn epoch_rows(table: &Table) -> Vec<EpochRow> {
-    let checksums = match table.column("parameter_checksum").map(|column| &column.values) {
-        Some(Values::Text(texts)) => texts.clone(),
-        _ => Vec::new(),
-    };
-    let at = |name: &str, row: usize| table.numbers(name).get(row).copied().unwrap_or_default();
-    let result = |which: &str, row: usize| {
-        let samples = at(&format!("{which}_samples"), row);
-        StepResult {
-            loss_sum: at(&format!("{which}_loss"), row) * samples,
-            correct: (at(&format!("{which}_accuracy"), row) * samples / 100.0).round() as usize,
-            samples: samples as usize,
-        }
-    };
-    (0..table.numbers("epoch").len())
-        .map(|row| EpochRow {
-            epoch: at("epoch", row) as usize,
-            world_size: at("world_size", row) as usize,
-            train: result("train", row),
-            test: result("test", row),
-            seconds: at("seconds", row),
-            test_seconds: at("test_seconds", row),
-            images_per_second: at("images_per_second", row),
-            lr: at("lr", row),
-            checksum: checksums.get(row).and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or_default(),
-        })
-        .collect()
-}
-
-/// What `/comm` counted, by how it was measured: of a file that does not say, as the `last` step before.
-fn ledgers(table: &Table, last: Conditions) -> Vec<(Conditions, Ledger)> {
-    let numbers = |name: &str| table.numbers(name);
-    let [messages, bytes, sent, seconds] = ["messages", "bytes", "sent_bytes", "seconds"].map(numbers);
-    let (ranks, profile) = (numbers(definitions::WORLD_SIZE.name), numbers(definitions::PROFILE.name));
-    let at = |values: &[f64], row: usize| values.get(row).copied().unwrap_or_default();
-    // A row a kind, in their order.
-    let blocks = messages.len().div_ceil(Kind::ALL.len());
-    let block = |block: usize| {
-        let first = block * Kind::ALL.len();
-        let conditions = match (ranks.get(first), profile.get(first)) {
-            (Some(ranks), Some(profile)) => Conditions { world_size: *ranks as usize, is_profile: *profile != 0.0 },
-            _ => last,
-        };
-        let entry = |kind: Kind| {
-            let row = first + kind as usize;
-            Entry {
-                messages: at(&messages, row) as u64,
-                bytes: at(&bytes, row) as u64,
-                sent: at(&sent, row) as u64,
-                seconds: at(&seconds, row),
-            }
-        };
-        (conditions, Ledger::of(entry))
-    };
-    (0..blocks).map(block).collect()
-}
-
-fn column(name: &'static str, units: &'static str, long_name: &'static str, values: Values) -> Column {
-    Column::new(name, units, long_name, values)
 }
 
 #[cfg(test)]
@@ -352,7 +314,7 @@ mod tests {
     }
 
     fn epoch(epoch: usize, world_size: usize) -> EpochRow {
-        let result = StepResult { loss_sum: 2.0, correct: 1, samples: 4 };
+        let result = Score { loss: 0.5, accuracy: 25.0, samples: 4 };
         let (seconds, test_seconds, images_per_second) = (2.0, 1.0, 2.0);
         EpochRow {
             epoch,

@@ -1,14 +1,14 @@
-//! Which samples the ranks draw, and how well that mixes the data: counted from the sampler's own indices, epoch by epoch.
+//! Samples that the ranks draw in each epoch, and how well the data set is mixed, counted from the sampler's own indices.
 
 use crate::config::{Config, Shares};
 use crate::data::{BatchPlan, Sampler};
 use crate::metrics::definitions;
-use crate::store::{Column, Table, Values};
+use crate::table::{Schema, Table};
 
-/// Between the seeds of two ranks that do not share one: more than there are epochs, since a sampler adds those up.
+/// Distance of the seeds of two ranks that do not share one: more than there are epochs, since a sampler adds the epoch.
 pub const SEED_STRIDE: u64 = 1_000_000;
 
-/// The sampler of one rank, as `data.shares` has it.
+/// The sampler of one rank by `data.shares`.
 pub fn sampler(config: &Config, samples: usize, world_size: usize, rank: usize) -> Sampler {
     let (share, seed) = match config.data.shares {
         Shares::Disjoint => (rank, config.run.seed),
@@ -18,16 +18,16 @@ pub fn sampler(config: &Config, samples: usize, world_size: usize, rank: usize) 
     Sampler::new(samples, world_size, share, config.data.shuffle, config.data.drop_last, seed)
 }
 
-/// What was drawn in the epochs so far.
+/// Samples drawn in the epochs so far.
 pub struct Sampling {
     batches_of: Vec<Vec<u32>>, // [samples], the batches of the last epoch that each was in
     seen: Vec<bool>,           // [samples]
     epochs: Vec<SamplingRow>,
 }
 
-/// One epoch over all ranks.
+/// Samples drawn in one epoch over all ranks, as shares between 0 and 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct SamplingRow {
+pub struct SamplingRow {
     epoch: usize,
     drawn: usize,
     seen: f64,
@@ -37,19 +37,19 @@ struct SamplingRow {
 }
 
 impl Sampling {
-    /// Of a data set of so many samples, before the first epoch.
+    /// The state before the first epoch of a data set of `samples` samples.
     pub fn new(samples: usize) -> Sampling {
         Sampling { batches_of: vec![Vec::new(); samples], seen: vec![false; samples], epochs: Vec::new() }
     }
 
-    /// Draws an epoch again as every rank did, so many steps of it.
+    /// Draws the first `steps` steps of an epoch again as every rank did.
     pub fn draw(&mut self, config: &Config, world_size: usize, epoch: usize, steps: usize) {
         let sampler_of = |rank| {
             let mut sampler = sampler(config, self.seen.len(), world_size, rank);
             sampler.set_epoch(if config.data.set_epoch { epoch as u64 } else { 0 });
             sampler
         };
-        // Drawn once where it is everybody's: the other ranks wait meanwhile.
+        // Drawn once where all ranks share the order: the other ranks wait meanwhile.
         let shared = (config.data.shares != Shares::OwnOrder).then(|| sampler_of(0).order());
         let of_rank = |rank| {
             let sampler = sampler_of(rank);
@@ -72,7 +72,7 @@ impl Sampling {
         self.add(epoch, batches);
     }
 
-    /// Takes in an epoch whose steps had these samples, over all ranks.
+    /// Adds an epoch whose steps had these samples over all ranks.
     fn add(&mut self, epoch: usize, mut batches: Vec<Vec<u32>>) {
         let drawn: usize = batches.iter().map(Vec::len).sum();
         let (mut pairs, mut met) = (0.0, 0.0);
@@ -101,7 +101,7 @@ impl Sampling {
         });
     }
 
-    /// How many pairs of a batch's samples were in one batch in the last epoch.
+    /// Number of pairs of a batch's samples that were in one batch in the last epoch.
     fn pairs_that_met(&self, batch: &[u32]) -> f64 {
         let batches_of = |sample: &u32| &self.batches_of[*sample as usize];
         let mut numbers: Vec<u32> = batch.iter().flat_map(batches_of).copied().collect();
@@ -117,29 +117,25 @@ impl Sampling {
         met
     }
 
-    /// `/sampling`: a row an epoch.
+    /// `/sampling` of the epochs so far.
     pub fn table(&self) -> Table {
-        let integers = |value: &dyn Fn(&SamplingRow) -> usize| {
-            Values::I64(self.epochs.iter().map(|row| value(row) as i64).collect())
-        };
-        let percent = |value: &dyn Fn(&SamplingRow) -> f64| {
-            Values::F64(self.epochs.iter().map(|row| 100.0 * value(row)).collect())
-        };
-        let columns = vec![
-            Column::new("epoch", "1", "epoch, from 0", integers(&|row| row.epoch)),
-            Column::new("drawn", "1", "samples drawn over all ranks", integers(&|row| row.drawn)),
-            Column::new("seen", "percent", "of the data set, drawn in this epoch", percent(&|row| row.seen)),
-            Column::new("seen_so_far", "percent", "the same of all epochs so far", percent(&|row| row.seen_so_far)),
-            Column::new(
-                "repeated",
-                "percent",
-                "of the draws, of a sample drawn before in the epoch",
-                percent(&|row| row.repeated),
-            ),
-            Column::of(&definitions::MET_BEFORE, percent(&|row| row.met_before)),
-        ];
-        Table::new("sampling", "row", columns)
+        sampling().table(&self.epochs)
     }
+}
+
+/// `/sampling`: one row per epoch.
+pub fn sampling() -> Schema<SamplingRow> {
+    Schema::new("sampling", "row")
+        .count(&definitions::EPOCH, |row: &SamplingRow| row.epoch)
+        .count(("drawn", "1", "samples drawn over all ranks"), |row| row.drawn)
+        .float(("seen", "percent", "share of the data set drawn in this epoch"), |row| 100.0 * row.seen)
+        .float(("seen_so_far", "percent", "share of the data set drawn in any epoch so far"), |row| {
+            100.0 * row.seen_so_far
+        })
+        .float(("repeated", "percent", "share of the draws whose sample was drawn before in the epoch"), |row| {
+            100.0 * row.repeated
+        })
+        .float(&definitions::MET_BEFORE, |row| 100.0 * row.met_before)
 }
 
 fn pairs_of(samples: usize) -> f64 {

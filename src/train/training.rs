@@ -200,8 +200,8 @@ impl<'a> Training<'a> {
         self.record.add_epoch(EpochRow {
             epoch,
             world_size: job.world_size,
-            train,
-            test,
+            train: train.into(),
+            test: test.into(),
             seconds,
             test_seconds: test_started.elapsed().as_secs_f64(),
             images_per_second: train.samples as f64 / seconds,

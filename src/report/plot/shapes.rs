@@ -208,7 +208,7 @@ impl Drawing {
                     let ((x, y), drop) = (text.at, manner.drop * text.size);
                     let (x, y) = if text.upward { (x + drop, y) } else { (x, y + drop) };
                     let style = TextStyle { pos: Pos::new(h_pos, VPos::Center), ..font.color(&paint(text.color)) };
-                    backend.draw_text(&crate::report::sheet::printable(&text.text), &style, at((x, y)))
+                    backend.draw_text(&crate::table::printable(&text.text), &style, at((x, y)))
                 }
             };
             drawn.map_err(|error| error.to_string())?;

@@ -1,6 +1,6 @@
 //! One table as CSV (RFC 4180): the file's names, all digits, no units.
 
-use crate::report::sheet::{Cell, Sheet};
+use crate::table::{Cell, Sheet};
 
 /// The table. NaN stays `NaN`, as pandas and R read it; what a file does not have is empty.
 pub fn csv(sheet: &Sheet) -> String {
@@ -16,7 +16,7 @@ pub fn csv(sheet: &Sheet) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sheet::Heading;
+    use crate::table::Heading;
 
     #[test]
     fn every_digit_is_there_and_odd_texts_are_quoted() {

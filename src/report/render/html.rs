@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use crate::metrics::definitions::EXPLAINED;
 use crate::report::plot;
-use crate::report::sheet::{Section, Sheet, printable};
+use crate::report::section::Section;
+use crate::table::{Sheet, printable};
 
 const STYLE: &str = "
 body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; color: #222; background: #fff;
@@ -159,7 +160,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sheet::Heading;
+    use crate::table::Heading;
 
     #[test]
     fn names_are_text_and_never_markup() {

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::report::sheet::{Section, Sheet, printable};
+use crate::report::section::Section;
+use crate::table::{Sheet, printable};
 
 /// All tables under their sections' headings.
 pub fn markdown(sections: &[Section]) -> String {
@@ -53,7 +54,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sheet::{Cell, Heading};
+    use crate::table::{Cell, Heading};
 
     #[test]
     fn no_text_breaks_the_table() {

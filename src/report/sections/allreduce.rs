@@ -1,38 +1,46 @@
 //! `/allreduce`: bandwidth by size.
 
+use std::collections::BTreeSet;
+
+use super::cases::ranks_label;
 use crate::error::Result;
 use crate::metrics::definitions::{BUSBW, REDUCE_TIME};
 use crate::report::figure::{Axis, Figure, Lines, Panel, Scale, Series, Style};
-use crate::report::sheet::{Cell, Heading, Section};
-use crate::report::source::{Frame, Source};
+use crate::report::section::Section;
+use crate::report::source::Source;
+use crate::table::{Cell, Frame, Heading};
 
 /// Table and curves.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("allreduce")? else { return Ok(None) };
+    let rows = frame.rows();
+    let counts: BTreeSet<i64> = rows.iter().map(|row| ranks(&frame, *row)).collect();
     let columns = [
-        "ranks",
         "size",
-        "count",
         "type",
         "algorithm",
         "place",
-        "iterations",
         "time",
+        "algbw",
+        "busbw",
+        "wrong",
         "p50",
         "p99",
         "min",
         "skew",
-        "algbw",
-        "busbw",
-        "wrong",
+        "count",
+        "iterations",
     ];
-    let mut sheet = frame.sheet("allreduce", "All-reduce by size", &columns, &frame.rows());
-    if frame.column("ranks").is_none() && frame.attribute("ranks").is_finite() {
-        let heading = Heading::new("ranks", "1", "MPI ranks");
-        sheet.columns.insert(0, heading);
-        sheet.rows.iter_mut().for_each(|row| row.insert(0, Cell::Int(frame.attribute("ranks") as i64)));
+    let mut sheet = frame.sheet("allreduce", "All-reduce by size", &columns, &rows).with_keys(4);
+    sheet.note = format!("{}: {}; algbw and busbw: of time, as in nccl-tests", REDUCE_TIME.name, REDUCE_TIME.text);
+    match (counts.len(), counts.first()) {
+        (1, Some(ranks)) => sheet.title = format!("All-reduce by size on {}", ranks_label(*ranks)),
+        _ => {
+            sheet.columns.insert(0, Heading::new("ranks", "1", "ranks that summed"));
+            sheet.rows.iter_mut().zip(&rows).for_each(|(cells, row)| cells.insert(0, Cell::Int(ranks(&frame, *row))));
+            sheet.keys += 1;
+        }
     }
-    let sheet = sheet.with_note("algbw and busbw: of time, as in nccl-tests");
     Ok(Some(Section::new("All-reduce", vec![sheet], vec![curves(&frame)])))
 }
 
@@ -43,14 +51,11 @@ fn ranks(frame: &Frame, row: usize) -> i64 {
 
 fn curves(frame: &Frame) -> Figure {
     let rows = frame.rows_where(|row| frame.text("place", row) != "out_of_place");
-    let kinds = rows.iter().map(|row| frame.text("type", *row)).collect::<std::collections::BTreeSet<_>>().len();
+    let kinds = rows.iter().map(|row| frame.text("type", *row)).collect::<BTreeSet<_>>().len();
     let key = |row: usize| {
         let kind = if kinds > 1 { format!(", {}", frame.text("type", row)) } else { String::new() };
-        let places = match ranks(frame, row) {
-            1 => "1 rank".into(),
-            ranks => format!("{ranks} ranks"),
-        };
-        (ranks(frame, row), format!("{places}, {}{kind}", frame.text("algorithm", row)))
+        let count = ranks(frame, row);
+        (count, format!("{}, {}{kind}", ranks_label(count), frame.text("algorithm", row)))
     };
     let mut keys: Vec<(i64, String)> = Vec::new();
     for key in rows.iter().map(|row| key(*row)) {

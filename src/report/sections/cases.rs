@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::report::source::Frame;
+use crate::table::Frame;
 
 /// What makes a case: model, ranks and batch per rank.
 pub type Key = (String, i64, i64);

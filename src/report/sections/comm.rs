@@ -3,8 +3,9 @@
 use crate::error::Result;
 use crate::metrics::definitions::{BYTES, MESSAGES, SECONDS, SENT_BYTES};
 use crate::report::figure::{Axis, Bar, Bars, Figure, Panel, Scale};
-use crate::report::sheet::{Cell, Heading, Section, Sheet};
-use crate::report::source::{Frame, Source};
+use crate::report::section::Section;
+use crate::report::source::Source;
+use crate::table::{Cell, Frame, Heading, Sheet};
 
 /// What is counted of each kind, and in what.
 const COUNTED: [(&str, &str); 4] = [
@@ -31,10 +32,11 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
 }
 
 /// The table of the whole run alone, for each number of ranks that it had.
-pub fn messages(frame: &Frame) -> Sheet {
+fn messages(frame: &Frame) -> Sheet {
+    let keys = 2 + usize::from(frame.column("case").is_some());
     let columns =
         ["case", "kind", "world_size", "steps", "messages", "bytes", "sent_bytes", "seconds", "algbw", "busbw"];
-    frame.sheet("comm", "Messages by kind, of the whole run", &columns, &frame.rows()).with_note(
+    frame.sheet("comm", "Messages by kind, of the whole run", &columns, &frame.rows()).with_keys(keys).with_note(
         "messages, bytes of their buffers and seconds as rank 0 saw them; sent_bytes of all ranks; algbw and busbw of the \
          gradients' all-reduces",
     )
@@ -42,7 +44,7 @@ pub fn messages(frame: &Frame) -> Sheet {
 
 /// The whole run over its steps on as many ranks: what comes once, or once an epoch, is spread over them.
 fn per_step(frame: &Frame) -> Sheet {
-    let mut sheet = Sheet::new("comm-step", "Messages by kind, of a step");
+    let mut sheet = Sheet::new("comm-step", "Messages by kind, of a step").with_keys(2);
     sheet.note =
         "the whole run divided by its steps on this number of ranks; what happens once, or once per epoch, is spread over them".into();
     let headings = COUNTED.iter().filter_map(|(name, _)| frame.heading(name));

@@ -1,8 +1,9 @@
 //! Who measured, where and with what: a column a file.
 
-use crate::report::sheet::{Cell, Heading, Section, Sheet};
+use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::store::{self, Attribute};
+use crate::table::{Cell, Heading, Sheet};
 
 /// Attributes of `/environment` in the order of the table, then what else there is.
 const FIRST: [&str; 9] = ["command", "hpml", "git_commit", "libtorch", "mpi", "nccl", "world_size", "data", "cpu"];

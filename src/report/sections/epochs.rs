@@ -2,8 +2,9 @@
 
 use crate::error::Result;
 use crate::report::figure::{Axis, Figure, Lines, Panel, Scale, Series, Style};
-use crate::report::sheet::{Section, Sheet};
-use crate::report::source::{Frame, Source};
+use crate::report::section::Section;
+use crate::report::source::Source;
+use crate::table::{Frame, Sheet};
 
 /// Table and curves.
 pub fn section(source: &Source) -> Result<Option<Section>> {
@@ -22,7 +23,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
 }
 
 /// The table alone.
-pub fn sheet(frame: &Frame) -> Sheet {
+fn sheet(frame: &Frame) -> Sheet {
     let columns = [
         "epoch",
         "world_size",

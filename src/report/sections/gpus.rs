@@ -1,7 +1,7 @@
 //! `/gpu`: what the GPUs took.
 
 use crate::error::Result;
-use crate::report::sheet::Section;
+use crate::report::section::Section;
 use crate::report::source::Source;
 
 /// A row an epoch and rank.

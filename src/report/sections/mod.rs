@@ -16,12 +16,9 @@ mod steps;
 mod study;
 
 use super::compare;
-use super::sheet::{Section, Sheet};
-use super::source::{Frame, Source};
-use crate::config::Config;
+use super::source::Source;
 use crate::error::Result;
-use crate::store::Table;
-pub use scaling::measured;
+use crate::report::section::Section;
 
 /// Makes a section of one file; `None` if the file has nothing of the kind.
 type Make = fn(&Source) -> Result<Option<Section>>;
@@ -39,18 +36,6 @@ const SECTIONS: [Make; 11] = [
     gpus::section,
     quantization::section,
 ];
-
-/// Epochs, step anatomy and messages of a training with these tables; messages where there are several ranks.
-pub fn of_training(config: &Config, tables: &[Table]) -> Vec<Sheet> {
-    let frame = |name: &str| tables.iter().find(|table| table.group == name).cloned().map(Frame::new);
-    let messages = |frame: Frame| {
-        let alone = frame.rows().iter().all(|row| frame.integer("world_size", *row) == Some(1));
-        (!alone).then(|| comm::messages(&frame))
-    };
-    let epochs = frame("epochs").map(|frame| epochs::sheet(&frame));
-    let steps = frame("steps").map(|frame| steps::anatomy(&frame, config));
-    epochs.into_iter().chain(steps).chain(frame("comm").and_then(messages)).collect()
-}
 
 /// Every section that a file has something for, the files of each side by side.
 ///

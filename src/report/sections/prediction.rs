@@ -6,28 +6,19 @@ use super::cases::{Cases, Key};
 use super::scaling_plots::{against_ranks, speedup_and_efficiency};
 use crate::error::Result;
 use crate::metrics::definitions;
+use crate::predict;
 use crate::report::figure::{Figure, Series, Style};
-use crate::report::sheet::{Cell, Heading, Section};
-use crate::report::source::{Frame, Source};
+use crate::report::section::Section;
+use crate::report::source::Source;
+use crate::table::{Cell, Frame, Heading};
 
 /// Table and curves.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("prediction")? else { return Ok(None) };
     let measured = source.frame("scaling")?.map(|frame| Cases { frame });
-    let columns = [
-        "model",
-        "ranks",
-        "batch_per_rank",
-        "timing",
-        "step",
-        "images_per_second",
-        "speedup",
-        "efficiency",
-        "comm",
-        "comm_exposed",
-    ];
+    let columns = [&["model"][..], &predict::COLUMNS].concat();
     let rows = frame.rows();
-    let mut sheet = frame.sheet("prediction", "Predicted scaling", &columns, &rows);
+    let mut sheet = frame.sheet("prediction", "Predicted scaling", &columns, &rows).with_keys(3);
     if let Some(cases) = &measured {
         let known = cases.as_trained();
         for (column, units) in [("step", "s"), ("speedup", "1"), ("efficiency", "1")] {
@@ -35,7 +26,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
             let heading = Heading::new(&format!("{column} (measured)"), units, meaning);
             sheet.push(heading, |row| Cell::Float(measured_value(&frame, cases, &known, row, column)));
         }
-        sheet.push(Heading::of(&definitions::STEP_ERROR), |row| {
+        sheet.push(Heading::from(&definitions::STEP_ERROR), |row| {
             let step = measured_value(&frame, cases, &known, row, "step");
             Cell::Float(100.0 * (frame.number("step", row) / step - 1.0))
         });

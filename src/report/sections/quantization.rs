@@ -2,13 +2,14 @@
 
 use crate::error::Result;
 use crate::report::figure::{Figure, Histogram, Panel};
-use crate::report::sheet::{Cell, Heading, Section, Sheet};
-use crate::report::source::{Frame, Source};
+use crate::report::section::Section;
+use crate::report::source::Source;
+use crate::table::{Cell, Frame, Heading, Sheet};
 
 /// A picture has an end; the table has all layers.
 const MOST_PANELS: usize = 80;
 
-/// AccuracyTable, statistics, and a grid of histograms for weights and one for activations.
+/// Accuracy table, statistics, and a grid of histograms for weights and one for activations.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let (accuracy, histograms) = (source.frame("quantization")?, source.frame("histograms")?);
     if accuracy.is_none() && histograms.is_none() {
@@ -38,7 +39,8 @@ fn accuracies(frame: &Frame) -> Sheet {
     }
     if whole("elements_compared") > 0.0 {
         let (differing, compared) = (whole("elements_differing"), whole("elements_compared"));
-        sheet.note += &format!("; simulated against true integers: {differing} of {compared} elements differ");
+        let by = frame.attribute_text("kernel").map(|kernel| format!(" ({kernel})")).unwrap_or_default();
+        sheet.note += &format!("; simulated and true integers{by}: {differing} of {compared} elements differ");
     }
     if whole("int8_bytes") > 0.0 {
         let bytes = |name| crate::units::format_bytes(whole(name).max(0.0) as u64);

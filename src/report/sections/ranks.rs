@@ -4,8 +4,9 @@ use super::study::{series, variants, x_values};
 use crate::error::Result;
 use crate::metrics::mean;
 use crate::report::figure::{Axis, Figure, Lines, Panel, Scale};
-use crate::report::sheet::{Cell, Heading, Section, Sheet};
-use crate::report::source::{Frame, Source};
+use crate::report::section::Section;
+use crate::report::source::Source;
+use crate::table::{Cell, Frame, Heading, Sheet};
 
 /// A row a variant (one, where the file is a single training), the spread by step, the worst rank's accuracy by epoch.
 pub fn section(source: &Source) -> Result<Option<Section>> {

@@ -4,8 +4,9 @@ use super::study::{curves, variants, x_values};
 use crate::error::Result;
 use crate::metrics::mean;
 use crate::report::figure::Figure;
-use crate::report::sheet::{Cell, Heading, Section, Sheet};
+use crate::report::section::Section;
 use crate::report::source::Source;
+use crate::table::{Cell, Heading, Sheet};
 
 const COLUMNS: [&str; 5] = ["drawn", "seen", "seen_so_far", "repeated", "met_before"];
 

@@ -9,8 +9,9 @@ use crate::metrics::Definition;
 use crate::metrics::definitions::{
     BUSBW, BUSBW_SHARE, COMM_SHARE, COMM_WAIT_SHARE, COMPUTE_SHARE, MEAN, OVERLAP, STEP_P50, TRIMMED_MEAN, VOLUME, text,
 };
-use crate::report::sheet::{Cell, Heading, Section, Sheet};
-use crate::report::source::{Frame, Source};
+use crate::report::section::Section;
+use crate::report::source::Source;
+use crate::table::{Cell, Heading, Sheet};
 
 /// Tables and plots of a sweep.
 pub fn section(source: &Source) -> Result<Option<Section>> {
@@ -22,7 +23,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         ("efficiency", "Efficiency by ranks"),
         ("epoch_seconds", "Seconds of an epoch by ranks"),
     ];
-    let mut sheets = vec![batches(&cases)];
+    let mut sheets = vec![measured(&cases), batches(&cases)];
     sheets.extend(pivots.map(|(column, title)| by_ranks(&cases, column, title)));
     sheets.extend([anatomy(&cases), overlap(&cases), bandwidth(&cases)]);
     Ok(Some(Section::new("Scaling", sheets, scaling_plots::figures(&cases))))
@@ -54,12 +55,12 @@ fn batches(cases: &Cases) -> Sheet {
     cases
         .frame
         .sheet("scaling-batch", format!("Batch size on {}", ranks_label(fewest)), &columns, &rows)
+        .with_keys(4)
         .with_note(format!("step: {}; step_mean: {}; step_p50: {}", TRIMMED_MEAN.text, MEAN.text, STEP_P50.text))
 }
 
-/// The cases that were measured, as `hpml sweep` closes with them.
-pub fn measured(frame: Frame) -> Sheet {
-    let cases = Cases { frame };
+/// The cases that were measured, one row per case.
+fn measured(cases: &Cases) -> Sheet {
     let (frame, key) = (&cases.frame, |row: usize| cases.key(row).map(|(model, ranks, batch)| (model, batch, ranks)));
     let mut rows = frame.rows_where(|row| frame.text("status", row) == "ok");
     rows.sort_by_key(|&row| (frame.text("model", row), frame.text("timing", row), key(row)));
@@ -85,14 +86,15 @@ pub fn measured(frame: Frame) -> Sheet {
     ];
     let note = notes.map(|(name, text)| format!("{name}: {text}")).join("; ");
     frame
-        .sheet("scaling", "Speedup and efficiency against one rank at the same batch per rank", &columns, &rows)
+        .sheet("scaling-cases", "Speedup and efficiency against one rank at the same batch per rank", &columns, &rows)
+        .with_keys(4)
         .with_note(note)
 }
 
 /// A row a model and batch, a column a number of ranks.
 fn by_ranks(cases: &Cases, column: &str, title: &str) -> Sheet {
     let rows = cases.as_trained();
-    let mut sheet = Sheet::new(&format!("scaling-{column}"), title);
+    let mut sheet = Sheet::new(&format!("scaling-{column}"), title).with_keys(2);
     let Some(quantity) = cases.frame.heading(column) else { return sheet };
     let ranks: BTreeSet<i64> = rows.iter().map(|((_, ranks, _), _)| *ranks).collect();
     let mut lines: Vec<(&str, i64)> = Vec::new();
@@ -139,7 +141,7 @@ fn anatomy(cases: &Cases) -> Sheet {
         "optimizer",
         "step",
     ];
-    let mut sheet = frame.sheet("scaling-anatomy", "Compute against communication", &columns, &rows);
+    let mut sheet = frame.sheet("scaling-anatomy", "Compute against communication", &columns, &rows).with_keys(3);
     let shares: [(Definition, &[&str]); 3] = [
         (COMPUTE_SHARE, &["forward", "backward", "optimizer"]),
         (COMM_WAIT_SHARE, &["comm_wait"]),
@@ -152,7 +154,7 @@ fn anatomy(cases: &Cases) -> Sheet {
             let exists = definition == COMPUTE_SHARE || frame.number("ranks", rows[index]) > 1.0;
             Cell::Float(if exists { share } else { f64::NAN })
         };
-        sheet.push(Heading::of(&definition), share);
+        sheet.push(Heading::from(&definition), share);
     }
     sheet.with_note(format!("profile: nothing overlaps, so the parts add up to the step; each a {}", TRIMMED_MEAN.text))
 }
@@ -160,7 +162,7 @@ fn anatomy(cases: &Cases) -> Sheet {
 /// What profile mode and overlap mode say of the same case.
 fn overlap(cases: &Cases) -> Sheet {
     let (frame, overlap, profile) = (&cases.frame, cases.timed("overlap"), cases.timed("profile"));
-    let mut sheet = Sheet::new("scaling-overlap", "Communication hidden behind the backward pass");
+    let mut sheet = Sheet::new("scaling-overlap", "Communication hidden behind the backward pass").with_keys(3);
     let heading = |column: &str, timing: &str| {
         let heading = frame.heading(column).unwrap_or(Heading::new(column, "s", ""));
         Heading { name: format!("{} ({timing})", heading.name), ..heading }
@@ -175,7 +177,7 @@ fn overlap(cases: &Cases) -> Sheet {
         heading("comm_wait", "overlap"),
         heading("comm", "overlap"),
         heading("comm_exposed", "overlap"),
-        frame.heading("overlap").unwrap_or(Heading::of(&OVERLAP)),
+        frame.heading("overlap").unwrap_or(Heading::from(&OVERLAP)),
     ];
     for ((model, ranks, batch), row) in overlap.iter().filter(|((_, ranks, _), _)| *ranks > 1) {
         let same = profile.iter().find(|(key, _)| *key == (model.clone(), *ranks, *batch)).map(|(_, row)| *row);
@@ -215,5 +217,6 @@ fn bandwidth(cases: &Cases) -> Sheet {
     cases
         .frame
         .sheet("scaling-bandwidth", "Communication volume and bandwidth", &columns, &rows)
+        .with_keys(4)
         .with_note(format!("volume: {}; busbw: {}; busbw_share: {}", VOLUME.text, BUSBW.text, BUSBW_SHARE.text))
 }

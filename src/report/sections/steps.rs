@@ -7,8 +7,9 @@ use crate::error::Result;
 use crate::metrics::definitions::{MEAN, P50, P99, PROFILE, SHARE, SLOWEST_RANK, WARMUP, WORLD_SIZE};
 use crate::metrics::{Conditions, Group, Part, RankStep, StepTimes, groups, mean, world_sizes};
 use crate::report::figure::{Axis, Bar, Bars, Figure, Lines, Panel, Scale, Series, Style};
-use crate::report::sheet::{Cell, Heading, Section, Sheet};
-use crate::report::source::{Frame, Source};
+use crate::report::section::Section;
+use crate::report::source::Source;
+use crate::table::{Cell, Frame, Heading, Sheet};
 
 /// Points of a curve.
 const MOST_POINTS: usize = 1500;
@@ -20,11 +21,6 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     let groups = groups_of(&frame, source.config.as_ref());
     let figures = vec![bars(&groups), course(&frame)];
     Ok(Some(Section::new("Step anatomy", vec![sheet(&groups)], figures)))
-}
-
-/// The table of the parts alone.
-pub fn anatomy(frame: &Frame, config: &Config) -> Sheet {
-    sheet(&groups_of(frame, Some(config)))
 }
 
 /// The counted steps, apart by the ranks and the timing that they were measured with. Rows of older files do not say these: then there
@@ -54,14 +50,14 @@ fn groups_of(frame: &Frame, config: Option<&Config>) -> Vec<Group> {
 }
 
 fn sheet(groups: &[Group]) -> Sheet {
-    let mut sheet = Sheet::new("steps-anatomy", "Step anatomy");
+    let mut sheet = Sheet::new("steps-anatomy", "Step anatomy").with_keys(3);
     sheet.note = groups.iter().map(Group::describe).collect::<Vec<_>>().join("; and ");
     sheet.columns = vec![
-        Heading::of(&WORLD_SIZE),
+        Heading::from(&WORLD_SIZE),
         Heading::new("timing", "1", "profile: nothing overlaps, or overlap"),
         Heading::new("part", "1", "part of the step"),
     ];
-    sheet.columns.extend([MEAN, P50, P99, SLOWEST_RANK, SHARE].iter().map(Heading::of));
+    sheet.columns.extend([MEAN, P50, P99, SLOWEST_RANK, SHARE].iter().map(Heading::from));
     for group in groups {
         let timing = if group.conditions.is_profile { Timing::Profile } else { Timing::Overlap };
         let case = [Cell::Int(group.conditions.world_size as i64), Cell::from(timing.as_str())];

@@ -4,8 +4,9 @@ use crate::error::Result;
 use crate::metrics::definitions::{AGAINST_FIRST, DIVERGED, LEAST, MOST, SEEDS, VARIANT_ACCURACY, WON_BACK};
 use crate::metrics::{self, mean};
 use crate::report::figure::{Axis, Figure, Lines, Panel, Scale, Series, Style};
-use crate::report::sheet::{Cell, Heading, Section, Sheet};
-use crate::report::source::{Frame, Source};
+use crate::report::section::Section;
+use crate::report::source::Source;
+use crate::table::{Cell, Frame, Heading, Sheet};
 
 /// A row a variant, and its mean curves over the seeds.
 pub fn section(source: &Source) -> Result<Option<Section>> {
@@ -45,7 +46,7 @@ fn summary(frame: &Frame, variants: &[String]) -> Sheet {
     let per_epoch = ["seconds", "gradient_messages", "gradient_bytes", "gradient_seconds", "comm"];
     let figures = [SEEDS, DIVERGED, VARIANT_ACCURACY, LEAST, MOST, AGAINST_FIRST, WON_BACK];
     let variant = Heading::new("variant", "1", "what is compared");
-    sheet.columns = [variant].into_iter().chain(figures.iter().map(Heading::of)).collect();
+    sheet.columns = [variant].into_iter().chain(figures.iter().map(Heading::from)).collect();
     sheet.columns.extend(per_epoch.iter().filter_map(|name| frame.heading(name)));
     let rows_of = |variant: &String| frame.rows_where(|row| frame.text("variant", row) == variant);
     let accuracies = |variant: &String| {

@@ -1,27 +1,25 @@
 //! A table of typed cells with units, and how its numbers are written for a reader.
 
-use super::figure::Figure;
-use crate::metrics::Definition;
-use crate::metrics::definitions::reason;
+use super::definition::{Definition, reason};
 use crate::units::fitting_unit;
 
 /// One value of a table.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cell {
-    /// Nothing there.
+    /// No value.
     Empty,
-    /// As in the file; may hold anything.
+    /// A text of a file, which may hold anything.
     Text(String),
     /// A whole number.
     Int(i64),
-    /// float64; NaN: does not apply.
+    /// A float64; NaN where the figure does not exist.
     Float(f64),
-    /// float32, kept apart since its shortest decimal form is another one.
+    /// A float32, kept apart since its shortest decimal form is another one.
     Single(f32),
 }
 
 impl Cell {
-    /// As a number; NaN for all else.
+    /// The value as a number; NaN for text and no value.
     pub fn number(&self) -> f64 {
         match self {
             Cell::Int(value) => *value as f64,
@@ -31,7 +29,7 @@ impl Cell {
         }
     }
 
-    /// With all its digits: reading it back gives the same value.
+    /// The value with all its digits: reading the text back gives the same value.
     pub fn full(&self) -> String {
         match self {
             Cell::Empty => String::new(),
@@ -49,103 +47,120 @@ impl From<&str> for Cell {
     }
 }
 
-/// What stands above a column.
+/// Name, unit and meaning of a column.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Heading {
-    /// The run file's name of it.
+    /// Name of the column in the run file.
     pub name: String,
-    /// As in the run file: `s`, `B`, `1`.
+    /// Unit as in the run file: `s`, `B`, `1`.
     pub units: String,
-    /// What it is.
+    /// Meaning, and after it the reason for which a figure may be missing.
     pub long_name: String,
 }
 
 impl Heading {
-    /// Name, units and meaning.
+    /// A heading of these three.
     pub fn new(name: &str, units: &str, long_name: &str) -> Heading {
         Heading { name: name.to_owned(), units: units.to_owned(), long_name: long_name.to_owned() }
     }
+}
 
-    /// The heading of a figure.
-    pub fn of(definition: &Definition) -> Heading {
+impl From<&Definition> for Heading {
+    fn from(definition: &Definition) -> Heading {
         Heading::new(definition.name, definition.units, &definition.long_name())
     }
 }
 
-/// A table.
+impl From<(&str, &str, &str)> for Heading {
+    fn from((name, units, long_name): (&str, &str, &str)) -> Heading {
+        Heading::new(name, units, long_name)
+    }
+}
+
+/// A table for readers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sheet {
-    /// Equal for the same table of several files.
+    /// Name, equal for the same table of several files.
     pub name: String,
-    /// For readers.
+    /// Title for readers.
     pub title: String,
-    /// What a reader must know beside it; may be empty.
+    /// Text that a reader must know beside the table; may be empty.
     pub note: String,
-    /// As many as each row has cells.
+    /// Number of leading columns that tell the rows apart; a table that is too wide repeats them.
+    pub keys: usize,
+    /// One heading per column.
     pub columns: Vec<Heading>,
-    /// Top down.
+    /// Rows from the top, one cell per column.
     pub rows: Vec<Vec<Cell>>,
-}
-
-/// What belongs together: tables and plots of one kind of measurement.
-#[derive(Debug, Clone)]
-pub struct Section {
-    /// For readers.
-    pub title: String,
-    /// Tables.
-    pub sheets: Vec<Sheet>,
-    /// Plots.
-    pub figures: Vec<Figure>,
-}
-
-impl Section {
-    /// Without those that show nothing.
-    pub fn new(title: &str, sheets: Vec<Sheet>, figures: Vec<Figure>) -> Section {
-        let sheets = sheets.into_iter().filter(|sheet| !sheet.rows.is_empty() && !sheet.columns.is_empty()).collect();
-        let figures = figures.into_iter().filter(|figure| !figure.is_empty()).collect();
-        Section { title: title.to_owned(), sheets, figures }
-    }
 }
 
 /// A column as it is shown.
 pub struct Shown {
-    /// Its name.
+    /// Name of the column.
     pub name: String,
-    /// Of the numbers below; may be empty.
+    /// Unit of the numbers below; may be empty.
     pub unit: String,
-    /// What it is.
+    /// Meaning of the column.
     pub long_name: String,
-    /// Numbers stand on the right.
+    /// Whether the cells are texts, which are aligned on the left.
     pub is_text: bool,
-    /// A text a row; `-` where nothing applies.
+    /// One text per row; `-` where a figure does not exist.
     pub cells: Vec<String>,
 }
 
 impl Sheet {
-    /// An empty one.
+    /// A sheet without columns and rows.
     pub fn new(name: &str, title: impl Into<String>) -> Sheet {
         let (note, columns, rows) = (String::new(), Vec::new(), Vec::new());
-        Sheet { name: name.to_owned(), title: title.into(), note, columns, rows }
+        Sheet { name: name.to_owned(), title: title.into(), note, keys: 1, columns, rows }
     }
 
-    /// The same with a note.
+    /// Says how many leading columns tell the rows apart.
+    pub fn with_keys(mut self, keys: usize) -> Sheet {
+        self.keys = keys;
+        self
+    }
+
+    /// Adds a note.
     pub fn with_note(mut self, note: impl Into<String>) -> Sheet {
         self.note = note.into();
         self
     }
 
     /// Adds a column on the right, `value` being called for each row.
-    pub fn push(&mut self, heading: Heading, value: impl Fn(usize) -> Cell) {
-        self.columns.push(heading);
+    pub fn push(&mut self, heading: impl Into<Heading>, value: impl Fn(usize) -> Cell) {
+        self.columns.push(heading.into());
         self.rows.iter_mut().enumerate().for_each(|(row, cells)| cells.push(value(row)));
     }
 
-    /// All columns, in units that fit their values.
+    /// All columns, in units that fit their values: columns of one unit (`s`, `B`) share the one they are shown in where it suits all.
     pub fn shown(&self) -> Vec<Shown> {
-        self.columns.iter().enumerate().map(|(column, heading)| self.shown_column(column, heading)).collect()
+        let shared = |units: &'static str| {
+            let same = self.columns.iter().enumerate().filter(|(_, heading)| heading.units == units);
+            shared_unit(units, &same.map(|(column, _)| self.cells(column)).collect::<Vec<_>>())
+        };
+        let shared = ["s", "B"].map(|units| (units, shared(units)));
+        let column = |(column, heading): (usize, &Heading)| {
+            let cells = self.cells(column);
+            let given = shared.iter().find(|(units, _)| *units == heading.units).and_then(|(_, unit)| *unit);
+            let numbers = Numbers::new(&heading.units, given, &cells);
+            Shown {
+                name: printable(&heading.name),
+                unit: printable(&numbers.unit),
+                long_name: printable(&heading.long_name),
+                is_text: cells.iter().any(|cell| matches!(cell, Cell::Text(_))),
+                cells: cells.into_iter().map(|cell| numbers.format(cell)).collect(),
+            }
+        };
+        self.columns.iter().enumerate().map(column).collect()
     }
 
-    /// Why there are dashes, a line a reason: `- in busbw, busbw_share: one rank`. None where there are none.
+    /// The cells of one column from the top.
+    fn cells(&self, column: usize) -> Vec<&Cell> {
+        self.rows.iter().map(|row| row.get(column).unwrap_or(&Cell::Empty)).collect()
+    }
+
+    /// Reasons for which figures do not exist, one line per reason: `- in busbw, busbw_share: one rank`.
     pub fn dashes(&self) -> Vec<String> {
         let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
         for (column, heading) in self.columns.iter().enumerate() {
@@ -162,18 +177,28 @@ impl Sheet {
         }
         reasons.iter().map(|(why, names)| format!("- in {}: {}", names.join(", "), printable(why))).collect()
     }
+}
 
-    fn shown_column(&self, column: usize, heading: &Heading) -> Shown {
-        let cells: Vec<&Cell> = self.rows.iter().map(|row| row.get(column).unwrap_or(&Cell::Empty)).collect();
-        let numbers = Numbers::new(&heading.units, &cells);
-        Shown {
-            name: printable(&heading.name),
-            unit: printable(&numbers.unit),
-            long_name: printable(&heading.long_name),
-            is_text: cells.iter().any(|cell| matches!(cell, Cell::Text(_))),
-            cells: cells.into_iter().map(|cell| numbers.format(cell)).collect(),
-        }
-    }
+/// Least and greatest magnitude above 0 of a column; `None` without any.
+fn magnitudes(cells: &[&Cell]) -> Option<(f64, f64)> {
+    let found = cells.iter().map(|cell| cell.number().abs()).filter(|m| m.is_finite() && *m > 0.0);
+    found.fold(None, |range, m| {
+        range.map_or(Some((m, m)), |(least, most): (f64, f64)| Some((least.min(m), most.max(m))))
+    })
+}
+
+/// The factor and unit in which numbers from `least` to `most` read well. From 5 us to 0.5 s all are readable in us, but not in s.
+fn unit_between(units: &str, least: f64, most: f64) -> (f64, &str) {
+    fitting_unit(units, if most / least > 1e3 { least * 1e2 } else { most })
+}
+
+/// The factor and unit that several columns of the same `units` can share, if the greatest number of each reads well in it.
+fn shared_unit<'a>(units: &'a str, columns: &[Vec<&Cell>]) -> Option<(f64, &'a str)> {
+    let ranges: Vec<(f64, f64)> = columns.iter().filter_map(|cells| magnitudes(cells)).collect();
+    let least = ranges.iter().map(|(least, _)| *least).fold(f64::INFINITY, f64::min);
+    let (factor, unit) = unit_between(units, least, ranges.iter().map(|(_, most)| *most).fold(0.0, f64::max));
+    let reads_well = |(_, most): &(f64, f64)| (0.01..1e5).contains(&(most * factor));
+    (ranges.len() > 1 && ranges.iter().all(reads_well)).then_some((factor, unit))
 }
 
 /// How the numbers of one column are written.
@@ -185,21 +210,20 @@ struct Numbers {
 }
 
 impl Numbers {
-    fn new(units: &str, cells: &[&Cell]) -> Numbers {
-        let magnitudes = || cells.iter().map(|cell| cell.number().abs()).filter(|m| m.is_finite() && *m > 0.0);
-        let (least, most) = (magnitudes().fold(f64::INFINITY, f64::min), magnitudes().fold(0.0, f64::max));
+    fn new(units: &str, shared: Option<(f64, &str)>, cells: &[&Cell]) -> Numbers {
+        let (least, most) = magnitudes(cells).unwrap_or((f64::INFINITY, 0.0));
         let span = most / least;
         let integers = cells.iter().all(|cell| !matches!(cell, Cell::Float(_) | Cell::Single(_)));
-        if integers && (units != "B" || span > 1e3) {
+        if integers && units != "B" {
             return Numbers { factor: 1.0, unit: fitting_unit(units, 0.0).1.to_owned(), decimals: Some(0) };
         }
-        // From 5 us to 0.5 s all is readable in us, but not in s.
-        let (factor, unit) = fitting_unit(units, if span > 1e3 { least * 1e2 } else { most });
+        let (factor, unit) = shared.unwrap_or_else(|| unit_between(units, least, most));
         // Four digits of the greatest, two of the least.
-        let own = |value: f64, digits: f64| digits - 1.0 - (value * factor).log10().floor();
-        let digits = if unit == "%" { 2.0 } else { own(most, 4.0).max(own(least, 2.0)) };
-        let decimals = if most == 0.0 { 0.0 } else { digits.clamp(0.0, 6.0) };
-        Numbers { factor, unit: unit.to_owned(), decimals: (span <= 1e3).then_some(decimals as usize) }
+        let digits = |value: f64, digits: f64| digits - 1.0 - (value * factor).log10().floor();
+        let needed = if unit == "%" { 2.0 } else { digits(most, 4.0).max(digits(least, 2.0)) };
+        let is_whole = integers && factor == 1.0;
+        let decimals = if most == 0.0 || is_whole { 0.0 } else { needed.clamp(0.0, 6.0) };
+        Numbers { factor, unit: unit.to_owned(), decimals: (span <= 1e3 || is_whole).then_some(decimals as usize) }
     }
 
     fn format(&self, cell: &Cell) -> String {
@@ -219,7 +243,7 @@ impl Numbers {
     }
 }
 
-/// Without anything that a terminal would obey.
+/// The text with every control character replaced, so that it cannot command a terminal.
 pub fn printable(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }

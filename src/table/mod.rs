@@ -1,0 +1,222 @@
+//! Tables of figures: named columns with units, listed once and used to write, read, show and document them.
+//!
+//! In: rows of a program's types and a [`Schema`] that lists their columns. Out: a [`Table`], the form that `store` writes and
+//! reads; a [`Sheet`], the form that a person reads, as text for a terminal, CSV or Markdown; and rows again. Knows neither files
+//! nor ranks.
+
+mod definition;
+mod frame;
+mod schema;
+mod sheet;
+mod terminal;
+
+pub use definition::{Definition, reason, text};
+pub use frame::Frame;
+pub use schema::Schema;
+pub use sheet::{Cell, Heading, Sheet, Shown, printable};
+pub use terminal::{terminal, terminal_width};
+
+/// The values of a column, in row-major order if it has several dimensions.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)] // the types are their own documentation
+pub enum Values {
+    F64(Vec<f64>),
+    F32(Vec<f32>),
+    I64(Vec<i64>),
+    Text(Vec<String>),
+}
+
+impl Values {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Values::F64(values) => values.len(),
+            Values::F32(values) => values.len(),
+            Values::I64(values) => values.len(),
+            Values::Text(values) => values.len(),
+        }
+    }
+
+    /// Whether there is no value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The values at `places`.
+    ///
+    /// # Panics
+    /// A place lies beyond the end.
+    pub fn select(&self, places: &[usize]) -> Values {
+        fn at<T: Clone>(values: &[T], places: &[usize]) -> Vec<T> {
+            places.iter().map(|place| values[*place].clone()).collect()
+        }
+        match self {
+            Values::F64(values) => Values::F64(at(values, places)),
+            Values::F32(values) => Values::F32(at(values, places)),
+            Values::I64(values) => Values::I64(at(values, places)),
+            Values::Text(values) => Values::Text(at(values, places)),
+        }
+    }
+
+    /// Every value as a number; `None` for text.
+    pub fn numbers(&self) -> Option<Vec<f64>> {
+        match self {
+            Values::Text(_) => None,
+            values => Some((0..values.len()).map(|place| values.number(place)).collect()),
+        }
+    }
+
+    /// The number at `place`; NaN for text and beyond the end.
+    pub fn number(&self, place: usize) -> f64 {
+        match self {
+            Values::F64(values) => values.get(place).copied().unwrap_or(f64::NAN),
+            Values::F32(values) => values.get(place).map_or(f64::NAN, |value| f64::from(*value)),
+            Values::I64(values) => values.get(place).map_or(f64::NAN, |value| *value as f64),
+            Values::Text(_) => f64::NAN,
+        }
+    }
+
+    /// The text at `place`; empty for numbers and beyond the end.
+    pub fn text(&self, place: usize) -> &str {
+        match self {
+            Values::Text(texts) => texts.get(place).map_or("", String::as_str),
+            _ => "",
+        }
+    }
+}
+
+/// One dataset of a table: `/epochs/train_loss`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Column {
+    /// Name of the dataset.
+    pub name: String,
+    /// Unit in UDUNITS' spelling: `s`, `B`, `1/s`, `percent`, `1` for a plain number.
+    pub units: String,
+    /// Meaning in a few words.
+    pub long_name: String,
+    /// Name and extent of each axis. Empty: the table's own dimension, one value per row.
+    pub dimensions: Vec<(String, usize)>,
+    /// One value per place of the dimensions.
+    pub values: Values,
+}
+
+impl Column {
+    /// A column with one value per row of its table.
+    pub fn new(
+        name: impl Into<String>,
+        units: impl Into<String>,
+        long_name: impl Into<String>,
+        values: Values,
+    ) -> Column {
+        Column { name: name.into(), units: units.into(), long_name: long_name.into(), dimensions: Vec::new(), values }
+    }
+
+    /// Lays the values over other dimensions: `column.over(&[("layer", 4), ("bin", 64)])` for 256 values.
+    pub fn over(mut self, dimensions: &[(&str, usize)]) -> Column {
+        self.dimensions = dimensions.iter().map(|(name, extent)| ((*name).to_owned(), *extent)).collect();
+        self
+    }
+}
+
+/// A group of columns that share dimensions.
+///
+/// A column named as a dimension (`epoch` over `epoch`) is its coordinate; a dimension without one is numbered from 0.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Table {
+    /// Path of the group, without the first slash.
+    pub group: String,
+    /// The dimension of all columns that name no other.
+    pub dimension: String,
+    /// Columns in the order of the file.
+    pub columns: Vec<Column>,
+    /// Attributes of the group.
+    pub attributes: Vec<(String, Attribute)>,
+}
+
+impl Table {
+    /// A table without attributes.
+    pub fn new(group: impl Into<String>, dimension: impl Into<String>, columns: Vec<Column>) -> Table {
+        Table { group: group.into(), dimension: dimension.into(), columns, attributes: Vec::new() }
+    }
+
+    /// The column of that name.
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// The numbers of the column of that name; none if there is no such column, or it is of text.
+    pub fn numbers(&self, name: &str) -> Vec<f64> {
+        self.column(name).and_then(|column| column.values.numbers()).unwrap_or_default()
+    }
+
+    /// Number of values of the longest column with one value per row.
+    pub fn len(&self) -> usize {
+        let plain = self.columns.iter().filter(|column| self.is_plain(column));
+        plain.map(|column| column.values.len()).max().unwrap_or(0)
+    }
+
+    /// Whether the table has no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a column has one value per row of this table.
+    pub fn is_plain(&self, column: &Column) -> bool {
+        let is_axis = |other: &Column| other.dimensions.iter().any(|(axis, _)| *axis == column.name);
+        match column.dimensions.as_slice() {
+            // The coordinate of another axis has no dimensions either, but one value per place of that axis.
+            [] => column.name == self.dimension || !self.columns.iter().any(is_axis),
+            [(axis, _)] => *axis == self.dimension,
+            _ => false,
+        }
+    }
+
+    /// Appends the rows of another table with the same columns.
+    ///
+    /// # Panics
+    /// The columns differ in name or type.
+    pub fn append(&mut self, other: Table) {
+        assert_eq!(self.columns.len(), other.columns.len(), "{}: tables of the same columns", self.group);
+        for (own, more) in self.columns.iter_mut().zip(other.columns) {
+            assert_eq!(own.name, more.name, "{}: tables of the same columns", self.group);
+            match (&mut own.values, more.values) {
+                (Values::F64(own), Values::F64(more)) => own.extend(more),
+                (Values::F32(own), Values::F32(more)) => own.extend(more),
+                (Values::I64(own), Values::I64(more)) => own.extend(more),
+                (Values::Text(own), Values::Text(more)) => own.extend(more),
+                _ => panic!("{}/{}: a column keeps its type", self.group, own.name),
+            }
+        }
+    }
+}
+
+/// A small value attached to a group or dataset.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum Attribute {
+    Text(String),
+    Int(i64),
+    Float(f64),
+    Bool(bool),
+    Ints(Vec<i64>),
+    Floats(Vec<f64>),
+    Texts(Vec<String>),
+}
+
+/// The attribute called `name`.
+pub fn attribute<'a>(attributes: &'a [(String, Attribute)], name: &str) -> Option<&'a Attribute> {
+    attributes.iter().find(|(known, _)| known == name).map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_two_tables_follow_one_another() {
+        let table = |values| Table::new("spread", "row", vec![Column::new("step", "1", "step", Values::I64(values))]);
+        let mut all = table(vec![1, 2]);
+        all.append(table(vec![5]));
+        assert_eq!((all.len(), all.numbers("step")), (3, vec![1.0, 2.0, 5.0]));
+    }
+}

@@ -1,0 +1,148 @@
+//! A sheet as aligned columns below `#` lines with their names and units. Tables that are too wide go on below, with the columns
+//! that tell the rows apart in front again.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+use std::ops::Range;
+
+use super::{Sheet, Shown, printable};
+
+/// Width of a table where the output is no terminal, in characters.
+const WIDTH: usize = 80;
+
+/// Width of the terminal that stdout is, in characters; 80 where it is none.
+pub fn terminal_width() -> usize {
+    let terminal = std::io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
+    terminal.map_or(WIDTH, |(width, _)| usize::from(width.0).max(WIDTH))
+}
+
+/// A table with its title, at most `width` characters wide unless its keys and one column are wider. A column with one value in
+/// all rows of a table that is too wide becomes a line above it.
+pub fn terminal(sheet: &Sheet, width: usize) -> String {
+    let mut columns = sheet.shown();
+    let mut text = format!("{}\n", printable(&sheet.title));
+    if !sheet.note.is_empty() {
+        wrapped(&mut text, &sheet.note, width);
+    }
+    let mut keys = sheet.keys.min(columns.len());
+    if 1 + columns.iter().map(needed).sum::<usize>() > width {
+        let constant = |column: &Shown| {
+            let first = column.cells.first().filter(|cell| *cell != "-" && column.cells.len() > 1);
+            first.filter(|first| column.cells.iter().all(|cell| cell == *first)).cloned()
+        };
+        let mut place = 0;
+        let mut same = Vec::new();
+        let all_keys = keys;
+        columns.retain(|column| {
+            let value = constant(column);
+            keys -= usize::from(place < all_keys && value.is_some());
+            place += 1;
+            same.extend(value.iter().map(|value| format!("{} {value} {}", column.name, column.unit).trim().to_owned()));
+            value.is_none()
+        });
+        if !same.is_empty() {
+            wrapped(&mut text, &format!("in all rows: {}", same.join(", ")), width);
+        }
+    }
+    for (block, shown) in blocks(&columns, keys, width).into_iter().enumerate() {
+        if block > 0 {
+            text.push('\n');
+        }
+        let shown: Vec<&Shown> = columns[..keys].iter().chain(&columns[shown]).collect();
+        write_block(&mut text, &shown, sheet.rows.len());
+    }
+    sheet.dashes().iter().for_each(|reason| wrapped(&mut text, reason, width));
+    text
+}
+
+/// The columns after the first `keys`, in as few pieces as fit the width beside those.
+fn blocks(columns: &[Shown], keys: usize, width: usize) -> Vec<Range<usize>> {
+    let room = width.saturating_sub(1 + columns[..keys].iter().map(needed).sum::<usize>());
+    let (mut blocks, mut start, mut used) = (Vec::new(), keys, 0);
+    for (index, column) in columns.iter().enumerate().skip(keys) {
+        if used + needed(column) > room && index > start {
+            blocks.push(start..index);
+            (start, used) = (index, 0);
+        }
+        used += needed(column);
+    }
+    blocks.push(start..columns.len());
+    blocks
+}
+
+fn write_block(text: &mut String, columns: &[&Shown], rows: usize) {
+    let mut line = |start: &str, value: &dyn Fn(&Shown) -> String| {
+        let mut line = start.to_owned();
+        for column in columns {
+            let value = value(column);
+            let pad = " ".repeat((needed(column) - 2).saturating_sub(value.chars().count()));
+            line += &if column.is_text { format!(" {value}{pad} ") } else { format!(" {pad}{value} ") };
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+    };
+    line("#", &|column| column.name.clone());
+    if columns.iter().any(|column| !column.unit.is_empty()) {
+        line("#", &unit);
+    }
+    for row in 0..rows {
+        line(" ", &|column| column.cells[row].clone());
+    }
+}
+
+/// Appends a text as `#` lines of at most `width` characters, broken between words.
+fn wrapped(text: &mut String, note: &str, width: usize) {
+    let mut line = String::from("#");
+    for word in printable(note).split_whitespace() {
+        if line.chars().count() + 1 + word.chars().count() > width && line.len() > 1 {
+            let _ = writeln!(text, "{line}");
+            line = "#".into();
+        }
+        line.push(' ');
+        line += word;
+    }
+    let _ = writeln!(text, "{line}");
+}
+
+fn unit(column: &Shown) -> String {
+    if column.unit.is_empty() { String::new() } else { format!("({})", column.unit) }
+}
+
+/// Characters that a column takes, with one of space on each side.
+fn needed(column: &Shown) -> usize {
+    let cells = column.cells.iter().map(|cell| cell.chars().count());
+    2 + cells.chain([column.name.chars().count(), unit(column).chars().count()]).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::{Cell, Heading};
+
+    #[test]
+    fn columns_are_aligned_below_their_units() {
+        let sheet = Sheet {
+            columns: vec![Heading::new("kind", "1", ""), Heading::new("seconds", "s", "; NaN: none sent")],
+            rows: vec![vec!["gradients".into(), Cell::Float(0.0412)], vec!["x".into(), Cell::Float(f64::NAN)]],
+            ..Sheet::new("t", "messages").with_note("of rank 0")
+        };
+        let expected = "messages\n# of rank 0\n# kind       seconds\n#               (ms)\n  gradients    41.20\n  x                -\n# - in seconds: none sent\n";
+        assert_eq!(terminal(&sheet, 80), expected);
+    }
+
+    #[test]
+    fn a_wide_table_goes_on_below_with_its_keys_in_front() {
+        let columns = ["case", "forward", "backward", "step"].map(|name| Heading::new(name, "1", "")).to_vec();
+        let row = vec!["a".into(), Cell::Int(1), Cell::Int(2), Cell::Int(3)];
+        let sheet = Sheet { columns, rows: vec![row], ..Sheet::new("t", "title").with_note("one two three four five") };
+        let expected = "title\n# one two three four\n# five\n# case  forward\n  a           1\n\n# case  backward\n  a            2\n\n\
+                        # case  step\n  a        3\n";
+        assert_eq!(terminal(&sheet, 20), expected);
+        assert!(terminal(&sheet, 80).lines().count() == 4);
+
+        let rows = [1, 2].map(|n| vec!["b".into(), Cell::Int(7), Cell::Int(n), Cell::Int(n)]);
+        let sheet = Sheet { rows: rows.to_vec(), note: String::new(), ..sheet }.with_keys(2);
+        let expected =
+            "title\n# in all rows: case b,\n# forward 7\n# backward  step\n         1     1\n         2     2\n";
+        assert_eq!(terminal(&sheet, 22), expected);
+    }
+}

@@ -1,0 +1,127 @@
+//! This build against an earlier one: bit-identical parameters and the same figures from every command. Left out unless
+//! HPML_BEFORE names the `hpml` of the earlier build, on the same machine, libtorch and MPI.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Mpirun, folder, text};
+use hpml::store::{read_checkpoint, read_table, table_names};
+use hpml::table::Values;
+
+/// Units of figures that depend on the machine's speed and memory.
+const MEASURED: [&str; 4] = ["s", "1/s", "GB/s", "J"];
+/// Columns of other units that do.
+const MEASURED_TOO: [&str; 9] = [
+    "share",
+    "speedup",
+    "efficiency",
+    "busbw_share",
+    "overlap",
+    "peak_memory",
+    "batch_for_90_percent",
+    "steps",
+    "iterations",
+];
+
+/// The earlier build; `None`, with a note on stderr, where there is none.
+fn before(test: &str) -> Option<PathBuf> {
+    let before = std::env::var_os("HPML_BEFORE").map(PathBuf::from);
+    if before.is_none() {
+        eprintln!("{test}: left out: HPML_BEFORE names no earlier build");
+    }
+    before
+}
+
+/// Runs `mpirun -n RANKS PROGRAM ARGS --out OUT`.
+fn run(program: &Path, ranks: usize, args: &[&str], out: &Path) {
+    let run = Mpirun::program(ranks, [text(program)]).args(args).arg("--out").arg(text(out)).run();
+    assert!(run.status.success(), "{}: {}", program.display(), run.stderr);
+}
+
+/// Checks that two run files have the same tables, but for the columns of `newer` ones, and equal figures that are not measured.
+fn compare(old: &Path, new: &Path, compare_rows: bool) {
+    for group in table_names(old).unwrap() {
+        let (before, after) = (read_table(old, &group).unwrap(), read_table(new, &group).unwrap());
+        for column in &before.columns {
+            let name = format!("{group}/{}", column.name);
+            let found = after.column(&column.name).unwrap_or_else(|| panic!("{name} is gone"));
+            assert_eq!((&column.units, &column.dimensions), (&found.units, &found.dimensions), "{name}");
+            let measured = [&MEASURED[..], &MEASURED_TOO[..]].concat();
+            let is_measured = measured.contains(&column.units.as_str()) || measured.contains(&column.name.as_str());
+            if compare_rows && !is_measured {
+                assert!(same(&column.values, &found.values), "{name}: {:?} {:?}", column.values, found.values);
+            }
+        }
+    }
+}
+
+/// Whether all values are equal, NaN being equal to NaN.
+fn same(one: &Values, other: &Values) -> bool {
+    let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<Vec<u64>>();
+    match (one, other) {
+        (Values::F64(one), Values::F64(other)) => bits(one) == bits(other),
+        (one, other) => one == other,
+    }
+}
+
+#[test]
+fn a_training_gives_the_same_parameters_and_tables_as_before() {
+    let Some(before) = before("a_training") else { return };
+    let folder = folder();
+    let hpml = Path::new(env!("CARGO_BIN_EXE_hpml"));
+    for (name, ranks, set) in [
+        ("net", 2, &["quantize.enabled=true", "optim.ema=0.9"][..]),
+        ("lars", 2, &["optim.name=lars", "metrics.spread_steps=4", "parallel.buffers=local"]),
+        ("lamb", 1, &["optim.name=lamb", "train.accumulate=2", "schedule.anneal=cosine"]),
+        ("bucket", 3, &["parallel.bucket_mb=0.1", "metrics.timing=profile", "optim.clip_norm=1.0"]),
+        ("bf16", 2, &["parallel.compression=bf16"]),
+        ("resnet", 2, &["model.name=resnet18", "model.width=8", "model.bias=false"]),
+    ] {
+        let mut args = vec!["train"];
+        let small = ["train.epochs=2", "data.train_samples=192", "data.test_samples=64"];
+        let small = small.into_iter().chain(["quantize.calibration_images=64"]);
+        small.chain(set.iter().copied()).for_each(|set| args.extend(["--set", set]));
+        let [old, new] = ["old", "new"].map(|which| folder.path().join(format!("{name}-{which}.h5")));
+        run(&before, ranks, &args, &old);
+        run(hpml, ranks, &args, &new);
+        let [was, is] = [&old, &new].map(|path| read_checkpoint(path).unwrap());
+        assert_eq!(was.tensors, is.tensors, "{name}: parameters");
+        compare(&old, &new, true);
+    }
+}
+
+#[test]
+fn sweep_study_and_allreduce_give_the_same_tables_as_before() {
+    let Some(before) = before("sweep_study_and_allreduce") else { return };
+    let folder = folder();
+    let hpml = Path::new(env!("CARGO_BIN_EXE_hpml"));
+    let config = folder.path().join("study.toml");
+    std::fs::write(
+        &config,
+        "[train]\nepochs = 1\n[data]\ntrain_samples = 96\ntest_samples = 32\n[metrics]\nspread_steps = 4\n[study]\nseeds = [0, 1]\n\
+         [[study.variants]]\nname = \"a\"\nset = []\n[[study.variants]]\nname = \"b\"\nset = [\"train.lr=0.05\"]\n",
+    )
+    .unwrap();
+    let sweep =
+        ["sweep", "--set", "sweep.batch_per_rank=[8,16]", "--set", "sweep.seconds=0.5", "--set", "sweep.rounds=1"];
+    let reduce = ["allreduce", "--max", "64K", "--iters", "3"];
+    for (name, args, compare_rows) in
+        [("study", &["study", text(&config)][..], true), ("sweep", &sweep[..], false), ("reduce", &reduce[..], false)]
+    {
+        let [old, new] = ["old", "new"].map(|which| folder.path().join(format!("{name}-{which}.h5")));
+        run(&before, 2, args, &old);
+        run(hpml, 2, args, &new);
+        compare(&old, &new, compare_rows);
+    }
+    let printed = |program: &Path| {
+        let output = Command::new(program)
+            .args(["report", text(&folder.path().join("study-old.h5")), "--csv"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    assert_eq!(printed(&before), printed(hpml), "the same file as CSV");
+}
