@@ -44,7 +44,7 @@ fn real_files(folder: &Path) -> Vec<PathBuf> {
         run,
         folder.join("run-int8.h5"),
         checkpoint,
-        here.join("results/scaling.h5"),
+        here.join("results/2026-11-25-2xZen3-scaling/scaling.h5"),
         here.join("tests/fixtures/parity.h5"),
     ]
 }
