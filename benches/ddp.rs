@@ -1,7 +1,7 @@
 //! hpml against PyTorch DistributedDataParallel (gloo) on the same machine and the same libtorch: `cargo bench --bench ddp`.
 //!
 //! Runs of both alternate, so that a machine whose speed drifts does it to both; the claim is the ratio of medians. Both
-//! train CIFAR-10 with the same loader work (crop and flip for ResNet-18), batches, ranks and one thread a rank. ResNet-18:
+//! train CIFAR-10 with the same loader work (crop and flip for ResNet-18), batches, ranks and one thread per rank. ResNet-18:
 //! median over the steps of the slowest rank's step. Net: steps per second of an unbroken loop.
 //!
 //! The peer is benches/peers/ddp.py. Needs HPML_CIFAR10 (folder of the binary files) and PyTorch's `torchrun` (HPML_TORCHRUN, or
@@ -179,7 +179,7 @@ fn number(json: &str, key: &str) -> f64 {
     rest.split([',', '}'])
         .next()
         .and_then(|text| text.parse().ok())
-        .unwrap_or_else(|| panic!("{key} is no number in {json}"))
+        .unwrap_or_else(|| panic!("{key} is not a number in {json}"))
 }
 
 fn median(values: &[f64]) -> f64 {

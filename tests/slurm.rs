@@ -98,7 +98,7 @@ impl Lab {
         self.home.path().join("results").join(name)
     }
 
-    /// Until `done`; what is `awaited` is for the message.
+    /// Waits until `done` gives a value; `awaited` names it in the message of a time-out.
     fn wait<T>(&self, awaited: &str, mut done: impl FnMut() -> Option<T>) -> T {
         loop {
             if let Some(value) = done() {
@@ -196,7 +196,7 @@ fn every_script_runs_and_what_is_cut_short_goes_on() {
     let ranks = lab.ranks(&chain);
     assert_eq!(ranks.len(), 2, "{}", lab.logs());
     kill("STOP", &ranks);
-    // The shell of the second one is told at once what `--signal=B:USR1` tells it before the limit.
+    // The shell of the second one gets at once the signal that `--signal=B:USR1` sends before the limit.
     let second = lab.file(&format!("chain2-{chain2}.h5"));
     lab.wait("the first epoch", || second.exists().then_some(()));
     lab.slurm("scancel", &["--batch", "--signal=USR1", &chain2]).unwrap();
