@@ -1,15 +1,16 @@
 //! hpml against PyTorch DistributedDataParallel (gloo) on the same machine and the same libtorch: `cargo bench --bench ddp`.
 //!
 //! Runs of both alternate, so that a machine whose speed drifts does it to both; the claim is the ratio of medians. Both
-//! train CIFAR-10 with the same loader work (crop and flip for ResNet-18), batches, ranks and one thread a rank. ResNet-18:
+//! train CIFAR-10 with the same loader work (crop and flip for ResNet-18), batches, ranks and one thread per rank. ResNet-18:
 //! median over the steps of the slowest rank's step. Net: steps per second of an unbroken loop.
 //!
-//! Needs HPML_CIFAR10 (folder of the binary files), HPML_PEERS (folder of the peer program `ddp.py`) and HPML_TORCHRUN (a
-//! `torchrun`); says what is missing and stops otherwise. HPML_ROUNDS: runs of each (3). An argument picks cases by name.
+//! The peer is benches/peers/ddp.py. Needs HPML_CIFAR10 (folder of the binary files) and PyTorch's `torchrun` (HPML_TORCHRUN, or
+//! on the PATH); says what is missing and stops otherwise. HPML_ROUNDS: runs of each (3). An argument picks cases by name.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::process::Command;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// What the best tuned PyTorch script has: glibc keeps freed memory, as hpml does by itself.
 const KEEP: &str = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592";
@@ -26,7 +27,7 @@ struct Case {
     peers: &'static [(&'static str, &'static [&'static str], bool)],
 }
 
-const TUNED: &[&str] = &["--channels-last", "--opt", "fused", "--bucket-view"];
+const TUNED: &[&str] = &["--channels-last", "--fused", "--bucket-view"];
 const BF16: &[&str] = &["--channels-last", "--bf16"];
 
 const CASES: &[Case] = &[
@@ -68,7 +69,7 @@ const CASES: &[Case] = &[
         steps: 1500,
         warmup: 50,
         hpml: &[],
-        peers: &[("plain PyTorch", &["--no-ddp"], false)],
+        peers: &[("plain PyTorch", &["--plain"], false)],
     },
     Case {
         name: "net-b4-2ranks",
@@ -83,13 +84,15 @@ const CASES: &[Case] = &[
 ];
 
 fn main() {
-    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let (Some(data), Some(peers), Some(torchrun)) =
-        (folder("HPML_CIFAR10"), folder("HPML_PEERS"), folder("HPML_TORCHRUN"))
-    else {
-        println!("ddp: left out: set HPML_CIFAR10, HPML_PEERS and HPML_TORCHRUN (see benches/ddp.rs)");
+    let torchrun = std::env::var_os("HPML_TORCHRUN").unwrap_or_else(|| "torchrun".into());
+    let Some(data) = std::env::var_os("HPML_CIFAR10") else {
+        println!("ddp: left out: set HPML_CIFAR10 to the folder of CIFAR-10's binary files");
         return;
     };
+    if let Err(error) = Command::new(&torchrun).arg("--help").stdout(Stdio::null()).status() {
+        println!("ddp: left out: {}: {error}: set HPML_TORCHRUN to PyTorch's torchrun", torchrun.display());
+        return;
+    }
     let rounds: usize = std::env::var("HPML_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     println!("| case | program | images/s, median (min-max) | hpml is faster by | runs |");
@@ -99,9 +102,9 @@ fn main() {
     {
         let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for _ in 0..rounds {
-            rates.entry("hpml").or_default().push(run_hpml(case, &data));
+            rates.entry("hpml").or_default().push(run_hpml(case, data.as_ref()));
             for (name, flags, keep) in case.peers {
-                rates.entry(name).or_default().push(run_peer(case, &data, &peers, &torchrun, flags, *keep));
+                rates.entry(name).or_default().push(run_peer(case, data.as_ref(), &torchrun, flags, *keep));
             }
         }
         let hpml = median(&rates["hpml"]);
@@ -120,7 +123,7 @@ fn main() {
 }
 
 /// Images per second of one run of hpml.
-fn run_hpml(case: &Case, data: &std::path::Path) -> f64 {
+fn run_hpml(case: &Case, data: &Path) -> f64 {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let out = folder.path().join("run.h5");
     let config = match case.model {
@@ -149,22 +152,14 @@ fn run_hpml(case: &Case, data: &std::path::Path) -> f64 {
 }
 
 /// Images per second of one run of the peer.
-fn run_peer(
-    case: &Case,
-    data: &std::path::Path,
-    peers: &std::path::Path,
-    torchrun: &std::path::Path,
-    flags: &[&str],
-    keep: bool,
-) -> f64 {
+fn run_peer(case: &Case, data: &Path, torchrun: &OsStr, flags: &[&str], keep: bool) -> f64 {
     let mut command = Command::new(torchrun);
-    command.args(["--standalone", &format!("--nproc_per_node={}", case.ranks)]).arg(peers.join("ddp.py"));
-    command.arg("--data").arg(data).args(["--model", case.model, "--batch", &case.batch.to_string()]).args(flags);
-    let net = case.model == "net";
-    let steps = if net { 10 } else { case.steps };
-    command.args(["--warmup", &case.warmup.to_string(), "--steps", &steps.to_string()]);
-    if net {
-        command.args(["--continuous", &case.steps.to_string()]);
+    command.args(["--standalone", &format!("--nproc_per_node={}", case.ranks)]);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/ddp.py")).arg("--data").arg(data);
+    command.args(["--model", case.model, "--batch", &case.batch.to_string()]).args(flags);
+    command.args(["--warmup", &case.warmup.to_string(), "--steps", &case.steps.to_string()]);
+    if case.model == "net" {
+        command.arg("--unbroken");
     }
     command.env("OMP_NUM_THREADS", "1");
     if keep {
@@ -175,10 +170,7 @@ fn run_peer(
     let json = text.lines().last().unwrap_or_default();
     // One of gloo's threads sometimes aborts the process at its end, when its figures are printed.
     assert!(json.starts_with('{'), "{}", String::from_utf8_lossy(&output.stderr));
-    match net {
-        true => number(json, "cont_steps_s") * (case.batch * case.ranks) as f64,
-        false => number(json, "img_s"),
-    }
+    number(json, "images_per_second")
 }
 
 /// The number behind `"key":` in one line of JSON.
@@ -187,7 +179,7 @@ fn number(json: &str, key: &str) -> f64 {
     rest.split([',', '}'])
         .next()
         .and_then(|text| text.parse().ok())
-        .unwrap_or_else(|| panic!("{key} is no number in {json}"))
+        .unwrap_or_else(|| panic!("{key} is not a number in {json}"))
 }
 
 fn median(values: &[f64]) -> f64 {

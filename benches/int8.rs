@@ -4,7 +4,7 @@
 //!
 //! Random weights: speed does not depend on them, and every run checks that kernel and plain loops agree first. Each
 //! figure is the best and the median of repeated calls; forms take turns, so that a busy machine slows all alike.
-//! Peers on the same machine: with `-- --onnx FOLDER` the models are written there for benches/int8_peers.py.
+//! Peers on the same machine: with `-- --onnx FOLDER` the models are written there for benches/peers/int8.py.
 
 use std::time::Instant;
 

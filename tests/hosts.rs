@@ -1,4 +1,4 @@
-//! Several hosts on one machine: network namespaces with links of 1 Gbit/s (`hosts.sh`). For root; left out elsewhere.
+//! Several hosts on one machine: network namespaces with links of 1 Gbit/s (`tests/lab/hosts.sh`). For root; left out elsewhere.
 
 mod common;
 
@@ -38,7 +38,7 @@ impl Hosts {
 
     fn command(&self) -> Command {
         let mut command = Command::new("bash");
-        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hosts.sh")).env("HOSTS", &self.prefix);
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/hosts.sh")).env("HOSTS", &self.prefix);
         command
     }
 

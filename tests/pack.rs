@@ -31,6 +31,20 @@ fn a_pack_trains_and_reports_with_its_own_mpi_and_hdf5() {
     command.arg(&pack).env("HPML_PACK_BUILT", "1");
     Mpirun::command(command).run().succeeded();
 
+    // With the licences of all that it holds.
+    let notices = std::fs::read_to_string(pack.join("THIRD-PARTY.md")).unwrap();
+    let (compiled, libraries) = notices.split_once("## Libraries").expect("two tables");
+    for part in ["libtorch's headers", "Rust's standard library", "| tch-", "| mpi-", "| hdf5-metno-"] {
+        assert!(compiled.contains(part), "{part} is not in\n{compiled}");
+    }
+    for part in ["mpi", "hdf5"] {
+        assert!(libraries.contains(part), "{part} is not in\n{libraries}");
+    }
+    let links: Vec<&str> = notices.split("](").skip(1).filter_map(|text| text.split(')').next()).collect();
+    for link in links {
+        assert!(pack.join(link).exists(), "{link} is not in the pack\n{notices}");
+    }
+
     // Elsewhere and under another name than where it was made.
     let moved = folder.path().join("moved");
     std::fs::rename(&pack, &moved).unwrap();

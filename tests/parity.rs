@@ -1,4 +1,4 @@
-//! The same losses and updates as PyTorch, from the same initial values and samples, on real images; and no other ones.
+//! Losses and updates against PyTorch's, from the same initial values and samples, on real images; wrong ones fail.
 
 mod common;
 

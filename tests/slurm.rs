@@ -1,5 +1,5 @@
-//! The scripts in slurm/ under a real Slurm: emulated nodes of a slurm-lab folder beside the checkout. For root; left out
-//! elsewhere.
+//! The scripts in slurm/ under a real Slurm on four emulated nodes (`tests/lab/slurm.sh`). For root, where Debian's packages of
+//! Slurm are installed; left out elsewhere.
 
 mod common;
 
@@ -12,14 +12,13 @@ use std::time::{Duration, Instant};
 use common::{is_open_mpi, parameters, texts};
 use wait_timeout::ChildExt;
 
-/// For Slurm to start or to end, with the installation of its packages.
-const LAB: Duration = Duration::from_secs(180);
+/// Limit for the start and for the end of Slurm's daemons.
+const LAB: Duration = Duration::from_secs(60);
 /// For all jobs together; on two cores they take a minute and a half.
 const JOBS: Duration = Duration::from_secs(300);
 
 /// A cluster of four nodes that stands until this is dropped.
 struct Lab {
-    scripts: PathBuf,
     /// State of its daemons, in a short path: it holds sockets.
     state: tempfile::TempDir,
     /// Where jobs are submitted, as if it were the checkout.
@@ -50,49 +49,41 @@ fn run(command: &mut Command, timeout: Duration) -> Result<String, String> {
 }
 
 impl Lab {
-    /// `None`, with the reason on stderr, where there is no such folder or Slurm does not start.
+    /// `None`, with the reason on stderr, where Slurm does not start.
     fn up(test: &str) -> Option<Lab> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let scripts = root.join("../shared/slurm-lab");
-        if !scripts.join("up").exists() {
-            eprintln!("{test}: left out: no Slurm to try it with (a slurm-lab folder beside the checkout)");
-            return None;
-        }
         if !is_open_mpi(test) {
             return None; // its srun speaks Open MPI's PMIx
         }
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let state = tempfile::Builder::new().prefix("hpml-slurm").tempdir_in("/tmp").unwrap();
-        let mut lab = Lab { scripts, state, home: common::folder(), deadline: Instant::now(), _alone: alone };
-        if let Err(reason) = run(&mut lab.script("up"), LAB) {
+        let mut lab = Lab { state, home: common::folder(), deadline: Instant::now(), _alone: alone };
+        // Ports of our own below those that the system hands out: another cluster may be up.
+        let port = 20_000 + std::process::id() % 1000 * 8;
+        if let Err(reason) = lab.script("up", &[&port.to_string()]) {
             eprintln!("{test}: left out: no emulated Slurm (it needs root and Debian's packages): {reason}");
             return None;
         }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         std::os::unix::fs::symlink(root.join("slurm"), lab.home.path().join("slurm")).unwrap();
         fs::create_dir(lab.home.path().join("runs")).unwrap();
         lab.deadline = Instant::now() + JOBS;
         Some(lab)
     }
 
-    fn script(&self, name: &str) -> Command {
-        let mut command = Command::new(self.scripts.join(name));
-        // A port range of our own: another cluster may be up. Below those that the system hands out.
-        let port = 20_000 + std::process::id() % 1000 * 8;
-        let settings = [("PORT", port), ("NODES", 4), ("CPUS", 8), ("GPUS", 0)];
-        command.envs(settings.map(|(name, value)| (format!("SLURM_LAB_{name}"), value.to_string())));
-        command.env("SLURM_LAB_DIR", self.state.path());
-        command
+    fn script(&self, command: &str, args: &[&str]) -> Result<String, String> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/slurm.sh");
+        run(Command::new(script).arg(command).arg(self.state.path()).args(args), LAB)
     }
 
     /// One of Slurm's commands, in the folder of the jobs.
     fn slurm(&self, command: &str, args: &[&str]) -> Result<String, String> {
-        let environment = format!("source {}/env.sh && exec \"$0\" \"$@\"", self.state.path().display());
-        let mut shell = Command::new("bash");
-        shell.args(["-c", &environment, command]).args(args).current_dir(self.home.path());
-        // Four jobs at a time on a few cores.
-        shell.env("HPML", env!("CARGO_BIN_EXE_hpml")).env("OMPI_MCA_mpi_yield_when_idle", "1");
-        run(&mut shell, Duration::from_secs(30))
+        let mut command = Command::new(command);
+        command.args(args).current_dir(self.home.path());
+        command.env("SLURM_CONF", self.state.path().join("slurm.conf")).env("HPML", env!("CARGO_BIN_EXE_hpml"));
+        command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+        command.env("OMPI_MCA_mpi_yield_when_idle", "1"); // four jobs at a time on a few cores
+        run(&mut command, Duration::from_secs(30))
     }
 
     /// Submits a job of this name on two nodes; its id.
@@ -107,7 +98,7 @@ impl Lab {
         self.home.path().join("runs").join(name)
     }
 
-    /// Until `done`; what is `awaited` is for the message.
+    /// Waits until `done` gives a value; `awaited` names it in the message of a time-out.
     fn wait<T>(&self, awaited: &str, mut done: impl FnMut() -> Option<T>) -> T {
         loop {
             if let Some(value) = done() {
@@ -164,7 +155,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let _ = run(&mut self.script("down"), LAB);
+        let _ = self.script("down", &[]);
     }
 }
 
@@ -205,7 +196,7 @@ fn every_script_runs_and_what_is_cut_short_goes_on() {
     let ranks = lab.ranks(&chain);
     assert_eq!(ranks.len(), 2, "{}", lab.logs());
     kill("STOP", &ranks);
-    // The shell of the second one is told at once what `--signal=B:USR1` tells it before the limit.
+    // The shell of the second one gets at once the signal that `--signal=B:USR1` sends before the limit.
     let second = lab.file(&format!("chain2-{chain2}.h5"));
     lab.wait("the first epoch", || second.exists().then_some(()));
     lab.slurm("scancel", &["--batch", "--signal=USR1", &chain2]).unwrap();

@@ -1,7 +1,7 @@
 """The peers of benches/int8.rs on the same machine, 1 thread, images/s, best (median) of 15 calls.
 
     cargo bench --bench int8 -- --onnx FOLDER
-    python benches/int8_peers.py FOLDER
+    python benches/peers/int8.py FOLDER
 
 ONNX Runtime runs two int8 models (both u8 activations, s8 weights, per channel): the same structure quantized by its own
 quantize_static, the form that it is fastest at, from float images; and the one that hpml exports, from u8 pixels, whose
@@ -16,52 +16,14 @@ import warnings
 import numpy as np
 import onnxruntime as ort
 import torch
-import torch.nn as nn
-import torch.nn.functional as F
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from models import MODELS
 
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)
 ROUNDS = 15
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(3, 6, 5, bias=False), nn.Conv2d(6, 16, 5, bias=False)
-        self.fc1, self.fc2, self.fc3 = (nn.Linear(a, b, bias=False) for a, b in ((400, 120), (120, 84), (84, 10)))
-
-    def forward(self, x):
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = torch.flatten(F.max_pool2d(F.relu(self.conv2(x)), 2), 1)
-        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
-
-
-class Block(nn.Module):
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x):
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
-
-
-class ResNet18(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64)
-        shapes = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)]
-        self.blocks = nn.Sequential(*(Block(*shape) for shape in shapes))
-        self.linear = nn.Linear(512, 10)
-
-    def forward(self, x):
-        x = self.blocks(F.relu(self.bn1(self.conv1(x))))
-        return self.linear(torch.flatten(F.avg_pool2d(x, 4), 1))
 
 
 def rate(call, batch, repeats):
@@ -116,7 +78,7 @@ def session(path):
 
 print(f"# onnxruntime {ort.__version__}, torch {torch.__version__}, torch sees {torch.backends.cpu.get_cpu_capability()}")
 print("#     model  batch      ONNX Runtime   its run of ours         torch.ao")
-for name, make in (("net", Net), ("resnet18", ResNet18)):
+for name, make in MODELS.items():
     model = make()
     own, exported = session(quantize_onnx(model, sys.argv[1])), session(f"{sys.argv[1]}/{name}.onnx")
     quantized = torch_ao(model)

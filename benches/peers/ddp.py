@@ -1,0 +1,136 @@
+"""CIFAR-10 training with PyTorch's DistributedDataParallel (gloo, CPU, one thread per rank): the peer of benches/ddp.rs.
+
+    torchrun --standalone --nproc_per_node=2 benches/peers/ddp.py --data DIR --model resnet18 --batch 32 --steps 8 --warmup 2
+
+DIR holds CIFAR-10's binary files. A step is: load the batch (crop and flip for ResNet-18), clear the gradients, forward,
+backward with the all-reduce, SGD. Without options everything is as PyTorch has it by default; the options are what a tuned
+script sets. The last line is JSON, images_per_second of all ranks together:
+
+  by default    from the median over the steps of the slowest rank's seconds; a barrier before each step
+  --unbroken    from all steps together; no barriers between them, and each reads its loss, as a training's log does
+"""
+import argparse
+import json
+import os
+import statistics
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from models import MODELS
+
+# Mean and standard deviation per channel, and the optimizer's settings: those of configs/cifar10-*.toml.
+SETTINGS = {
+    "net": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), {"lr": 0.001, "momentum": 0.9}),
+    "resnet18": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}),
+}
+RECORD = 1 + 3 * 32 * 32
+
+
+class Cifar10(Dataset):
+    """The 50,000 training images, one sample at a time: random crop with 4 pixels of padding and flip, then normalised."""
+
+    def __init__(self, folder, augment, mean, std):
+        files = [os.path.join(folder, f"data_batch_{number}.bin") for number in range(1, 6)]
+        records = np.concatenate([np.fromfile(file, np.uint8).reshape(-1, RECORD) for file in files])
+        self.labels = torch.from_numpy(records[:, 0].astype(np.int64))
+        images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
+        self.images = F.pad(images, (4, 4, 4, 4)) if augment else images
+        self.augment = augment
+        self.mean = torch.tensor(mean).view(3, 1, 1)
+        self.scale = 1 / torch.tensor(std).view(3, 1, 1)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        image = self.images[index]
+        if self.augment:
+            top, left, flip = torch.randint(0, 9, (3,)).tolist()
+            image = image[:, top : top + 32, left : left + 32]
+            if flip & 1:
+                image = image.flip(2)
+        return image.float().div_(255).sub_(self.mean).mul_(self.scale), self.labels[index]
+
+
+def batches(data, batch):
+    """Batches without end; every epoch in an order of its own."""
+    sampler = DistributedSampler(data)
+    loader = DataLoader(data, batch, sampler=sampler, drop_last=True)
+    epoch = 0
+    while True:
+        sampler.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="DIR")
+    parser.add_argument("--model", choices=MODELS, required=True)
+    parser.add_argument("--batch", type=int, required=True, help="images per rank and step")
+    parser.add_argument("--steps", type=int, required=True, help="timed steps")
+    parser.add_argument("--warmup", type=int, default=0, help="steps before those")
+    parser.add_argument("--unbroken", action="store_true", help="no barriers between the steps")
+    parser.add_argument("--plain", action="store_true", help="the module itself, without DDP: for one rank")
+    parser.add_argument("--bucket-view", action="store_true", help="DDP's gradient_as_bucket_view")
+    parser.add_argument("--fused", action="store_true", help="fused SGD")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group("gloo")
+    world_size = dist.get_world_size()
+    mean, std, sgd = SETTINGS[args.model]
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    data = batches(Cifar10(args.data, args.model == "resnet18", mean, std), args.batch)
+    model = MODELS[args.model]().to(memory_format=layout)
+    optimizer = torch.optim.SGD(model.parameters(), fused=args.fused or None, **sgd)
+    network = model if args.plain else DistributedDataParallel(model, gradient_as_bucket_view=args.bucket_view)
+
+    def step():
+        images, labels = next(data)
+        images = images.contiguous(memory_format=layout)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            loss = F.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    for _ in range(args.warmup):
+        step()
+    if args.unbroken:
+        dist.barrier()
+        start = time.perf_counter()
+        for _ in range(args.steps):
+            loss = step().item()
+        dist.barrier()
+        seconds = (time.perf_counter() - start) / args.steps
+    else:
+        own = []
+        for _ in range(args.steps):
+            dist.barrier()
+            start = time.perf_counter()
+            loss = step()
+            own.append(time.perf_counter() - start)
+        ranks = [None] * world_size
+        dist.all_gather_object(ranks, own)
+        seconds = statistics.median(map(max, zip(*ranks)))
+        loss = loss.item()
+    if dist.get_rank() == 0:
+        rate = world_size * args.batch / seconds
+        print(json.dumps({"images_per_second": rate, "loss": loss, "torch": torch.__version__}), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
