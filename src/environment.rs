@@ -1,12 +1,13 @@
-//! What a run file says of where it was made: versions, ranks, hardware, command.
+//! The environment of a run, for `/environment` in its run file: versions, ranks, hardware, command. In: the job. Out: the
+//! attributes and the table. Measures nothing.
 
 use crate::collective::Universe;
 use crate::data::Datasets;
 use crate::launch::Job;
 use crate::store::{Attribute, Column, Table, Values};
 
-/// Attributes of `/environment`: versions, ranks, data set, processor, command and Slurm job. `datasets` is `None` where a command
-/// reads no data.
+/// Attributes of `/environment`: versions, ranks, data set, processor, command and Slurm job. `datasets` is `None` for commands
+/// that read no data.
 pub fn attributes(job: &Job, datasets: Option<&Datasets>) -> Vec<(String, Attribute)> {
     let text = |name: &str, value: &str| (name.to_owned(), Attribute::Text(value.to_owned()));
     let mut attributes = vec![
@@ -25,7 +26,7 @@ pub fn attributes(job: &Job, datasets: Option<&Datasets>) -> Vec<(String, Attrib
     attributes
 }
 
-/// `/environment`: host, device and cores of every rank.
+/// The table `/environment`: host, device, threads and cores, one row per rank.
 pub fn ranks(job: &Job) -> Table {
     let integers = |values: Vec<usize>| Values::I64(values.into_iter().map(|value| value as i64).collect());
     let places = &job.places;
@@ -62,7 +63,7 @@ pub fn ranks(job: &Job) -> Table {
     Table::new("environment", "rank", columns)
 }
 
-/// Model name of this host's processor.
+/// Model name of this host's processor; `unknown` if the system does not report it.
 fn cpu_model() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("model name"));
