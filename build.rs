@@ -1,17 +1,17 @@
-//! Writes the place of libtorch into the binary (so that no LD_LIBRARY_PATH is needed), its version and the commit, and
-//! compiles the one line of C that MPI's macros force on us.
+//! Writes libtorch's folder (so that no LD_LIBRARY_PATH is needed), its version and the commit into the binary, and compiles
+//! the C++ of `src/sys` and the line of C that MPI's macros require.
 use std::path::Path;
 use std::process::Command;
 
 fn main() {
-    // From torch-sys: the library folder of LIBTORCH, or of the Python that LIBTORCH_USE_PYTORCH speaks of.
+    // Set by torch-sys: the library folder of LIBTORCH, or of the Python that LIBTORCH_USE_PYTORCH selects.
     if let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
         println!("cargo:rustc-env=HPML_LIBTORCH_VERSION={}", libtorch_version(Path::new(&lib)));
         compile_shim(Path::new(&lib));
     }
     println!("cargo:rustc-env=HPML_GIT_COMMIT={}", git_commit());
-    // What each commit and checkout is written to; the index would do, but looking at it already changes it.
+    // Every commit and checkout is written to this log. The index changes, too, but already when git reads it.
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).exists()) {
         println!("cargo:rerun-if-changed={log}");
     }
@@ -20,16 +20,16 @@ fn main() {
     let mpi = build_probe_mpi::probe().expect("no MPI found: install Open MPI or MPICH, or point MPICC at its mpicc");
     cc::Build::new().file("src/collective/in_place.c").includes(&mpi.include_paths).compile("hpml_in_place");
 
-    // Dimension scales. hdf5-metno-sys has put the folder where it found libhdf5 on the linker's path, and HDF5 installs
+    // For dimension scales. hdf5-metno-sys has put the folder where it found libhdf5 on the linker's path, and HDF5 installs
     // libhdf5_hl beside it under that name (Debian too, in its hdf5/serial and hdf5/openmpi).
     println!("cargo:rustc-link-lib=hdf5_hl");
 }
 
-/// libtorch's C++ calls that tch lacks: thin, so that optimising them would only cost time here. Half a minute of libtorch's
-/// headers, and this script runs after every edit: they are compiled anew only if they, libtorch or the compiler are others.
+/// Compiles the C++ of `src/sys`, with little optimization, which thin calls do not need. libtorch's headers take half a minute
+/// and this script runs after every edit, so the result is kept until the sources, libtorch or the compiler change.
 fn compile_shim(lib: &Path) {
     let files = ["libtorch.cpp", "batch_norm/autograd.cpp", "graph.cpp"].map(|file| format!("src/sys/{file}"));
-    let sources = files.iter().map(|file| std::fs::read_to_string(file).expect("a source of ours"));
+    let sources = files.iter().map(|file| std::fs::read_to_string(file).expect("a source file of hpml"));
     let compiler = ["CXX", "CXXFLAGS"].map(|name| {
         println!("cargo:rerun-if-env-changed={name}");
         std::env::var(name).unwrap_or_default()
@@ -56,9 +56,10 @@ fn compile_shim(lib: &Path) {
         .include(include)
         .flag_if_supported("-Wno-unused-parameter")
         .compile("hpml_libtorch");
-    std::fs::write(&stamp, made_from).expect("cargo's folder is ours to write");
+    std::fs::write(&stamp, made_from).expect("OUT_DIR can be written");
 }
 
+/// Version of libtorch by the headers beside its library folder `lib`, for example `2.11.0`.
 fn libtorch_version(lib: &Path) -> String {
     let include = lib.with_file_name("include");
     let text = ["torch/headeronly/version.h", "torch/csrc/api/include/torch/version.h"]
@@ -72,11 +73,12 @@ fn libtorch_version(lib: &Path) -> String {
     format!("{}.{}.{}", part("MAJOR"), part("MINOR"), part("PATCH"))
 }
 
+/// Commit of the checkout, with `-dirty` if a file differs; `unknown` outside a checkout.
 fn git_commit() -> String {
     git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]).unwrap_or_else(|| "unknown".into())
 }
 
-/// What git says; `None`: it is not there, or this is no checkout.
+/// Output of git; `None` if git is not installed, or this is no checkout.
 fn git(args: &[&str]) -> Option<String> {
     let output = Command::new("git").args(args).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())

@@ -1,4 +1,5 @@
-//! What a run file says of where it was made: versions, ranks, hardware, command.
+//! The environment of a run, for `/environment` in its run file: versions, ranks, hardware, command. In: the job. Out: the
+//! attributes and the table. Measures nothing.
 
 use crate::collective::Universe;
 use crate::data::Datasets;
@@ -6,8 +7,8 @@ use crate::launch::{Job, Place};
 use crate::metrics::definitions;
 use crate::table::{Attribute, Schema, Table};
 
-/// Attributes of `/environment`: versions, ranks, data set, processor, command and Slurm job. `datasets` is `None` where a command
-/// reads no data.
+/// Attributes of `/environment`: versions, ranks, data set, processor, command and Slurm job. `datasets` is `None` for commands
+/// that read no data.
 pub fn attributes(job: &Job, datasets: Option<&Datasets>) -> Vec<(String, Attribute)> {
     let text = |name: &str, value: &str| (name.to_owned(), Attribute::Text(value.to_owned()));
     let mut attributes = vec![
@@ -49,7 +50,7 @@ pub fn table(job: &Job) -> Table {
     ranks().table(&job.places.iter().enumerate().collect::<Vec<_>>())
 }
 
-/// Model name of this host's processor.
+/// Model name of this host's processor; `unknown` if the system does not report it.
 fn cpu_model() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("model name"));

@@ -1,19 +1,29 @@
-//! What can go wrong, with the thing, the place and the mend. One variant a kind of cause; `Display` is the whole message.
+//! Errors with the thing, the place and the mend. One variant per cause; `Display` is the whole message.
+//!
+//! ```no_run
+//! use hpml::error::{AtPath, Error, STOPPED};
+//! use std::path::Path;
+//!
+//! let path = Path::new("configs/none.toml");
+//! let error: Error = std::fs::read_to_string(path).at(path).unwrap_err();
+//! eprintln!("hpml: {error}"); // configs/none.toml: No such file or directory (os error 2)
+//! assert_ne!(error.status(), STOPPED);
+//! ```
 
 use std::path::{Path, PathBuf};
 
-/// Exit status of a job that the same start would fail in the same way.
+/// Exit status of a job that would fail in the same way if it were started again.
 pub const FAILED: u8 = 1;
 /// Exit status of a job that a signal stopped and that can be resumed: EX_TEMPFAIL of sysexits.h, "try again later".
 pub const STOPPED: u8 = 75;
-/// Exit status of a job that has lost a rank, a host or the network between them, so that another start may do better:
+/// Exit status of a job that has lost a rank, a host or the network between them, and may succeed if it is started again:
 /// EX_UNAVAILABLE of sysexits.h.
 pub const LOST: u8 = 69;
 
-/// Result of every fallible function here.
+/// Result of hpml's fallible functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error the user can act on. `Display` is one line: what, where, and what to do.
+/// An error that the user can act on. `Display` is one line: what, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum Error {
@@ -47,7 +57,7 @@ pub enum Error {
     #[error("{}: {owner} has taken this name with --force: nothing more of this job is written to it", path.display())]
     OutputLost { path: PathBuf, owner: String },
 
-    #[error("{}: cannot be written: {reason}: choose another place or make room there", path.display())]
+    #[error("{}: cannot be written: {reason}: choose another place, or make room there", path.display())]
     Output { path: PathBuf, reason: String },
 
     #[error("{}: {message}", path.display())]
@@ -59,27 +69,27 @@ pub enum Error {
     #[error("launch.device = \"cuda\": {reason}: set launch.device = \"cpu\" or \"auto\"")]
     Device { reason: String },
 
-    #[error("the GPU: {reason}: look at it with nvidia-smi, or set launch.device = \"cpu\"")]
+    #[error("the GPU: {reason}: check it with nvidia-smi, or set launch.device = \"cpu\"")]
     Gpu { reason: String },
 
     #[error(
-        "they are written for libtorch {expected} and this is {loaded} (built with {built}): steps are launched kernel by kernel, which is slower with few images; build with libtorch {expected} (scripts/setup), or set launch.cuda_graphs = false"
+        "hpml's CUDA graphs are written for libtorch {expected} and this is {loaded} (built with {built}): steps are launched kernel by kernel, which is slower with small batches; build with libtorch {expected} (scripts/setup), or set launch.cuda_graphs = false"
     )]
     GraphVersion { expected: String, built: String, loaded: String },
 
-    #[error("no NCCL here ({reason}): parallel.all_reduce = \"mpi\" does without it")]
+    #[error("no NCCL here ({reason}): install it, or set parallel.all_reduce = \"mpi\" to do without")]
     NcclMissing { reason: String },
 
-    #[error("{call}: {reason}: NCCL_DEBUG=INFO tells more, parallel.all_reduce = \"mpi\" does without NCCL")]
+    #[error("{call}: {reason}: set NCCL_DEBUG=INFO for details, or parallel.all_reduce = \"mpi\" to do without NCCL")]
     Nccl { call: &'static str, reason: String },
 
     #[error(
         "{started}, but MPI joined none of them: each would be a job of its own for {library}, which this hpml uses: {mend}; \
-         launch.allow_singletons = true is for separate jobs that are meant"
+         set launch.allow_singletons = true if they are meant to be separate jobs"
     )]
     Singleton { started: String, library: String, mend: String },
 
-    #[error("rank {rank} read another configuration than rank 0: give every rank the same file and the same --set")]
+    #[error("rank {rank} read another configuration than rank 0: pass the same file and the same --set to every rank")]
     ConfigDiffers { rank: usize },
 
     #[error(
@@ -88,21 +98,21 @@ pub enum Error {
     ParametersDiffer { epoch: usize, rank: usize, found: u64, expected: u64 },
 
     #[error(
-        "{what} at epoch {epoch}, step {step}: the training has diverged; nothing of it is saved, what was saved before stays: lower train.lr (now {lr}), set optim.clip_norm, or check the data"
+        "{what} at epoch {epoch}, step {step}: the training has diverged; nothing of it is saved, earlier checkpoints stay: lower train.lr (now {lr}), set optim.clip_norm, or check the data"
     )]
     NotFinite { what: String, epoch: usize, step: usize, lr: f64 },
 
-    #[error("signals cannot be listened to: {reason}")]
+    #[error("signal handlers cannot be registered: {reason}")]
     Signals { reason: String },
 
     #[error(
-        "stopped by {signal} after step {step}, nothing lost: {}; go on with the same command and --resume auto (status 75)",
+        "stopped by {signal} after step {step}, nothing lost: {}; continue with the same command and --resume auto (status 75)",
         checkpoint.display()
     )]
     Stopped { signal: &'static str, step: usize, checkpoint: PathBuf },
 
     #[error(
-        "--resume: {key} is {now}, but {} was made with {saved}: give what the run began with, or start anew without --resume",
+        "--resume: {key} is {now}, but {} was made with {saved}: set what the run began with, or start anew without --resume",
         checkpoint.display()
     )]
     ResumeDiffers { key: String, now: String, saved: String, checkpoint: PathBuf },
@@ -115,7 +125,7 @@ pub enum Error {
     )]
     ThreadLevel { library: String, granted: &'static str },
 
-    #[error("{call} failed on rank {rank}: MPI error {code}")]
+    #[error("{call} failed on rank {rank}: MPI error {code}: a rank or the network may be lost; start the job again")]
     Mpi { call: &'static str, rank: usize, code: i32 },
 
     #[error("{0}")]
@@ -138,17 +148,17 @@ pub enum Error {
     #[error("{name}: scale overflow: {problem}; choose another quantize.activation_range or quantize.weight_range")]
     ScaleOverflow { name: String, problem: String },
 
-    /// An error that all ranks know of; this rank prints it.
+    /// Error of this rank that all ranks know of; this rank prints it.
     #[error("{0}")]
     Agreed(Box<Error>),
 
-    /// An error that all ranks know of and another rank prints.
+    /// Error of rank `rank` that all ranks know of; that rank prints it.
     #[error("ended by an error on rank {rank}")]
     OnRank { rank: usize },
 }
 
 impl Error {
-    /// With which status a process ends that has met this: what a batch script decides by whether to queue the job again.
+    /// Exit status of a process that ends with this error; a batch script decides by it whether to queue the job again.
     pub fn status(&self) -> u8 {
         match self {
             Error::Agreed(error) => error.status(),
@@ -161,7 +171,10 @@ impl Error {
 
 /// Adds the path to an error of the file system.
 pub trait AtPath<T> {
-    /// The same result, its error naming `path`.
+    /// The result with an error that names `path`.
+    ///
+    /// # Errors
+    /// Returns the error of `self`, as [`Error::Io`] or [`Error::File`].
     fn at(self, path: &Path) -> Result<T>;
 }
 

@@ -73,7 +73,7 @@ fn train(job: &mut Job, loaded: Result<Config>, args: &cli::Train) -> Result<()>
 fn sweep(job: &mut Job, loaded: Result<Config>, args: &cli::Sweep) -> Result<()> {
     let config = job.agree(loaded)?;
     job.configure(&config)?;
-    job.let_ranks_wait(); // while others are measured
+    job.disable_watchdog(); // while others are measured
     sweep::run(&config, job, args)
 }
 

@@ -1,5 +1,13 @@
-//! Where a command writes: its name, taken at the start. In: what the user named, or nothing. Out: on rank 0 the owner of
-//! the output, before any work is done. All ranks call this together and wait together.
+//! The output of a command: its name, owned from the start. In: the user's name for it, or none. Out: on rank 0 the owner of
+//! the output, before any work is done. All ranks call this together and wait together. Writes no data.
+//!
+//! ```no_run
+//! # fn command(job: &hpml::launch::Job) -> hpml::error::Result<()> {
+//! let owner = hpml::output::claim(job, None, "train", false)?; // results/train-20261127-120000.h5
+//! assert_eq!(owner.is_some(), job.is_root());
+//! # Ok(())
+//! # }
+//! ```
 
 use std::path::{Path, PathBuf};
 
@@ -7,17 +15,17 @@ use crate::error::Result;
 use crate::launch::Job;
 use crate::store::{Attempt, CheckpointFolder, Claim, Owner};
 
-/// Folder of the outputs that the user gave no name.
+/// Folder of outputs without a name from the user.
 const FOLDER: &str = "results";
 
-/// Owns the output `given`, or a new one called after `stem`, the Slurm job if there is one, and the time. A collective;
-/// the owner is on rank 0.
+/// Owns the output `given`, or a new one called after `stem`, the Slurm job if there is one, and the time. Returns the owner on
+/// rank 0, `None` on the others. A collective.
 ///
 /// `force` takes a name from the job that owns it; whether a file of that name may be replaced is not decided here.
 ///
 /// # Errors
-/// [`OutputOwned`](crate::error::Error::OutputOwned) if a living job writes there, [`Output`](crate::error::Error::Output)
-/// if there is no such place.
+/// Returns [`OutputOwned`](crate::error::Error::OutputOwned) if a living job writes there, and
+/// [`Output`](crate::error::Error::Output) if nothing can be written there.
 pub fn claim(job: &Job, given: Option<&Path>, stem: &str, force: bool) -> Result<Option<Owner>> {
     match given {
         Some(path) => claim_at(job, path, force),
@@ -25,14 +33,14 @@ pub fn claim(job: &Job, given: Option<&Path>, stem: &str, force: bool) -> Result
     }
 }
 
-/// Owns the output `path`, of which rank 0's counts, as [`claim`] does.
+/// Owns the output at rank 0's `path`, like [`claim`].
 ///
 /// # Errors
-/// Those of [`claim`].
+/// Returns the errors of [`claim`].
 pub fn claim_at(job: &Job, path: &Path, force: bool) -> Result<Option<Owner>> {
     let claim = job.is_root().then(|| Claim::new(path, force)).transpose();
     let mut claim = job.agree(claim)?;
-    let mut is_told = false;
+    let mut is_logged = false;
     loop {
         let attempt = claim.as_mut().map(Claim::attempt).transpose();
         match job.agree(attempt)? {
@@ -41,9 +49,12 @@ pub fn claim_at(job: &Job, path: &Path, force: bool) -> Result<Option<Owner>> {
                 return Ok(Some(owner));
             }
             Some(Attempt::Waiting(other)) => {
-                if !is_told {
-                    log::info!("{} was being written by {other}: looking whether it still is", path.display());
-                    is_told = true;
+                if !is_logged {
+                    log::info!(
+                        "{} was being written by {other}: waiting until it is clear whether that job still runs",
+                        path.display()
+                    );
+                    is_logged = true;
                 }
                 job.from_root([1.0])?;
             }
@@ -54,7 +65,7 @@ pub fn claim_at(job: &Job, path: &Path, force: bool) -> Result<Option<Owner>> {
     }
 }
 
-/// Owns the first name of `STEM-TIME.h5`, `STEM-TIME-2.h5`, ... that nobody has.
+/// Owns the first free name of `STEM-TIME.h5`, `STEM-TIME-2.h5`, ...
 fn new_name(stem: &str) -> Result<Owner> {
     let slurm = std::env::var("SLURM_JOB_ID").map_or_else(|_| String::new(), |id| format!("-slurm{id}"));
     let time = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string();

@@ -1,8 +1,15 @@
-//! Seconds and bytes: inside the program always these two; other units only where a number is shown, through here.
+//! Units: inside the program times are seconds and sizes are bytes; this module converts and formats them for people.
+//!
+//! ```no_run
+//! use hpml::units::{format_bytes, format_seconds};
+//!
+//! assert_eq!(format_seconds(0.04116), "41.2 ms");
+//! assert_eq!(format_bytes(44_695_848), "44.7 MB");
+//! ```
 
-/// Seconds.
+/// A duration in seconds.
 pub type Second = f64;
-/// Bytes.
+/// A size in bytes.
 pub type Bytes = u64;
 
 /// A duration with three significant digits and a fitting unit: `812 us`, `41.2 ms`, `12.4 s`, `8 min 20 s`.
@@ -36,14 +43,14 @@ pub fn format_bytes(bytes: Bytes) -> String {
     format!("{} {unit}", three_digits(value))
 }
 
-/// Decimal GB/s from bytes per second, as nccl-tests prints them.
+/// Converts bytes per second to decimal GB/s, the unit of nccl-tests.
 pub fn gigabytes_per_second(bytes_per_second: f64) -> f64 {
     bytes_per_second / 1e9
 }
 
-/// The unit in which a number of that `magnitude` reads well, and what to multiply it by: `("s", 0.04)` to `(1e3, "ms")`.
+/// Factor and unit in which a number of this `magnitude` in `units` reads well: `(1e3, "ms")` for `("s", 0.04)`.
 ///
-/// `units` as in the run file; those without a choice come back as they are, `1` as nothing and `percent` as its sign.
+/// `units` are those of the run file: `1` becomes empty, `percent` becomes `%`, and units without multiples stay.
 pub fn fitting_unit(units: &str, magnitude: f64) -> (f64, &str) {
     match units {
         "s" if magnitude <= 0.0 => (1.0, "s"),
@@ -58,7 +65,7 @@ pub fn fitting_unit(units: &str, magnitude: f64) -> (f64, &str) {
     }
 }
 
-/// `show` of a number, "-" where there is none.
+/// Formats a finite `value` by `show`, and NaN or an infinite one as "-".
 pub fn or_dash(value: f64, show: impl Fn(f64) -> String) -> String {
     if value.is_finite() { show(value) } else { "-".into() }
 }

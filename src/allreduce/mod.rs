@@ -34,7 +34,7 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
     config.launch = Launch { device: args.device, allow_gpu_sharing: true, ..config.launch };
     job.configure(&config)?;
     let plan = job.agree(plan(args, job.target))?;
-    job.let_ranks_wait();
+    job.disable_watchdog();
     let owner = args.out.as_ref().map(|out| output::claim_at(job, out, args.force)).transpose()?.flatten();
     let file = owner.map(|owner| create(owner, args.force, &config, job));
     let mut file = job.agree(file.transpose())?;

@@ -1,4 +1,4 @@
-//! The all-reduce of large buffers: which way the numbers go, and what the buffers must lie in for that.
+//! The all-reduce of large buffers: the choice of an algorithm, and the memory that its buffers need.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,34 +14,37 @@ use crate::error::Result;
 use crate::metrics::Kind;
 use crate::units::Second;
 
-/// Between hosts, smaller buffers go by MPI_Allreduce, which needs fewer messages. On 2 and 4 hosts at 1 Gbit/s the ring is
-/// ahead from 16 and 128 KiB on.
+/// Buffer size, in bytes, from which hosts use the ring; smaller buffers take MPI_Allreduce, which needs fewer messages. On 2
+/// and 4 hosts at 1 Gbit/s the ring is faster from 16 and 128 KiB on.
 const RING_BYTES: usize = 64 << 10;
 
-/// One all-reduce that has ended.
+/// Durations of one completed all-reduce.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Finished {
-    /// Waiting until every rank had brought this buffer.
+    /// Seconds until every rank had entered the collective.
     pub wait: Second,
-    /// From then to the end of the collective.
+    /// Seconds from the arrival of the last rank to the end of the collective.
     pub transfer: Second,
 }
 
 /// Sums buffers over the ranks of a communicator. Every call is a collective, and counted in the communicator's ledger
-/// as what entered it: a barrier, and one message of the buffer's size, whichever way it went.
+/// as what entered it: a barrier, and one message of the buffer's size, whichever algorithm carried it.
 pub struct AllReduce {
     communicator: Arc<Communicator>,
     algorithm: Algorithm,
     host: Communicator,
     hosts: usize,
-    /// Where more than one rank of this host reduces through shared memory.
+    /// Barrier of this host's ranks; `None` unless several of them reduce through shared memory.
     barrier: Option<SharedBarrier>,
-    /// The first rank of every host, on these ranks.
+    /// Communicator over the first rank of every host; `None` on all other ranks.
     leaders: Option<Communicator>,
 }
 
 impl AllReduce {
-    /// Over all ranks of `communicator`.
+    /// An all-reduce over all ranks of `communicator`. A collective.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub fn new(communicator: Arc<Communicator>, algorithm: Algorithm) -> Result<AllReduce> {
         let host = communicator.split_by_host()?;
         let leaders = communicator.split((host.rank() == 0).then_some(0))?;
@@ -52,7 +55,10 @@ impl AllReduce {
         Ok(AllReduce { communicator, algorithm, host, hosts: numbers[0] as usize, barrier, leaders })
     }
 
-    /// A buffer of zeros, equally long on all ranks, in memory that suits the algorithm.
+    /// A buffer of `elements` zeros, equally long on all ranks, in memory that suits the algorithm. A collective.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI cannot allocate shared memory.
     pub fn buffer<T: Element>(&self, elements: usize) -> Result<HostBuffer<T>> {
         match self.barrier {
             Some(_) => Ok(HostBuffer::in_window(Window::allocate(&self.host, elements * size_of::<T>())?, elements)),
@@ -60,7 +66,7 @@ impl AllReduce {
         }
     }
 
-    /// The way that a buffer of so many bytes goes.
+    /// The algorithm that reduces a buffer of `bytes` bytes.
     pub fn algorithm_for(&self, bytes: usize) -> Algorithm {
         match self.algorithm {
             Algorithm::Auto if self.hosts > 1 && bytes < RING_BYTES => Algorithm::Mpi,
@@ -69,18 +75,25 @@ impl AllReduce {
         }
     }
 
-    /// Every rank's `values` become their sum over the ranks, bit-identical on all of them.
+    /// Replaces every rank's `values` by their sum over the ranks, bit-identical on all of them.
     ///
-    /// All ranks give the same part of a buffer that [`buffer`](Self::buffer) made, in the same order. The sum of given
+    /// All ranks pass the same part of a buffer that [`buffer`](Self::buffer) made, in the same order. The sum of given
     /// values depends on the number of ranks and the algorithm, never on timing.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub fn reduce<T: Element>(&self, kind: Kind, values: &mut Region<T>, policy: WaitPolicy) -> Result<Finished> {
         let wait = self.wait_for_all(values.bytes(), policy)?;
         let transfer = self.transfer(kind, None, values, policy)?;
         Ok(Finished { wait, transfer })
     }
 
-    /// As [`reduce`](Self::reduce), but without asking who was late: the collective alone, for measuring it. With a `source`
-    /// (part of a buffer that `buffer` made) that is left as it is. Returns the seconds.
+    /// Sums like [`reduce`](Self::reduce), without measuring the wait for slower ranks, and returns the seconds of the
+    /// collective alone. Reads from `source`, part of a buffer that [`buffer`](Self::buffer) made, or from `target` if it is
+    /// `None`.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub fn run<T: Element>(
         &self,
         kind: Kind,
@@ -89,7 +102,7 @@ impl AllReduce {
         policy: WaitPolicy,
     ) -> Result<Second> {
         match &self.barrier {
-            // Reading the others' memory, it cannot do without.
+            // It reads the other ranks' memory, so all of them must have written theirs.
             Some(barrier) if self.algorithm_for(target.bytes()) == Algorithm::Shared => {
                 let start = Instant::now();
                 barrier.wait(policy);
@@ -100,12 +113,16 @@ impl AllReduce {
         }
     }
 
-    /// The ranks that it sums over.
+    /// The communicator whose ranks are summed over.
     pub fn communicator(&self) -> &Communicator {
         &self.communicator
     }
 
-    /// Returns when every rank has come here with a buffer of so many bytes, and sees what each wrote before.
+    /// Barrier before the all-reduce of a buffer of `bytes` bytes; what each rank wrote before it is visible to all after it.
+    /// Returns the seconds waited.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub fn wait_for_all(&self, bytes: usize, policy: WaitPolicy) -> Result<Second> {
         match (&self.barrier, policy) {
             (Some(barrier), _) if self.hosts == 1 => {
@@ -139,14 +156,15 @@ impl AllReduce {
                 ring::all_reduce(&self.communicator, target.as_mut_slice(), policy)
             }),
             (Algorithm::Auto | Algorithm::Shared, _) => {
-                // What goes through shared memory is no message: one rank of each host sends.
+                // A copy through shared memory is no message: one rank per host sends.
                 let sent = Collective::AllReduce.sent(self.hosts, bytes);
                 self.communicator.counted_as(kind, bytes, sent, || self.shared(source, target, policy))
             }
         }
     }
 
-    /// Within the host through the window, between hosts by a ring of one rank each. All ranks have arrived.
+    /// Sums within the host through the window, and between hosts by a ring of one rank per host. Call once all ranks have
+    /// arrived.
     fn shared<T: Element>(&self, source: Option<&Region<T>>, target: &mut Region<T>, policy: WaitPolicy) -> Result<()> {
         let Some(barrier) = &self.barrier else {
             // The only rank of its host.
@@ -160,7 +178,7 @@ impl AllReduce {
         let (source_window, ranks) = (self.window_of(from), window.ranks());
         let elements = target.bytes() / size_of::<T>();
         let own = slice_of_rank::<T>(window.rank(), ranks, elements);
-        // Where the sums must still travel, the leader's copy of them is enough.
+        // With several hosts the leader alone needs the sums, to send them on.
         let written = if self.hosts == 1 { ranks } else { 1 };
         let sources: Vec<_> =
             (0..ranks).map(|r| from.in_part_of(&source_window, r).wrapping_add(own.start).cast_const()).collect();
@@ -180,11 +198,11 @@ impl AllReduce {
             let sum = unsafe { std::slice::from_raw_parts(target.in_part_of(&window, 0).cast_const(), elements) };
             target.as_mut_slice().copy_from_slice(sum);
         }
-        barrier.wait(policy); // and everybody has read it
+        barrier.wait(policy); // all ranks have read it
         Ok(())
     }
 
-    /// The window of all ranks of the host that `region` lies in.
+    /// The window, shared by all ranks of the host, that `region` lies in.
     ///
     /// # Panics
     /// The region's buffer was not made by [`buffer`](Self::buffer): the other ranks could not reach it.
@@ -201,7 +219,7 @@ impl AllReduce {
     }
 }
 
-/// The elements that `rank` sums: whole cache lines, so that two ranks never write to the same one.
+/// The range of elements that `rank` sums: whole cache lines, so that two ranks never write to one cache line.
 fn slice_of_rank<T>(rank: usize, ranks: usize, elements: usize) -> Range<usize> {
     let line = 64 / size_of::<T>();
     let cut = |rank: usize| (elements.div_ceil(line) * rank / ranks * line).min(elements);

@@ -1,15 +1,15 @@
-//! How a thread waits for another rank: often enough to be quick, politely enough to leave the core to whoever computes.
+//! Waiting for another rank: polls often enough to be quick, and leaves the core to threads that compute.
 
 use std::time::Duration;
 
-/// What this process has to do while it waits for another rank.
+/// Strategy of a thread that waits for another rank, chosen by what else needs its core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitPolicy {
-    /// Nothing: polls without a break at first, then yields the core, then sleeps between two polls.
+    /// Polls without a break at first, then yields the core, then sleeps between polls: nothing else needs the core.
     Spin,
-    /// Another thread computes: sleeps between two polls almost from the start.
+    /// Sleeps between polls almost from the start: another thread of this process computes.
     Sleep,
-    /// Other ranks of this host compute, and are measured doing so: sleeps long between two polls.
+    /// Sleeps long between polls: other ranks of this host compute and are being measured.
     Idle,
 }
 
@@ -22,8 +22,8 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses while waiting for a rank of this host: a microsecond or two of spinning, as long as a rank that is on time takes; then
-    /// about a millisecond of yielding the core (with more ranks than cores: to the rank that is waited for); then sleep.
+    /// Pauses while waiting for a rank of this host: spins for a microsecond or two, as long as a rank that is on time takes;
+    /// then yields the core for about a millisecond (with more ranks than cores, to the rank that is waited for); then sleeps.
     pub(super) fn within_host(policy: WaitPolicy) -> Backoff {
         let (spins, yields) = match policy {
             WaitPolicy::Spin => (100, 2000),
@@ -32,8 +32,8 @@ impl Backoff {
         Backoff { spins, yields, sleep: sleep(policy), polls: 0 }
     }
 
-    /// Pauses while waiting for a message between hosts: sleep soon. A thread that yields on a busy machine runs again after all
-    /// others have had their turn, when the network has long run dry; a thread that wakes from sleep runs first.
+    /// Pauses while waiting for a message between hosts: sleeps soon. A thread that yields on a busy machine runs again after
+    /// all others have had their turn, when the network has long been idle; a thread that wakes from sleep runs first.
     pub(super) fn between_hosts(policy: WaitPolicy) -> Backoff {
         let spins = match policy {
             WaitPolicy::Spin => 100,
@@ -47,7 +47,7 @@ impl Backoff {
         self.polls = 0;
     }
 
-    /// One pause between two polls.
+    /// Pauses once, between two polls.
     pub(super) fn pause(&mut self) {
         self.polls = self.polls.saturating_add(1);
         match self.polls {
@@ -58,7 +58,8 @@ impl Backoff {
     }
 }
 
-/// Time asleep between two polls. A poll of MPI's progress costs some microseconds: every 50 of them is up to a tenth of a core.
+/// Length of a sleep between two polls. A poll of MPI's progress costs some microseconds: one every 50 us takes up to a tenth of
+/// a core.
 fn sleep(policy: WaitPolicy) -> Duration {
     match policy {
         WaitPolicy::Spin | WaitPolicy::Sleep => Duration::from_micros(50),

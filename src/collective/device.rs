@@ -1,4 +1,4 @@
-//! Collectives on a device's memory, in the order in which they are asked for: by NCCL on a stream of its own, or through
+//! Collectives on a device's memory, in the order in which they are enqueued: by NCCL on a stream of its own, or through
 //! host memory where there is no NCCL.
 
 use std::collections::VecDeque;
@@ -18,10 +18,10 @@ use crate::metrics::Kind;
 use crate::sys::gpu::{Event, Stream};
 use crate::units::{Bytes, Second};
 
-/// Between two looks at what is not over yet.
-const LOOK: Duration = Duration::from_micros(50);
-/// Between two questions to NCCL whether a peer is gone.
-const ASK: Duration = Duration::from_millis(100);
+/// Poll interval while collectives are in flight.
+const POLL: Duration = Duration::from_micros(50);
+/// Interval between two queries of NCCL for asynchronous errors, such as a lost peer.
+const ERROR_POLL: Duration = Duration::from_millis(100);
 
 /// Collectives on tensors of a device. All ranks call its methods in the same order.
 pub struct DeviceCollectives {
@@ -34,18 +34,18 @@ enum Way {
     Host { all_reduce: Box<AllReduce>, buffer: HostBuffer },
 }
 
-/// NCCL beside the stream that tensors are computed on.
+/// NCCL on a stream beside the one that tensors are computed on.
 struct NcclStream {
     nccl: Nccl,
     compute: Stream,
     own: Stream,
-    /// Begun, and not seen to be over.
-    begun: VecDeque<Begun>,
-    /// When NCCL was asked last whether a peer is gone.
-    asked: Instant,
+    /// Collectives that are enqueued and not known to be complete, oldest first.
+    in_flight: VecDeque<InFlight>,
+    /// Time of the last query for asynchronous errors.
+    errors_polled: Instant,
 }
 
-struct Begun {
+struct InFlight {
     kind: Kind,
     collective: Collective,
     bytes: usize,
@@ -54,20 +54,22 @@ struct Begun {
     _inside: Inside,
 }
 
-/// A collective that may not be over: seconds spent waiting for slower ranks, as far as they can be told apart, and when it
-/// began and ended.
+/// Times of a collective that may still be in flight.
 pub struct Span {
-    /// Until every rank had come.
+    /// Seconds this rank waited for the slowest one; 0 for NCCL, whose transfer contains the wait.
     pub wait: Second,
-    /// From then.
+    /// Start of the transfer.
     pub from: Moment,
-    /// To then.
+    /// End of the transfer.
     pub to: Moment,
 }
 
 impl DeviceCollectives {
-    /// Over `ranks`, of which this one has `target`; buffers of at most `elements` float32. A GPU of its own and `algorithm`
-    /// auto: NCCL, whose ranks must meet within `limit`.
+    /// Collectives over `ranks`, of which this one computes on `target`, for buffers of at most `elements` float32. NCCL carries
+    /// them if every rank has a GPU of its own and `algorithm` is `Auto`. A collective.
+    ///
+    /// # Errors
+    /// Returns an error if NCCL is missing or fails, if the ranks have not met within `limit`, or if MPI reports a failure.
     pub fn new(
         ranks: Arc<Communicator>,
         target: Target,
@@ -79,7 +81,8 @@ impl DeviceCollectives {
             Target::Gpu { index, .. } if ranks.size() > 1 && !Self::go_through_host(target, algorithm) => {
                 let (compute, own) = (Stream::of_tensors(index)?, Stream::urgent(index)?);
                 let nccl = Nccl::start(&ranks, limit)?;
-                Way::Nccl(NcclStream { nccl, compute, own, begun: VecDeque::new(), asked: Instant::now() })
+                let (in_flight, errors_polled) = (VecDeque::new(), Instant::now());
+                Way::Nccl(NcclStream { nccl, compute, own, in_flight, errors_polled })
             }
             _ => {
                 let all_reduce = Box::new(AllReduce::new(ranks.clone(), algorithm)?);
@@ -90,7 +93,7 @@ impl DeviceCollectives {
         Ok(DeviceCollectives { ranks, way })
     }
 
-    /// Whether what ranks with such a `target` send each other goes through the host's memory instead of NCCL.
+    /// Whether ranks with this `target` communicate through host memory instead of NCCL.
     pub fn go_through_host(target: Target, algorithm: Algorithm) -> bool {
         match target {
             // NCCL refuses two ranks on one GPU unless they seem to be on different hosts.
@@ -100,26 +103,32 @@ impl DeviceCollectives {
         }
     }
 
-    /// The ranks that it is over.
+    /// The communicator whose ranks take part.
     pub fn communicator(&self) -> &Communicator {
         &self.ranks
     }
 
-    /// Whether the numbers go through the host's memory, for which each call waits.
+    /// Whether every call copies through host memory, and returns only when the collective is complete.
     pub fn is_through_host(&self) -> bool {
         matches!(self.way, Way::Host { .. })
     }
 
-    /// Begins to sum `values` (contiguous, on the device) over the ranks, once the device has computed them.
+    /// Enqueues the sum of `values` (contiguous, on the device) over the ranks, after the work that computes them.
+    ///
+    /// # Errors
+    /// Returns an error if a peer is lost or the GPU has failed.
     pub fn all_reduce(&mut self, kind: Kind, values: &Tensor) -> Result<Span> {
         self.all_reduce_into(kind, values, values)
     }
 
-    /// The same into `target`, of the same length and kind.
+    /// Enqueues the sum of `source` over the ranks into `target`, of equal length and kind; both are contiguous, on the device.
+    ///
+    /// # Errors
+    /// Returns an error if a peer is lost or the GPU has failed.
     pub fn all_reduce_into(&mut self, kind: Kind, source: &Tensor, target: &Tensor) -> Result<Span> {
-        self.watch()?;
+        self.poll()?;
         match &mut self.way {
-            Way::Nccl(lane) => lane.begin(kind, Collective::AllReduce, source, target),
+            Way::Nccl(stream) => stream.enqueue(kind, Collective::AllReduce, source, target),
             Way::Host { all_reduce, buffer } => {
                 let mut region = buffer.region(0..source.numel());
                 source.copy_data(region.as_mut_slice(), source.numel());
@@ -132,11 +141,14 @@ impl DeviceCollectives {
         }
     }
 
-    /// Begins to give every rank rank 0's `values`.
+    /// Enqueues the broadcast of rank 0's `values` to every rank.
+    ///
+    /// # Errors
+    /// Returns an error if a peer is lost or the GPU has failed.
     pub fn broadcast(&mut self, kind: Kind, values: &Tensor) -> Result<Span> {
-        self.watch()?;
+        self.poll()?;
         match &mut self.way {
-            Way::Nccl(lane) => lane.begin(kind, Collective::Broadcast, values, values),
+            Way::Nccl(stream) => stream.enqueue(kind, Collective::Broadcast, values, values),
             Way::Host { .. } => {
                 let mut copy = vec![0f32; values.numel()];
                 values.copy_data(&mut copy, values.numel());
@@ -148,64 +160,70 @@ impl DeviceCollectives {
         }
     }
 
-    /// What the device computes from now on waits for all that was begun.
+    /// Makes all later work of the compute stream wait for the collectives in flight; the host does not wait.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
     pub fn join(&mut self) -> Result<()> {
         match &self.way {
-            Way::Nccl(NcclStream { compute, begun, .. }) => {
-                begun.back().map_or(Ok(()), |last| compute.wait_for(&last.to))
+            Way::Nccl(NcclStream { compute, in_flight, .. }) => {
+                in_flight.back().map_or(Ok(()), |last| compute.wait_for(&last.to))
             }
             Way::Host { .. } => Ok(()),
         }
     }
 
-    /// Returns when all that was begun is over. Error: a peer is gone, or the GPU has failed.
+    /// Waits until all collectives in flight are complete.
+    ///
+    /// # Errors
+    /// Returns an error if a peer is lost or the GPU has failed.
     pub fn finish(&mut self) -> Result<()> {
-        while self.watch()? {
-            std::thread::sleep(LOOK);
+        while self.poll()? {
+            std::thread::sleep(POLL);
         }
         Ok(())
     }
 
-    /// Counts what is over, and asks whether all peers are still there; whether anything is left. It is called with every
-    /// collective, so that who watches this rank sees how far it has come.
-    fn watch(&mut self) -> Result<bool> {
-        let Way::Nccl(NcclStream { nccl, begun, asked, .. }) = &mut self.way else { return Ok(false) };
-        while let Some(first) = begun.front() {
-            if !first.to.has_happened()? {
+    /// Counts completed collectives, and checks that no peer is lost; returns whether any collective is still in flight. Called
+    /// with every collective, so that the watchdog sees this rank's progress.
+    fn poll(&mut self) -> Result<bool> {
+        let Way::Nccl(NcclStream { nccl, in_flight, errors_polled, .. }) = &mut self.way else { return Ok(false) };
+        while let Some(first) = in_flight.front() {
+            if !first.to.is_complete()? {
                 break;
             }
             let (bytes, seconds) = (first.bytes, first.to.since(&first.from)?);
             let sent = first.collective.sent(self.ranks.size(), bytes);
             self.ranks.record(first.kind, bytes as Bytes, sent, seconds);
-            begun.pop_front();
+            in_flight.pop_front();
         }
-        if asked.elapsed() > ASK {
-            *asked = Instant::now();
-            nccl.look()?;
+        if errors_polled.elapsed() > ERROR_POLL {
+            *errors_polled = Instant::now();
+            nccl.check_peers()?;
         }
-        Ok(!begun.is_empty())
+        Ok(!in_flight.is_empty())
     }
 }
 
 impl Drop for DeviceCollectives {
     fn drop(&mut self) {
-        // A communicator is destroyed when nothing is under way on it; a failure has been told by who saw it first.
+        // NCCL's communicator may only be destroyed when nothing is in flight on it; a failure was reported where it was seen.
         let _ = self.finish();
     }
 }
 
 impl NcclStream {
-    /// Begins a collective on NCCL's stream, after what was asked of the tensors' so far.
-    fn begin(&mut self, kind: Kind, collective: Collective, source: &Tensor, target: &Tensor) -> Result<Span> {
+    /// Enqueues a collective on NCCL's stream, after the present work of the compute stream.
+    fn enqueue(&mut self, kind: Kind, collective: Collective, source: &Tensor, target: &Tensor) -> Result<Span> {
         let bytes = source.numel() * source.kind().elt_size_in_bytes();
         self.own.wait_for(&self.compute.event()?)?;
         let inside = progress::enter(kind, bytes);
         let from = self.own.event()?;
         // SAFETY: flat buffers live as long as the training, whose next use of them waits for the stream (`join`).
-        unsafe { self.nccl.begin(collective, source, target, &self.own) }?;
+        unsafe { self.nccl.enqueue(collective, source, target, &self.own) }?;
         let to = self.own.event()?;
         let span = Span { wait: 0.0, from: Moment::Gpu(from.clone()), to: Moment::Gpu(to.clone()) };
-        self.begun.push_back(Begun { kind, collective, bytes, from, to, _inside: inside });
+        self.in_flight.push_back(InFlight { kind, collective, bytes, from, to, _inside: inside });
         Ok(span)
     }
 }

@@ -1,12 +1,12 @@
-//! The numbers that can be all-reduced: float32, and the 16-bit types with sums taken in float32.
+//! The element types of an all-reduce: float32, and the 16-bit types, whose sums are taken in float32.
 
 use std::ffi::{c_int, c_void};
 
 use mpi::ffi;
 
-/// A number that MPI can send.
+/// A number type that MPI can send.
 pub trait MpiType: Copy + Default {
-    /// Its MPI type.
+    /// The MPI data type with this memory layout.
     fn mpi_type() -> ffi::MPI_Datatype;
 }
 
@@ -15,7 +15,7 @@ macro_rules! mpi_type {
     ($($rust:ty => $mpi:ident),*) => {$(
         impl MpiType for $rust {
             fn mpi_type() -> ffi::MPI_Datatype {
-                // SAFETY: reads a constant that rsmpi's C part initialises at load time.
+                // SAFETY: reads a constant that rsmpi's C part initializes at load time.
                 unsafe { ffi::$mpi }
             }
         }
@@ -24,15 +24,15 @@ macro_rules! mpi_type {
 mpi_type!(u8 => RSMPI_UINT8_T, u64 => RSMPI_UINT64_T, f32 => RSMPI_FLOAT, f64 => RSMPI_DOUBLE, Bf16 => RSMPI_UINT16_T,
     Fp16 => RSMPI_UINT16_T);
 
-/// A number that can be all-reduced: what is summed is its float32 value, rounded once to the type again.
+/// A number type that can be all-reduced: sums are taken in float32 and rounded once to the type.
 pub trait Element: MpiType + Send + Sync + PartialEq + 'static {
-    /// Its name in tables, as nccl-tests has it.
+    /// Name of the type in tables.
     const NAME: &'static str;
-    /// As libtorch calls it.
+    /// libtorch's name of the type.
     const KIND: tch::Kind;
-    /// Its value.
+    /// The value in float32, exact.
     fn to_f32(self) -> f32;
-    /// The nearest number of this type.
+    /// The nearest number of this type; ties to even.
     fn from_f32(value: f32) -> Self;
 }
 
@@ -65,7 +65,7 @@ impl Element for Bf16 {
         f32::from_bits((self.0 as u32) << 16)
     }
 
-    /// To the nearest, ties to even; a NaN stays one.
+    /// Rounds to the nearest, ties to even; a NaN stays NaN.
     #[inline(always)]
     fn from_f32(value: f32) -> Bf16 {
         let bits = value.to_bits();
@@ -84,20 +84,20 @@ impl Element for Fp16 {
     const NAME: &'static str = "fp16";
     const KIND: tch::Kind = tch::Kind::Half;
 
-    // Both ways without a branch, so that a loop over them is vectorised.
+    // Neither conversion branches, so that a loop over them is vectorized.
     // Source: Giesen, Float->half variants, 2012 (gist.github.com/rygorous/2156668), with ties to even.
 
     #[inline(always)]
     fn to_f32(self) -> f32 {
         let bits = u32::from(self.0);
         let exponent = bits & 0x7c00;
-        // Exponent and fraction moved into a float32's places are 2^112 too small, subnormal numbers too.
+        // Exponent and fraction moved to their places in a float32 are 2^112 too small, also for subnormal numbers.
         let finite = (f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23)).to_bits();
         let special = 0x7f80_0000 | (bits & 0x03ff) << 13;
         f32::from_bits(if exponent == 0x7c00 { special } else { finite } | (bits & 0x8000) << 16)
     }
 
-    /// To the nearest, ties to even; too large becomes infinite, a NaN stays one.
+    /// Rounds to the nearest, ties to even; too large a value becomes infinite, a NaN stays NaN.
     #[inline(always)]
     fn from_f32(value: f32) -> Fp16 {
         let bits = value.to_bits();
@@ -113,10 +113,10 @@ impl Element for Fp16 {
     }
 }
 
-/// MPI's reduction for numbers that MPI itself does not know.
+/// Adds `input` to `sum`: the MPI_User_function for types that MPI itself cannot add.
 ///
 /// # Safety
-/// MPI calls it with `length` valid elements of T in both arrays, which do not overlap.
+/// `length` points to the number of valid elements of T in both arrays, which do not overlap.
 pub(super) unsafe extern "C" fn add<T: Element>(
     input: *mut c_void,
     sum: *mut c_void,

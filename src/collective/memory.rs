@@ -12,7 +12,7 @@ use super::window::Window;
 /// `[elements]` of one type, contiguous, on the host. Tensors made by [`HostBuffer::view`] share its memory, so what
 /// autograd writes into a view is what an all-reduce of the buffer sends.
 ///
-/// Parts of it can be handed out as [`Region`]s, no two of which overlap; while one is out, the buffer itself gives no slice.
+/// [`HostBuffer::region`] hands out parts, no two of which overlap; while one is out, the buffer itself gives no slice.
 pub struct HostBuffer<T: Element = f32> {
     whole: Elements<T>,
     handed_out: Arc<HandedOut>,
@@ -24,7 +24,7 @@ impl<T: Element> HostBuffer<T> {
         HostBuffer::of(Tensor::zeros([elements as i64], (T::KIND, Device::Cpu)), elements, None)
     }
 
-    /// This rank's part of `window`, which holds `elements` of T.
+    /// A buffer in this rank's part of `window`, which has room for `elements` of T.
     pub(super) fn in_window(window: Window, elements: usize) -> HostBuffer<T> {
         let base = window.base(window.rank());
         // SAFETY: the part is that long and aligned to pages, and its addresses stay valid until the process ends, so that no
@@ -38,7 +38,7 @@ impl<T: Element> HostBuffer<T> {
         HostBuffer { whole, handed_out: Arc::default() }
     }
 
-    /// A tensor of this `shape` over the elements from `offset` on.
+    /// A tensor of the given `shape` over the elements from `offset` on.
     ///
     /// With `channels_last` a shape `[o, i, h, w]` is laid out as `[o, h, w, i]` in memory, the layout in which
     /// libtorch's convolutions want their weights; the tensor's own shape stays `[o, i, h, w]`.
@@ -56,25 +56,25 @@ impl<T: Element> HostBuffer<T> {
         self.whole.range.len()
     }
 
-    /// Whether there are none.
+    /// Whether the buffer has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// All elements.
+    /// All elements of the buffer.
     ///
     /// # Panics
-    /// A [`Region`] of the buffer is handed out.
+    /// Panics if a [`Region`] of the buffer is handed out.
     pub fn as_slice(&self) -> &[T] {
         self.handed_out.check_free(&self.whole.range);
         // SAFETY: no region is out, and none can be made while `self` is borrowed.
         unsafe { self.whole.slice() }
     }
 
-    /// All elements, to write.
+    /// All elements of the buffer, mutable.
     ///
     /// # Panics
-    /// A [`Region`] of the buffer is handed out.
+    /// Panics if a [`Region`] of the buffer is handed out.
     pub fn as_mut_slice(&mut self) -> &mut [T] {
         self.handed_out.check_free(&self.whole.range);
         // SAFETY: no region is out, and none can be made while `self` is borrowed.
@@ -84,7 +84,7 @@ impl<T: Element> HostBuffer<T> {
     /// Sets every element to zero.
     ///
     /// # Panics
-    /// A [`Region`] of the buffer is handed out.
+    /// Panics if a [`Region`] of the buffer is handed out.
     pub fn zero(&mut self) {
         self.as_mut_slice().fill(T::default());
     }
@@ -92,12 +92,12 @@ impl<T: Element> HostBuffer<T> {
     /// The part `range` as an owned handle that can travel to another thread. It is handed out until the handle is dropped.
     ///
     /// # Panics
-    /// The range ends beyond the buffer, or overlaps a region that is handed out.
+    /// Panics if the range ends beyond the buffer, or overlaps a region that is handed out.
     pub fn region(&mut self, range: Range<usize>) -> Region<T> {
         let elements = self.whole.range.len();
         assert!(
             range.start <= range.end && range.end <= elements,
-            "elements {range:?} are no part of a buffer of {elements}"
+            "elements {range:?} are no part of a buffer of {elements} elements"
         );
         self.handed_out.add(range.clone());
         let Elements { flat, window, .. } = &self.whole;
@@ -106,7 +106,7 @@ impl<T: Element> HostBuffer<T> {
     }
 }
 
-/// A part of a [`HostBuffer`] in the hands of a collective, the only way to its elements until it is dropped. Keeps the
+/// A part of a [`HostBuffer`] that a collective works on: the only access to these elements until it is dropped. Keeps the
 /// memory alive.
 pub struct Region<T: Element = f32> {
     part: Elements<T>,
@@ -120,13 +120,13 @@ impl<T: Element> Region<T> {
         unsafe { self.part.slice() }
     }
 
-    /// The region's elements, to write.
+    /// The region's elements, mutable.
     pub fn as_mut_slice(&mut self) -> &mut [T] {
         // SAFETY: as in `as_slice`.
         unsafe { self.part.slice_mut() }
     }
 
-    /// Which elements of the buffer it was made from.
+    /// Range of these elements in the buffer.
     pub fn range(&self) -> Range<usize> {
         self.part.range.clone()
     }
@@ -136,12 +136,12 @@ impl<T: Element> Region<T> {
         self.part.range.len() * size_of::<T>()
     }
 
-    /// The window that it lies in, if all ranks of the host see it.
+    /// The window that the region lies in; `None` in ordinary memory, which the other ranks of the host do not map.
     pub(super) fn window(&self) -> Option<Arc<Window>> {
         self.part.window.clone()
     }
 
-    /// The first of the same elements in `rank`'s part of the window.
+    /// Address of the region's first element in `rank`'s part of the window.
     pub(super) fn in_part_of(&self, window: &Window, rank: usize) -> *mut T {
         window.base(rank).cast::<T>().wrapping_add(self.part.range.start)
     }
@@ -153,7 +153,7 @@ impl<T: Element> Drop for Region<T> {
     }
 }
 
-/// Elements of a flat tensor. Knows nothing of who else may touch them.
+/// Elements of a flat tensor, without any check of who else uses them.
 struct Elements<T: Element> {
     flat: Tensor,
     range: Range<usize>,
@@ -173,16 +173,17 @@ impl<T: Element> Elements<T> {
         unsafe { std::slice::from_raw_parts(self.start(), self.range.len()) }
     }
 
-    /// The elements as a slice to write.
+    /// The elements as a mutable slice.
     ///
     /// # Safety
-    /// No other slice of them lives as long as this one; else as [`slice`](Self::slice).
+    /// No other slice of them lives as long as this one; tensors and other ranks keep to the contract of
+    /// [`slice`](Self::slice).
     unsafe fn slice_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `slice`.
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.range.len()) }
     }
 
-    /// The first element; where there is none an aligned address, since libtorch's is null and no slice may be.
+    /// Address of the first element. An empty range has a dangling, aligned one: libtorch's is null, which no slice may be.
     fn start(&self) -> *mut T {
         if self.range.is_empty() {
             return std::ptr::dangling_mut();
@@ -192,12 +193,12 @@ impl<T: Element> Elements<T> {
 }
 
 /// The ranges of one buffer's [`Region`]s that have not been dropped: disjoint, and none of them empty. A handful at most: one
-/// per bucket under way.
+/// per bucket in flight.
 #[derive(Default)]
 struct HandedOut(Mutex<Vec<Range<usize>>>);
 
 impl HandedOut {
-    /// Panics unless nothing of `range` is handed out.
+    /// Panics if a part of `range` is handed out.
     fn check_free(&self, range: &Range<usize>) {
         check_free(&self.ranges(), range);
     }
@@ -217,7 +218,7 @@ impl HandedOut {
         }
     }
 
-    /// A refusal poisons the lock and leaves the ranges as they were.
+    /// Locks the ranges. A refusal poisons the lock but leaves the ranges as they were, so poison is ignored.
     fn ranges(&self) -> MutexGuard<'_, Vec<Range<usize>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -227,13 +228,17 @@ fn check_free(handed_out: &[Range<usize>], range: &Range<usize>) {
     let overlaps = |other: &&Range<usize>| range.start < other.end && other.start < range.end && !range.is_empty();
     if let Some(other) = handed_out.iter().find(overlaps) {
         panic!(
-            "elements {range:?} of a buffer are wanted while its region {other:?} is handed out: drop that one first (wait \
+            "elements {range:?} of a buffer are borrowed while its region {other:?} is handed out: drop that one first (wait \
              for the all-reduce that has it)"
         );
     }
 }
 
-/// A tensor of this `shape` over the elements of `flat`, any contiguous tensor, from `offset` on; as [`HostBuffer::view`].
+/// A tensor of the given `shape` that shares the elements of `flat`, a contiguous tensor, from `offset` on. `channels_last` lays
+/// it out as [`HostBuffer::view`] explains.
+///
+/// # Panics
+/// Panics if the view ends beyond `flat`.
 pub fn view(flat: &Tensor, offset: usize, shape: &[i64], channels_last: bool) -> Tensor {
     let elements = shape.iter().product::<i64>() as usize;
     assert!(offset + elements <= flat.numel(), "a view must lie inside its buffer");

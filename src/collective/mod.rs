@@ -1,10 +1,25 @@
-//! Bytes between ranks. In: flat buffers of numbers. Out: the buffers combined over the ranks, and the seconds it took.
+//! Communication between ranks. In: flat buffers of numbers. Out: the buffers combined over the ranks, and the seconds it took.
 //!
 //! [`Communicator`] is MPI on host memory, [`DeviceCollectives`] NCCL on GPU memory. [`AllReduce`] sums large buffers over its
 //! ranks: through a window of shared memory within a host, by hpml's own ring between hosts, or by MPI_Allreduce.
 //! [`HostBuffer`] is memory that tensors and collectives share without a copy. Every message is counted here in the ledger by
-//! its kind, so that none can be forgotten. Nothing here knows what the numbers mean. One thread of a process calls MPI at a
-//! time, and each float has one owner at a time: both are checked. Cargo.toml lists where `unsafe` is allowed.
+//! its kind, so that none can be forgotten. This module never knows what the numbers mean. One thread of a process calls MPI
+//! at a time, and each float has one owner at a time: both are checked. Cargo.toml lists where `unsafe` is allowed.
+//!
+//! An all-reduce of four numbers over all ranks, started by `mpirun`:
+//! ```no_run
+//! use hpml::collective::{AllReduce, Universe, WaitPolicy};
+//! use hpml::{config::Algorithm, metrics::Kind};
+//!
+//! let universe = Universe::start().expect("MPI is initialized once");
+//! let all_reduce = AllReduce::new(universe.world().into(), Algorithm::Auto)?;
+//! let mut buffer = all_reduce.buffer::<f32>(4)?;
+//! buffer.as_mut_slice().fill(1.0);
+//! let finished = all_reduce.reduce(Kind::Gradients, &mut buffer.region(0..4), WaitPolicy::Spin)?;
+//! assert_eq!(buffer.as_slice(), [all_reduce.communicator().size() as f32; 4]);
+//! println!("{} s waiting, {} s transferring", finished.wait, finished.transfer);
+//! # Ok::<(), hpml::error::Error>(())
+//! ```
 #![allow(unsafe_code)]
 
 mod all_reduce;

@@ -22,18 +22,18 @@ unsafe extern "C" {
     fn hpml_mpi_in_place() -> *mut c_void;
 }
 
-/// Keeps MPI initialised; MPI is finalised when it is dropped.
+/// Keeps MPI initialized; MPI is finalized when it is dropped.
 pub struct Universe {
     universe: mpi::environment::Universe,
     granted: Threading,
 }
 
 impl Universe {
-    /// Initialises MPI for two threads that call it one at a time; [`Communicator::may_change_threads`] tells whether it
-    /// allows that. A collective over all ranks. `None`: it was initialised before.
+    /// Initializes MPI for two threads that call it one at a time; [`Communicator::may_change_threads`] checks that it allows
+    /// that. Returns `None` if MPI was initialized before. A collective over all ranks.
     pub fn start() -> Option<Universe> {
         let (universe, granted) = mpi::initialize_with_threading(Threading::Serialized)?;
-        // The least level of all ranks, so that all of them decide alike.
+        // The lowest level of all ranks, so that all of them decide alike.
         let mut level = granted as c_int;
         // SAFETY: one int on every rank, the same operation everywhere; an error ends the job.
         unsafe {
@@ -55,13 +55,13 @@ impl Universe {
         Some(Universe { universe, granted })
     }
 
-    /// All ranks of the job.
+    /// A communicator over all ranks of the job.
     pub fn world(&self) -> Communicator {
         let _turn = turn::take("setting up");
         Communicator::new(self.universe.world().as_raw(), Owned::No, self.granted)
     }
 
-    /// Name and version of the MPI library, its first line.
+    /// Name and version of the MPI library: the first line of MPI_Get_library_version, for example `Open MPI v4.1.4`.
     pub fn library_version() -> String {
         let text = mpi::environment::library_version().unwrap_or_default();
         let line = text.trim_end_matches('\0').lines().next().unwrap_or_default();
@@ -69,7 +69,7 @@ impl Universe {
     }
 }
 
-/// A group of ranks and the messages they exchanged.
+/// A group of ranks, and the ledger of the messages they exchanged.
 pub struct Communicator {
     raw: ffi::MPI_Comm,
     rank: usize,
@@ -77,7 +77,7 @@ pub struct Communicator {
     bf16_sum: ffi::MPI_Op,
     fp16_sum: ffi::MPI_Op,
     owned: Owned,
-    /// The threads that MPI allows on every rank.
+    /// Lowest thread level that MPI granted on any rank.
     granted: Threading,
     ledger: Mutex<Ledger>,
 }
@@ -95,22 +95,22 @@ unsafe impl Send for Communicator {}
 // SAFETY: as above.
 unsafe impl Sync for Communicator {}
 
-/// How values of several ranks become one.
+/// Operation that combines the values of several ranks into one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Combine {
-    /// Their sum.
+    /// Sum of the values.
     Sum,
-    /// The greatest.
+    /// Largest value.
     Max,
-    /// The least.
+    /// Smallest value.
     Min,
 }
 
-/// Elements of one call: what MPI's 32-bit counts can hold.
+/// Maximum number of elements per call: what MPI's 32-bit counts can hold.
 const MOST: usize = 1 << 30;
 
 impl Communicator {
-    /// The caller has the turn.
+    /// A communicator for a handle of MPI. The caller holds this process's [turn](turn::take).
     fn new(raw: ffi::MPI_Comm, owned: Owned, granted: Threading) -> Communicator {
         let (mut rank, mut size) = (0, 1);
         let (mut bf16_sum, mut fp16_sum) = (MaybeUninit::uninit(), MaybeUninit::uninit());
@@ -128,11 +128,12 @@ impl Communicator {
         Communicator { raw, rank: rank as usize, size: size as usize, bf16_sum, fp16_sum, owned, granted, ledger }
     }
 
-    /// Checks that MPI lets another thread than the one that initialised it call it. All ranks come to the same answer, and
-    /// one of them tells.
+    /// Checks that a thread other than the one that initialized MPI may call it. All ranks come to the same answer, and rank 0
+    /// reports it.
     ///
     /// # Errors
-    /// It has granted less than MPI_THREAD_SERIALIZED.
+    /// Returns [`Error::ThreadLevel`] on rank 0, and [`Error::OnRank`] on the others, if MPI granted less than
+    /// MPI_THREAD_SERIALIZED on any rank.
     pub fn may_change_threads(&self) -> Result<()> {
         let granted = match self.granted {
             Threading::Single => "MPI_THREAD_SINGLE",
@@ -145,22 +146,25 @@ impl Communicator {
         }
     }
 
-    /// This process's number, from 0.
+    /// Rank of this process, from 0.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// How many ranks there are.
+    /// Number of ranks.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// What has been sent so far.
+    /// Snapshot of the messages counted until now.
     pub fn ledger(&self) -> Ledger {
         self.ledger.lock().expect("no thread panics while it counts").clone()
     }
 
-    /// The ranks that share this host's memory.
+    /// A communicator over the ranks that share this host's memory, in the order of their ranks. A collective.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn split_by_host(&self) -> Result<Communicator> {
         let _turn = turn::take("splitting the ranks by host");
         let mut part = MaybeUninit::uninit();
@@ -173,9 +177,12 @@ impl Communicator {
         }
     }
 
-    /// The ranks that give the same `color`, in the same order; those that give none get no communicator.
+    /// A communicator over the ranks that pass the same `color`, in the order of their ranks; `None` for ranks that pass none.
     ///
     /// A collective over all ranks of this communicator. The new one counts in a ledger of its own.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn split(&self, color: Option<usize>) -> Result<Option<Communicator>> {
         let _turn = turn::take("splitting the ranks");
         let mut part = MaybeUninit::uninit();
@@ -188,7 +195,11 @@ impl Communicator {
         }
     }
 
-    /// Returns when every rank has come here. Spins: for waits that are short or have nothing else to do.
+    /// Waits for every rank by MPI_Barrier, which spins: for waits that are short, or with nothing else to do. Returns the
+    /// seconds waited.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn barrier(&self) -> Result<Second> {
         self.counted(Kind::Control, Collective::Barrier, 0, || {
             // SAFETY: a collective without buffers.
@@ -196,7 +207,11 @@ impl Communicator {
         })
     }
 
-    /// As [`barrier`](Self::barrier), but as patient as asked, so that the core is left to whoever computes.
+    /// Waits for every rank by MPI_Ibarrier and polls as `policy` says, which leaves the core to threads that compute. Returns
+    /// the seconds waited.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn patient_barrier(&self, policy: WaitPolicy) -> Result<Second> {
         self.counted(Kind::Control, Collective::Barrier, 0, || {
             let mut request = MaybeUninit::<ffi::MPI_Request>::uninit();
@@ -212,8 +227,11 @@ impl Communicator {
         })
     }
 
-    /// Every rank's `values` become their sum over the ranks, bit-identical on all of them, by MPI_Allreduce. Returns the
-    /// seconds it took.
+    /// Replaces every rank's `values` by their sum over the ranks, bit-identical on all of them, by MPI_Allreduce. Returns the
+    /// seconds of the call.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn all_reduce_sum<T: Element>(&self, kind: Kind, values: &mut [T]) -> Result<Second> {
         self.in_place(kind, Collective::AllReduce, values, |buffer, count| {
             // SAFETY: `buffer` holds `count` elements (see `in_place`), every rank passes the same count.
@@ -223,7 +241,11 @@ impl Communicator {
         })
     }
 
-    /// As [`all_reduce_sum`](Self::all_reduce_sum), from `source` into `target`, equally long.
+    /// Writes the sum of every rank's `source` to every rank's `target`, equally long, by MPI_Allreduce. Returns the seconds of
+    /// the call.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn all_reduce_sum_into<T: Element>(&self, kind: Kind, source: &[T], target: &mut [T]) -> Result<Second> {
         assert_eq!(source.len(), target.len(), "source and target are equally long");
         self.counted(kind, Collective::AllReduce, size_of_val(source), || {
@@ -240,7 +262,10 @@ impl Communicator {
         })
     }
 
-    /// Combines `values` element by element over the ranks; every rank gets the result.
+    /// Combines `values` element by element over the ranks; every rank gets the result. Returns the seconds of the call.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn all_reduce(&self, kind: Kind, combine: Combine, values: &mut [f64]) -> Result<Second> {
         self.in_place(kind, Collective::AllReduce, values, |buffer, count| {
             // SAFETY: `buffer` holds `count` f64 (see `in_place`), every rank passes the same count and operation.
@@ -255,7 +280,10 @@ impl Communicator {
         })
     }
 
-    /// Rank 0's `values` go to every rank.
+    /// Replaces every rank's `values` by rank 0's. Returns the seconds of the call.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn broadcast(&self, kind: Kind, values: &mut [f32]) -> Result<Second> {
         self.in_place(kind, Collective::Broadcast, values, |buffer, count| {
             // SAFETY: `buffer` holds `count` f32 (see `in_place`), every rank passes the same count.
@@ -263,7 +291,10 @@ impl Communicator {
         })
     }
 
-    /// Every rank's `values`, one after the other by rank, on every rank. Equal lengths everywhere.
+    /// Concatenates every rank's `values`, of equal length, in the order of the ranks, on every rank.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn all_gather<T: MpiType>(&self, kind: Kind, values: &[T]) -> Result<Vec<T>> {
         let mut all = vec![T::default(); values.len() * self.size];
         self.counted(kind, Collective::AllGather, size_of_val(values), || {
@@ -277,7 +308,10 @@ impl Communicator {
         Ok(all)
     }
 
-    /// Every rank's `values`, one after the other by rank, on rank 0; nothing on the others. Equal lengths everywhere.
+    /// Concatenates every rank's `values`, of equal length, in the order of the ranks, on rank 0; empty on the others.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn gather(&self, kind: Kind, values: &[f32]) -> Result<Vec<f32>> {
         let mut all = vec![0.0; if self.rank == 0 { values.len() * self.size } else { 0 }];
         self.counted(kind, Collective::Gather, size_of_val(values), || {
@@ -291,7 +325,10 @@ impl Communicator {
         Ok(all)
     }
 
-    /// Every rank's text, by rank, on every rank. Texts are cut at 256 bytes.
+    /// Every rank's `text`, in the order of the ranks, on every rank. Texts are cut at 256 bytes.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn all_gather_text(&self, kind: Kind, text: &str) -> Result<Vec<String>> {
         const WIDTH: usize = 256;
         let mut padded = [0u8; WIDTH];
@@ -301,14 +338,14 @@ impl Communicator {
         Ok(all.chunks(WIDTH).map(|bytes| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()).collect())
     }
 
-    /// Ends the whole job now, with this exit status. For errors that the other ranks know nothing of.
+    /// Ends the whole job now with exit status `status`: for errors that the other ranks know nothing of.
     pub fn abort(status: i32) -> ! {
         // SAFETY: MPI_Abort may be called at any time between init and finalize, from any thread.
         unsafe { ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, status) };
         std::process::exit(status)
     }
 
-    /// Makes the `call` with pieces that MPI's 32-bit counts can hold.
+    /// Runs `call` on pieces of `values` that MPI's 32-bit counts can hold.
     fn in_place<T>(
         &self,
         kind: Kind,
@@ -337,11 +374,11 @@ impl Communicator {
         self.counted_as(kind, bytes, collective.sent(self.size, bytes), call)
     }
 
-    /// As [`counted`](Self::counted), for a collective whose ranks send `sent` bytes in all: less than all ranks have messages
-    /// for each other.
+    /// Runs a collective of `bytes` per rank and counts it with `sent` bytes on the wire in all: for collectives in which not
+    /// every rank sends messages.
     ///
     /// # Panics
-    /// Another thread of this process is inside MPI.
+    /// Panics if another thread of this process is inside MPI.
     pub(super) fn counted_as(
         &self,
         kind: Kind,
@@ -363,12 +400,12 @@ impl Communicator {
         Ok(seconds)
     }
 
-    /// Counts a message that went another way than through MPI.
+    /// Counts a message that was not sent through MPI.
     pub(super) fn record(&self, kind: Kind, bytes: Bytes, sent: Bytes, seconds: Second) {
         self.ledger.lock().expect("no thread panics while it counts").record(kind, bytes, sent, seconds);
     }
 
-    /// Whether `request` has ended; it must stay in place and its memory valid until then.
+    /// Whether `request` is complete; it must stay in place and its memory valid until then.
     pub(super) fn is_done(&self, request: &mut ffi::MPI_Request) -> Result<bool> {
         let mut done: c_int = 0;
         // SAFETY: a request that MPI has written, or that has ended before.
@@ -381,7 +418,7 @@ impl Communicator {
         self.raw
     }
 
-    /// An error where MPI returned one.
+    /// Turns the return `code` of `call` into a result.
     pub(super) fn check(&self, call: &'static str, code: c_int) -> Result<()> {
         if code == 0 { Ok(()) } else { Err(Error::Mpi { call, rank: self.rank, code }) }
     }
@@ -391,7 +428,7 @@ impl Communicator {
         match T::KIND {
             tch::Kind::BFloat16 => self.bf16_sum,
             tch::Kind::Half => self.fp16_sum,
-            // SAFETY: reads a constant that rsmpi's C part initialises at load time.
+            // SAFETY: reads a constant that rsmpi's C part initializes at load time.
             _ => unsafe { ffi::RSMPI_SUM },
         }
     }

@@ -1,4 +1,4 @@
-//! NCCL, opened at run time: collectives on GPU memory, in the order of a stream of their own.
+//! NCCL, opened at run time: collectives on GPU memory, in the order of a CUDA stream.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
@@ -14,10 +14,10 @@ use crate::metrics::Kind;
 use crate::sys::gpu::{self, Stream};
 use crate::units::format_bytes;
 
-/// As libtorch's wheels bring it and as NVIDIA's packages install it.
+/// NCCL's file name, in libtorch's wheels as in NVIDIA's packages.
 const LIBRARY: &str = "libnccl.so.2";
-/// Between two looks at a communicator that is being made.
-const LOOK: Duration = Duration::from_millis(1);
+/// Poll interval while a communicator is being set up.
+const POLL: Duration = Duration::from_millis(1);
 
 /// `ncclComm_t`.
 type Comm = *mut c_void;
@@ -27,12 +27,12 @@ const SUCCESS: Status = 0;
 const IN_PROGRESS: Status = 7;
 const SUM: c_int = 0;
 
-/// Who makes a communicator together: 128 bytes that rank 0 draws.
+/// `ncclUniqueId`: 128 bytes, drawn by rank 0, that the ranks of one communicator share.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct UniqueId([u8; 128]);
 
-/// `ncclConfig_t` as of NCCL 2.18. Later versions take it by its size and version; what it lacks has their default.
+/// `ncclConfig_t` as of NCCL 2.18. Later versions accept it by its size and version, with defaults for fields it lacks.
 #[repr(C)]
 struct Config {
     size: usize,
@@ -47,7 +47,8 @@ struct Config {
 }
 
 impl Config {
-    /// Calls return at once, and [`Nccl::settle`] waits with a limit. Source: `NCCL_CONFIG_INITIALIZER`, nccl.h 2.18.
+    /// A configuration whose calls return at once, so that [`Nccl::settle`] can wait with a limit. Source:
+    /// `NCCL_CONFIG_INITIALIZER`, nccl.h 2.18.
     fn without_blocking() -> Config {
         /// `NCCL_CONFIG_UNDEF_INT`.
         const DEFAULT: c_int = c_int::MIN;
@@ -103,13 +104,16 @@ functions! {
     last_error = "ncclGetLastError" (Comm) -> *const c_char;
 }
 
-/// The library, or why it cannot be had.
+/// The library, or the reason why it cannot be loaded.
 fn library() -> Result<&'static Functions, &'static str> {
     static LIBRARY_OR_REASON: OnceLock<Result<Functions, String>> = OnceLock::new();
     LIBRARY_OR_REASON.get_or_init(Functions::open).as_ref().map_err(String::as_str)
 }
 
-/// The version of the NCCL here, as `2.28.9`. Error: why there is none.
+/// Version of the installed NCCL, for example `2.28.9`.
+///
+/// # Errors
+/// Returns the reason if NCCL cannot be loaded.
 pub fn nccl_version() -> Result<String, String> {
     let functions = library().map_err(|reason| format!("no NCCL here ({reason})"))?;
     let mut version = 0;
@@ -118,18 +122,22 @@ pub fn nccl_version() -> Result<String, String> {
     Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
 }
 
-/// A communicator of NCCL over the ranks of one of MPI's, each with a GPU of its own.
+/// A communicator of NCCL over the ranks of an MPI communicator, each with a GPU of its own.
 pub struct Nccl {
     functions: &'static Functions,
     comm: Comm,
     limit: Duration,
-    /// Nothing is to be asked of it any more but to go.
+    /// Whether a call has failed: the communicator can only be aborted.
     broken: bool,
 }
 
 impl Nccl {
-    /// All ranks of `ranks` call it, each after `gpu::use_gpu`. Error: no NCCL, or the ranks have not met within `limit`
-    /// (zero: it waits for ever).
+    /// A communicator over the ranks of `ranks`. A collective, called by each rank after [`gpu::use_gpu`]. A `limit` of zero
+    /// waits for ever.
+    ///
+    /// # Errors
+    /// Returns [`Error::NcclMissing`] if NCCL cannot be loaded, and [`Error::Nccl`] if it fails or the ranks have not met within
+    /// `limit`.
     pub fn start(ranks: &Communicator, limit: Duration) -> Result<Nccl> {
         let functions = library().map_err(|reason| Error::NcclMissing { reason: reason.into() })?;
         let mut id = UniqueId([0; 128]);
@@ -137,7 +145,7 @@ impl Nccl {
             // SAFETY: writes the 128 bytes.
             check(functions, std::ptr::null_mut(), "ncclGetUniqueId", unsafe { (functions.unique_id)(&mut id) })?;
         }
-        // Rank 0's is the first.
+        // The first is rank 0's.
         let ids = ranks.all_gather(Kind::Control, &id.0)?;
         id.0.copy_from_slice(&ids[..128]);
         let mut nccl = Nccl { functions, comm: std::ptr::null_mut(), limit, broken: false };
@@ -149,12 +157,15 @@ impl Nccl {
         Ok(nccl)
     }
 
-    /// Begins, on `stream`, to sum `source` over the ranks into `target` or to give every rank rank 0's `source` there: tensors of
-    /// one length and kind in GPU memory, contiguous, perhaps the same.
+    /// Enqueues on `stream` the all-reduce of `source` into `target`, or the broadcast of rank 0's `source` to every rank's
+    /// `target`. Both are contiguous tensors in GPU memory, of equal length and kind, and may be one tensor.
+    ///
+    /// # Errors
+    /// Returns [`Error::Nccl`] if NCCL refuses the call.
     ///
     /// # Safety
-    /// Their memory stays valid and untouched until the stream has come past this.
-    pub unsafe fn begin(
+    /// The tensors' memory stays valid and untouched until the collective is complete on the stream.
+    pub unsafe fn enqueue(
         &mut self,
         collective: Collective,
         source: &Tensor,
@@ -178,8 +189,11 @@ impl Nccl {
         self.settle(call, status)
     }
 
-    /// An error that came up since the last call: a peer that is gone, a network that fails.
-    pub fn look(&mut self) -> Result<()> {
+    /// Checks for asynchronous errors: a lost peer, a network that fails.
+    ///
+    /// # Errors
+    /// Returns [`Error::Nccl`] if there was one.
+    pub fn check_peers(&mut self) -> Result<()> {
         let mut state = SUCCESS;
         // SAFETY: the communicator is ours, one int is written.
         let status = unsafe { (self.functions.state)(self.comm, &mut state) };
@@ -187,18 +201,18 @@ impl Nccl {
         if state == IN_PROGRESS { Ok(()) } else { self.checked("a collective of NCCL", state) }
     }
 
-    /// Waits until what a call began to set up is set up.
+    /// Waits until `call` has completed, at most for the communicator's limit.
     fn settle(&mut self, call: &'static str, status: Status) -> Result<()> {
         let started = Instant::now();
         let mut status = status;
         while status == IN_PROGRESS {
             if !self.limit.is_zero() && started.elapsed() > self.limit {
                 self.broken = true;
-                let reason = format!("not all ranks have come within {:.1} s", self.limit.as_secs_f64());
+                let reason = format!("not all ranks have called it within {:.1} s", self.limit.as_secs_f64());
                 return Err(Error::Nccl { call, reason });
             }
-            std::thread::sleep(LOOK);
-            // SAFETY: as in `look`.
+            std::thread::sleep(POLL);
+            // SAFETY: as in `check_peers`.
             let asked = unsafe { (self.functions.state)(self.comm, &mut status) };
             if asked != SUCCESS {
                 status = asked;
@@ -219,7 +233,7 @@ impl Drop for Nccl {
         if self.comm.is_null() {
             return;
         }
-        // SAFETY: ours, and not used again. A broken one would wait for its peers for ever if it were not aborted.
+        // SAFETY: ours, and not used again. A broken one would wait for its peers for ever unless aborted.
         unsafe {
             if self.broken {
                 (self.functions.abort)(self.comm)
@@ -253,7 +267,7 @@ fn check(functions: &Functions, comm: Comm, call: &'static str, status: Status) 
     Err(Error::Nccl { call, reason })
 }
 
-/// `ncclDataType_t`.
+/// The `ncclDataType_t` of a tensor's kind.
 fn data_type(element: tch::Kind) -> c_int {
     match element {
         tch::Kind::Half => 6,

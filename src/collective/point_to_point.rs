@@ -1,5 +1,5 @@
-//! Bytes from every rank to every other over point-to-point messages: the two halves of an all-reduce, for those who add
-//! in between in a way of their own.
+//! All-to-all and all-gather over point-to-point messages: the two halves of an all-reduce, for callers that do the addition
+//! in between themselves.
 //!
 //! A reduce-scatter is an [`all_to_all`](Communicator::all_to_all) and an addition, and with the
 //! [`all_gather_slices`](Communicator::all_gather_slices) of the sums it is an all-reduce: each half sends `(n-1)/n` of the
@@ -21,9 +21,16 @@ use crate::metrics::Kind;
 use crate::units::Second;
 
 impl Communicator {
-    /// `send[slices[r]]` goes to rank r; what rank r has for this one comes to `received[r]`, this rank's own part included.
+    /// Sends `send[slices[r]]` to every rank `r`, and receives rank `r`'s slice for this rank in `received[r]`; this rank's own
+    /// slice is copied. Returns the seconds of the exchange.
     ///
     /// `slices` are equal on all ranks; every part of `received` is as long as this rank's own slice.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
+    ///
+    /// # Panics
+    /// Panics if a part of `received` has another length.
     pub fn all_to_all(
         &self,
         kind: Kind,
@@ -49,7 +56,14 @@ impl Communicator {
         })
     }
 
-    /// Every rank's `values[slices[rank]]` goes to all others, so that all have all of them.
+    /// Sends this rank's `values[slices[rank]]` to all others, and receives theirs at their places in `values`. Returns the
+    /// seconds of the exchange.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
+    ///
+    /// # Panics
+    /// Panics if a slice ends beyond `values`.
     pub fn all_gather_slices<T: MpiType>(
         &self,
         kind: Kind,
@@ -77,21 +91,21 @@ impl Communicator {
         })
     }
 
-    /// (to whom, from whom), nearest rank first.
+    /// Pairs (destination rank, source rank), nearest ranks first.
     fn partners(&self) -> impl Iterator<Item = (usize, usize)> {
         let (rank, size) = (self.rank(), self.size());
         (1..size).map(move |distance| ((rank + distance) % size, (rank + size - distance) % size))
     }
 }
 
-/// Pieces of memory that go to or come from other ranks, in this order.
+/// Pieces of memory to send to or receive from other ranks, in this order.
 #[derive(Default)]
 struct Messages {
     pieces: Vec<(usize, *mut u8, usize)>,
 }
 
 impl Messages {
-    /// `bytes` from `data` on, cut as [`SEGMENT_BYTES`] explains.
+    /// Adds `bytes` bytes from `data` on, to or from `rank`, cut into segments of [`SEGMENT_BYTES`].
     fn add(&mut self, rank: usize, data: *mut u8, bytes: usize) {
         for first in (0..bytes).step_by(SEGMENT_BYTES) {
             self.pieces.push((rank, data.wrapping_add(first), SEGMENT_BYTES.min(bytes - first)));
@@ -101,8 +115,8 @@ impl Messages {
 
 /// Sends and receives, at most [`DEPTH`] of each at a time.
 ///
-/// Takes turns with its partners as all ranks do (the n-th nearest before the one after it), so the messages of one distance
-/// only wait for those of smaller ones: no circle.
+/// All ranks take their partners in the order of distance, so messages of one distance only wait for those of smaller
+/// distances: no deadlock.
 ///
 /// # Safety
 /// All pieces are valid until this returns, those received apart from all others; the other ranks call it with the
@@ -137,7 +151,7 @@ unsafe fn exchange(ranks: &Communicator, sends: Messages, receives: Messages, po
     }
 }
 
-/// Takes out the first requests that have ended; whether there was one.
+/// Removes completed requests from the front; returns whether there was one.
 fn drain(ranks: &Communicator, requests: &mut VecDeque<ffi::MPI_Request>) -> Result<bool> {
     let before = requests.len();
     while let Some(request) = requests.front_mut() {

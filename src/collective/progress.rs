@@ -1,5 +1,5 @@
-//! How far this rank has come and what it waits for, in memory that the other ranks of its host see too: what a watchdog
-//! needs to say who is missing when nobody can say it any more through MPI.
+//! Progress of the ranks of a host, in shared memory: which collective each one is in, and whether its process runs at all. A
+//! watchdog reads it to name the missing rank when MPI can no longer carry a message.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,23 +9,23 @@ use crate::metrics::Kind;
 /// Progress counters of one rank, in memory that all ranks of its host map.
 #[repr(C)]
 pub(super) struct Marks {
-    /// Collectives it has entered. All ranks enter the same ones, so who has entered fewer is behind.
+    /// Number of collectives entered. All ranks enter the same ones, so a rank with fewer is behind.
     entered: AtomicU64,
-    /// Collectives it has left.
+    /// Number of collectives left.
     left: AtomicU64,
-    /// [`Kind`] of the last one it entered.
+    /// [`Kind`] of the collective entered last.
     kind: AtomicU64,
-    /// Its bytes.
+    /// Bytes of the collective entered last.
     bytes: AtomicU64,
-    /// Optimiser steps it has done.
+    /// Optimizer steps done.
     step: AtomicU64,
-    /// Grows as long as its process runs at all.
+    /// Heartbeat: grows as long as the process runs at all.
     beats: AtomicU64,
-    /// Not 0 once it has told why the job ends.
+    /// Not 0 once the rank has printed why the job ends.
     told: AtomicU64,
 }
 
-/// One process is one rank. Here until the ranks share their marks.
+/// Counters of this process's rank until [`share`] has replaced them.
 static ALONE: Marks = Marks {
     entered: AtomicU64::new(0),
     left: AtomicU64::new(0),
@@ -36,46 +36,47 @@ static ALONE: Marks = Marks {
     told: AtomicU64::new(0),
 };
 
-/// Marks of all ranks of this host by rank, and this rank's number there. Global since a watchdog reads it while every other
-/// object of the process may be in use.
+/// Counters of all ranks of this host, in the order of local ranks, and this rank's local rank. Global since a watchdog reads it
+/// while every other object of the process may be in use.
 static SHARED: OnceLock<(Vec<&'static Marks>, usize)> = OnceLock::new();
 
-/// What a rank is doing.
+/// Progress of one rank, as read at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Collectives it has entered.
+    /// Number of collectives entered.
     pub entered: u64,
-    /// What the collective is for that it is in, and its bytes; `None` between two.
+    /// Kind and bytes of the collective that the rank is in; `None` between two collectives.
     pub waits_for: Option<(Kind, u64)>,
-    /// Optimiser steps it has done.
+    /// Optimizer steps done.
     pub step: u64,
-    /// Grows by [`beat`] as long as its process runs at all.
+    /// Heartbeats, see [`beat`].
     pub beats: u64,
-    /// Whether it has told why the job ends.
+    /// Whether the rank has printed why the job ends.
     pub told: bool,
 }
 
-/// Makes `marks`, one per rank of this host, the place of every rank's progress; `rank` is this one's number there.
+/// Makes `marks`, one per rank of this host, the counters of these ranks; `rank` is this process's local rank.
 pub(super) fn share(rank: usize, marks: Vec<&'static Marks>) {
     let _ = SHARED.set((marks, rank)); // a second call would share nothing new
 }
 
-/// Tells that so many optimiser steps are done.
+/// Publishes that `step` optimizer steps are done.
 pub fn set_step(step: usize) {
     own().step.store(step as u64, Ordering::Relaxed);
 }
 
-/// A sign of life.
+/// Publishes a heartbeat: this process runs.
 pub fn beat() {
     own().beats.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Tells the others that this rank has said why the job ends.
+/// Publishes that this rank has printed why the job ends.
 pub fn set_told() {
     own().told.store(1, Ordering::Release);
 }
 
-/// Of every rank of this host, in the order of local ranks; before [`share`] of this one alone.
+/// Progress of every rank of this host, in the order of local ranks; of this rank alone before
+/// [`share_progress`](super::share_progress).
 pub fn of_host() -> Vec<Progress> {
     match SHARED.get() {
         Some((marks, _)) => marks.iter().map(|marks| marks.read()).collect(),
@@ -83,14 +84,15 @@ pub fn of_host() -> Vec<Progress> {
     }
 }
 
-/// Of this rank.
+/// Progress of this rank.
 pub(super) fn here() -> Progress {
     own().read()
 }
 
-/// In a collective until it is dropped.
+/// Guard of a collective: the rank has left it when this is dropped.
 pub(super) struct Inside;
 
+/// Publishes that this rank enters a collective.
 pub(super) fn enter(kind: Kind, bytes: usize) -> Inside {
     let own = own();
     own.kind.store(kind as u64, Ordering::Relaxed);

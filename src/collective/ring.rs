@@ -1,10 +1,10 @@
-//! A segmented ring over point-to-point messages, for ranks with a network between them.
+//! A segmented ring all-reduce over point-to-point messages, for ranks with a network between them.
 //!
 //! `n` ranks, the buffer in `n` chunks. In each of `2 (n-1)` rounds a rank sends one chunk to the next rank and receives
 //! another from the one before it: the first half of the rounds adds, the second half passes the finished sums on. That
 //! is the least traffic possible, `2 (n-1)/n` of the buffer each way. Chunks travel in segments, several at a time, so that
 //! both directions of the link stay busy and a segment is added while the next ones arrive. MPI makes progress only inside
-//! its calls, so the thread looks, and pauses as its [`WaitPolicy`] says: MPI's own collectives spin instead.
+//! its calls, so the thread polls, and pauses as its [`WaitPolicy`] says: MPI's own collectives spin instead.
 
 use std::collections::VecDeque;
 use std::ffi::{c_int, c_void};
@@ -18,22 +18,22 @@ use super::sum::sum_into;
 use super::{Communicator, Element, MpiType};
 use crate::error::Result;
 
-/// Bytes of a message. Below 64 KiB, so that Open MPI sends it over TCP at once. Larger ones wait for the receiver's answer
+/// Bytes of a message. Below 64 KiB, so that Open MPI sends it over TCP at once. Larger messages wait for the receiver's answer
 /// first, which queues behind the data that the receiver sends itself: the two directions of a link then take turns instead
 /// of running together (44.7 MB, two hosts, 1 Gbit/s: 256 KiB 600 to 710 ms, 60 KiB 374 ms, the link's speed).
 pub(super) const SEGMENT_BYTES: usize = 60 << 10;
-/// Messages on their way in each direction; 8 to 64 make no difference.
+/// Messages in flight in each direction; 8 to 64 make no difference.
 pub(super) const DEPTH: usize = 16;
 const TAG: c_int = 0x68706d;
 
-/// Every rank's `values` become their sum, bit-identical on all ranks: one rank adds each chunk's last summand.
+/// Replaces every rank's `values` by their sum, bit-identical on all ranks: one rank adds each chunk's last summand.
 pub(super) fn all_reduce<T: Element>(ranks: &Communicator, values: &mut [T], policy: WaitPolicy) -> Result<()> {
     let plan = Plan::new(ranks.rank(), ranks.size(), values.len(), SEGMENT_BYTES / size_of::<T>());
     if ranks.size() < 2 {
         return Ok(());
     }
     let longest = (0..plan.messages()).map(|index| plan.received(index).len()).max().unwrap_or(0);
-    // Summands, before they are added. Kept where this function ends with an error: MPI may still write to them.
+    // Summands that have arrived. Leaked if this function returns an error: MPI may still write to them.
     let mut arrivals = ManuallyDrop::new(vec![T::default(); longest * DEPTH]);
     let base = values.as_mut_ptr();
     let next = ((ranks.rank() + 1) % ranks.size()) as c_int;
@@ -41,7 +41,7 @@ pub(super) fn all_reduce<T: Element>(ranks: &Communicator, values: &mut [T], pol
 
     let mut sends = VecDeque::with_capacity(DEPTH);
     let mut receives = VecDeque::with_capacity(DEPTH);
-    let (mut sent, mut received) = (0, 0); // messages that have ended; those under way are in the queues
+    let (mut sent, mut received) = (0, 0); // completed messages; the queues hold those in flight
     let mut backoff = Backoff::between_hosts(policy);
     while sent < plan.messages() || received < plan.messages() {
         let before = (sent, received, sends.len(), receives.len());
@@ -99,16 +99,16 @@ pub(super) fn all_reduce<T: Element>(ranks: &Communicator, values: &mut [T], pol
     Ok(())
 }
 
-/// To or from which rank.
+/// Destination or source rank of a message.
 pub(super) enum Direction {
     To(c_int),
     From(c_int),
 }
 
-/// Starts one message.
+/// Starts one message of `elements` elements of T by MPI_Isend or MPI_Irecv.
 ///
 /// # Safety
-/// `elements` from `data` on stay valid, and untouched as MPI demands, until the request has ended.
+/// `elements` from `data` on stay valid, and untouched as MPI demands, until the request is complete.
 pub(super) unsafe fn start<T: MpiType>(
     ranks: &Communicator,
     direction: Direction,
@@ -133,12 +133,12 @@ pub(super) unsafe fn start<T: MpiType>(
     }
 }
 
-/// Which segment is the how-manyth message of a rank, and what it must wait for.
+/// Maps a rank's n-th message to its segment, and says what must be complete before it.
 struct Plan {
     rank: usize,
     ranks: usize,
     elements: usize,
-    segments: usize, // of a chunk
+    segments: usize, // per chunk
 }
 
 impl Plan {
@@ -147,32 +147,32 @@ impl Plan {
         Plan { rank, ranks, elements, segments: chunk.div_ceil(most).max(1) }
     }
 
-    /// Messages that a rank sends, and receives.
+    /// Number of messages that a rank sends, which it also receives.
     fn messages(&self) -> usize {
         2 * (self.ranks - 1) * self.segments
     }
 
-    /// The elements of the rank's `index`-th message to the next rank.
+    /// Elements of the `index`-th message to the next rank.
     fn sent(&self, index: usize) -> Range<usize> {
         self.segment(self.rank + 2 * self.ranks - index / self.segments, index % self.segments)
     }
 
-    /// The elements of the `index`-th message from the rank before.
+    /// Elements of the `index`-th message from the previous rank.
     fn received(&self, index: usize) -> Range<usize> {
         self.segment(self.rank + 2 * self.ranks - index / self.segments - 1, index % self.segments)
     }
 
-    /// Whether the `index`-th message received is a summand; a finished sum otherwise.
+    /// Whether the `index`-th message received is a summand, not a finished sum.
     fn adds(&self, index: usize) -> bool {
         index < (self.ranks - 1) * self.segments
     }
 
-    /// Whether the `index`-th message can be sent when so many have been received: what it sends came a round earlier.
+    /// Whether the `index`-th message can be sent once `received` messages have arrived: its segment came a round earlier.
     fn may_send(&self, index: usize, received: usize) -> bool {
         index < self.messages() && index < received + self.segments
     }
 
-    /// Whether the `index`-th message may arrive when so many have been sent: a finished sum replaces what was sent n-1
+    /// Whether the `index`-th message may arrive once `sent` messages are sent: a finished sum replaces the segment sent n-1
     /// rounds earlier.
     fn may_receive(&self, index: usize, sent: usize) -> bool {
         index < self.messages() && (self.adds(index) || index < sent + (self.ranks - 1) * self.segments)

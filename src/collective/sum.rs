@@ -2,12 +2,13 @@
 
 use super::Element;
 
-/// Elements summed at a time: their float32 sums stay in the first-level cache (4 KiB of it).
+/// Elements summed at a time: their float32 sums, 4 KiB, stay in the first-level cache.
 const BLOCK: usize = 1024;
 
 /// Writes the sum of all `sources` to each of `targets`; a source may be a target.
 ///
-/// Adds in the order of `sources`, in float32, and rounds once: equal sources in equal order give equal bits.
+/// Additions follow the order of `sources`, in float32, and the sum is rounded once: equal sources in equal order give equal
+/// bits.
 ///
 /// # Safety
 /// Every pointer is valid for `elements` elements of T, aligned, and nobody else touches any of them during the call.
@@ -28,8 +29,10 @@ pub(super) unsafe fn sum_into<T: Element>(sources: &[*const T], targets: &[*mut 
     unsafe { sum_into_any(sources, targets, elements) }
 }
 
+/// [`sum_into_any`], compiled for AVX-512.
+///
 /// # Safety
-/// As [`sum_into`], on a processor with AVX-512 F and BW.
+/// The contract of [`sum_into`], on a processor with AVX-512 F and BW.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn sum_into_avx512<T: Element>(sources: &[*const T], targets: &[*mut T], elements: usize) {
@@ -37,8 +40,10 @@ unsafe fn sum_into_avx512<T: Element>(sources: &[*const T], targets: &[*mut T], 
     unsafe { sum_into_any(sources, targets, elements) }
 }
 
+/// [`sum_into_any`], compiled for AVX2.
+///
 /// # Safety
-/// As [`sum_into`], on a processor with AVX2.
+/// The contract of [`sum_into`], on a processor with AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 unsafe fn sum_into_avx2<T: Element>(sources: &[*const T], targets: &[*mut T], elements: usize) {
@@ -46,10 +51,10 @@ unsafe fn sum_into_avx2<T: Element>(sources: &[*const T], targets: &[*mut T], el
     unsafe { sum_into_any(sources, targets, elements) }
 }
 
-/// The loops; inlined into the functions above, so that each gets them compiled for its own vectors.
+/// The loops of [`sum_into`], inlined into its variants so that each has them compiled for its own vectors.
 ///
 /// # Safety
-/// As [`sum_into`].
+/// The contract of [`sum_into`].
 #[inline(always)]
 unsafe fn sum_into_any<T: Element>(sources: &[*const T], targets: &[*mut T], elements: usize) {
     let mut sums = [0f32; BLOCK];

@@ -1,28 +1,28 @@
-//! What a collective makes its ranks send each other.
+//! Bytes that the ranks of a collective send each other.
 
 use crate::units::Bytes;
 
-/// A collective, by where its numbers must go.
+/// Pattern of a collective's messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Collective {
-    /// Nothing but the news that everybody is there.
+    /// Synchronization without data.
     Barrier,
-    /// The sum of all to all.
+    /// Sum of all ranks' buffers, on every rank.
     AllReduce,
-    /// From one to all.
+    /// One rank's buffer, on every rank.
     Broadcast,
-    /// From all to one.
+    /// All ranks' buffers, on one rank.
     Gather,
-    /// From all to all.
+    /// All ranks' buffers, on every rank.
     AllGather,
 }
 
 impl Collective {
     /// Bytes that `ranks` ranks send in all when each brings a buffer of `bytes`.
     ///
-    /// The least that messages between two ranks can do it with, which trees, rings and pipelines all meet for one-to-all
-    /// and all-to-all; MPI sends more where a small all-reduce goes by recursive doubling (`ranks log2(ranks)` buffers) or a
-    /// small gather up a tree. Source: Thakur, Rabenseifner, Gropp, Optimization of Collective Communication Operations in
+    /// This is the lower bound for point-to-point messages, which trees, rings and pipelines all meet for one-to-all and
+    /// all-to-all; MPI sends more where a small all-reduce uses recursive doubling (`ranks log2(ranks)` buffers) or a small
+    /// gather a tree. Source: Thakur, Rabenseifner, Gropp, Optimization of Collective Communication Operations in
     /// MPICH, 2005, sections 4 to 6. The test `the_ledger_tells_what_mpi_sent` holds it against Open MPI's own count.
     pub(super) fn sent(self, ranks: usize, bytes: usize) -> Bytes {
         let buffers = match self {

@@ -1,5 +1,5 @@
-//! The check that one thread of a process calls MPI at a time, which is all that MPI_THREAD_SERIALIZED allows, and always the
-//! same one where MPI grants less.
+//! The check that one thread of a process calls MPI at a time, which is all that MPI_THREAD_SERIALIZED allows, and always one
+//! and the same thread where MPI grants less.
 //!
 //! A turn that has to wait would hide the mistake: two threads then enter collectives in an order that differs from rank to
 //! rank. So a second caller is refused instead. MPI_Abort alone is exempt: the watchdog calls it while another thread hangs in
@@ -13,14 +13,15 @@ use std::thread::ThreadId;
 use super::progress;
 use crate::units::format_bytes;
 
-/// Who may call MPI, and whether a thread does.
+/// The right of this process's threads to call MPI.
 struct Turns {
+    /// Whether a thread is inside MPI.
     taken: AtomicBool,
-    /// The thread that alone may call MPI, if one alone may.
+    /// The only thread that may call MPI; unset where MPI lets threads take turns.
     only: OnceLock<ThreadId>,
 }
 
-/// The state of this process. Global as MPI itself is: all communicators share it.
+/// Turns of this process. Global as MPI itself is: all communicators share it.
 static OF_PROCESS: Turns = Turns::new();
 
 /// The right to call MPI, until it is dropped.
@@ -29,12 +30,12 @@ pub(super) struct Turn<'a>(&'a Turns);
 /// Takes the turn of this process to call MPI for `purpose`.
 ///
 /// # Panics
-/// A call of another thread, or one around this one, has not returned; or MPI allows only another thread to call it.
+/// Panics if a call of another thread, or one around this one, has not returned, or if MPI allows only another thread.
 pub(super) fn take(purpose: impl Display) -> Turn<'static> {
     OF_PROCESS.take(purpose)
 }
 
-/// From now on this thread alone may call MPI.
+/// Lets this thread alone call MPI, for the rest of the process.
 pub(super) fn bind_to_this_thread() {
     OF_PROCESS.bind_to_this_thread();
 }
@@ -47,7 +48,7 @@ impl Turns {
     fn take(&self, purpose: impl Display) -> Turn<'_> {
         if self.only.get().is_some_and(|only| *only != std::thread::current().id()) {
             panic!(
-                "{} calls MPI ({purpose}), which grants less than MPI_THREAD_SERIALIZED: the thread that initialised it \
+                "{} calls MPI ({purpose}), which grants less than MPI_THREAD_SERIALIZED: the thread that initialized it \
                  must make all calls",
                 this_thread()
             );
@@ -59,7 +60,7 @@ impl Turns {
     }
 
     fn bind_to_this_thread(&self) {
-        let _ = self.only.set(std::thread::current().id()); // MPI is initialised once
+        let _ = self.only.set(std::thread::current().id()); // MPI is initialized once
     }
 }
 
@@ -81,7 +82,7 @@ fn refuse(purpose: &dyn Display) -> ! {
     };
     panic!(
         "{} calls MPI ({purpose}) while this rank is {inside}: its threads must take turns (MPI_THREAD_SERIALIZED); \
-         wait for what the communication thread was given (Worker::wait) first",
+         wait for the communication thread (Worker::wait) first",
         this_thread()
     )
 }

@@ -1,4 +1,4 @@
-//! Memory that all ranks of a host see, and the barrier at which they wait for each other without calling MPI.
+//! Memory that all ranks of a host map, and the barrier at which they wait for each other without calling MPI.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::{ManuallyDrop, MaybeUninit};
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::metrics::Kind;
 use crate::units::{Bytes, format_bytes};
 
-/// A piece of memory of each rank, mapped by all ranks of one host.
+/// A window of shared memory: a part per rank, mapped by all ranks of one host.
 ///
 /// Dropping it is no collective: it gives this rank's pages back to the system, whereas the addresses stay reserved
 /// until the process ends. A tensor that outlives its buffer therefore reads zeros, not another's memory.
@@ -31,10 +31,13 @@ unsafe impl Send for Window {}
 unsafe impl Sync for Window {}
 
 impl Window {
-    /// `bytes` zero bytes, and what fills a page, for each rank of `host`, whose ranks share a host. A collective.
+    /// A window with `bytes` zeroed bytes per rank of `host`, rounded up to whole pages. The ranks share a host. A collective.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI cannot allocate or map the memory.
     ///
     /// # Panics
-    /// The ranks do not give equal `bytes`: one would reach beyond the end of another's part.
+    /// Panics if the ranks do not pass equal `bytes`: one would reach beyond the end of another's part.
     pub(super) fn allocate(host: &Communicator, bytes: usize) -> Result<Window> {
         let page = page_bytes();
         let bytes = bytes.max(1).next_multiple_of(page);
@@ -43,13 +46,13 @@ impl Window {
         // SAFETY: `skip` is less than a page, so the bytes lie in this rank's own part.
         // Touched first by its owner: that decides the memory node, and shows at once whether there is room.
         unsafe { std::ptr::write_bytes(base.wrapping_add(skip), 0, bytes) };
-        // Told instead of computed anew for every peer: so it is the same byte of the part on all ranks. It also lets nobody
-        // write to a part before its owner has zeroed it.
-        let told = host.all_gather(Kind::Control, &[skip as u64, bytes as u64])?;
+        // Gathered instead of computed anew for every peer, so that all ranks agree on a part's first byte. The collective also
+        // keeps every rank from writing to a part before its owner has zeroed it.
+        let layouts = host.all_gather(Kind::Control, &[skip as u64, bytes as u64])?;
         let mut bases = Vec::with_capacity(host.size());
-        for (rank, told) in told.chunks(2).enumerate() {
-            assert_eq!(told[1], bytes as u64, "rank {rank} of this host shares another number of bytes than this one");
-            let base = query(host, window, rank)?.wrapping_add(told[0] as usize);
+        for (rank, layout) in layouts.chunks(2).enumerate() {
+            assert_eq!(layout[1], bytes as u64, "rank {rank} of this host shares another size than this one");
+            let base = query(host, window, rank)?.wrapping_add(layout[0] as usize);
             // A mapping begins at the start of a page in every process, so an offset into a page is the same in all of them.
             assert!(base.align_offset(page) == 0, "rank {rank}'s shared memory is mapped across the borders of pages");
             bases.push(base);
@@ -57,7 +60,7 @@ impl Window {
         Ok(Window { bases, bytes, rank: host.rank() })
     }
 
-    /// Where `rank`'s part begins in this process.
+    /// Address at which `rank`'s part is mapped in this process.
     pub(super) fn base(&self, rank: usize) -> *mut u8 {
         self.bases[rank]
     }
@@ -67,7 +70,7 @@ impl Window {
         self.bases.len()
     }
 
-    /// This process among them.
+    /// Rank of this process.
     pub(super) fn rank(&self) -> usize {
         self.rank
     }
@@ -83,20 +86,20 @@ impl Drop for Window {
     }
 }
 
-/// Says once per process that memory is kept, and what follows from it.
+/// Logs, once per process, that shared memory is not freed.
 fn not_given_back(bytes: usize, error: &std::io::Error) {
     static TOLD: Once = Once::new();
     TOLD.call_once(|| {
         log::warn!(
             "{} of shared memory stay taken until the job ends (madvise: {error}): memory grows with every training of a \
-             study and visit of a sweep, and peak memory counts the earlier ones too; parallel.all_reduce = \"mpi\" or \
-             \"ring\" does without shared memory",
+             study and visit of a sweep, and peak memory counts the earlier ones too; set parallel.all_reduce = \"mpi\" or \
+             \"ring\" to do without shared memory",
             format_bytes(bytes as Bytes)
         );
     });
 }
 
-/// A shared window with `bytes` of every rank, and where this rank's part begins here. It is never freed, see [`Window`].
+/// A shared window with `bytes` per rank, and the address of this rank's part. It is never freed, see [`Window`].
 fn allocate_shared(host: &Communicator, bytes: usize) -> Result<(ffi::MPI_Win, *mut u8)> {
     let _turn = turn::take("allocating shared memory");
     let mut base: *mut c_void = std::ptr::null_mut();
@@ -122,7 +125,7 @@ fn allocate_shared(host: &Communicator, bytes: usize) -> Result<(ffi::MPI_Win, *
     }
 }
 
-/// Where `rank`'s part of `window` begins in this process, as MPI tells it.
+/// Address of `rank`'s part of `window` in this process, by MPI_Win_shared_query.
 fn query(host: &Communicator, window: ffi::MPI_Win, rank: usize) -> Result<*mut u8> {
     let _turn = turn::take("allocating shared memory");
     let (mut size, mut unit) = (0, 0);
@@ -139,7 +142,7 @@ fn page_bytes() -> usize {
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
-/// A type that zeroed pages are a value of, and that several processes may use at once.
+/// A type for which zeroed memory is a valid value, and which several processes may use at once.
 ///
 /// # Safety
 /// All zeros is a valid value, every field is atomic, and the alignment is no larger than a page.
@@ -148,30 +151,30 @@ pub(super) unsafe trait SharedCell: Sync + 'static {}
 // SAFETY: an atomic integer, of which 0 is a value.
 unsafe impl SharedCell for AtomicU64 {}
 
-/// One zeroed `T` per rank of `host`, by rank, which all ranks of the host see. A collective.
+/// One zeroed `T` per rank of `host`, in the order of the ranks, mapped by all of them. A collective.
 ///
-/// They stay mapped until the process ends: a slower rank may still read one of a rank that is gone.
+/// The memory stays mapped until the process ends: a slower rank may still read the cell of a rank that has ended.
 pub(super) fn one_per_rank<T: SharedCell>(host: &Communicator) -> Result<Vec<&'static T>> {
     let window = ManuallyDrop::new(Window::allocate(host, size_of::<T>())?);
     // SAFETY: the part of every rank is whole pages, zero at first, used as this `T` only, and mapped until the process ends.
     Ok((0..window.ranks()).map(|rank| unsafe { &*window.base(rank).cast::<T>() }).collect())
 }
 
-/// A barrier in shared memory for the ranks of a host: a counter per rank, far from the others' cache lines.
+/// A barrier in shared memory for the ranks of a host: a counter per rank, each on a page of its own.
 pub(super) struct SharedBarrier {
     counters: Vec<&'static AtomicU64>, // by rank
     rank: usize,
-    passed: AtomicU64,
+    passed: AtomicU64, // barriers entered by this rank
 }
 
 impl SharedBarrier {
+    /// A barrier for the ranks of `host`, which share a host. A collective.
     pub(super) fn new(host: &Communicator) -> Result<SharedBarrier> {
         Ok(SharedBarrier { counters: one_per_rank(host)?, rank: host.rank(), passed: AtomicU64::new(0) })
     }
 
-    /// Returns when every rank of the host has called it. Writes of a rank before the call are visible to all of them after it.
-    ///
-    /// One thread of a process at a time, as with MPI.
+    /// Waits until every rank of the host has entered. Writes of a rank before the call are visible to all of them after it.
+    /// One thread of a process may call it at a time.
     pub(super) fn wait(&self, policy: WaitPolicy) {
         let mine = self.passed.load(Ordering::Relaxed) + 1;
         self.passed.store(mine, Ordering::Relaxed);
@@ -186,7 +189,10 @@ impl SharedBarrier {
     }
 }
 
-/// Lets the ranks of `host` see each other's progress from now on. A collective, called once.
+/// Lets the ranks of `host` read each other's [`progress`]. A collective, called once.
+///
+/// # Errors
+/// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI cannot allocate shared memory.
 pub fn share_progress(host: &Communicator) -> Result<()> {
     progress::share(host.rank(), one_per_rank(host)?);
     Ok(())

@@ -1,29 +1,29 @@
-//! Which rank gets which GPU.
+//! Assignment of GPUs to ranks.
 
 use super::Target;
 use crate::config::{Device, Launch};
 use crate::sys::gpu::{self, Missing};
 
-/// For tests on machines without a GPU: CPU cores are treated as one.
+/// Variable that makes CPU cores stand for a GPU, for tests on machines without one.
 const EMULATE: &str = "HPML_EMULATE_GPU";
 
-/// Half of a GPU's `uuid`, the same for all processes of a host: 8 random bytes tell the GPUs of a host apart.
+/// Second half of a GPU's UUID, equal in all processes: its 8 random bytes distinguish the GPUs of a host.
 type Uuid = u64;
 
-/// What this process found.
+/// GPUs that one process found on its host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// The GPUs that it sees, in the driver's order.
+    /// GPUs that the process may use, in the driver's order.
     pub gpus: Vec<Uuid>,
-    /// Their names and whole UUIDs; of this process's own alone.
+    /// Names and whole UUIDs of `gpus`; empty in what another rank found.
     pub about: Vec<gpu::Gpu>,
-    /// Whether CPU cores are to be treated as GPUs.
+    /// Whether CPU cores stand for GPUs.
     pub emulated: bool,
-    /// What is missing, if it can use none.
+    /// Reason why the process can use no GPU.
     pub missing: Option<Missing>,
 }
 
-/// Looks for GPUs, unless `launch.device` wants none, and opens what libtorch needs for them. Before the first tensor.
+/// Looks for GPUs, unless `device` is the CPU, and opens libtorch's CUDA part. Call before the first tensor is made.
 pub fn look(device: Device) -> Found {
     if device == Device::Cpu {
         return Found::default();
@@ -43,16 +43,19 @@ pub fn look(device: Device) -> Found {
     }
 }
 
-/// What all ranks do.
+/// The devices of all ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
-    /// Of each rank.
+    /// Device of each rank.
     pub targets: Vec<Target>,
-    /// Why it is CPU cores although there is a GPU, if GPUs were not refused.
+    /// Reason for computing on CPU cores although there is a GPU, under `launch.device = "auto"`.
     pub fallback: Option<String>,
 }
 
-/// The same on all ranks, from what each found and the host that it is on. Error: what is missing for `launch.device = "cuda"`.
+/// Chooses the device of each rank from its host and what it found there; all ranks compute the same choice.
+///
+/// # Errors
+/// Returns what is missing for `launch.device = "cuda"`.
 pub fn assign(launch: &Launch, hosts: &[String], found: &[Found]) -> Result<Choice, String> {
     let cpu = |fallback| Choice { targets: vec![Target::Cpu; hosts.len()], fallback };
     if launch.device == Device::Cpu {
@@ -68,8 +71,8 @@ pub fn assign(launch: &Launch, hosts: &[String], found: &[Found]) -> Result<Choi
     }
 }
 
-/// Each rank, in turn, gets the first GPU that it sees and that no rank before it on its host has. That is its local rank where
-/// all see all of them, and its own where the launcher gave each rank one.
+/// Gives each rank, in turn, the first GPU that it sees and that no earlier rank of its host has: the GPU with the number of its
+/// local rank if all ranks see all GPUs, and its own if the launcher shows each rank one.
 fn gpus(launch: &Launch, hosts: &[String], found: &[Found]) -> Result<Vec<Target>, String> {
     let mut indices = Vec::with_capacity(hosts.len());
     let mut taken: Vec<(&str, Uuid)> = Vec::new();
@@ -103,7 +106,7 @@ impl Found {
         !self.gpus.is_empty() || self.missing.as_ref().is_some_and(|missing| missing.has_gpu)
     }
 
-    /// As a line that other ranks can read.
+    /// Encodes this as a line for other ranks; [`from_text`](Self::from_text) reads it.
     pub fn to_text(&self) -> String {
         match &self.missing {
             Some(Missing { reason, has_gpu: true }) => format!("unusable {reason}"),
@@ -113,7 +116,7 @@ impl Found {
         }
     }
 
-    /// From another rank's [`to_text`](Self::to_text), without what is `about` them.
+    /// Decodes another rank's [`to_text`](Self::to_text), which carries all but `about`.
     pub fn from_text(text: &str) -> Found {
         for (prefix, has_gpu) in [("missing ", false), ("unusable ", true)] {
             if let Some(reason) = text.strip_prefix(prefix) {

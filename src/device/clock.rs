@@ -1,5 +1,5 @@
-//! The clock of a step. A CPU does what it is told before the call returns; a GPU does it later, so its times are between
-//! events, read when they have happened.
+//! The clock of a step. A CPU completes an operation before the call returns; a GPU completes it later, so its times lie between
+//! events that are read once they are complete.
 
 use std::time::Instant;
 
@@ -10,27 +10,30 @@ use crate::metrics::{Part, StepTimes};
 use crate::sys::gpu::{Event, Stream};
 use crate::units::Second;
 
-/// Tells when something is done.
+/// Source of the moments between which a step's parts are timed.
 #[derive(Clone)]
 pub enum Clock {
-    /// When the call returns.
+    /// Host clock.
     Host,
-    /// When the GPU has done all that it was asked to, waiting for that: no overlap.
+    /// Synchronizes the stream, then reads the host clock (profile mode): nothing overlaps.
     Waiting(Stream),
-    /// The same without waiting.
+    /// Records a CUDA event; the time is read later.
     Events(Stream),
 }
 
 /// A moment of a [`Clock`].
 pub enum Moment {
-    /// Now.
+    /// Reading of the host clock.
     Host(Instant),
-    /// When the GPU comes to it.
+    /// Event on a GPU, whose time is known once it is complete.
     Gpu(Event),
 }
 
 impl Clock {
-    /// Of what `target` does, as a step is timed.
+    /// The clock for work on `target`, under `metrics.timing`.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
     pub fn of(target: Target, timing: Timing) -> Result<Clock> {
         Ok(match (target, timing) {
             (Target::Cpu | Target::Emulated, _) => Clock::Host,
@@ -39,7 +42,10 @@ impl Clock {
         })
     }
 
-    /// The present moment, or on a GPU the one when all is done that it was asked to do so far.
+    /// The present moment; on a GPU, the moment when all work enqueued before it is complete.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
     pub fn now(&self) -> Result<Moment> {
         match self {
             Clock::Host => Ok(Moment::Host(Instant::now())),
@@ -49,7 +55,10 @@ impl Clock {
     }
 }
 
-/// Seconds from one moment to another of the same clock, once both have come. Error: the GPU has failed.
+/// Seconds from one moment to another of the same clock; waits until both are complete.
+///
+/// # Errors
+/// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
 pub fn seconds_between(from: &Moment, to: &Moment) -> Result<Second> {
     match (from, to) {
         (Moment::Host(from), Moment::Host(to)) => Ok(to.duration_since(*from).as_secs_f64()),
@@ -61,7 +70,7 @@ pub fn seconds_between(from: &Moment, to: &Moment) -> Result<Second> {
     }
 }
 
-/// The times of a step on one rank, of which some may not be over.
+/// The times of one step on one rank, some of which may still lie between incomplete events.
 #[derive(Default)]
 pub struct StepRecorder {
     known: StepTimes,
@@ -69,12 +78,12 @@ pub struct StepRecorder {
 }
 
 impl StepRecorder {
-    /// Adds seconds to a part.
+    /// Adds `seconds` to `part`.
     pub fn add(&mut self, part: Part, seconds: Second) {
         self.known.add(part, seconds);
     }
 
-    /// Adds the time from one moment to another of the same clock.
+    /// Adds the time between two moments of one clock to `part`.
     pub fn span(&mut self, part: Part, from: Moment, to: Moment) {
         match (from, to) {
             (Moment::Host(from), Moment::Host(to)) => self.add(part, to.duration_since(from).as_secs_f64()),
@@ -82,13 +91,19 @@ impl StepRecorder {
         }
     }
 
-    /// Adds the time since a moment of `clock`.
+    /// Adds the time since `from`, a moment of `clock`, to `part`.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
     pub fn since(&mut self, part: Part, from: Moment, clock: &Clock) -> Result<()> {
         self.span(part, from, clock.now()?);
         Ok(())
     }
 
-    /// The times, waiting for those that are not over. Error: the GPU has failed.
+    /// The times of the step; waits until all events are complete.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
     pub fn resolve(&mut self) -> Result<StepTimes> {
         for (part, from, to) in self.later.drain(..) {
             self.known.add(part, seconds_between(&from, &to)?);

@@ -1,5 +1,17 @@
-//! Where a rank computes: CPU cores, or a GPU of its own. In: `launch.device` and what the host has. Out: a [`Target`], and
-//! the [`Clock`] that times what is done there. Knows no messages and no networks.
+//! The device of a rank: CPU cores, or a GPU of its own. In: `launch.device` and what the host has. Out: a [`Target`], and
+//! the [`Clock`] that times the work done there. Knows no messages and no networks.
+//!
+//! Two ranks on one host with one GPU each:
+//! ```no_run
+//! use hpml::config::{Device, Launch};
+//! use hpml::device::{assign, look};
+//!
+//! let found = look(Device::Auto); // each rank's own; they gather it as text
+//! let hosts = ["node01".to_owned(), "node01".to_owned()];
+//! let choice = assign(&Launch::default(), &hosts, &[found.clone(), found])?;
+//! println!("rank 0: {}, rank 1: {}", choice.targets[0], choice.targets[1]);
+//! # Ok::<(), String>(())
+//! ```
 
 mod choose;
 mod clock;
@@ -12,24 +24,24 @@ pub use monitor::{GpuMonitor, Reading};
 use crate::error::Result;
 use crate::sys::gpu;
 
-/// Where a rank computes.
+/// The device that a rank computes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// CPU cores.
     Cpu,
     /// One of the GPUs that this process sees.
     Gpu {
-        /// Its number among them.
+        /// Index of the GPU among those that the process sees.
         index: usize,
-        /// Whether another rank has it too.
+        /// Whether another rank uses it, too.
         shared: bool,
     },
-    /// CPU cores that are treated as a GPU: its code with every tensor on the host, for tests on machines without one.
+    /// CPU cores that are treated as a GPU: the code for GPUs with every tensor on the host, for tests without a GPU.
     Emulated,
 }
 
 impl Target {
-    /// Where tensors live.
+    /// Device of this rank's tensors.
     pub fn device(self) -> tch::Device {
         match self {
             Target::Cpu | Target::Emulated => tch::Device::Cpu,
@@ -37,17 +49,20 @@ impl Target {
         }
     }
 
-    /// The device whose memory is not the host's, or is treated so; `None`: CPU cores.
+    /// Device of the tensors if its memory is not the host's, or is treated so; `None` for CPU cores.
     pub fn own_memory(self) -> Option<tch::Device> {
         self.is_gpu().then(|| self.device())
     }
 
-    /// Whether its memory is not the host's, or is treated so.
+    /// Whether this is a GPU, or is treated as one.
     pub fn is_gpu(self) -> bool {
         self != Target::Cpu
     }
 
-    /// Makes this process work there. `tf32`: float32 may be multiplied with 10 bits of mantissa.
+    /// Makes this device the current one of the process. With `tf32`, float32 may be multiplied with 10 bits of mantissa.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU cannot be used.
     pub fn enter(self, tf32: bool) -> Result<()> {
         match self {
             Target::Cpu | Target::Emulated => Ok(()),

@@ -1,4 +1,4 @@
-//! What a GPU takes: how busy it is, memory, energy, by NVIDIA's management library (opened at run time).
+//! Utilization, memory and energy of a GPU, by NVIDIA's management library NVML (opened at run time).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,41 +11,44 @@ use nvml_wrapper::error::NvmlError;
 use super::Target;
 use crate::units::Bytes;
 
-/// Between two looks. NVIDIA's own figure of use is a mean over 1/6 s to 1 s.
-const LOOK: Duration = Duration::from_millis(100);
+/// Interval between two samples. NVML's own utilization is a mean over 1/6 s to 1 s.
+const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Of one GPU since the last reading.
+/// Figures of one GPU since the previous reading.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Reading {
-    /// Share of the time in which it computed anything, per cent.
+    /// Share of the time in which any kernel ran, in percent.
     pub utilization: f64,
-    /// The most that was taken, by whatever process.
+    /// Peak of the bytes in use, by any process.
     pub memory: Bytes,
-    /// Energy of the whole GPU.
+    /// Energy of the whole GPU, in joules.
     pub joules: f64,
 }
 
-/// Watches a GPU on a thread of its own until it is dropped.
+/// Samples a GPU on a thread of its own until it is dropped.
 pub struct GpuMonitor {
     nvml: Arc<Nvml>,
     uuid: String,
-    seen: Arc<Mutex<Seen>>,
+    samples: Arc<Mutex<Samples>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    /// Millijoules at the last reading.
+    /// Energy counter at the previous reading, in millijoules.
     before: u64,
 }
 
+/// Samples since the previous reading.
 #[derive(Default)]
-struct Seen {
-    looks: u32,
+struct Samples {
+    count: u32,
+    /// Sum of the utilizations, in percent.
     sum: u32,
+    /// Peak of the memory in use.
     memory: Bytes,
 }
 
 impl GpuMonitor {
-    /// Of the GPU `target`, whose UUID this is. `None` for CPU cores; and without NVIDIA's library or its permission, which
-    /// is told.
+    /// Starts to sample the GPU `target` with the given `uuid`. Returns `None` for CPU cores, and, with a warning, if NVML is
+    /// missing or refuses.
     pub fn start(target: Target, uuid: &[u8; 16]) -> Option<GpuMonitor> {
         if !target.is_gpu() {
             return None;
@@ -53,11 +56,11 @@ impl GpuMonitor {
         match GpuMonitor::of(&text_of(uuid)) {
             Ok(monitor) => Some(monitor),
             Err(error) if target == Target::Emulated => {
-                log::debug!("no figures of use and energy: {error}");
+                log::debug!("GPU utilization and energy are not recorded: {error}");
                 None
             }
             Err(error) => {
-                log::warn!("no figures of the GPU's use and energy: NVML: {error}");
+                log::warn!("GPU utilization and energy are not recorded: NVML: {error}; try nvidia-smi");
                 None
             }
         }
@@ -66,47 +69,48 @@ impl GpuMonitor {
     fn of(uuid: &str) -> Result<GpuMonitor, NvmlError> {
         let nvml = Arc::new(Nvml::init()?);
         let before = nvml.device_by_uuid(uuid)?.total_energy_consumption()?;
-        let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
+        let (samples, stop) = (Arc::new(Mutex::new(Samples::default())), Arc::new(AtomicBool::new(false)));
         let watch = {
-            let (nvml, uuid, seen, stop) = (nvml.clone(), uuid.to_owned(), seen.clone(), stop.clone());
+            let (nvml, uuid, samples, stop) = (nvml.clone(), uuid.to_owned(), samples.clone(), stop.clone());
             move || {
                 while !stop.load(Ordering::Relaxed) {
-                    // One failed look is one look less.
-                    let _ = look(&nvml, &uuid, &seen);
-                    std::thread::park_timeout(LOOK);
+                    // A failed sample is left out.
+                    let _ = sample(&nvml, &uuid, &samples);
+                    std::thread::park_timeout(INTERVAL);
                 }
             }
         };
         let thread = std::thread::Builder::new().name("hpml-monitor".into()).spawn(watch).ok();
-        Ok(GpuMonitor { nvml, uuid: uuid.to_owned(), seen, stop, thread, before })
+        Ok(GpuMonitor { nvml, uuid: uuid.to_owned(), samples, stop, thread, before })
     }
 
-    /// What it took since the last reading, or since the start.
+    /// Figures since the previous reading, or since the start.
     pub fn read(&mut self) -> Reading {
-        let _ = look(&self.nvml, &self.uuid, &self.seen);
-        let seen = std::mem::take(&mut *self.seen.lock().expect("no thread panics while it looks"));
+        let _ = sample(&self.nvml, &self.uuid, &self.samples);
+        let samples = std::mem::take(&mut *self.samples.lock().expect("no thread panics while it samples"));
         let device = self.nvml.device_by_uuid(self.uuid.as_str());
         let now = device.and_then(|device| device.total_energy_consumption()).unwrap_or(self.before);
         let before = std::mem::replace(&mut self.before, now);
         Reading {
-            utilization: f64::from(seen.sum) / f64::from(seen.looks.max(1)),
-            memory: seen.memory,
+            utilization: f64::from(samples.sum) / f64::from(samples.count.max(1)),
+            memory: samples.memory,
             joules: now.saturating_sub(before) as f64 / 1e3,
         }
     }
 }
 
-fn look(nvml: &Nvml, uuid: &str, seen: &Mutex<Seen>) -> Result<(), NvmlError> {
+/// Takes one sample.
+fn sample(nvml: &Nvml, uuid: &str, samples: &Mutex<Samples>) -> Result<(), NvmlError> {
     let device = nvml.device_by_uuid(uuid)?;
     let (busy, memory) = (device.utilization_rates()?.gpu, device.memory_info()?.used);
-    let mut seen = seen.lock().expect("no thread panics while it looks");
-    seen.looks += 1;
-    seen.sum += busy;
-    seen.memory = seen.memory.max(memory);
+    let mut samples = samples.lock().expect("no thread panics while it samples");
+    samples.count += 1;
+    samples.sum += busy;
+    samples.memory = samples.memory.max(memory);
     Ok(())
 }
 
-/// As NVIDIA's tools write it.
+/// A UUID as NVIDIA's tools write it: `GPU-00010203-0405-0607-0809-0a0b0c0d0e0f`.
 fn text_of(uuid: &[u8; 16]) -> String {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let [a, b, c, d, e] = [0..4, 4..6, 6..8, 8..10, 10..16].map(|part| hex(&uuid[part]));

@@ -1,18 +1,18 @@
-//! The CPUs that a rank may use, who took the others from it, and how many threads that makes.
+//! The CPUs that a rank may use, the program that keeps it from the others, and the number of threads that follows.
 
 use std::collections::BTreeSet;
 
 use super::ancestors::{Ancestor, ancestors, own_cpus};
 
-/// CPUs of a host by Linux's numbers. Empty where they cannot be read.
+/// A set of a host's CPUs, by Linux's numbers. Empty if it cannot be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Cpus(BTreeSet<usize>);
 
-/// Words of 64 CPUs in which ranks tell each other theirs.
+/// Number of 64-bit words in which ranks exchange their sets.
 const WORDS: usize = 32;
 
 impl Cpus {
-    /// From a list as Linux writes it: `0-3,8`.
+    /// Parses a list as Linux writes it: `0-3,8`.
     pub fn parse(list: &str) -> Cpus {
         let ranges = list.split(',').filter_map(|part| {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -21,17 +21,17 @@ impl Cpus {
         Cpus(ranges.flatten().collect())
     }
 
-    /// All that the host has switched on.
+    /// All CPUs of this host that are online.
     pub fn of_host() -> Cpus {
         Cpus::parse(&std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default())
     }
 
-    /// How many; as many as the system tells where the set could not be read.
+    /// Number of CPUs; the standard library's count if the set could not be read.
     pub fn count(&self) -> usize {
         if self.0.is_empty() { std::thread::available_parallelism().map_or(1, usize::from) } else { self.0.len() }
     }
 
-    /// A bit a CPU.
+    /// Bit mask of the set: one bit per CPU.
     pub fn to_words(&self) -> [u64; WORDS] {
         let mut words = [0; WORDS];
         for cpu in self.0.iter().filter(|cpu| **cpu < 64 * WORDS) {
@@ -40,50 +40,50 @@ impl Cpus {
         words
     }
 
-    /// The CPUs of [`to_words`](Self::to_words).
+    /// The set whose bit mask is `words`; inverse of [`to_words`](Self::to_words).
     pub fn from_words(words: &[u64]) -> Cpus {
         Cpus((0..64 * words.len()).filter(|cpu| words[cpu / 64] >> (cpu % 64) & 1 == 1).collect())
     }
 
-    /// Whether a CPU is in both sets.
+    /// Whether the sets share a CPU.
     pub fn overlaps(&self, other: &Cpus) -> bool {
         !self.0.is_disjoint(&other.0)
     }
 }
 
-/// CPUs that are in any of the sets.
-pub(super) fn together<'a>(sets: impl IntoIterator<Item = &'a Cpus>) -> Cpus {
+/// Union of the sets.
+pub(super) fn union<'a>(sets: impl IntoIterator<Item = &'a Cpus>) -> Cpus {
     Cpus(sets.into_iter().flat_map(|set| set.0.iter().copied()).collect())
 }
 
-/// Threads for a rank that may use the CPUs `own` together with `sharing` ranks, itself among them: at least 1.
+/// Threads for a rank whose CPUs `own` are shared by `sharing` ranks, itself included: at least 1.
 pub(super) fn fair_share(own: &Cpus, sharing: usize) -> usize {
     (own.count() / sharing.max(1)).max(1)
 }
 
-/// Who keeps a rank from using all CPUs of its host.
+/// The program that keeps a rank from using all CPUs of its host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Bound {
-    /// The rank may use all of them.
+    /// No program: the rank may use all CPUs.
     #[default]
     Nobody,
     /// MPI's launcher.
     Mpirun,
-    /// The MPI library, when it started.
+    /// The MPI library, during its initialization.
     Mpi,
-    /// Slurm: the job's share of the node, or the step's of the job.
+    /// Slurm: the job has a share of the node, or the step a share of the job.
     Slurm,
-    /// OpenMP's runtime, which bound the thread that everything begins with.
+    /// OpenMP's runtime, which bound the main thread.
     OpenMp,
-    /// What stood above the launcher: taskset, a container, another batch system.
+    /// A program above the launcher: taskset, a container, another batch system.
     Outside,
 }
 
 impl Bound {
-    /// All of them, in the order of their numbers.
+    /// All variants, in the order of their discriminants.
     pub const ALL: [Bound; 6] = [Bound::Nobody, Bound::Mpirun, Bound::Mpi, Bound::Slurm, Bound::OpenMp, Bound::Outside];
 
-    /// By whom, for people.
+    /// Name for people, after "bound by".
     pub fn as_str(self) -> &'static str {
         match self {
             Bound::Nobody => "nobody",
@@ -95,7 +95,7 @@ impl Bound {
         }
     }
 
-    /// Whoever left the CPUs `own` to this process, and how many there would be without that.
+    /// The program that reduced this process's CPUs to `own`, and the number of CPUs without that.
     pub(super) fn find(own: &Cpus, from: &Surroundings) -> (Bound, usize) {
         if own.0.is_empty() || own.count() >= from.host.count() {
             return (Bound::Nobody, own.count());
@@ -113,23 +113,23 @@ impl Bound {
     }
 }
 
-/// What a process's CPUs are held against.
+/// The CPUs and settings around a process, from which [`Bound::find`] concludes.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Surroundings {
     /// CPUs of the host.
     pub host: Cpus,
-    /// Those that the process might use before MPI started.
+    /// CPUs that the process could use before MPI was initialized.
     pub at_start: Cpus,
-    /// The processes above it.
+    /// Ancestors of the process, its parent first.
     pub ancestors: Vec<Ancestor>,
-    /// Whether the user asked OpenMP's runtime to bind threads.
+    /// Whether the user's environment makes OpenMP's runtime bind threads.
     pub openmp_binds: bool,
-    /// CPUs that Slurm gave the job on this host, if it is one of Slurm's.
+    /// CPUs of a Slurm job on this host; `None` outside Slurm.
     pub slurms: Option<usize>,
 }
 
 impl Surroundings {
-    /// Those of this process. Before MPI starts.
+    /// The surroundings of this process. Call before MPI is initialized.
     pub fn look() -> Surroundings {
         let set =
             |name: &str| std::env::var(name).is_ok_and(|value| !["", "false", "FALSE", "disabled"].contains(&&*value));
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(cpus.count(), 7);
         assert_eq!(Cpus::from_words(&cpus.to_words()), cpus);
         assert!(cpus.overlaps(&Cpus::parse("71")) && !cpus.overlaps(&Cpus::parse("4-7")));
-        assert_eq!(together([&cpus, &Cpus::parse("4-8")]).count(), 11);
+        assert_eq!(union([&cpus, &Cpus::parse("4-8")]).count(), 11);
     }
 
     #[test]

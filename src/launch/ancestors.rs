@@ -1,6 +1,6 @@
-//! The processes above this one: who started it, and with which CPUs.
+//! The ancestors of this process: their programs, command lines and CPUs.
 
-/// A process that this one descends from.
+/// An ancestor of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ancestor {
     /// Name of its program, at most 15 characters: `mpirun`, `slurmstepd`.
@@ -11,7 +11,7 @@ pub(super) struct Ancestor {
     pub cpus: String,
 }
 
-/// The ancestors of this process, its parent first, as far as they can be seen: none from inside a container.
+/// The ancestors of this process, its parent first, as far as `/proc` shows them: none from inside a container.
 pub(super) fn ancestors() -> Vec<Ancestor> {
     let mut found = Vec::new();
     let mut pid = std::os::unix::process::parent_id();
@@ -28,7 +28,7 @@ pub(super) fn ancestors() -> Vec<Ancestor> {
     found
 }
 
-/// The CPUs this process may run on, as Linux writes them: `0-3,8`. Empty where that cannot be read.
+/// The CPUs that this process may run on, as Linux writes them: `0-3,8`. Empty if `/proc` cannot be read.
 pub(super) fn own_cpus() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     field(&status, CPUS).unwrap_or_default().to_owned()
@@ -36,7 +36,7 @@ pub(super) fn own_cpus() -> String {
 
 const CPUS: &str = "Cpus_allowed_list";
 
-/// A field of `/proc/PID/status`.
+/// Value of the field `name` in the text of `/proc/PID/status`.
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }

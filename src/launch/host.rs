@@ -1,11 +1,11 @@
-//! What a host has, for people: `hpml devices`.
+//! Description of a host, for people: `hpml devices`.
 
 use super::affinity::Cpus;
 use super::ancestors::own_cpus;
 use crate::collective::{Universe, nccl_version};
 use crate::sys::gpu;
 
-/// A line for each thing that hpml computes or communicates with, and what is missing.
+/// The host's cores, GPUs and communication libraries, one per line, with the reason for each that is missing.
 pub fn describe_host() -> String {
     let mut lines = vec![
         format!("host         {}", super::hostname()),

@@ -1,5 +1,19 @@
-//! Who runs where: MPI, rank and local rank, threads, and how a job ends. In: nothing but the environment of the
-//! launcher. Out: a [`Job`]. An error of any rank ends all of them, with one message and a non-zero status.
+//! The start and the end of a job: MPI, ranks and local ranks, threads, devices. In: the launcher's environment. Out: a
+//! [`Job`]. An error of any rank ends all of them, with one message and a non-zero status. Never sees a batch or a gradient.
+//!
+//! A program that prints on which device each rank computes, for `mpirun`:
+//! ```no_run
+//! use hpml::config::Config;
+//!
+//! fn main() -> std::process::ExitCode {
+//!     let config = Config::default();
+//!     hpml::launch::run(&config.launch, |job| {
+//!         job.configure(&config)?;
+//!         println!("rank {} of {}: {}", job.rank, job.world_size, job.target);
+//!         Ok(())
+//!     })
+//! }
+//! ```
 
 mod affinity;
 mod ancestors;
@@ -27,45 +41,47 @@ use singletons::{Singleton, Variables};
 
 /// The running job as one rank sees it.
 pub struct Job {
-    /// All ranks.
+    /// Communicator over all ranks.
     pub communicator: Arc<Communicator>,
-    /// This process's number, from 0.
+    /// Rank of this process, from 0.
     pub rank: usize,
-    /// How many ranks there are.
+    /// Number of ranks.
     pub world_size: usize,
-    /// This process's number among those of its host.
+    /// Rank of this process among those of its host, from 0.
     pub local_rank: usize,
-    /// Where this rank computes.
+    /// Device of this rank.
     pub target: Target,
-    /// Of its GPU, if it has one.
+    /// UUID of this rank's GPU; zeros without one.
     pub gpu_uuid: [u8; 16],
     /// Host, cores, compute threads and device of every rank.
     pub places: Vec<Place>,
-    /// What this rank's cores are held against.
+    /// CPUs and settings around this process when it started.
     surroundings: Surroundings,
-    /// On rank 0: what the run file is to say of this run.
+    /// Warnings for the run file, kept on rank 0.
     warnings: Mutex<Vec<String>>,
-    /// Until [`watch`](Self::watch) or [`let_ranks_wait`](Self::let_ranks_wait) that of the start.
+    /// Watchdog of the start, until [`watch`](Self::watch) replaces or [`disable_watchdog`](Self::disable_watchdog) ends it.
     watchdog: Option<watchdog::Watchdog>,
 }
 
-/// Before MPI has started: ends every rank but the first with `status`, so that the first can tell alone why it does not.
-/// Which one this is the launcher has left in the environment.
+/// Ends every process but the first with `status`, so that only the first reports an error that comes before MPI is
+/// initialized. The launcher's variables tell which process is the first.
 pub fn leave_to_first_rank(status: i32) {
     if Variables::new(&variable, &ancestors()).is_not_first() {
         leave(status)
     }
 }
 
-/// Ends this process without a word, after the one that speaks: the launcher ends the others as soon as one has failed.
+/// Ends this process without a message, a second later: the launcher ends all processes once one has failed, and the one with
+/// the message must come first.
 fn leave(status: i32) -> ! {
     std::thread::sleep(Duration::from_secs(1));
     std::process::exit(status)
 }
 
-/// Initialises MPI, runs `work` on every rank and ends the job: 0 if all went well, else the error's status. Ranks that do not
-/// meet within `launch.comm_timeout_s` end it too; zero: they wait for ever. Processes that were started together and did not
-/// become ranks of one job are an error unless `launch.allow_singletons`.
+/// Initializes MPI, runs `work` on every rank, ends the job and returns its exit status: 0, or the status of the error.
+///
+/// Ranks that do not meet within `launch.comm_timeout_s` end the job; a limit of zero waits for ever. Processes that were
+/// started together and did not become ranks of one job are an error unless `launch.allow_singletons` is set.
 pub fn run(launch: &Launch, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
     prepare_open_mpi(); // sets the environment, so before there is another thread
     let surroundings = Surroundings::look();
@@ -75,9 +91,9 @@ pub fn run(launch: &Launch, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCo
         eprintln!("hpml: {warning}");
     }
     let singleton = variables.singleton(&library); // now: Open MPI sets the variables of a process that is alone
-    let policy = launch.comm_timeout();
-    let watchdog = watchdog::meeting("met", policy);
-    let universe = Universe::start().expect("MPI is initialised once, here");
+    let limit = launch.comm_timeout();
+    let watchdog = watchdog::meeting("met", limit);
+    let universe = Universe::start().expect("MPI is initialized once, here");
     let communicator = Arc::new(universe.world());
     let rank = communicator.rank();
     let is_alone = communicator.size() == 1 && !launch.allow_singletons;
@@ -94,7 +110,7 @@ pub fn run(launch: &Launch, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCo
     let status = result.as_ref().map_or_else(Error::status, |()| 0);
     match result {
         Ok(()) | Err(Error::OnRank { .. }) => {}
-        // All ranks know of it and are here: one of them speaks.
+        // All ranks know of it and are here: the one that has it prints it.
         Err(Error::Agreed(error)) => eprintln!("hpml: {error}"),
         // All ranks stopped together.
         Err(error @ Error::Stopped { .. }) => {
@@ -107,7 +123,7 @@ pub fn run(launch: &Launch, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCo
             Communicator::abort(status.into())
         }
     }
-    let watchdog = watchdog::meeting("all ended", policy);
+    let watchdog = watchdog::meeting("all ended", limit);
     drop(universe); // waits for the other ranks
     drop(watchdog);
     ExitCode::from(status)
@@ -137,7 +153,10 @@ impl Job {
     }
 
     /// Turns an error of any rank into an error of all: every rank calls this at the same point with its own result.
-    /// The lowest failing rank keeps its error (to print it), the others learn which rank that is.
+    ///
+    /// # Errors
+    /// Returns [`Error::Agreed`] with its own error on the lowest failing rank, which prints it, and [`Error::OnRank`] with the
+    /// number of that rank on the others.
     pub fn agree<T>(&self, result: Result<T>) -> Result<T> {
         let mut failing = [if result.is_err() { self.rank } else { self.world_size } as f64];
         self.communicator.all_reduce(Kind::Control, Combine::Min, &mut failing)?;
@@ -148,14 +167,22 @@ impl Job {
         }
     }
 
-    /// Rank 0's numbers, on all ranks; what the others give does not count. A collective.
+    /// Rank 0's `numbers`, on all ranks; those of the other ranks are ignored. A collective.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn from_root<const N: usize>(&self, numbers: [f64; N]) -> Result<[f64; N]> {
         let mut numbers = if self.is_root() { numbers } else { [0.0; N] };
         self.communicator.all_reduce(Kind::Control, Combine::Sum, &mut numbers)?;
         Ok(numbers)
     }
 
-    /// Checks that all ranks read the same configuration, takes the device and sets the threads.
+    /// Checks that all ranks read the same configuration, chooses the devices, sets the compute threads and fills `places`. A
+    /// collective, called before the first tensor is made.
+    ///
+    /// # Errors
+    /// Returns [`Error::ConfigDiffers`], [`Error::Device`], or the reason why the configuration does not fit the GPU, alike on
+    /// all ranks; and [`Error::Mpi`] if MPI reports a failure.
     pub fn configure(&mut self, config: &Config) -> Result<()> {
         let hashes = self.communicator.all_gather(Kind::Control, &[config.hash()])?;
         let differing = hashes.iter().position(|&hash| hash != hashes[0]);
@@ -170,14 +197,14 @@ impl Job {
         Ok(())
     }
 
-    /// Asks every rank for its cores and shares them out.
+    /// Gathers the cores of every rank, and derives this rank's compute threads and everybody's place.
     fn find_places(&self, config: &Config, hosts: Vec<String>, devices: Vec<String>) -> Result<Vec<Place>> {
         let own = Cpus::parse(&ancestors::own_cpus());
         let words = own.to_words();
         let all: Vec<Cpus> =
             self.communicator.all_gather(Kind::Control, &words)?.chunks(words.len()).map(Cpus::from_words).collect();
-        let neighbours = || hosts.iter().zip(&all).filter(|(host, _)| **host == hosts[self.rank]).map(|(_, cpus)| cpus);
-        let sharing = neighbours().filter(|cpus| cpus.overlaps(&own)).count().max(1);
+        let on_host = || hosts.iter().zip(&all).filter(|(host, _)| **host == hosts[self.rank]).map(|(_, cpus)| cpus);
+        let sharing = on_host().filter(|cpus| cpus.overlaps(&own)).count().max(1);
         let threads = match config.launch.threads {
             0 => affinity::fair_share(&own, sharing),
             threads => threads,
@@ -188,7 +215,7 @@ impl Job {
             threads,
             own.count(),
             sharing,
-            affinity::together(neighbours()).count(),
+            affinity::union(on_host()).count(),
             unbound,
             self.surroundings.host.count(),
             bound as usize,
@@ -218,12 +245,12 @@ impl Job {
         Ok(hosts.into_iter().zip(devices).zip(numbers.chunks(8)).map(place).collect())
     }
 
-    /// Who runs where with what, a line for all ranks that have the same.
+    /// Hosts, devices, threads and cores of the ranks, one line per group of ranks that have the same.
     pub fn describe(&self) -> Vec<String> {
         places::lines(&self.places)
     }
 
-    /// Tells on rank 0 what makes this run less than it could be, and keeps it for the run file; nothing on other ranks.
+    /// Logs a warning on rank 0 and keeps it for the run file; does nothing on other ranks.
     pub fn warn(&self, warning: String) {
         if self.is_root() {
             log::warn!("{warning}");
@@ -231,12 +258,13 @@ impl Job {
         }
     }
 
-    /// The warnings of this run so far; those of rank 0.
+    /// The warnings that rank 0 has logged until now; empty on other ranks.
     pub fn warnings(&self) -> Vec<String> {
         self.warnings.lock().expect("no thread panics while it adds a text").clone()
     }
 
-    /// Finds this rank's device, before anything makes a tensor. Every rank's device in words.
+    /// Chooses this rank's device and makes it the current one; returns the name of every rank's device. Called before the first
+    /// tensor is made.
     fn choose_device(&mut self, config: &Config, hosts: &[String]) -> Result<Vec<String>> {
         let own = device::look(config.launch.device);
         let found = self.communicator.all_gather_text(Kind::Control, &own.to_text())?;
@@ -245,10 +273,14 @@ impl Job {
         let Choice { targets, fallback } = self.agree(choice)?;
         let shared = targets.iter().any(|target| matches!(target, Target::Gpu { shared: true, .. }));
         if let Some(reason) = fallback {
-            self.warn(format!("computing on CPU cores although there is a GPU: {reason}; hpml devices tells more"));
+            self.warn(format!("computing on CPU cores although there is a GPU: {reason}; hpml devices shows more"));
         }
         if shared {
-            self.warn("ranks share a GPU: what is measured is not what each would do with its own".into());
+            self.warn(
+                "ranks share a GPU: step times and speedup do not apply to ranks with a GPU of their own; start as many ranks \
+                 on a host as it has GPUs"
+                    .into(),
+            );
         }
         self.target = targets[self.rank];
         let through_host = DeviceCollectives::go_through_host(self.target, config.parallel.all_reduce);
@@ -265,28 +297,32 @@ impl Job {
         self.communicator.all_gather_text(Kind::Control, name.trim())
     }
 
-    /// From now on a collective that takes longer than `launch.comm_timeout_s` ends the job, naming the rank that is missing.
-    /// For commands in which all ranks always work together. A collective, once.
+    /// Starts the watchdog: a collective that takes longer than `launch.comm_timeout_s` ends the job and names the missing rank.
+    /// For commands in which all ranks always work together. A collective, called once.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn watch(&mut self, config: &Config) -> Result<()> {
         share_progress(&self.communicator.split_by_host()?)?;
         self.watchdog = watchdog::start(self, config.launch.comm_timeout());
         Ok(())
     }
 
-    /// The ranks have met; from now on some may wait for others as long as it takes.
-    pub fn let_ranks_wait(&mut self) {
+    /// Ends the watchdog of the start: for commands in which ranks wait for others as long as it takes.
+    pub fn disable_watchdog(&mut self) {
         self.watchdog = None;
     }
 
-    /// Whether this is rank 0, the one that speaks.
+    /// Whether this is rank 0, which writes the output and the log.
     pub fn is_root(&self) -> bool {
         self.rank == 0
     }
 }
 
-/// Open MPI's shared-memory all-reduce is 2 to 4 times slower with its defaults than with these (measured: kernel-assisted
-/// copies off, segmented ring; 44.7 MB on 2 ranks 18.4 -> 5.3 ms). Only where all ranks are on one host, as far as the
-/// launcher tells, and only what the user has not set: over a network the cluster's own settings stand.
+/// Sets Open MPI's parameters for a fast all-reduce on one host: no kernel-assisted copies, segmented ring.
+///
+/// Its defaults are 2 to 4 times slower there (44.7 MB on 2 ranks: 18.4 -> 5.3 ms). Only if all ranks are on one host,
+/// by the launcher's variables, and only what the user has not set: over a network the cluster's own settings stand.
 fn prepare_open_mpi() {
     let ranks = variable("OMPI_COMM_WORLD_SIZE");
     if ranks.is_some() && ranks == variable("OMPI_COMM_WORLD_LOCAL_SIZE") {
@@ -301,7 +337,7 @@ fn prepare_open_mpi() {
     }
 }
 
-/// Log lines on stderr with the rank; rank 0 tells, the others warn, `RUST_LOG` decides otherwise.
+/// Starts the log on stderr, each line with the rank: level info on rank 0, warn on the others, or what `RUST_LOG` says.
 fn start_log(rank: usize) {
     use std::io::Write;
     let level = if rank == 0 { "info" } else { "warn" };
@@ -310,7 +346,7 @@ fn start_log(rank: usize) {
         .init();
 }
 
-/// A panic in any thread of any rank ends the job: the others would wait for this rank for ever.
+/// Makes a panic in any thread end the job: the other ranks would wait for this one for ever.
 fn end_job_on_panic(rank: usize) {
     std::panic::set_hook(Box::new(move |info| {
         let message = info.payload_as_str().unwrap_or("no message");
@@ -321,11 +357,12 @@ fn end_job_on_panic(rank: usize) {
     }));
 }
 
-/// A variable of this process's environment.
+/// Value of the environment variable `name`, if it is set and valid Unicode.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// Name of this host, from the kernel.
 fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     if name.trim().is_empty() { "localhost".into() } else { name.trim().to_owned() }

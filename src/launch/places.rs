@@ -1,35 +1,36 @@
-//! What the ranks really have, told once: a line for all that have the same, and a warning where it is not what was meant.
+//! The cores, threads and devices of the ranks: one line per group of ranks that have the same, and a warning where that is
+//! probably a mistake.
 
 use std::collections::BTreeSet;
 
 use super::affinity::Bound;
 
-/// Where a rank runs, and with what.
+/// Host, device, threads and cores of a rank.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Place {
-    /// The host's name.
+    /// Name of the host.
     pub host: String,
-    /// Number among the ranks of that host.
+    /// Rank among those of the host, from 0.
     pub local_rank: usize,
-    /// Compute threads.
+    /// Number of compute threads.
     pub threads: usize,
-    /// `cpu`, or `cuda:0` and so on.
+    /// Device and its name: `cpu`, `cuda:0 NVIDIA H200`.
     pub device: String,
-    /// Cores, as Linux counts them, that the rank may use.
+    /// Number of cores, as Linux counts them, that the rank may use.
     pub cores: usize,
-    /// Ranks that may use any of these cores, this one among them.
+    /// Number of ranks that may use any of these cores, this one included.
     pub sharing: usize,
-    /// Cores that the ranks of this host may use together.
+    /// Number of cores that the ranks of this host may use together.
     pub cores_of_ranks: usize,
-    /// Cores that the rank could use if it were not bound.
+    /// Number of cores that the rank could use if it were not bound.
     pub cores_unbound: usize,
-    /// Cores that this host has.
+    /// Number of cores of the host.
     pub cores_of_host: usize,
-    /// Who keeps the rank from the others.
+    /// The program that keeps the rank from the host's other cores.
     pub bound: Bound,
 }
 
-/// A line for each group of ranks that have the same, each on its host:
+/// One line per group of ranks that have the same, each on its host:
 /// `ranks 0-3 on vm: cpu, 1 thread each; may use 2 of 2 cores, shared by 4 ranks, not bound`.
 pub(super) fn lines(places: &[Place]) -> Vec<String> {
     let what = |rank: usize| {
@@ -74,8 +75,10 @@ fn line(places: &[Place], ranks: &[usize]) -> String {
     line
 }
 
-/// What is probably not meant, with the reason why it matters and the mend. `chosen`: the user set `launch.threads`, and so knows
-/// how many cores a rank needs. `library`: MPI's.
+/// Warnings of probable mistakes in how the ranks were started, each with its effect and its mend.
+///
+/// With `chosen` (the user set `launch.threads`, and so knows how many cores a rank needs) idle cores are no mistake. `library`
+/// is the MPI library's name, which decides the mend.
 pub(super) fn warnings(places: &[Place], chosen: bool, library: &str) -> Vec<String> {
     let mut found: Vec<(String, Vec<&str>)> = Vec::new();
     for place in places.iter().filter(|place| place.local_rank == 0) {
@@ -93,8 +96,8 @@ pub(super) fn warnings(places: &[Place], chosen: bool, library: &str) -> Vec<Str
 fn oversubscription(places: &[Place], place: &Place) -> Option<String> {
     is_oversubscribed(places, place).then(|| {
         format!(
-            "{} compute threads share {} cores: ranks wait for a core, so step times and speedup say nothing of ranks that have \
-             their own; start at most {} ranks on a host, and leave launch.threads = 0",
+            "{} compute threads share {} cores: ranks wait for a core, so step times and speedup do not apply to ranks with \
+             cores of their own; start at most {} ranks on a host, and leave launch.threads = 0",
             threads_on(places, &place.host),
             place.cores_of_ranks,
             place.cores_of_ranks
@@ -102,7 +105,7 @@ fn oversubscription(places: &[Place], place: &Place) -> Option<String> {
     })
 }
 
-/// Cores that the ranks of a host leave idle because of how they were started.
+/// Warning of cores that the ranks of a host leave idle because of how they were started.
 fn idle(places: &[Place], place: &Place, library: &str) -> Option<String> {
     let ranks = places.iter().filter(|other| other.host == place.host).count();
     let each = (place.cores_unbound / ranks).max(1);
@@ -134,7 +137,7 @@ fn threads_on(places: &[Place], host: &str) -> usize {
     places.iter().filter(|place| place.host == host).map(|place| place.threads).sum()
 }
 
-/// `n1`, `n1, n2`, or `16 hosts (n1 ... n16)`, each once.
+/// List of distinct host names: `n1`, `n1, n2`, or `16 hosts (n1 ... n16)`.
 fn hosts<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let mut distinct: Vec<&str> = Vec::new();
     for name in names {
@@ -148,13 +151,13 @@ fn hosts<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     }
 }
 
-/// A device without its number: `cuda NVIDIA H200` for `cuda:3 NVIDIA H200`.
+/// Type and name of a device, without its number: `("cuda", "NVIDIA H200")` for `cuda:3 NVIDIA H200`.
 fn kind(device: &str) -> (&str, &str) {
     let (place, name) = device.split_once(' ').unwrap_or((device, ""));
     (place.split(':').next().unwrap_or_default(), name)
 }
 
-/// Devices of one kind: `cpu`, `cuda:0-3 NVIDIA H200`.
+/// Summary of devices of one kind: `cpu`, `cuda:0-3 NVIDIA H200`.
 fn devices<'a>(devices: impl Iterator<Item = &'a str> + Clone) -> String {
     let (place, name) = devices.clone().next().map_or(("", ""), kind);
     let number = |device: &str| device.split(' ').next()?.split_once(':')?.1.parse().ok();
@@ -163,7 +166,7 @@ fn devices<'a>(devices: impl Iterator<Item = &'a str> + Clone) -> String {
     format!("{place}{}{numbers} {name}", if numbers.is_empty() { "" } else { ":" }).trim_end().to_owned()
 }
 
-/// `0-3,8` for 0, 1, 2, 3, 8; ascending.
+/// Ascending numbers as ranges: `0-3,8` for 0, 1, 2, 3, 8.
 fn ranges(numbers: &[usize]) -> String {
     let pieces = numbers.chunk_by(|a, b| a + 1 == *b);
     let piece = |piece: &[usize]| match piece {

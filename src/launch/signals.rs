@@ -1,4 +1,4 @@
-//! Signals that ask a training to stop: what Slurm sends before a time limit or a preemption, and Ctrl-C.
+//! Signals that stop a training: those that Slurm sends before a time limit or a preemption, and Ctrl-C.
 
 use std::io;
 use std::sync::Arc;
@@ -10,36 +10,39 @@ use signal_hook::flag;
 /// Exit status of a second Ctrl-C, as a shell shows it.
 const INTERRUPTED: i32 = 128 + SIGINT;
 
-/// Keeps SIGTERM, SIGUSR1 and SIGINT from ending the process while it lives, and remembers them. A second SIGINT ends the
-/// process at once.
+/// Guard that keeps SIGTERM, SIGUSR1 and SIGINT from ending the process, and records them, until it is dropped. A second SIGINT
+/// ends the process at once.
 pub struct Signals {
     received: Arc<AtomicUsize>,
-    over: Arc<AtomicBool>,
+    dropped: Arc<AtomicBool>,
 }
 
 impl Signals {
-    /// From now on.
+    /// Registers the handlers.
+    ///
+    /// # Errors
+    /// Returns the system's error if a handler cannot be registered.
     pub fn listen() -> io::Result<Signals> {
-        let signals = Signals { received: Arc::default(), over: Arc::default() };
+        let signals = Signals { received: Arc::default(), dropped: Arc::default() };
         let interrupted = Arc::new(AtomicBool::new(false));
-        // In this order: the first SIGINT finds the flag down, and raises it.
+        // The order matters: the first SIGINT finds the flag unset, and sets it.
         flag::register_conditional_shutdown(SIGINT, INTERRUPTED, interrupted.clone())?;
         flag::register(SIGINT, interrupted)?;
         for signal in [SIGTERM, SIGUSR1, SIGINT] {
-            // When nobody listens any more they do what they always do.
-            flag::register_conditional_default(signal, signals.over.clone())?;
+            // After the drop the signals have their default effect.
+            flag::register_conditional_default(signal, signals.dropped.clone())?;
             flag::register_usize(signal, signals.received.clone(), signal as usize)?;
         }
         Ok(signals)
     }
 
-    /// The number of the last signal that came; 0 if none did.
+    /// Number of the last signal received; 0 if there was none.
     pub fn received(&self) -> usize {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Never lets them end the process again: for one that is about to end by itself. The first rank that ends makes the
-    /// launcher send SIGTERM to the others, whose status would then be that of the signal.
+    /// Keeps the signals from ending the process for the rest of its life: for a process that is about to end by itself. The
+    /// first rank that ends makes the launcher send SIGTERM to the others, whose status would then be that of the signal.
     pub fn keep(self) {
         std::mem::forget(self);
     }
@@ -47,11 +50,11 @@ impl Signals {
 
 impl Drop for Signals {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.dropped.store(true, Ordering::Relaxed);
     }
 }
 
-/// `SIGTERM` for 15.
+/// Name of a signal by its number: `SIGTERM` for 15.
 pub fn signal_name(signal: usize) -> &'static str {
     signal_hook::low_level::signal_name(signal as i32).unwrap_or("a signal")
 }

@@ -1,17 +1,17 @@
-//! Processes that a launcher started together and MPI did not join: each would take itself for the whole job. In: the
-//! launchers' variables, of which each process has a set. Out: the error that names the launcher and the mend.
+//! Singletons: processes that a launcher started together and MPI did not join, each of which would take itself for the whole
+//! job. In: the launchers' variables, of which each process has a set. Out: the error that names the launcher and the mend.
 
 use super::ancestors::Ancestor;
 use crate::error::Error;
 
-/// What a launcher leaves in the environment of its processes.
+/// A launcher, and the variables that it sets for its processes.
 struct Launcher {
     kind: Kind,
-    /// For people.
+    /// Name for people.
     name: &'static str,
     /// Variable with the number of processes.
     size: &'static str,
-    /// Variable with the number of this one, from 0.
+    /// Variable with the rank of the process, from 0.
     rank: &'static str,
 }
 
@@ -23,7 +23,7 @@ enum Kind {
     Srun,
 }
 
-/// The innermost first: a launcher hands on the variables of one that it was itself started by.
+/// Known launchers, innermost first: a launcher passes on the variables of the one that started it.
 const LAUNCHERS: [Launcher; 5] = [
     Launcher { kind: Kind::Torchrun, name: "torchrun", size: "WORLD_SIZE", rank: "RANK" },
     Launcher { kind: Kind::Mpi, name: "Open MPI's mpirun", size: "OMPI_COMM_WORLD_SIZE", rank: "OMPI_COMM_WORLD_RANK" },
@@ -37,33 +37,33 @@ const LAUNCHERS: [Launcher; 5] = [
     Launcher { kind: Kind::Srun, name: "srun", size: STEP, rank: "SLURM_PROCID" },
 ];
 
-/// Tasks of a step of Slurm. (SLURM_NTASKS is the job's in a batch script, where one process is right.)
+/// Variable with the number of tasks of a Slurm step. (SLURM_NTASKS is the job's in a batch script, where one process is right.)
 const STEP: &str = "SLURM_STEP_NUM_TASKS";
-/// Number of that step in its job.
+/// Variable with the number of a Slurm step in its job.
 const STEP_ID: &str = "SLURM_STEP_ID";
-/// Number of a process that was started with PMIx, which does not say how many there are.
+/// Variable with the rank of a process that was started with PMIx, which has none for the number of processes.
 const PMIX_RANK: &str = "PMIX_RANK";
 
-/// The variables of this process's launchers.
+/// The launchers' variables in this process's environment.
 pub(super) struct Variables<'a> {
     read: &'a dyn Fn(&str) -> Option<String>,
     /// Whether this process belongs to a task of srun.
     in_step: bool,
 }
 
-/// What is wrong, for all processes or for one.
+/// Finding that this process is a singleton by mistake.
 #[derive(Debug)]
 pub(super) struct Singleton {
-    /// The message.
+    /// Error that names the launcher and the mend.
     pub error: Error,
-    /// Whether this process is the one that speaks.
+    /// Whether this process is the one that prints the error.
     pub speaks: bool,
 }
 
 impl<'a> Variables<'a> {
-    /// Those that `read` finds. The `ancestors` tell whether the step that they speak of is this process's own.
+    /// The variables that `read` finds. `ancestors` decide whether a Slurm step named there is this process's own.
     pub fn new(read: &'a dyn Fn(&str) -> Option<String>, ancestors: &[Ancestor]) -> Variables<'a> {
-        // A batch job that was submitted from within a step inherits its variables; the daemon's title is its own.
+        // A batch job that was submitted from within a step inherits the step's variables, but not the daemon's title.
         let daemon = ancestors.iter().find(|ancestor| ancestor.name == "slurmstepd");
         let of_script = ["batch]", "interactive]", "extern]"];
         let in_script = daemon.is_some_and(|daemon| of_script.iter().any(|step| daemon.command.contains(step)));
@@ -71,10 +71,10 @@ impl<'a> Variables<'a> {
         Variables { read, in_step: !in_script && read("SLURM_PTY_PORT").is_none() }
     }
 
-    /// A number that this launcher left, unless it speaks of other processes than this one.
+    /// The number in the variable `name` of `launcher`, unless it concerns other processes than this one.
     fn number(&self, launcher: &Launcher, name: &str) -> Option<usize> {
         let is_in_force = match launcher.kind {
-            // Clusters set WORLD_SIZE for other ends, too.
+            // Clusters set WORLD_SIZE for other purposes, too.
             Kind::Torchrun => [launcher.rank, "LOCAL_RANK"].iter().all(|name| (self.read)(name).is_some()),
             Kind::Srun => self.in_step,
             Kind::Mpi => true,
@@ -82,7 +82,8 @@ impl<'a> Variables<'a> {
         (self.read)(name).filter(|_| is_in_force)?.parse().ok()
     }
 
-    /// Why a process that is alone for the MPI library `library` should not be: a launcher started it with others.
+    /// The finding for a process that is alone for the MPI library `library` although a launcher started it with others; `None`
+    /// if it is meant to be alone.
     pub fn singleton(&self, library: &str) -> Option<Singleton> {
         let size = |launcher: &Launcher| self.number(launcher, launcher.size);
         let is_joined = LAUNCHERS.iter().any(|launcher| launcher.kind == Kind::Mpi && size(launcher) == Some(1));
@@ -111,7 +112,8 @@ impl<'a> Variables<'a> {
         (self.read)(PMIX_RANK)?.parse().ok()
     }
 
-    /// A word before MPI starts, where the library perhaps ends the process: Open MPI 4 in a step of Slurm's without PMIx.
+    /// Warning to print before MPI is initialized, in case the library then ends the process: Open MPI 4 in a Slurm step without
+    /// PMIx.
     pub fn warning_before_start(&self, library: &str) -> Option<String> {
         let is_set = |name: &&str| (self.read)(name).is_some();
         let is_step = ["SLURM_NODELIST", STEP_ID].iter().all(is_set);
@@ -119,14 +121,14 @@ impl<'a> Variables<'a> {
         let dies = library.starts_with("Open MPI v4") && is_step && !is_served;
         (dies && !self.is_not_first()).then(|| {
             format!(
-                "this is a step of Slurm ({STEP_ID} is set) without PMIx ({PMIX_RANK} is not), by which {library} joins its processes: if \
-                 MPI does not start now, {}",
+                "this is a Slurm step ({STEP_ID} is set) without PMIx ({PMIX_RANK} is not), through which {library} joins its \
+                 processes: if MPI does not start now, {}",
                 mend(library)
             )
         })
     }
 
-    /// Whether this process is not the first of those that were started together, as far as the environment tells.
+    /// Whether this process is not the first of those that were started together, by the launchers' variables.
     pub fn is_not_first(&self) -> bool {
         let rank = LAUNCHERS.iter().find_map(|launcher| self.number(launcher, launcher.rank));
         rank.or_else(|| self.pmix_rank()).is_some_and(|rank| rank > 0)

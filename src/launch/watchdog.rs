@@ -1,5 +1,5 @@
-//! Ends a job that waits for ever. A rank that is stopped, or whose host is cut off, leaves the others inside a collective
-//! that MPI never gives up.
+//! The watchdog, which ends a job that would wait for ever: a rank that is stopped, or whose host is cut off, leaves the others
+//! inside a collective that MPI never gives up.
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -11,32 +11,32 @@ use crate::collective::progress::{self, Progress};
 use crate::error::LOST;
 use crate::units::format_bytes;
 
-/// The thread looks so often. It counts its looks instead of reading a clock: a process that was itself stopped for an hour
-/// has not waited for an hour.
-const LOOK: Duration = Duration::from_millis(200);
-/// MPI_Abort itself may hang where the network is gone.
+/// Poll interval. The thread counts its polls instead of reading a clock: a process that was itself stopped for an hour has not
+/// waited for an hour.
+const POLL: Duration = Duration::from_millis(200);
+/// Time that MPI_Abort is given: it may itself hang if the network is gone.
 const ABORT: Duration = Duration::from_secs(5);
 
-/// Between the message of a host that misses a rank of another and the end of the job: the other host may name it.
+/// Time from the message of a host that misses another host's rank to the end of the job: the other host may name the rank.
 const OTHERS: Duration = Duration::from_secs(1);
-/// Between the two signals to the launcher.
+/// Time between the two signals to the launcher.
 const TWICE: Duration = Duration::from_millis(300);
 
-/// A process that shows no sign of life for so many looks is stopped.
+/// Number of polls without a heartbeat after which a process counts as stopped.
 const DEAD: u32 = 10;
 
-/// Ends the process if it is not dropped within `limit`, because the ranks have not `met`: while MPI starts and while it ends
-/// a rank knows nothing of the others. Never if the limit is zero.
+/// A watchdog that ends the process unless it is dropped within `limit`, saying that the ranks have not `met`. For the start and
+/// the end of MPI, when a rank knows nothing of the others. `None` for a limit of zero.
 pub(super) fn meeting(met: &'static str, limit: Duration) -> Option<Watchdog> {
     let (stop, stopped) = channel::<()>();
     let watch = move || {
-        let mut looks = 0u32;
-        while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-            looks += 1;
-            if LOOK * looks >= limit {
+        let mut polls = 0u32;
+        while stopped.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
+            polls += 1;
+            if POLL * polls >= limit {
                 eprintln!(
                     "hpml: the ranks have not {met} within {:.1} s: a process is stopped, or a host cannot be reached; \
-                     launch.comm_timeout_s is how long to wait",
+                     launch.comm_timeout_s sets the limit",
                     limit.as_secs_f64()
                 );
                 crate::sys::exit_now(LOST.into());
@@ -46,39 +46,39 @@ pub(super) fn meeting(met: &'static str, limit: Duration) -> Option<Watchdog> {
     (!limit.is_zero()).then(|| Watchdog::start(stop, watch))
 }
 
-/// Watches until it is dropped.
+/// A watchdog thread, which ends when this is dropped.
 pub(super) struct Watchdog {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Starts to watch this rank: the job ends, with a message that says who is missing, when one collective takes longer than
-/// `limit`. Never if that is zero.
+/// A watchdog of this rank's collectives: when one takes longer than `limit`, it names the missing rank and ends the job. `None`
+/// for a limit of zero, and for one rank.
 pub(super) fn start(job: &Job, limit: Duration) -> Option<Watchdog> {
     if limit.is_zero() || job.world_size == 1 {
         return None;
     }
     let (rank, places) = (job.rank, job.places.clone());
-    // One of a host speaks before the others do.
+    // Staggered, so that one rank of a host prints its message before the others do.
     let limit = limit + Duration::from_millis(500) * job.local_rank as u32;
     let (stop, stopped) = channel::<()>();
     let watch = move || {
-        let (mut looks, mut entered) = (0u32, 0);
+        let (mut polls, mut entered) = (0u32, 0);
         let mut lives: Vec<Life> = vec![Life::default(); progress::of_host().len()];
-        while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+        while stopped.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
             progress::beat();
             let host = progress::of_host();
-            lives.iter_mut().zip(&host).for_each(|(life, progress)| life.look(progress));
+            lives.iter_mut().zip(&host).for_each(|(life, progress)| life.poll(progress));
             let own = host[places[rank].local_rank];
-            looks = if own.waits_for.is_some() && own.entered == entered { looks + 1 } else { 0 };
+            polls = if own.waits_for.is_some() && own.entered == entered { polls + 1 } else { 0 };
             entered = own.entered;
-            if LOOK * looks >= limit {
+            if POLL * polls >= limit {
                 std::thread::spawn(|| {
                     std::thread::sleep(ABORT);
                     crate::sys::exit_now(LOST.into());
                 });
                 if host.iter().any(|other| other.told) {
-                    return; // that one ends the job
+                    return; // the other rank ends the job
                 }
                 progress::set_told();
                 let missing = Missing::find(rank, &places, &host, &lives);
@@ -104,30 +104,30 @@ impl Watchdog {
 impl Drop for Watchdog {
     fn drop(&mut self) {
         self.stop = None; // the thread's wait ends
-        // Before MPI does: it takes the marks away that the thread looks at.
+        // Joined before MPI ends, which unmaps the counters that the thread reads.
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// Whether a process runs at all.
+/// Heartbeats of a process, as seen by the watchdog.
 #[derive(Debug, Clone, Copy, Default)]
 struct Life {
     beats: u64,
-    /// Looks since the last beat.
+    /// Number of polls since the last heartbeat.
     silent: u32,
 }
 
 impl Life {
-    fn look(&mut self, progress: &Progress) {
+    fn poll(&mut self, progress: &Progress) {
         self.silent = if progress.beats == self.beats { self.silent + 1 } else { 0 };
         self.beats = progress.beats;
     }
 }
 
-/// Open MPI's launcher answers an abort only when the daemons of all hosts have: never, if the link to one is gone. Told twice
-/// within 5 s to end it ends at once, and the daemons that it still reaches end with it.
+/// Ends Open MPI's launcher by two SIGTERMs within 5 s, and with it the daemons that it still reaches. It completes an abort
+/// only when the daemons of all hosts have answered: never, if the link to one is gone.
 fn end_launcher() {
     let parent = std::fs::read_to_string(format!("/proc/{}/comm", std::os::unix::process::parent_id()));
     if !parent.is_ok_and(|name| ["mpirun", "mpiexec", "orterun", "prterun"].contains(&name.trim())) {
@@ -139,14 +139,15 @@ fn end_launcher() {
     }
 }
 
-/// Whom a rank waits for, as far as its host can tell. The texts are lists of ranks.
+/// The ranks that a rank waits for, as far as its host can tell. The texts are lists of ranks.
 enum Missing {
-    /// Processes of this host that are stopped.
+    /// Ranks of this host whose process is stopped.
     Stopped(String),
     /// Ranks of this host that have entered fewer collectives.
     Behind(String),
-    /// One of these ranks of other hosts.
+    /// Ranks of other hosts, at least one of which is missing.
     Elsewhere(String),
+    /// No rank: all have entered, yet the collective does not complete.
     Nobody,
 }
 
@@ -165,21 +166,23 @@ impl Missing {
         stopped.or_else(behind).or_else(elsewhere).unwrap_or(Missing::Nobody)
     }
 
-    /// `own` has waited for them for `limit`.
+    /// Message of a rank with the progress `own` that has waited for `limit`.
     fn message(&self, own: &Progress, limit: Duration) -> String {
         let (kind, bytes) = own.waits_for.map_or(("nothing", 0), |(kind, bytes)| (kind.as_str(), bytes));
         let who = match self {
             Missing::Stopped(ranks) => {
                 format!("rank {ranks} of this host is stopped: end the job or let it go on (SIGCONT)")
             }
-            Missing::Behind(ranks) => format!("rank {ranks} of this host has not come: it hangs, or is slow"),
+            Missing::Behind(ranks) => format!("rank {ranks} of this host has not entered it: it hangs, or is slow"),
             Missing::Elsewhere(ranks) => format!(
-                "all ranks of this host have come, one of rank {ranks} has not: it is stopped, or its host is cut off"
+                "all ranks of this host have entered it, one of rank {ranks} has not: it is stopped, or its host is cut off"
             ),
-            Missing::Nobody => "all ranks have come, but it does not end: is MPI's transport broken?".into(),
+            Missing::Nobody => {
+                "all ranks have entered it, but it does not complete: check MPI's transport and the network".into()
+            }
         };
         format!(
-            "waited {:.1} s in a collective ({kind}, {}) after step {}: {who}; launch.comm_timeout_s is how long to wait",
+            "waited {:.1} s in a collective ({kind}, {}) after step {}: {who}; launch.comm_timeout_s sets the limit",
             limit.as_secs_f64(),
             format_bytes(bytes),
             own.step
@@ -203,12 +206,12 @@ mod tests {
         let message =
             |host: &[Progress], lives: &[Life]| Missing::find(0, &places, host, lives).message(&host[0], limit);
         let late = message(&[at(5), at(4)], &lives);
-        assert!(late.contains("rank 1 of this host has not come") && late.contains("step 7"), "{late}");
+        assert!(late.contains("rank 1 of this host has not entered it") && late.contains("step 7"), "{late}");
         assert!(late.contains("gradients"), "{late}");
         let other = message(&[at(5), at(5)], &lives);
         assert!(other.contains("one of rank 2 has not"), "{other}");
         for _ in 0..20 {
-            lives[1].look(&at(5));
+            lives[1].poll(&at(5));
         }
         let dead = message(&[at(5), at(5)], &lives);
         assert!(dead.contains("rank 1 of this host is stopped"), "{dead}");

@@ -6,7 +6,7 @@ use super::Model;
 use super::layers::Builder;
 use crate::config;
 
-/// No layer has a bias but the last, if asked for.
+/// `Net` on CIFAR-10's images. Only the last layer can have a bias (`model.bias`).
 pub(super) fn net(config: &config::Model) -> Model {
     let mut build = Builder::new(config);
     let conv1 = build.conv("conv1", [3, 6, 5], 1, 0);

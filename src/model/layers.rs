@@ -38,14 +38,14 @@ impl Builder {
         Model { state: self.state, stages: self.stages, channels_last }
     }
 
-    /// `weight` `[outputs, inputs, kernel, kernel]`, no bias.
+    /// A convolution with `weight` `[outputs, inputs, kernel, kernel]` and no bias.
     pub(super) fn conv(&mut self, name: &str, [inputs, outputs, kernel]: [i64; 3], stride: i64, padding: i64) -> Conv {
         let shape = [outputs, inputs, kernel, kernel];
         let weight = self.uniform(&format!("{name}.weight"), &shape, inputs * kernel * kernel);
         Conv { weight, stride, padding, precision: self.precision }
     }
 
-    /// `weight` `[outputs, inputs]`, `bias` `[outputs]` if asked for.
+    /// A linear layer with `weight` `[outputs, inputs]` and, with `bias`, a bias `[outputs]`.
     pub(super) fn linear(&mut self, name: &str, inputs: i64, outputs: i64, bias: bool) -> Linear {
         let weight = self.uniform(&format!("{name}.weight"), &[outputs, inputs], inputs);
         let bias = bias.then(|| self.uniform(&format!("{name}.bias"), &[outputs], inputs));
@@ -64,8 +64,8 @@ impl Builder {
         BatchNorm { weight, bias, mean, variance, fused: self.fused_batch_norm }
     }
 
-    /// PyTorch's default for convolutions and linear layers: `kaiming_uniform_(a = sqrt(5))`, that is uniform in
-    /// ±1/sqrt(fan_in), computed in its order of operations so that the numbers are the same to the last bit.
+    /// PyTorch's initial values of convolutions and linear layers: `kaiming_uniform_(a = sqrt(5))`, that is uniform in
+    /// ±1/sqrt(fan_in), computed in PyTorch's order of operations so that the numbers are equal to the last bit.
     /// Source: torch/nn/modules/conv.py, linear.py (`reset_parameters`), torch/nn/init.py.
     fn uniform(&mut self, name: &str, shape: &[i64], fan_in: i64) -> Tensor {
         let fan_in = fan_in as f64;
@@ -88,8 +88,8 @@ impl Builder {
     }
 }
 
-/// In bf16 mode a convolution or linear layer computes in bfloat16 and the rest follows its inputs: autocast's rule,
-/// written out, since tch's own `autocast` is for CUDA alone.
+/// Casts an operand of a convolution or linear layer to bfloat16 in bf16 mode; other layers follow their inputs. This is
+/// autocast's rule, written out since tch's `autocast` is for CUDA alone.
 fn cast(tensor: &Tensor, precision: Precision) -> Tensor {
     match precision {
         Precision::Float32 | Precision::Tf32 => tensor.shallow_clone(),
@@ -97,8 +97,8 @@ fn cast(tensor: &Tensor, precision: Precision) -> Tensor {
     }
 }
 
-/// Few images of few channels, for which oneDNN's set-up costs more than the convolution. Whole steps of `Net` on one
-/// thread, images/s, medians of four interleaved runs: batch 2 1878 -> 2267, 4 2300 -> 3178, 8 3386 -> 3952; at batch 16
+/// Whether `input` has so few images and channels that oneDNN's set-up costs more than the convolution. Whole steps of `Net` on
+/// one thread, images/s, medians of four interleaved runs: batch 2 1878 -> 2267, 4 2300 -> 3178, 8 3386 -> 3952; at batch 16
 /// both are equal, from 32 on oneDNN is up to five times faster.
 fn is_small(input: &Tensor) -> bool {
     let [images, channels, ..] = input.size()[..] else { return false };
@@ -113,8 +113,8 @@ pub(super) struct Conv {
 }
 
 impl Conv {
-    /// Whether oneDNN, with a stride, would write past its workspace in the gradient of the weight: 1x1, channels last, fewer
-    /// channels than lanes (8 or 16). It ends in a crash (oneDNN's issue 6035; seen with libtorch 2.11 and AVX2).
+    /// Whether oneDNN, with a stride, would write past its workspace in the gradient of the weight, and crash: 1x1, channels
+    /// last, fewer channels than lanes (8 or 16). Source: oneDNN's issue 6035; seen with libtorch 2.11 and AVX2.
     fn is_narrow(&self) -> bool {
         matches!(self.weight.size()[..], [_, inputs, 1, 1] if inputs < 16)
     }
@@ -152,18 +152,18 @@ pub(super) struct BatchNorm {
     bias: Tensor,
     mean: Tensor,
     variance: Tensor,
-    /// In kernels of our own, where there are any.
+    /// Whether to use hpml's fused kernels where they can compute.
     fused: bool,
 }
 
-/// PyTorch's default.
+/// Constant that batch norm adds to the variance: PyTorch's default.
 const EPSILON: f64 = 1e-5;
 
 impl BatchNorm {
-    /// ReLU of the normalised `input`, plus `shortcut` if there is one.
-    pub(super) fn rectified(&self, input: &Tensor, shortcut: Option<&Tensor>, mode: Mode) -> Tensor {
-        self.in_one(input, shortcut, true, mode).unwrap_or_else(|| {
-            let mut output = self.in_passes(input, mode);
+    /// ReLU of the normalized `input`, plus `shortcut` if there is one.
+    pub(super) fn forward_relu(&self, input: &Tensor, shortcut: Option<&Tensor>, mode: Mode) -> Tensor {
+        self.fused(input, shortcut, true, mode).unwrap_or_else(|| {
+            let mut output = self.unfused(input, mode);
             match shortcut {
                 Some(shortcut) => output.g_add_(shortcut).relu_(),
                 None => output.relu_(),
@@ -172,10 +172,11 @@ impl BatchNorm {
     }
 
     pub(super) fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
-        self.in_one(input, None, false, mode).unwrap_or_else(|| self.in_passes(input, mode))
+        self.fused(input, None, false, mode).unwrap_or_else(|| self.unfused(input, mode))
     }
 
-    fn in_one(&self, input: &Tensor, shortcut: Option<&Tensor>, rectified: bool, mode: Mode) -> Option<Tensor> {
+    /// The output by hpml's fused kernels; `None` where they are disabled or cannot compute it.
+    fn fused(&self, input: &Tensor, shortcut: Option<&Tensor>, rectified: bool, mode: Mode) -> Option<Tensor> {
         let BatchNorm { weight, bias, mean: running_mean, variance: running_variance, fused: true } = self else {
             return None;
         };
@@ -184,7 +185,8 @@ impl BatchNorm {
         norm.apply(input, shortcut, rectified)
     }
 
-    fn in_passes(&self, input: &Tensor, mode: Mode) -> Tensor {
+    /// The normalized input by libtorch's operations, one pass over memory each.
+    fn unfused(&self, input: &Tensor, mode: Mode) -> Tensor {
         let (train, momentum) = match mode {
             Mode::Train { momentum, standardize: Some(standardize) } => {
                 let standardized = standardize(input, EPSILON);

@@ -1,6 +1,17 @@
 //! The networks as sequences of stages. In: the `[model]` section and a seed. Out: a [`Model`] whose parameters have
 //! PyTorch's names, order and initial values (those of `torch.manual_seed(seed)` and the same modules, bit for bit).
-//! Knows nothing of ranks, gradients' reduction or optimisers.
+//! Knows nothing of ranks, gradients' reduction or optimizers.
+//!
+//! Logits of two random images:
+//! ```no_run
+//! use hpml::config;
+//! use hpml::model::{Mode, Model};
+//! use tch::{Device, Kind, Tensor};
+//!
+//! let model = Model::new(&config::Model::default(), 0);
+//! let images = Tensor::randn([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+//! assert_eq!(model.forward(&images, Mode::Eval).size(), [2, 10]);
+//! ```
 
 mod cnn;
 mod layers;
@@ -15,20 +26,20 @@ use crate::config::{self, ModelName};
 use crate::sys::gpu::range;
 use crate::sys::seeded;
 
-/// What standardizes an input `[n, c, h, w]`, given batch norm's epsilon.
+/// Function that standardizes an input `[n, c, h, w]`, given batch norm's epsilon.
 pub type Standardize<'a> = &'a dyn Fn(&Tensor, f64) -> Standardized;
 
-/// Whether batch norm takes its statistics from the batch (and updates the running ones) or uses the running ones.
+/// Source of batch norm's statistics: the batch, which also updates the running statistics, or the running statistics.
 #[derive(Clone, Copy)]
 pub enum Mode<'a> {
     /// Training: `running = (1 - momentum) running + momentum batch`.
     Train {
         /// Share of the batch in the running statistics, 0 to 1.
         momentum: f64,
-        /// Where the statistics are not of this batch alone.
+        /// Standardization over more than this batch, for example over all ranks; `None` for the batch alone.
         standardize: Option<Standardize<'a>>,
     },
-    /// Test.
+    /// Test: the running statistics.
     Eval,
 }
 
@@ -40,50 +51,51 @@ impl Mode<'_> {
 /// Batch norm's share of a batch in the running statistics: PyTorch's default.
 pub const MOMENTUM: f64 = 0.1;
 
-/// A batch norm's input `[n, c, h, w]` with mean 0 and variance 1 a channel, before scale and shift.
+/// A batch norm's input with mean 0 and variance 1 per channel, before scale and shift.
 pub struct Standardized {
-    /// `[n, c, h, w]` float32.
+    /// Standardized input, `[n, c, h, w]` float32.
     pub values: Tensor,
-    /// `[c]`, for the running statistics.
+    /// Mean, `[c]`, for the running statistics.
     pub mean: Tensor,
-    /// `[c]`, the same.
+    /// Unbiased variance, `[c]`, for the running statistics.
     pub unbiased_variance: Tensor,
 }
 
-/// What an entry of the state is.
+/// Role of an entry of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Trained.
+    /// Trained parameter.
     Parameter,
     /// Batch norm's running statistics.
     Buffer,
-    /// Batch norm's `num_batches_tracked`: a count, no tensor of ours.
+    /// Batch norm's `num_batches_tracked`, which hpml counts without a tensor.
     Counter,
 }
 
 /// One entry of the state, named as in PyTorch's `state_dict`.
 pub struct Entry {
-    /// For example `layer1.0.conv1.weight`.
+    /// Name in the `state_dict`, for example `layer1.0.conv1.weight`.
     pub name: String,
-    /// What it is.
+    /// Role in training.
     pub role: Role,
-    /// float32 on the host in PyTorch's shape; of a counter empty.
+    /// Values, float32 on the host, in PyTorch's shape; empty for a counter.
     pub tensor: Tensor,
 }
 
+/// Forward pass of a stage: its input to its output.
 type Forward = Box<dyn Fn(&Tensor, Mode) -> Tensor>;
 
 /// A piece of the network between two points where the backward pass can be cut.
 pub struct Stage {
-    /// For example `layer1.0`. In Nsight the name of its forward pass.
+    /// Name, for example `layer1.0`; in Nsight the name of the stage's forward pass.
     pub name: CString,
-    /// Its entries in [`Model::state`].
+    /// Range of the stage's entries in [`Model::state`].
     pub entries: Range<usize>,
     forward: Forward,
 }
 
 impl Stage {
-    /// Input of the stage to its output. The first stage takes `[n, 3, 32, 32]`, the last gives logits `[n, 10]`.
+    /// Output of the stage for `input`. The first stage takes images `[n, 3, 32, 32]`, the last gives logits `[n, 10]`.
     pub fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
         let _range = range(&self.name);
         (self.forward)(input, mode)
@@ -92,9 +104,9 @@ impl Stage {
 
 /// A network.
 pub struct Model {
-    /// In `state_dict` order, which is the order of the forward pass.
+    /// Parameters and buffers in `state_dict` order, which is the order of the forward pass.
     pub state: Vec<Entry>,
-    /// In the order of the forward pass; together they hold all of `state`.
+    /// Stages in the order of the forward pass; together they own all of `state`.
     pub stages: Vec<Stage>,
     /// Whether images and weights lie as NHWC in memory.
     pub channels_last: bool,
@@ -109,7 +121,7 @@ impl Model {
         })
     }
 
-    /// Images `[n, 3, 32, 32]` to logits `[n, 10]`, float32.
+    /// Logits `[n, 10]`, float32, of images `[n, 3, 32, 32]`.
     pub fn forward(&self, images: &Tensor, mode: Mode) -> Tensor {
         let (first, rest) = self.stages.split_first().expect("a network has stages");
         rest.iter().fold(first.forward(images, mode), |hidden, stage| stage.forward(&hidden, mode))
@@ -120,7 +132,7 @@ impl Model {
         self.state.iter().filter(|entry| entry.role == Role::Parameter)
     }
 
-    /// Number of trained numbers.
+    /// Number of trained values in all parameters.
     pub fn parameter_count(&self) -> usize {
         self.parameters().map(|entry| entry.tensor.numel()).sum()
     }

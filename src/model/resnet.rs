@@ -1,7 +1,7 @@
 //! ResNet-18 for CIFAR: 3x3 stem without max-pool, stages of [2, 2, 2, 2] basic blocks, 10 classes.
 //!
-//! Activations are rectified and added in place where no layer before needs its output for its gradient (batch norm
-//! needs its input only): the values are the same, the memory traffic is not.
+//! ReLU and the shortcut's addition work in place where no earlier layer needs its output for its gradient (batch norm needs
+//! its input only), which saves memory traffic and changes no value.
 
 use tch::{Kind, Tensor};
 
@@ -9,13 +9,13 @@ use super::layers::{BatchNorm, Builder, Conv};
 use super::{Mode, Model};
 use crate::config;
 
-/// `width` channels in the first stage, doubled at each of the next three.
+/// ResNet-18 with `model.width` channels in the first stage, doubled in each of the next three.
 pub(super) fn resnet18(config: &config::Model) -> Model {
     let width = config.width as i64;
     let mut build = Builder::new(config);
     let conv1 = build.conv("conv1", [3, width, 3], 1, 1);
     let bn1 = build.batch_norm("bn1", width);
-    build.stage("stem", Box::new(move |images, mode| bn1.rectified(&conv1.forward(images), None, mode)));
+    build.stage("stem", Box::new(move |images, mode| bn1.forward_relu(&conv1.forward(images), None, mode)));
 
     let mut inputs = width;
     for (layer, stride) in [(1, 1), (2, 2), (3, 2), (4, 2)] {
@@ -41,6 +41,7 @@ pub(super) fn resnet18(config: &config::Model) -> Model {
     build.finish(config.channels_last)
 }
 
+/// Basic block: two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes.
 struct Block {
     conv1: Conv,
     bn1: BatchNorm,
@@ -63,11 +64,11 @@ impl Block {
     }
 
     fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
-        let hidden = self.bn1.rectified(&self.conv1.forward(input), None, mode);
+        let hidden = self.bn1.forward_relu(&self.conv1.forward(input), None, mode);
         let shortcut = match &self.shortcut {
             Some((conv, norm)) => norm.forward(&conv.forward(input), mode),
             None => input.shallow_clone(),
         };
-        self.bn2.rectified(&self.conv2.forward(&hidden), Some(&shortcut), mode)
+        self.bn2.forward_relu(&self.conv2.forward(&hidden), Some(&shortcut), mode)
     }
 }

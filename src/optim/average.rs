@@ -4,31 +4,31 @@ use crate::parallel::{Flat, FlatState};
 
 /// The exponential moving average of the weights, and batch norm's statistics of the averaged weights.
 ///
-/// After t updates the average is `sum decay^(t - i) weights_i / sum decay^(t - i)`, i from 1 to t: of the updates there were, with
-/// nothing of a start. As a recursion `average += rate (weights - average)`, `rate = (1 - decay) / (1 - decay^t)`, which is 1 at
-/// the first update and falls to `1 - decay`, PyTorch's constant one.
+/// After t updates the average is `sum decay^(t - i) weights_i / sum decay^(t - i)`, i from 1 to t, without a share of any
+/// initial value. As a recursion it is `average += rate (weights - average)`, `rate = (1 - decay) / (1 - decay^t)`, which is 1 at the
+/// first update and falls to `1 - decay`, PyTorch's constant rate.
 /// Sources: PyTorch, torch/optim/swa_utils.py, `get_ema_multi_avg_fn`; Kingma, Ba, Adam: A Method for Stochastic Optimization,
 /// 2015, section 3 (the correction by `1 - decay^t`).
 pub struct Average {
     decay: f64,
-    /// In the order of the parameters.
+    /// Averaged weights, in the order of the parameters.
     pub weights: Flat,
-    /// In the order of the model's buffers, as measured at the last epoch's end; those of the training while the model holds the
-    /// average.
+    /// Batch norm's statistics of the averaged weights at the last epoch's end, in the order of the model's buffers. While the
+    /// model holds the average, these are the statistics of the training.
     pub buffers: Flat,
-    /// Batches that `buffers` have seen.
+    /// Number of batches in the statistics of `buffers`.
     pub batches_tracked: i64,
 }
 
 impl Average {
-    /// The average of no update yet, in the memory of `state`; `None` for a decay of 0.
+    /// An average without updates, in the memory (host or device) of `state`; `None` for a decay of 0.
     pub fn new(decay: f64, state: &FlatState) -> Option<Average> {
         let zeros = |like: &Flat| like.zeros_like(like.len());
         let (weights, buffers) = (zeros(&state.parameters), zeros(&state.buffers));
         (decay > 0.0).then_some(Average { decay, weights, buffers, batches_tracked: 0 })
     }
 
-    /// Takes in the `parameters` that update number `update`, from 1, has left.
+    /// Adds the `parameters` after update number `update`, from 1, to the average.
     pub fn update(&mut self, parameters: &Flat, update: usize) {
         let power = self.decay.powi(i32::try_from(update).unwrap_or(i32::MAX));
         let rate = (1.0 - self.decay) / (1.0 - power);
@@ -44,7 +44,7 @@ impl Average {
         }
     }
 
-    /// Exchanges the average and its statistics with the model's: once before a test, once after it.
+    /// Swaps the average and its statistics with the model's: once before a test, once after it.
     pub fn swap(&mut self, state: &mut FlatState) {
         self.weights.swap(&mut state.parameters);
         self.buffers.swap(&mut state.buffers);

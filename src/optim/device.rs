@@ -1,5 +1,5 @@
-//! Optimizers on a device's flat tensors: the formulas of [`Optimizer`](super::Optimizer) as calls that the host does not wait
-//! for.
+//! Optimizers on a device's flat tensors: the formulas of [`Optimizer`](super::Optimizer) as operations that are enqueued
+//! without waiting.
 
 use tch::Tensor;
 
@@ -9,11 +9,14 @@ use crate::error::Result;
 use crate::parallel::FlatTensor;
 use crate::sys::gpu::FusedSgd;
 
-/// One update of `parameters` by `gradients`, both `[elements]` float32.
+/// Updates `parameters` by `gradients`, both `[elements]` float32, and the moments, in place.
+///
+/// # Errors
+/// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
 pub fn step(step: &Step, parameters: &mut Tensor, gradients: &Tensor, [first, second]: [&mut Tensor; 2]) -> Result<()> {
     let &Step { config, tensors, number, lr } = step;
     tch::no_grad(|| {
-        // What the gradient is divided by, so that its norm is at most `clip_norm`; never less than 1.
+        // The divisor, at least 1, that makes the gradient's norm at most `clip_norm`.
         let divisor =
             (config.clip_norm > 0.0).then(|| ((gradients.norm() + CLIP_EPSILON) / config.clip_norm).clamp_min(1.0));
         if config.name == OptimName::Sgd {

@@ -1,10 +1,11 @@
-//! Optimizers on the host's flat buffers: the formulas of [`Optimizer`](super::Optimizer) as passes over memory.
+//! Optimizers on flat buffers in host memory: the formulas of [`Optimizer`](super::Optimizer) as passes over memory.
 
 use super::{CLIP_EPSILON, Step};
 use crate::config::OptimName;
 use crate::parallel::{FlatTensor, norm};
 
-/// One update of `parameters` by `gradients`, both `[elements]`. `direction` is LAMB's work space of that length.
+/// Updates `parameters` by `gradients`, both `[elements]`, and the moments, in place. `direction` is LAMB's work space,
+/// `[elements]`.
 pub fn step(
     step: &Step,
     parameters: &mut [f32],
@@ -40,7 +41,7 @@ pub fn step(
 
 impl Step<'_> {
     /// The factor of the gradient that bounds its norm over all parameters by `optim.clip_norm`. The gradient is the mean over
-    /// all ranks, so every rank finds the same factor.
+    /// all ranks, so every rank computes the same factor.
     ///
     /// Source: PyTorch, torch/nn/utils/clip_grad.py.
     fn clip_factor(&self, gradients: &[f32]) -> f32 {
@@ -50,7 +51,7 @@ impl Step<'_> {
         }
     }
 
-    /// `trust |w| / (|g| + weight_decay |w|)`; 1 where one of the norms is 0.
+    /// LARS's trust ratio, `trust |w| / (|g| + weight_decay |w|)`; 1 where one of the norms is 0.
     fn lars_trust(&self, parameters: &[f32], gradients: &[f32], clip: f32) -> f64 {
         let (weights, gradient) = (norm(parameters), f64::from(clip) * norm(gradients));
         if weights > 0.0 && gradient > 0.0 {
@@ -60,7 +61,7 @@ impl Step<'_> {
         }
     }
 
-    /// LAMB's update of one tensor.
+    /// Updates one tensor by LAMB.
     fn lamb(
         &self,
         tensor: &FlatTensor,
@@ -71,7 +72,7 @@ impl Step<'_> {
         clip: f32,
     ) {
         let (beta1, beta2) = (self.config.momentum as f32, self.config.beta2 as f32);
-        // Of the rounded betas: 1 - 0.999 in float32 is off by 5e-5, and the correction must be that of what was summed.
+        // The correction takes the betas rounded to float32, as in the sums: 1 - 0.999 in float32 is off by 5e-5.
         let rest = |beta: f32, power: i32| (1.0 - f64::from(beta).powi(power)) as f32;
         let (new1, new2) = (rest(beta1, 1), rest(beta2, 1));
         let (corrected1, corrected2) = (1.0 / rest(beta1, self.number), 1.0 / rest(beta2, self.number));
@@ -95,9 +96,9 @@ impl Step<'_> {
     }
 }
 
-/// `g = clip g + weight_decay p; v = momentum v + scale g; p -= lr v` (with Nesterov: `lr (scale g + momentum v)`).
+/// The rule `g = clip g + weight_decay p; v = momentum v + scale g; p -= lr v` (with Nesterov `p -= lr (scale g + momentum v)`).
 ///
-/// PyTorch's SGD has `scale` 1 and the rate outside of v, LARS has it inside.
+/// PyTorch's SGD has `scale` 1 and the learning rate outside of v, LARS has it inside.
 struct Sgd {
     lr: f32,
     scale: f32,
@@ -115,7 +116,7 @@ impl Sgd {
 
     fn step(&self, parameters: &mut [f32], gradients: &[f32], velocity: &mut [f32]) {
         let Sgd { lr, scale, weight_decay, momentum, nesterov, clip } = *self;
-        // One pass over memory; the zip lets the compiler vectorise it.
+        // One pass over memory; the zip lets the compiler vectorize it.
         for ((parameter, &gradient), velocity) in parameters.iter_mut().zip(gradients).zip(velocity) {
             let gradient = scale * (clip * gradient + weight_decay * *parameter);
             *velocity = momentum * *velocity + gradient;

@@ -1,5 +1,5 @@
-//! How parameters follow gradients: optimizers, learning-rate schedules and the average of the weights. In: flat buffers of
-//! parameters and gradients, equal on all ranks. Out: the updated parameters. Sends no message and knows no epoch.
+//! The update of parameters by gradients: optimizers, learning-rate schedules and the average of the weights. In: flat buffers
+//! of parameters and gradients, equal on all ranks. Out: the updated parameters. Sends no message and knows no epoch.
 
 mod average;
 mod device;
@@ -14,10 +14,10 @@ use crate::parallel::{Flat, FlatState, FlatTensor};
 pub use average::Average;
 pub use schedule::Schedule;
 
-/// Lower bound of the norm that clipping divides by, as in PyTorch.
+/// Constant added to the norm that clipping divides by, as in PyTorch.
 const CLIP_EPSILON: f64 = 1e-6;
 
-/// Name of a moment, and its values, one per parameter.
+/// Name and values of a moment, one value per parameter.
 pub type Moment<'a> = (&'static str, Cow<'a, [f32]>);
 
 /// Updates parameters by gradients, both `[elements]`, in the same order at every call.
@@ -25,7 +25,22 @@ pub type Moment<'a> = (&'static str, Cow<'a, [f32]>);
 /// Sources: SGD: PyTorch, torch/optim/sgd.py, no dampening. LARS: You, Gitman, Ginsburg, Large Batch Training of
 /// Convolutional Networks, 2017, algorithm 1. LAMB: You et al., Large Batch Optimization for Deep Learning: Training BERT in
 /// 76 minutes, 2019, algorithm 2. LARS and LAMB leave biases and batch norm's scales and shifts out of both weight decay
-/// and trust ratio. On a GPU the same formulas are calls on its tensors.
+/// and trust ratio. On a GPU these formulas are calls on its tensors.
+///
+/// ```no_run
+/// use hpml::optim::Optimizer;
+/// use hpml::parallel::FlatState;
+///
+/// /// One epoch; `gradients` fills `state.gradients`.
+/// fn epoch(state: &mut FlatState, gradients: impl Fn(&mut FlatState, usize)) -> hpml::error::Result<()> {
+///     let mut optimizer = Optimizer::new(state, &hpml::config::Optim::default());
+///     for step in 0..100 {
+///         gradients(state, step);
+///         optimizer.step(state, 0.1)?;
+///     }
+///     Ok(())
+/// }
+/// ```
 pub struct Optimizer {
     config: config::Optim,
     tensors: Vec<FlatTensor>,
@@ -38,17 +53,17 @@ pub struct Optimizer {
     steps: i32,
 }
 
-/// One step of an optimizer, for the formulas in `host` and `device`.
+/// Settings of one step of an optimizer, for the formulas in `host` and `device`.
 struct Step<'a> {
     config: &'a config::Optim,
     tensors: &'a [FlatTensor],
-    /// Number of this step, from 1.
+    /// Number of the step, from 1.
     number: i32,
     lr: f64,
 }
 
 impl Optimizer {
-    /// An optimizer of the parameters of `state`, with its moments in the same memory.
+    /// An optimizer for the parameters of `state`, with moments of zero in the memory (host or device) of the parameters.
     pub fn new(state: &FlatState, config: &config::Optim) -> Optimizer {
         let FlatState { tensors, parameters: memory, .. } = state;
         let elements = tensors.last().map_or(0, |tensor| tensor.elements.end);
@@ -63,21 +78,21 @@ impl Optimizer {
         }
     }
 
-    /// Number of steps done, and the moments under their names; [`restore`](Self::restore) takes them back.
+    /// Number of steps done, and the moments with their names; [`restore`](Self::restore) sets them.
     pub fn state(&self) -> (i64, [Moment<'_>; 2]) {
         (i64::from(self.steps), [("first_moment", self.first.read()), ("second_moment", self.second.read())])
     }
 
-    /// The moments, to be overwritten in the order of [`state`](Self::state).
+    /// Sets the number of steps done, and returns the moments, to be overwritten in the order of [`state`](Self::state).
     pub fn restore(&mut self, steps: i64) -> [&mut Flat; 2] {
         self.steps = steps as i32;
         [&mut self.first, &mut self.second]
     }
 
-    /// One update of `state`'s parameters by its gradients.
+    /// Updates the parameters of `state` once by its gradients, with the learning rate `lr`.
     ///
     /// # Errors
-    /// The device has failed.
+    /// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
     pub fn step(&mut self, state: &mut FlatState, lr: f64) -> Result<()> {
         self.steps += 1;
         let step = Step { config: &self.config, tensors: &self.tensors, number: self.steps, lr };
@@ -94,8 +109,8 @@ impl Optimizer {
         }
     }
 
-    /// The first and the second moment in the host's memory, in the order of the parameters; empty where the optimizer carries
-    /// none from step to step, or keeps it on a device.
+    /// First and second moment in host memory, in the order of the parameters; empty if the optimizer has no such moment or keeps
+    /// it on a device.
     pub fn moments(&mut self) -> [&mut [f32]; 2] {
         let carried = self.config.momentum > 0.0 || self.config.name == OptimName::Lamb;
         match (&mut self.first, &mut self.second) {

@@ -2,7 +2,13 @@
 
 use crate::config::{Anneal, Config, Scaling};
 
-/// The learning rates of a whole training. Every rank computes the same.
+/// The learning rates of a whole training, equal on every rank.
+///
+/// ```no_run
+/// let config = hpml::config::Config::default();
+/// let schedule = hpml::optim::Schedule::new(&config, 1000, 100, 256);
+/// println!("first step {}, last step {}", schedule.lr(0), schedule.lr(999));
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     peak: f64,
@@ -16,7 +22,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// For a training of `total` steps, an epoch having `per_epoch`, with `global_batch` samples a step.
+    /// The schedule of a training of `total` steps, with `per_epoch` steps per epoch and `global_batch` samples per step.
     ///
     /// Sources: linear scaling and gradual warm-up: Goyal et al., Accurate, Large Minibatch SGD, 2017. Square-root scaling:
     /// Krizhevsky, One weird trick, 2014. Warm-up, cosine and steps as PyTorch's LinearLR, CosineAnnealingLR and
@@ -41,13 +47,13 @@ impl Schedule {
         }
     }
 
-    /// The rate of optimiser step `step`, from 0.
+    /// Learning rate of optimizer step `step`, from 0.
     pub fn lr(&self, step: usize) -> f64 {
         let step = step as f64;
         if step < self.warmup {
             let done = step / self.warmup;
             return match self.anneal {
-                // OneCycleLR arrives at its last step of the rise.
+                // OneCycleLR reaches the peak at the last step of the rise.
                 Anneal::OneCycle => self.cosine(self.start * self.peak, self.peak, step / (self.warmup - 1.0).max(1.0)),
                 _ => self.peak * (self.start + (1.0 - self.start) * done),
             };

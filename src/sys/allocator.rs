@@ -1,12 +1,12 @@
-//! What the allocator keeps, and how much memory it may take.
+//! The allocator: freed memory that it keeps, and the limit of the memory that it may take.
 
 use super::gpu;
 
 /// Makes the allocator keep freed memory instead of giving it back to the system.
 ///
 /// Activations of 32 MiB and more lie above glibc's mmap threshold: by default each step maps, faults in and unmaps
-/// them again (400,000 page faults a step for ResNet-18 at batch 128, 1.3x the step time). Call first thing in `main`.
-/// The user's own setting (`MALLOC_*` or `GLIBC_TUNABLES`) is respected. Elsewhere than on glibc this does nothing.
+/// them again (400,000 page faults per step for ResNet-18 at batch 128, 1.3x the step time). Call first thing in `main`.
+/// The user's own setting (`MALLOC_*` or `GLIBC_TUNABLES`) is respected. Does nothing without glibc.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -22,14 +22,15 @@ pub fn keep_freed_memory() {
             libc::mallopt(libc::M_MMAP_MAX, 0);
             libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
             libc::mallopt(libc::M_TOP_PAD, 64 << 20);
-            // Every free of 64 KiB or more would merge all fast bins: 3 % of a step of few images. The per-thread cache stays.
+            // With fast bins every free of 64 KiB or more merges all of them: 3 % of a step with small batches. The per-thread
+            // cache stays.
             libc::mallopt(libc::M_MXFAST, 0);
         }
     }
 }
 
-/// Gives freed memory back to the system (and the GPU) after all: between two pieces of work that do not need it at the same
-/// time.
+/// Releases freed memory to the system (and the GPU) in spite of [`keep_freed_memory`]. Call between two pieces of work that do
+/// not need it at the same time.
 pub fn give_back_freed_memory() {
     gpu::give_back_memory();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -39,8 +40,8 @@ pub fn give_back_freed_memory() {
     }
 }
 
-/// Runs `work` with at most `more` bytes of private memory beyond what this process has: more than that is refused by the
-/// allocator, instead of the kernel killing a process when all memory is used.
+/// Runs `work` with at most `more` bytes of private memory beyond what this process has. The allocator refuses any more, before
+/// all memory is used and the kernel kills a process.
 pub fn with_memory_limit<T>(more: u64, work: impl FnOnce() -> T) -> T {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: reads and writes the struct given; a soft limit can be set back up to the hard one.
@@ -62,7 +63,7 @@ pub fn with_memory_limit<T>(more: u64, work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Bytes of private memory that this process may still take by its limit (`ulimit -d`).
+/// Bytes of private memory that this process may still take under its limit (`ulimit -d`); `u64::MAX` without a limit.
 pub fn private_memory_left() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes the struct given.
@@ -72,7 +73,7 @@ pub fn private_memory_left() -> u64 {
     }
 }
 
-/// What `RLIMIT_DATA` counts, in bytes.
+/// Private memory of this process, in bytes, as `RLIMIT_DATA` counts it.
 fn private_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmData:"));

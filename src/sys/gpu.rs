@@ -1,5 +1,5 @@
-//! A GPU without linking its libraries: the driver and libtorch's CUDA part are opened when they are asked for, streams and
-//! events come from libtorch.
+//! GPUs without linking their libraries: the driver and libtorch's CUDA part are opened on first use, streams and events come
+//! from libtorch.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::NonNull;
@@ -12,30 +12,33 @@ use super::libtorch::failure;
 use crate::error::{Error, Result};
 use crate::units::{Bytes, Second};
 
-/// NVIDIA's driver, its part that CUDA programs talk to.
+/// NVIDIA's driver library, with CUDA's driver API.
 pub(super) const DRIVER: &str = "libcuda.so.1";
-/// libtorch's part for CUDA. Its own neighbours (cuDNN, cuBLAS, NCCL) come with it.
+/// libtorch's part for CUDA, which loads cuDNN, cuBLAS and NCCL.
 const LIBTORCH_CUDA: &str = "libtorch_cuda.so";
 
 /// A GPU that this process may use, as the driver shows it (after `CUDA_VISIBLE_DEVICES`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gpu {
-    /// The same for every process of the host.
+    /// UUID of the GPU, equal in every process.
     pub uuid: [u8; 16],
-    /// For example `NVIDIA H200`.
+    /// Name of the GPU, for example `NVIDIA H200`.
     pub name: String,
 }
 
-/// Why this process cannot use a GPU.
+/// Reason why this process cannot use a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    /// What is missing, without a full stop.
+    /// Missing thing and its mend, without a full stop.
     pub reason: String,
-    /// Whether there is a GPU all the same, or a driver that does not work and so cannot tell.
+    /// Whether the host has a GPU all the same, or a driver that fails, so that it may have one.
     pub has_gpu: bool,
 }
 
-/// The GPUs that this process may use, in the driver's order. Error: what is missing.
+/// The GPUs that this process may use, in the driver's order.
+///
+/// # Errors
+/// Returns what is missing if there is no driver, no GPU, or a driver that fails.
 pub fn gpus() -> Result<Vec<Gpu>, Missing> {
     let none = |reason: String| Missing { reason, has_gpu: false };
     let broken = |reason: String| Missing { reason, has_gpu: true };
@@ -80,8 +83,10 @@ pub fn gpus() -> Result<Vec<Gpu>, Missing> {
     }
 }
 
-/// Opens libtorch's CUDA part. Before this process has made its first tensor: later libtorch does not take it any more.
-/// Error: what is missing.
+/// Opens libtorch's CUDA part. Call before this process makes its first tensor: later libtorch ignores it.
+///
+/// # Errors
+/// Returns what is missing if this libtorch has no such part, or a library that it needs is not installed.
 pub fn open_libtorch_cuda() -> Result<(), String> {
     let library = open(LIBTORCH_CUDA, RTLD_NOW | RTLD_GLOBAL)
         .map_err(|reason| format!("this libtorch has no part for CUDA, or what that needs is not here ({reason})"))?;
@@ -89,7 +94,10 @@ pub fn open_libtorch_cuda() -> Result<(), String> {
     Ok(())
 }
 
-/// Opens a shared library for good, found as a program's libraries are. Error: the loader's reason.
+/// Opens a shared library, found like the libraries that a program is linked to.
+///
+/// # Errors
+/// Returns the first line of the loader's message.
 pub fn open(name: &str, flags: c_int) -> Result<Library, String> {
     // SAFETY: runs the library's initialisers: NVIDIA's and libtorch's own, which make no demands on who loads them.
     unsafe { Library::open(Some(name), flags) }.map_err(|error| {
@@ -137,8 +145,11 @@ fn ok(done: bool) -> Result<()> {
     if done { Ok(()) } else { failed() }
 }
 
-/// From now on this thread's calls are for GPU `index`; convolutions are tried out once for each shape, and with `tf32`
-/// float32 is multiplied with 10 bits of mantissa.
+/// Makes GPU `index` the current one of this thread. cuDNN's benchmark mode picks the fastest convolution for each shape; with
+/// `tf32`, float32 is multiplied with 10 bits of mantissa.
+///
+/// # Errors
+/// Returns [`Error::Gpu`] if the GPU cannot be used.
 pub fn use_gpu(index: usize, tf32: bool) -> Result<()> {
     // SAFETY: both take plain values.
     unsafe {
@@ -148,22 +159,25 @@ pub fn use_gpu(index: usize, tf32: bool) -> Result<()> {
     Ok(())
 }
 
-/// Gives memory that no tensor has any more back to the GPU. Without one nothing.
+/// Releases cached memory that no tensor uses to the GPU. Does nothing without a GPU.
 pub fn give_back_memory() {
     // SAFETY: no arguments.
     unsafe { hpml_gpu_give_back() };
 }
 
-/// Memory of a GPU as libtorch knows it.
+/// Memory of a GPU, by libtorch's allocator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// What tensors of this process have had at most.
+    /// Peak of the bytes that tensors of this process have used.
     pub most: Bytes,
-    /// All there is.
+    /// Bytes of the whole GPU.
     pub all: Bytes,
 }
 
-/// That of GPU `index`; with `forget` the most counts from now.
+/// Memory of GPU `index`. `forget` resets the peak first.
+///
+/// # Errors
+/// Returns [`Error::Gpu`] if the GPU has failed.
 pub fn memory(index: usize, forget: bool) -> Result<Memory> {
     let mut memory = Memory { most: 0, all: 0 };
     // SAFETY: writes two numbers.
@@ -171,10 +185,10 @@ pub fn memory(index: usize, forget: bool) -> Result<Memory> {
     Ok(memory)
 }
 
-/// A part of the time line that Nsight shows under a name, until it is dropped. Without a GPU nothing.
+/// Guard of an NVTX range: a part of the time line that Nsight shows under a name, which ends when this is dropped.
 pub struct Range(());
 
-/// Begins one.
+/// Begins an NVTX range called `name`. Does nothing without a GPU.
 pub fn range(name: &CStr) -> Range {
     // SAFETY: the text ends in a 0 and is copied.
     unsafe { hpml_range(name.as_ptr()) };
@@ -188,7 +202,7 @@ impl Drop for Range {
     }
 }
 
-/// What a GPU does in order.
+/// A CUDA stream: work that a GPU does in order.
 #[derive(Clone)]
 pub struct Stream(Rc<Raw>);
 
@@ -211,50 +225,68 @@ impl Drop for Raw {
 }
 
 impl Stream {
-    /// The one that tensors of GPU `index` are computed on.
+    /// The current stream of GPU `index`, on which libtorch computes tensors.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`] if the GPU has failed.
     pub fn of_tensors(index: usize) -> Result<Stream> {
         // SAFETY: returns an object of ours, or null.
         Ok(Stream(Rc::new(Raw::new(unsafe { hpml_stream(index as c_int, false) }, hpml_stream_free)?)))
     }
 
-    /// A new one, whose work goes before that of others.
+    /// A new stream of high priority on GPU `index`.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`] if the GPU has failed.
     pub fn urgent(index: usize) -> Result<Stream> {
         // SAFETY: as above.
         Ok(Stream(Rc::new(Raw::new(unsafe { hpml_stream(index as c_int, true) }, hpml_stream_free)?)))
     }
 
-    /// CUDA's own handle, `cudaStream_t`; null is CUDA's default stream.
+    /// The stream's `cudaStream_t`; null is CUDA's default stream.
     pub fn handle(&self) -> *mut c_void {
         // SAFETY: a stream of ours.
         unsafe { hpml_stream_handle(self.0.pointer.as_ptr()) }
     }
 
-    /// Returns when all that was asked of it is done.
+    /// Synchronizes: waits until all work enqueued on the stream is complete.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`] if the GPU has failed.
     pub fn synchronize(&self) -> Result<()> {
         // SAFETY: a stream of ours.
         ok(unsafe { hpml_stream_synchronize(self.0.pointer.as_ptr()) })
     }
 
-    /// What is asked of it from now on waits for `event`.
+    /// Makes all work that is enqueued on the stream later wait for `event`; the host does not wait.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`] if the GPU has failed.
     pub fn wait_for(&self, event: &Event) -> Result<()> {
         // SAFETY: a stream and an event of ours.
         ok(unsafe { hpml_stream_wait(self.0.pointer.as_ptr(), event.0.pointer.as_ptr()) })
     }
 
-    /// Happens when all that was asked of it so far is done.
+    /// Records an event, which completes with all work enqueued on the stream before it.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`] if the GPU has failed.
     pub fn event(&self) -> Result<Event> {
         // SAFETY: a stream of ours; returns an object of ours, or null.
         Ok(Event(Rc::new(Raw::new(unsafe { hpml_event(self.0.pointer.as_ptr()) }, hpml_event_free)?)))
     }
 }
 
-/// A moment on a GPU.
+/// A CUDA event: a point in the order of a stream.
 #[derive(Clone)]
 pub struct Event(Rc<Raw>);
 
 impl Event {
-    /// Whether it has happened. Error: the GPU has failed.
-    pub fn has_happened(&self) -> Result<bool> {
+    /// Polls whether the event is complete.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`] if the GPU has failed.
+    pub fn is_complete(&self) -> Result<bool> {
         // SAFETY: an event of ours.
         match unsafe { hpml_event_happened(self.0.pointer.as_ptr()) } {
             1 => Ok(true),
@@ -263,13 +295,19 @@ impl Event {
         }
     }
 
-    /// Returns when it has happened.
+    /// Waits until the event is complete.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`] if the GPU has failed.
     pub fn wait(&self) -> Result<()> {
         // SAFETY: an event of ours.
         ok(unsafe { hpml_event_synchronize(self.0.pointer.as_ptr()) })
     }
 
-    /// Seconds since `earlier`; both must have happened. CUDA's clock has a resolution of half a microsecond.
+    /// Seconds since `earlier`; both must be complete. CUDA's clock has a resolution of half a microsecond.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`] if the GPU has failed.
     pub fn since(&self, earlier: &Event) -> Result<Second> {
         // SAFETY: events of ours.
         match unsafe { hpml_event_elapsed(earlier.0.pointer.as_ptr(), self.0.pointer.as_ptr()) } {
@@ -282,20 +320,23 @@ impl Event {
 /// PyTorch's fused SGD on flat tensors `[elements]` of one device:
 /// `g = g / divisor + weight_decay p; v = momentum v + g; p -= lr v` (with Nesterov `lr (g + momentum v)`), in one pass.
 pub struct FusedSgd<'a> {
-    /// Multiplies parameters into the gradient.
+    /// Factor of the parameters in the gradient.
     pub weight_decay: f64,
-    /// Of the velocity.
+    /// Factor of the velocity.
     pub momentum: f64,
     /// Learning rate.
     pub lr: f64,
-    /// Nesterov's form.
+    /// Whether to use Nesterov's form.
     pub nesterov: bool,
-    /// A number on the device, float32; `None`: 1.
+    /// Divisor of the gradient, one float32 on the device; `None` stands for 1.
     pub divisor: Option<&'a Tensor>,
 }
 
 impl FusedSgd<'_> {
-    /// One step, in place.
+    /// Updates `parameters` and `velocity` in place.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`] if libtorch refuses the tensors, or the GPU has failed.
     pub fn step(&self, parameters: &Tensor, gradients: &Tensor, velocity: &Tensor) -> Result<()> {
         let divisor = self.divisor.map_or(std::ptr::null(), Tensor::as_ptr);
         // SAFETY: all pointers are live tensors for the length of the call, or null where that is allowed.

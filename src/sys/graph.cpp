@@ -1,5 +1,5 @@
-// CUDA graphs: what is asked of a GPU, recorded once and asked again in one call. libtorch's own class, whose allocator keeps the
-// memory of a recording for it; called by its symbols, since its header needs CUDA's.
+// CUDA graphs: work of a GPU, captured once and replayed in one call. They are libtorch's class, whose allocator reserves a
+// graph's memory; it is called by its symbols, since its header needs CUDA's.
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <dlfcn.h>
@@ -12,7 +12,7 @@
 #include <tuple>
 #include <utility>
 
-// As in libtorch.cpp: the message of the last call on this thread that failed.
+// Message of the last call on this thread that failed; defined in libtorch.cpp.
 extern thread_local std::string hpml_failure_text;
 
 namespace {
@@ -42,9 +42,9 @@ const Functions &functions() {
 }
 
 class Graph {
-    // The class takes 104 bytes.
+    // at::cuda::CUDAGraph, which takes 104 bytes.
     alignas(16) unsigned char memory[1024];
-    // The stream of before, while it is recorded.
+    // Stream to return to after the capture; set during it.
     std::optional<c10::Stream> before;
 
   public:
@@ -52,18 +52,18 @@ class Graph {
     ~Graph() {
         try {
             if (before) end();
-        } catch (...) { // the recording has failed already
+        } catch (...) { // the capture has failed already
         }
         functions().destroy(memory);
     }
     Graph(const Graph &) = delete;
     Graph &operator=(const Graph &) = delete;
 
-    // CUDA does not record its default stream.
+    // Captures on a new stream: CUDA cannot capture its default stream.
     void begin(c10::Device device, Pool pool) {
         const c10::impl::VirtualGuardImpl guard(device.type());
         before = guard.exchangeStream(guard.getNewStream(device, 0));
-        const int thread_local_mode = 1; // cudaStreamCaptureModeThreadLocal: NCCL's threads may do what a recording may not
+        const int thread_local_mode = 1; // cudaStreamCaptureModeThreadLocal: NCCL's threads may do what a capture may not
         functions().begin(memory, pool, thread_local_mode);
     }
     void end() {
@@ -92,19 +92,19 @@ template <class Work> bool done(Work work) noexcept {
 }
 } // namespace
 
-// The version of the libtorch that this process has loaded, as TORCH_ABI_VERSION of torch/headeronly/version.h: major, minor
-// and patch in the three highest bytes. 0: it is too old to tell.
+// Version of the libtorch that this process has loaded, as TORCH_ABI_VERSION of torch/headeronly/version.h: major, minor and
+// patch in the three highest bytes. 0: it is too old to report one.
 extern "C" uint64_t hpml_libtorch_loaded() noexcept {
     auto *version = reinterpret_cast<uint64_t (*)()>(dlsym(RTLD_DEFAULT, "aoti_torch_abi_version"));
     return version == nullptr ? 0 : version();
 }
 
-// A name for the memory of recordings that are replayed in the order in which they were made.
+// Id of memory shared by graphs that are replayed in the order of their capture.
 extern "C" bool hpml_graph_pool(unsigned long long *pool) noexcept {
     return done([&] { std::tie(pool[0], pool[1]) = functions().pool(); });
 }
 
-// Records what this thread, and autograd for it, asks of the GPU from now on; nothing of it is done. Null: it has failed.
+// Begins to capture what this thread, and autograd for it, enqueues on the GPU; none of it runs. Null: it has failed.
 extern "C" void *hpml_graph_begin(int index, const unsigned long long *pool) noexcept {
     std::unique_ptr<Graph> graph;
     const bool begun = done([&] {
@@ -118,7 +118,7 @@ extern "C" bool hpml_graph_end(void *graph) noexcept {
     return done([&] { static_cast<Graph *>(graph)->end(); });
 }
 
-// Asks the GPU for all of it, on the stream of tensors.
+// Enqueues the captured work on the current stream.
 extern "C" bool hpml_graph_replay(void *graph) noexcept {
     return done([&] { static_cast<Graph *>(graph)->replay(); });
 }

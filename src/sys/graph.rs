@@ -1,4 +1,4 @@
-//! CUDA graphs: what is asked of a GPU, recorded once and asked again in one call.
+//! CUDA graphs: work of a GPU, captured once and replayed in one call.
 
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use super::libtorch::failure;
 use crate::error::{Error, Result};
 
-/// The libtorch whose `CUDAGraph` graph.cpp calls by names and a size that no interface promises: major and minor version.
+/// Version (major, minor) of the libtorch whose `CUDAGraph` graph.cpp calls, by symbols and a size that no interface promises.
 const WRITTEN_FOR: [u8; 2] = [2, 11];
 
 unsafe extern "C" {
@@ -19,21 +19,22 @@ unsafe extern "C" {
 }
 
 fn failed() -> Error {
-    Error::Gpu { reason: format!("{} (launch.cuda_graphs = false does without a recording)", failure()) }
+    Error::Gpu { reason: format!("{} (launch.cuda_graphs = false does without CUDA graphs)", failure()) }
 }
 
 fn ok(done: bool) -> Result<()> {
     if done { Ok(()) } else { Err(failed()) }
 }
 
-/// Memory that recordings share which are replayed in the order in which they were made.
+/// Memory shared by graphs that are replayed in the order of their capture.
 pub struct CudaGraphPool([u64; 2]);
 
 impl CudaGraphPool {
     /// A new, empty pool.
     ///
     /// # Errors
-    /// This libtorch, at build time or now, is not the version that CUDA graphs are written for, or has no part for CUDA.
+    /// Returns [`Error::GraphVersion`] if this libtorch, at build time or now, is not the version that graph.cpp is written for,
+    /// and [`Error::Gpu`] if it has no part for CUDA.
     pub fn new() -> Result<CudaGraphPool> {
         // SAFETY: returns a number.
         let loaded = unsafe { hpml_libtorch_loaded() };
@@ -45,23 +46,29 @@ impl CudaGraphPool {
     }
 }
 
-/// A recording. Tensors that were made in it live in its pool, and hold what the last replay has given them.
+/// A captured graph. Tensors made during its capture live in its pool, and hold the values of the last replay.
 pub struct CudaGraph(NonNull<c_void>);
 
 impl CudaGraph {
-    /// Records what `work` asks of GPU `index`, which is not done until it is replayed: `work` must not wait for it, nor read a
-    /// number. Error: it has.
+    /// Captures what `work` enqueues on GPU `index`; it runs when the graph is replayed. `work` must neither synchronize with the
+    /// GPU nor copy a value to the host.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`] if `work` did so, or CUDA cannot capture it.
     pub fn record<T>(index: usize, pool: &CudaGraphPool, work: impl FnOnce() -> T) -> Result<(CudaGraph, T)> {
         // SAFETY: reads two numbers; returns an object of ours, or null.
         let begun = NonNull::new(unsafe { hpml_graph_begin(index as c_int, pool.0.as_ptr()) });
         let graph = CudaGraph(begun.ok_or_else(failed)?);
-        let result = work(); // if it panics, the recording ends with `graph`
+        let result = work(); // if it panics, dropping `graph` ends the capture
         // SAFETY: an object of ours that is recording.
         ok(unsafe { hpml_graph_end(graph.0.as_ptr()) })?;
         Ok((graph, result))
     }
 
-    /// Asks the GPU for all of it, after what it was asked for so far.
+    /// Enqueues the captured work on the current stream.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`] if the GPU has failed.
     pub fn replay(&self) -> Result<()> {
         // SAFETY: an object of ours whose recording has ended.
         ok(unsafe { hpml_graph_replay(self.0.as_ptr()) })
@@ -75,8 +82,8 @@ impl Drop for CudaGraph {
     }
 }
 
-/// Refuses a libtorch other than [`WRITTEN_FOR`]: `built` is the version of the headers, `loaded` what the library says of itself
-/// (major, minor and patch in the three highest bytes; 0: nothing).
+/// Refuses a libtorch other than [`WRITTEN_FOR`]: `built` is the version of the headers, `loaded` the version that the library
+/// reports (major, minor and patch in the three highest bytes; 0 if it reports none).
 fn check_version(built: &str, loaded: u64) -> Result<()> {
     let [major, minor, patch, ..] = loaded.to_be_bytes();
     let [wanted_major, wanted_minor] = WRITTEN_FOR;
@@ -84,7 +91,7 @@ fn check_version(built: &str, loaded: u64) -> Result<()> {
         return Ok(());
     }
     let loaded =
-        if loaded == 0 { "one that does not tell its version".into() } else { format!("{major}.{minor}.{patch}") };
+        if loaded == 0 { "one that does not report its version".into() } else { format!("{major}.{minor}.{patch}") };
     Err(Error::GraphVersion { expected: format!("{wanted_major}.{wanted_minor}"), built: built.into(), loaded })
 }
 
@@ -107,7 +114,7 @@ mod tests {
             ("2.12.1", version(2, 11, 0), "built with 2.12.1"),
             ("2.110.0", version(2, 11, 0), "built with 2.110.0"),
             ("2.11.0", version(3, 11, 0), "3.11.0"),
-            ("2.11.0", 0, "does not tell"),
+            ("2.11.0", 0, "does not report"),
         ] {
             let message = check_version(built, loaded).unwrap_err().to_string();
             assert!(message.contains("libtorch 2.11 ") && message.contains(named), "{message}");

@@ -1,16 +1,16 @@
-//! HDF5's calls that hdf5-metno does not bind.
+//! Calls of HDF5 that hdf5-metno does not bind.
 
 use ::hdf5;
 
-// HDF5's high-level library, of which hdf5-metno binds nothing. `dataset.id()` is of the type given here, or this does
-// not compile (HDF5 1.8 had 32 bits).
+// HDF5's high-level library, of which hdf5-metno binds nothing. A `dataset.id()` of another type than this (HDF5 1.8 had 32
+// bits) does not compile.
 unsafe extern "C" {
     fn H5DSset_scale(dataset: i64, name: *const libc::c_char) -> libc::c_int;
     fn H5DSattach_scale(dataset: i64, scale: i64, axis: libc::c_uint) -> libc::c_int;
     fn H5Lunregister(class: libc::c_int) -> libc::c_int;
 }
 
-/// From now on a link of HDF5 that points to another file cannot be opened, in this process.
+/// Disables HDF5's external links in this process: links that point to another file cannot be opened afterwards.
 pub fn refuse_external_links() {
     /// `H5L_TYPE_EXTERNAL`.
     const EXTERNAL: libc::c_int = 64;
@@ -19,7 +19,10 @@ pub fn refuse_external_links() {
     ONCE.call_once(|| hdf5::sync::sync(|| _ = unsafe { H5Lunregister(EXTERNAL) }));
 }
 
-/// Makes a dataset an HDF5 dimension scale, the coordinate of the dimension `name`.
+/// Makes `dataset` an HDF5 dimension scale, the coordinate of the dimension `name`.
+///
+/// # Errors
+/// Returns HDF5's error, or one that names a `name` with a zero byte.
 pub fn set_dimension_scale(dataset: &hdf5::Dataset, name: &str) -> hdf5::Result<()> {
     let name = std::ffi::CString::new(name).map_err(|_| format!("{name:?} is no name for a dimension"))?;
     // SAFETY: the handle is open as long as `dataset` lives, the name ends in a 0 and outlives the call, and `sync`
@@ -27,7 +30,10 @@ pub fn set_dimension_scale(dataset: &hdf5::Dataset, name: &str) -> hdf5::Result<
     hdf5::sync::sync(|| hdf5_status(unsafe { H5DSset_scale(dataset.id(), name.as_ptr()) }))
 }
 
-/// Says that `axis` of a dataset runs along `scale`.
+/// Attaches the dimension scale `scale` to `axis` of `dataset`.
+///
+/// # Errors
+/// Returns HDF5's error.
 pub fn attach_dimension_scale(dataset: &hdf5::Dataset, scale: &hdf5::Dataset, axis: u32) -> hdf5::Result<()> {
     // SAFETY: both handles are open as long as the references live, and `sync` keeps other threads out of the library.
     hdf5::sync::sync(|| hdf5_status(unsafe { H5DSattach_scale(dataset.id(), scale.id(), axis) }))

@@ -1,5 +1,5 @@
-// The libtorch calls that tch does not carry. Tensors are at::Tensor*, as tch's Tensor::as_ptr gives them. Streams and
-// events go through libtorch's interface for all devices, so that nothing here needs CUDA's headers or libraries.
+// Calls of libtorch that tch lacks. Tensors are at::Tensor*, as tch's Tensor::as_ptr gives them. Streams and events use
+// libtorch's interface for all devices, so that this file needs neither CUDA's headers nor its libraries.
 #include <ATen/ATen.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
@@ -8,11 +8,11 @@
 
 #include <string>
 
-// The message of the last call on this thread that failed.
+// Message of the last call on this thread that failed.
 thread_local std::string hpml_failure_text;
 
 namespace {
-// What `work` returns, or `otherwise` and its message for hpml_failure if it throws.
+// Returns what `work` returns; if it throws, returns `otherwise` and keeps the message for hpml_failure.
 template <class Work, class Value> Value guarded(Value otherwise, Work work) noexcept {
     try {
         return work();
@@ -41,7 +41,7 @@ extern "C" void *hpml_im2col_conv2d(const void *input, const void *weight, int64
     });
 }
 
-// The backward pass from `output`, whose own gradient is given.
+// Runs the backward pass from `output`, given its `gradient`.
 extern "C" bool hpml_backward(const void *output, const void *gradient) noexcept {
     return guarded(false, [&] {
         tensor(output).backward(tensor(gradient));
@@ -49,7 +49,7 @@ extern "C" bool hpml_backward(const void *output, const void *gradient) noexcept
     });
 }
 
-// One step of SGD on flat tensors, in one kernel: the gradient is divided by `divisor` if that is not null.
+// One step of SGD on flat tensors, in one kernel. The gradient is divided by `divisor` unless that is null.
 extern "C" bool hpml_fused_sgd(const void *parameters, const void *gradients, const void *velocity, double weight_decay,
                                double momentum, double lr, bool nesterov, const void *divisor) noexcept {
     return guarded(false, [&] {
@@ -63,7 +63,7 @@ extern "C" bool hpml_fused_sgd(const void *parameters, const void *gradients, co
     });
 }
 
-// float32 by TF32 on the matrix units, and convolutions tried out once for each shape.
+// Allows TF32 for float32 products, and turns on cuDNN's benchmark mode, which picks a convolution for each shape.
 extern "C" void hpml_fast_kernels(bool tf32) noexcept {
     guarded(false, [&] {
         at::globalContext().setBenchmarkCuDNN(true);
@@ -80,7 +80,7 @@ extern "C" bool hpml_gpu_use(int index) noexcept {
     });
 }
 
-// Gives memory that no tensor has any more back to the GPU, if there is one.
+// Releases cached memory that no tensor uses, if there is a GPU.
 extern "C" void hpml_gpu_give_back() noexcept {
     guarded(false, [&] {
         if (c10::impl::hasDeviceGuardImpl(c10::DeviceType::CUDA)) at::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache();
@@ -88,7 +88,7 @@ extern "C" void hpml_gpu_give_back() noexcept {
     });
 }
 
-// Bytes that tensors have had at most since `forget`, and all there are on a GPU.
+// Peak of the bytes that tensors have used since the last `forget`, and bytes of the whole GPU.
 extern "C" bool hpml_gpu_memory(int index, bool forget, uint64_t *most, uint64_t *all) noexcept {
     return guarded(false, [&] {
         auto *allocator = at::getDeviceAllocator(c10::DeviceType::CUDA);
@@ -101,7 +101,7 @@ extern "C" bool hpml_gpu_memory(int index, bool forget, uint64_t *most, uint64_t
     });
 }
 
-// Names a part of the time line for Nsight, if there is a GPU; null ends the last one begun.
+// Begins an NVTX range, if there is a GPU; null ends the innermost one.
 extern "C" void hpml_range(const char *name) noexcept {
     guarded(false, [&] {
         const auto *stubs = torch::profiler::impl::cudaStubs();
@@ -110,7 +110,7 @@ extern "C" void hpml_range(const char *name) noexcept {
     });
 }
 
-// The stream that tensors of this GPU are computed on, or a new one that goes before it.
+// The current stream of a GPU, or a new one of high priority.
 extern "C" void *hpml_stream(int index, bool own) noexcept {
     return guarded(static_cast<void *>(nullptr), [&]() -> void * {
         return new c10::Stream(own ? guard().getNewStream(gpu(index), -1) : guard().getStream(gpu(index)));
@@ -133,7 +133,7 @@ extern "C" bool hpml_stream_wait(void *pointer, void *other) noexcept {
     });
 }
 
-// An event that happens when the stream has done what was asked of it so far.
+// Records an event, which completes with all work enqueued on the stream before it.
 extern "C" void *hpml_event(void *pointer) noexcept {
     return guarded(static_cast<void *>(nullptr), [&]() -> void * {
         auto made = std::make_unique<c10::Event>(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT);
@@ -142,7 +142,7 @@ extern "C" void *hpml_event(void *pointer) noexcept {
     });
 }
 extern "C" void hpml_event_free(void *pointer) noexcept { delete static_cast<c10::Event *>(pointer); }
-// 1: it has happened, 0: not yet, -1: the device has failed.
+// 1: the event is complete, 0: it is not, -1: the device has failed.
 extern "C" int hpml_event_happened(void *pointer) noexcept {
     return guarded(-1, [&] { return event(pointer).query() ? 1 : 0; });
 }
@@ -152,7 +152,7 @@ extern "C" bool hpml_event_synchronize(void *pointer) noexcept {
         return true;
     });
 }
-// Milliseconds between two events that have happened; negative: the device has failed.
+// Milliseconds between two complete events; negative: the device has failed.
 extern "C" double hpml_event_elapsed(void *from, void *to) noexcept {
     return guarded(-1.0, [&] { return event(from).elapsedTime(event(to)); });
 }

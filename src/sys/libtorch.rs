@@ -1,4 +1,4 @@
-//! The libtorch calls that tch does not carry.
+//! Calls of libtorch that tch lacks.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -16,36 +16,48 @@ unsafe extern "C" {
     fn hpml_failure() -> *const std::ffi::c_char;
 }
 
-/// The message of the last of these calls on this thread that failed, its first line.
+/// First line of the message of the last call in libtorch.cpp, graph.cpp or autograd.cpp that failed on this thread.
 pub(super) fn failure() -> String {
     // SAFETY: a text that ends in a 0 and is this thread's until its next call.
     let message = unsafe { std::ffi::CStr::from_ptr(hpml_failure()) }.to_string_lossy();
     message.lines().next().unwrap_or_default().to_owned()
 }
 
-/// The backward pass from `output`, whose own gradient (of the same shape) is given.
+/// Runs the backward pass from `output`, given its `gradient` of the same shape.
+///
+/// # Panics
+/// Panics with libtorch's message if the pass fails.
 pub fn backward_with(output: &Tensor, gradient: &Tensor) {
     // SAFETY: both pointers are live tensors for the length of the call.
     let done = unsafe { hpml_backward(output.as_ptr(), gradient.as_ptr()) };
     assert!(done, "Torch({})", failure());
 }
 
-/// A convolution by im2col and a matrix product, libtorch's `thnn_conv2d`; autograd knows it.
+/// Convolution by im2col and a matrix product, libtorch's `thnn_conv2d`; differentiable.
 ///
-/// `input` `[n, c, h, w]`, `weight` `[o, c, kernel, kernel]`, float32 on the CPU -> `[n, o, h', w']`. The same sums as
-/// `conv2d` but without oneDNN's set-up, which for a few images of a few channels costs more than the convolution.
+/// `input` `[n, c, h, w]`, `weight` `[o, c, kernel, kernel]`, float32 on the CPU -> `[n, o, h', w']`. It computes the sums of
+/// `conv2d` without oneDNN's set-up, which for a few images of a few channels costs more than the convolution.
+///
+/// # Panics
+/// Panics with libtorch's message if the shapes do not fit.
 pub fn im2col_conv2d(input: &Tensor, weight: &Tensor, stride: i64, padding: i64) -> Tensor {
     let kernel = weight.size()[3];
     // SAFETY: both pointers are live tensors for the length of the call; the result is a new tensor that is ours, or null.
     unsafe {
         let output = hpml_im2col_conv2d(input.as_ptr(), weight.as_ptr(), kernel, stride, padding);
-        assert!(!output.is_null(), "conv2d takes [n, c, h, w] with c as the weight has it: {}", failure());
+        assert!(!output.is_null(), "conv2d takes [n, c, h, w] with the c of the weight: {}", failure());
         Tensor::from_ptr(output)
     }
 }
 
-/// What `draw` makes of libtorch's generator for the CPU after `torch.manual_seed(seed)`. The generator is the whole process's:
-/// whoever draws, a test beside another one too, draws in here and undisturbed.
+/// Runs `draw` with libtorch's CPU generator seeded like `torch.manual_seed(seed)`. The generator belongs to the whole process,
+/// so callers take turns: tests that draw numbers run beside each other.
+///
+/// ```no_run
+/// use tch::{Device, Kind, Tensor};
+/// let draw = || hpml::sys::seeded(1, || Tensor::rand([4], (Kind::Float, Device::Cpu)));
+/// assert!(draw().equal(&draw()));
+/// ```
 pub fn seeded<T>(seed: u64, draw: impl FnOnce() -> T) -> T {
     static GENERATOR: Mutex<()> = Mutex::new(());
     let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);

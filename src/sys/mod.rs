@@ -1,5 +1,6 @@
-//! The few C and C++ calls that no crate wraps: the allocator, the environment, libtorch's, the GPU's. One of the folders where
-//! `unsafe` is allowed; Cargo.toml lists them.
+//! Calls of C and C++ that no crate wraps: the allocator's, the environment's, HDF5's, libtorch's, the GPU's. In: plain values
+//! and tensors. Out: safe functions and types. Knows no ranks and no networks. One of the folders where `unsafe` is allowed;
+//! Cargo.toml lists them.
 #![allow(unsafe_code)]
 
 mod allocator;

@@ -1,18 +1,18 @@
 //! This process, its parent and its environment.
 
-/// Ends this process without running anything else of it, for when nothing else of it can be trusted to end.
+/// Ends this process at once, without destructors or exit handlers, which may hang.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: only ends the process.
     unsafe { libc::_exit(status) }
 }
 
-/// Sends SIGTERM to the process that started this one.
+/// Sends SIGTERM to this process's parent.
 pub fn terminate_parent() {
     // SAFETY: takes numbers.
     unsafe { libc::kill(libc::getppid(), libc::SIGTERM) };
 }
 
-/// Sets `name` for this process unless the user has set it. Call before any other thread runs.
+/// Sets the environment variable `name` to `value` unless the user has set it. Call before any other thread runs.
 pub fn default_environment(name: &str, value: &str) {
     if std::env::var_os(name).is_none() {
         // SAFETY: single-threaded at this point (first statements of `main`), so nobody reads the environment meanwhile.

@@ -1,5 +1,5 @@
-// Batch norm with a shortcut and ReLU by the kernels of kernels.cu, as an operation that autograd knows. CUDA's
-// driver is called through the pointers that mod.rs has found: nothing here needs its headers or libraries.
+// Batch norm with a shortcut and ReLU by the kernels of kernels.cu, as a differentiable operation. CUDA's driver is called
+// through the pointers that mod.rs has found: this file needs neither its headers nor its libraries.
 #include <ATen/ATen.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -7,17 +7,17 @@
 #include <algorithm>
 #include <string>
 
-// As in libtorch.cpp: the message of the last call on this thread that failed.
+// Message of the last call on this thread that failed; defined in libtorch.cpp.
 extern thread_local std::string hpml_failure_text;
 
 namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// As in kernels.cu.
+// Threads and channels per block; equal to those of kernels.cu.
 constexpr int THREADS = 512, CHANNELS = 64;
 
-// In the order of mod.rs; the three gates each of the last two.
+// Kernels in the order of mod.rs; the last two have a variant per gate.
 enum Kernel { STATISTICS, NORMALIZE, GRADIENT_SUMS, INPUT_GRADIENT = GRADIENT_SUMS + 3, KERNELS = INPUT_GRADIENT + 3 };
 enum Gate { OPEN, OWN, RESULT };
 
@@ -27,14 +27,14 @@ using Launch = int (*)(void *, unsigned, unsigned, unsigned, unsigned, unsigned,
 struct Kernels {
     Launch launch;
     void *functions[2][KERNELS]; // bf16, float32
-    int blocks;                  // of a launch at most
-    // What blocks tell each other: kernels that use it follow each other on one stream.
+    int blocks;                  // maximum per launch
+    // Partial sums and arrival counters of the blocks. Kernels that use them follow each other on one stream.
     at::Tensor partial, arrived;
 };
 // Never freed: the driver may be gone when a process ends.
 Kernels *kernels = nullptr;
 
-// x as [rows, channels], and how it is shared out.
+// x as [rows, channels], and the grid that covers it.
 struct Shape {
     bool is_float;
     int rows, channels;
@@ -73,7 +73,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
                place(kernels->arrived));
         launch(NORMALIZE, x, shape, place(x), shortcut ? shortcut->data_ptr() : nullptr, place(y), shape.rows, shape.channels, place(scale), place(shift),
                place(weight), place(bias), static_cast<int>(rectified));
-        // Where there is no shortcut, x tells what ReLU let through: y need not be read again.
+        // Without a shortcut x suffices to know where ReLU was positive: y need not be read again.
         const Gate gate = !rectified ? OPEN : shortcut ? RESULT : OWN;
         context->saved_data["gate"] = static_cast<int64_t>(gate);
         context->saved_data["has_shortcut"] = shortcut.has_value();
@@ -112,7 +112,7 @@ extern "C" void hpml_batch_norm_kernels(void *launch, void *const *functions, in
     kernels = made;
 }
 
-// Whether the kernels are for such a tensor.
+// Whether the kernels can compute on a tensor of this type, layout and shape.
 extern "C" bool hpml_batch_norm_takes(const void *input) noexcept {
     const auto &x = tensor(input);
     if (kernels == nullptr || x.dim() != 4 || !x.is_contiguous(at::MemoryFormat::ChannelsLast)) return false;
@@ -123,7 +123,7 @@ extern "C" bool hpml_batch_norm_takes(const void *input) noexcept {
     return whole && aligned && channels / CHANNELS <= kernels->blocks && rows > 1 && rows < 1 << 30;
 }
 
-// The operation; null: it has failed.
+// Runs the operation and returns its output; null: it has failed.
 extern "C" void *hpml_batch_norm(const void *x, const void *weight, const void *bias, const void *shortcut,
                                  const void *running_mean, const void *running_variance, bool rectified, double momentum,
                                  double epsilon) noexcept {

@@ -1,15 +1,15 @@
-// Batch norm of a training step together with what follows it in a residual network: y = relu(w xhat + b + shortcut), with
-// xhat = (x - mean) / std over the batch. libtorch reads and writes the activations once for each of these steps; here they go
-// through memory twice forward (statistics, result) and twice backward (sums, gradient), which is all the time it takes.
+// Batch norm of a training step, fused with the shortcut and ReLU that follow it in a residual network: y = relu(w xhat + b +
+// shortcut), with xhat = (x - mean) / std over the batch. libtorch reads and writes the activations once per operation; these
+// kernels pass over them twice forward (statistics, result) and twice backward (sums, gradient), and memory bounds their speed.
 //
 // Tensors are [rows, channels] (NHWC in memory), bf16 or float32, sums float32 and from block to block float64. A block has up
 // to 64 channels (blockIdx.y) and every gridDim.x-th part of the rows; a thread has 16 bytes of a row. The block that arrives
-// last adds up what all have found, in a fixed order: the same numbers give the same result, bit for bit.
+// last adds the sums of all blocks in a fixed order: equal inputs give equal results, bit for bit.
 
 typedef unsigned int u32;
 
-constexpr int THREADS = 512; // of a block; two blocks a multiprocessor
-constexpr int CHANNELS = 64; // of a block
+constexpr int THREADS = 512; // per block; two blocks per multiprocessor
+constexpr int CHANNELS = 64; // per block, at most
 
 struct Bf16 {
     static constexpr int N = 8;
@@ -58,14 +58,14 @@ struct F32 {
     }
 };
 
-// Where a thread works.
+// Part of the tensor that a thread works on.
 template <int N> struct Place {
     int width;     // channels of the block
     int column;    // first channel of the thread
-    int in_block;  // the same, within the block
-    int lines;     // rows that a block has at a time
-    int line;      // the thread's among them
-    int row, step; // its first row, and from one to the next
+    int in_block;  // first channel of the thread, within the block
+    int lines;     // rows that a block works on at a time
+    int line;      // row of the thread among them
+    int row, step; // first row of the thread, and distance to the next
     int pitch;     // 16-byte packs in a row
     __device__ explicit Place(int channels) {
         width = channels < CHANNELS ? channels : CHANNELS;
@@ -81,8 +81,8 @@ template <int N> struct Place {
     __device__ long long at(int row) const { return (long long)row * pitch + column / N; }
 };
 
-// Adds `sums` [2][N] of all threads of all blocks of these channels: the block that arrives last, and it alone, has the totals
-// of [2][width] in `totals` and returns true.
+// Adds `sums` [2][N] of all threads of all blocks of these channels. The block that arrives last, and it alone, gets the totals
+// [2][width] in `totals` and returns true.
 template <int N>
 __device__ bool add_up(const Place<N> &place, const float (&sums)[2][N], float *partial, u32 *arrived, double *totals) {
     __shared__ double shared[THREADS * N];
@@ -132,7 +132,8 @@ __device__ bool add_up(const Place<N> &place, const float (&sums)[2][N], float *
     return true;
 }
 
-// Mean and deviation of each channel: xhat = x scale + shift. Running statistics move by `momentum`.
+// Computes each channel's `scale` and `shift` from its mean and variance: xhat = x scale + shift. Running statistics move by
+// `momentum`.
 template <class T>
 __device__ void statistics(const uint4 *x, int rows, int channels, float *scale, float *shift, float *running_mean,
                            float *running_variance, float momentum, float epsilon, float *partial, u32 *arrived) {
@@ -172,7 +173,7 @@ __device__ void statistics(const uint4 *x, int rows, int channels, float *scale,
     running_variance[channel] += momentum * (variance * (rows / (rows - 1.0)) - running_variance[channel]);
 }
 
-// y = w xhat + b (+ shortcut), rectified if wanted.
+// Computes y = w xhat + b (+ shortcut), followed by ReLU if `rectified`.
 template <class T>
 __device__ void normalize(const uint4 *x, const uint4 *shortcut, uint4 *y, int rows, int channels, const float *scale,
                           const float *shift, const float *weight, const float *bias, int rectified) {
@@ -185,7 +186,7 @@ __device__ void normalize(const uint4 *x, const uint4 *shortcut, uint4 *y, int r
         factor[j] = weight[channel] * scale[channel];
         offset[j] = fmaf(weight[channel], shift[channel], bias[channel]);
     }
-    // From the last row: its end is what the statistics have left in the cache.
+    // Starts at the last row: the statistics have left the end of x in the cache.
     for (int row = rows - 1 - place.row; row >= 0; row -= AHEAD * place.step) {
         uint4 packs[AHEAD], others[AHEAD];
 #pragma unroll
@@ -211,7 +212,7 @@ __device__ void normalize(const uint4 *x, const uint4 *shortcut, uint4 *y, int r
     }
 }
 
-// What was let through by ReLU: all, where w xhat + b is positive, or where the result was (with a shortcut).
+// Where ReLU passes the gradient: OPEN everywhere, OWN where w xhat + b > 0, RESULT where y > 0 (with a shortcut).
 enum Gate { OPEN, OWN, RESULT };
 
 template <class T, Gate gate>
@@ -229,21 +230,21 @@ __device__ void through(const uint4 &given, const float (&values)[T::N], const u
     }
 }
 
-// Gradients of weight and bias, and what the gradient of x takes from them: each divided by the rows.
+// Computes the gradients of weight and bias. input_gradient divides them by the rows for the gradient of x.
 template <class T, Gate gate>
 __device__ void gradient_sums(const uint4 *given, const uint4 *x, const uint4 *y, int rows, int channels, const float *scale,
                               const float *shift, const float *weight, const float *bias, float *weight_gradient,
                               float *bias_gradient, float *partial, u32 *arrived) {
     constexpr int N = T::N, AHEAD = gate == OPEN ? 2 : 1;
     const Place<N> place(channels);
-    float factor[N], offset[N], spread[N], centre[N], sums[2][N] = {};
+    float factor[N], offset[N], spread[N], center[N], sums[2][N] = {};
 #pragma unroll
     for (int j = 0; j < N; j++) {
         const int channel = place.column + j;
         spread[j] = scale[channel];
-        centre[j] = shift[channel];
+        center[j] = shift[channel];
         factor[j] = weight[channel] * spread[j];
-        offset[j] = fmaf(weight[channel], centre[j], bias[channel]);
+        offset[j] = fmaf(weight[channel], center[j], bias[channel]);
     }
     for (int row = place.row; row < rows; row += AHEAD * place.step) {
         uint4 gradients[AHEAD], inputs[AHEAD], results[AHEAD];
@@ -264,7 +265,7 @@ __device__ void gradient_sums(const uint4 *given, const uint4 *x, const uint4 *y
 #pragma unroll
             for (int j = 0; j < N; j++) {
                 sums[0][j] += gradient[j];
-                sums[1][j] += gradient[j] * fmaf(values[j], spread[j], centre[j]);
+                sums[1][j] += gradient[j] * fmaf(values[j], spread[j], center[j]);
             }
         }
     }
@@ -275,7 +276,7 @@ __device__ void gradient_sums(const uint4 *given, const uint4 *x, const uint4 *y
     weight_gradient[channel] = totals[place.width + threadIdx.x];
 }
 
-// Gradient of x, w / std (g - mean of g - xhat mean of (g xhat)), and with a shortcut its own, g.
+// Computes the gradient of x, w / std (g - mean of g - xhat mean of (g xhat)), and with gate RESULT the shortcut's, g.
 template <class T, Gate gate>
 __device__ void input_gradient(const uint4 *given, const uint4 *x, const uint4 *y, int rows, int channels, const float *scale,
                                const float *shift, const float *weight, const float *bias, const float *weight_gradient,

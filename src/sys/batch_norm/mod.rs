@@ -1,5 +1,5 @@
-//! Kernels of our own for GPUs: CUDA source that NVRTC compiles for the GPU at hand when they are first wanted, launched
-//! through NVIDIA's driver. Where either is missing, libtorch's operations do the same in more passes.
+//! hpml's batch-norm kernels for GPUs: CUDA source that NVRTC compiles on first use for the present GPU, launched through
+//! NVIDIA's driver. Where either is missing, libtorch's operations compute the result in more passes.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::null_mut;
@@ -12,12 +12,14 @@ use super::gpu::{self, DRIVER};
 use super::libtorch::failure;
 
 const SOURCE: &str = include_str!("kernels.cu");
-/// As libtorch's wheels bring it (it finds it through the first) and as NVIDIA's packages install it.
+/// NVRTC's file names, in libtorch's wheels and in NVIDIA's packages.
 const COMPILERS: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
+/// libtorch's library that is linked to the NVRTC of its wheel.
 const LIBTORCHS_COMPILER: &str = "libcaffe2_nvrtc.so";
 
-/// By what follows the name of each kernel; the order is that of autograd.cpp.
+/// Suffixes of the kernels' names, in the order of autograd.cpp.
 const TYPES: [&str; 2] = ["bf16", "f32"];
+/// Kernels and the suffixes of their gates, in the order of autograd.cpp.
 const KERNELS: [(&str, &str); 8] = [
     ("statistics", ""),
     ("normalize", ""),
@@ -28,8 +30,9 @@ const KERNELS: [(&str, &str); 8] = [
     ("input_gradient", "_own"),
     ("input_gradient", "_result"),
 ];
-/// Blocks of a launch on each multiprocessor, and float32 that each leaves for the last one.
+/// Blocks per multiprocessor in a launch.
 const BLOCKS: i32 = 2;
+/// float32 sums that each block leaves for the last one.
 const PARTIAL: i64 = 128;
 
 unsafe extern "C" {
@@ -54,25 +57,31 @@ unsafe extern "C" {
     ) -> *mut torch_sys::C_tensor;
 }
 
-/// Batch norm over the batch, in training.
+/// Batch norm in training: with the statistics of the batch.
 pub struct BatchNorm<'a> {
-    /// `[c]` float32.
+    /// Scale, `[c]` float32.
     pub weight: &'a Tensor,
-    /// `[c]` float32.
+    /// Shift, `[c]` float32.
     pub bias: &'a Tensor,
-    /// `[c]` float32, updated.
+    /// Running mean, `[c]` float32, updated in place.
     pub running_mean: &'a Tensor,
-    /// `[c]` float32, updated.
+    /// Running variance, `[c]` float32, updated in place.
     pub running_variance: &'a Tensor,
-    /// The new statistics' part of the running ones.
+    /// Share of the batch's statistics in the running ones, 0 to 1.
     pub momentum: f64,
-    /// Added to the variance.
+    /// Constant added to the variance.
     pub epsilon: f64,
 }
 
 impl BatchNorm<'_> {
-    /// `input` `[n, c, h, w]`, normalised, with `shortcut` of the same shape and kind added, then `rectified`; autograd knows it.
-    /// `None`: no GPU, no compiler, or not such a tensor (bf16 or float32, channels last, 8, 16, 32 or k x 64 of them).
+    /// Normalizes `input` `[n, c, h, w]`, adds `shortcut` of equal shape and kind, and applies ReLU if `rectified`. Autograd
+    /// differentiates it.
+    ///
+    /// Returns `None` without a GPU or NVRTC, and for an `input` that the kernels are not written for: they take bf16 or float32,
+    /// channels last, with 8, 16, 32 or a multiple of 64 channels.
+    ///
+    /// # Panics
+    /// Panics with libtorch's message if a launch fails.
     pub fn apply(&self, input: &Tensor, shortcut: Option<&Tensor>, rectified: bool) -> Option<Tensor> {
         let Device::Cuda(index) = input.device() else { return None };
         if shortcut.is_some_and(|other| other.size() != input.size() || other.kind() != input.kind()) {
@@ -101,19 +110,24 @@ impl BatchNorm<'_> {
     }
 }
 
-/// Whether the kernels are there for GPU `index`, the only one of this process; compiles them the first time.
+/// Whether the kernels are loaded for GPU `index`, the only one of this process; compiles them on the first call.
 fn are_ready(index: usize) -> bool {
     static READY: OnceLock<bool> = OnceLock::new();
     *READY.get_or_init(|| match load(index) {
         Ok(()) => true,
         Err(reason) => {
-            log::warn!("batch norm takes libtorch's kernels, which are slower than hpml's own: {reason}");
+            log::warn!(
+                "batch norm uses libtorch's kernels, which are slower than hpml's: {reason}; install NVRTC and a recent driver"
+            );
             false
         }
     })
 }
 
-/// Compiles the kernels and hands them to autograd.cpp. Error: what is missing.
+/// Compiles the kernels and hands them to autograd.cpp.
+///
+/// # Errors
+/// Returns the reason if the driver or NVRTC is missing, too old or fails.
 fn load(index: usize) -> Result<(), String> {
     type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
     type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
@@ -125,7 +139,7 @@ fn load(index: usize) -> Result<(), String> {
         0 => Ok(()),
         code => Err(format!("{call}: error {code}")),
     };
-    // What blocks tell each other; it also makes libtorch's context, into which the kernels are loaded, this thread's.
+    // Making a tensor also makes libtorch's context, into which the kernels are loaded, this thread's.
     let zeros = |elements: i64, kind: Kind| Tensor::zeros([elements], (kind, Device::Cuda(index)));
     // SAFETY: the names and signatures are those of CUDA's driver API, cuda.h; pointers are to live variables of the sizes
     // that it writes. The library and the module stay open.
@@ -161,13 +175,16 @@ fn load(index: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Of the kernels in the source.
+/// Names of the kernels in the source, in the order of autograd.cpp.
 fn names() -> impl Iterator<Item = CString> {
     let of = |kind: &str, (kernel, gate): (&str, &str)| CString::new(format!("{kernel}_{kind}{gate}"));
     TYPES.into_iter().flat_map(move |kind| KERNELS.map(|kernel| of(kind, kernel).expect("names are words")))
 }
 
-/// The kernels' code for GPUs of an `architecture`, as `sm_90`. Error: there is no NVRTC, or what it does not take.
+/// Compiles the kernels for a GPU `architecture`, for example `sm_90`, to a CUBIN.
+///
+/// # Errors
+/// Returns the reason if NVRTC is missing, or the first error that it reports.
 fn compile(architecture: &str) -> Result<Vec<u8>, String> {
     type Program = *mut c_void;
     type Create = unsafe extern "C" fn(
@@ -214,7 +231,10 @@ fn compile(architecture: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// NVRTC. Error: the reason why it cannot be had.
+/// Opens NVRTC.
+///
+/// # Errors
+/// Returns the loader's reason for the newest of [`COMPILERS`].
 fn compiler() -> Result<Library, String> {
     let _ = gpu::open(LIBTORCHS_COMPILER, RTLD_NOW | RTLD_GLOBAL).map(std::mem::forget);
     let found: Vec<Result<Library, String>> = COMPILERS.map(|name| gpu::open(name, RTLD_NOW)).into();
@@ -241,7 +261,7 @@ mod tests {
         assert!(compile("sm_1").unwrap_err().contains("sm_1"));
     }
 
-    /// What libtorch makes of the same in float64, gradients of everything included.
+    /// Compares with libtorch's operations in float64, all gradients included.
     #[test]
     fn values_and_gradients_are_libtorchs() {
         if gpu::gpus().is_err() || gpu::open_libtorch_cuda().is_err() {
