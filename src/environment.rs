@@ -52,7 +52,20 @@ pub fn table(job: &Job) -> Table {
 
 /// Model name of this host's processor; `unknown` if the system does not report it.
 fn cpu_model() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with("model name"));
-    line.and_then(|line| line.split_once(':')).map_or_else(|| "unknown".into(), |(_, name)| name.trim().to_owned())
+    let mut system = sysinfo::System::new();
+    system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
+    let name = system.cpus().first().map_or("", |cpu| cpu.brand().trim());
+    if name.is_empty() { "unknown".into() } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_processor_has_the_name_that_linux_gives_it() {
+        let known = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let name = known.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        assert!(name.is_none_or(|(_, name)| cpu_model() == name.trim()), "{}", cpu_model());
+    }
 }

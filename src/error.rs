@@ -1,6 +1,6 @@
 //! Errors with the thing, the place and the mend. One variant per cause; `Display` is the whole message.
 //!
-//! ```no_run
+//! ```
 //! use hpml::error::{AtPath, Error, STOPPED};
 //! use std::path::Path;
 //!

@@ -1,6 +1,6 @@
 //! Units: inside the program times are seconds and sizes are bytes; this module converts and formats them for people.
 //!
-//! ```no_run
+//! ```
 //! use hpml::units::{format_bytes, format_seconds};
 //!
 //! assert_eq!(format_seconds(0.04116), "41.2 ms");

@@ -51,7 +51,8 @@ impl Element for f32 {
     }
 }
 
-/// bfloat16: the upper half of a float32.
+/// bfloat16: the upper half of a float32. Not crate `half` (2.7), which makes signaling NaNs quiet and is not faster: two arrays
+/// of 10M summed in 8.3 ms against 8.1 ms (best of 30, AVX-512, one thread).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[repr(transparent)]
 pub struct Bf16(u16);
@@ -75,7 +76,8 @@ impl Element for Bf16 {
     }
 }
 
-/// IEEE half precision: 11 significant bits, 6e-8 to 65504.
+/// IEEE half precision: 11 significant bits, 6e-8 to 65504. Not crate `half` (2.7), whose conversions a vector loop cannot
+/// inline: two arrays of 10M summed in 20.1 ms, or 11.3 ms by slices, against 7.4 ms (best of 30, AVX-512, one thread).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[repr(transparent)]
 pub struct Fp16(u16);
@@ -160,11 +162,20 @@ mod tests {
     }
 
     #[test]
-    fn bf16_rounds_as_libtorch_does() {
-        let values = [0.0, -1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 3.0e38, f32::MAX, f32::INFINITY, 1e-40, 0.1];
+    fn every_bf16_is_itself_again_and_float32_rounds_to_it_as_in_libtorch() {
+        let widened: Vec<f32> = (0..=u16::MAX).map(|bits| Bf16(bits).to_f32()).collect();
+        for (bits, &value) in (0..=u16::MAX).zip(&widened) {
+            assert_eq!(value.to_bits(), u32::from(bits) << 16);
+            assert!(Bf16::from_f32(value).0 == bits || value.is_nan() && Bf16::from_f32(value).to_f32().is_nan());
+        }
+        // A sample of all float32, and the ties between two bf16 with their neighbors.
+        let ties = (0..=u16::MAX).flat_map(|bits| [0x7fff, 0x8000, 0x8001].map(|low| u32::from(bits) << 16 | low));
+        let values: Vec<f32> = (0..=u32::MAX).step_by(65_521).chain(ties).map(f32::from_bits).collect();
         let rounded = tch::Tensor::from_slice(&values).to_kind(tch::Kind::BFloat16).to_kind(tch::Kind::Float);
-        let expected: Vec<f32> = rounded.try_into().unwrap();
-        assert_eq!(values.map(|value| Bf16::from_f32(value).to_f32()).as_slice(), expected);
-        assert!(Bf16::from_f32(f32::NAN).to_f32().is_nan());
+        let rounded: Vec<f32> = rounded.try_into().unwrap();
+        for (&value, &expected) in values.iter().zip(&rounded) {
+            let found = Bf16::from_f32(value).to_f32();
+            assert!(found == expected || found.is_nan() && expected.is_nan(), "{value}: {found} {expected}");
+        }
     }
 }

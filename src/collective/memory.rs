@@ -153,7 +153,7 @@ impl<T: Element> Drop for Region<T> {
     }
 }
 
-/// Elements of a flat tensor, without any check of who else uses them.
+/// Elements of a flat tensor, without any check of other uses.
 struct Elements<T: Element> {
     flat: Tensor,
     range: Range<usize>,

@@ -1,60 +1,7 @@
 //! The CPUs that a rank may use, the program that keeps it from the others, and the number of threads that follows.
 
-use std::collections::BTreeSet;
-
-use super::ancestors::{Ancestor, ancestors, own_cpus};
-
-/// A set of a host's CPUs, by Linux's numbers. Empty if it cannot be read.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Cpus(BTreeSet<usize>);
-
-/// Number of 64-bit words in which ranks exchange their sets.
-const WORDS: usize = 32;
-
-impl Cpus {
-    /// Parses a list as Linux writes it: `0-3,8`.
-    pub fn parse(list: &str) -> Cpus {
-        let ranges = list.split(',').filter_map(|part| {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            Some(first.trim().parse().ok()?..=last.trim().parse::<usize>().ok()?)
-        });
-        Cpus(ranges.flatten().collect())
-    }
-
-    /// All CPUs of this host that are online.
-    pub fn of_host() -> Cpus {
-        Cpus::parse(&std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default())
-    }
-
-    /// Number of CPUs; the standard library's count if the set could not be read.
-    pub fn count(&self) -> usize {
-        if self.0.is_empty() { std::thread::available_parallelism().map_or(1, usize::from) } else { self.0.len() }
-    }
-
-    /// Bit mask of the set: one bit per CPU.
-    pub fn to_words(&self) -> [u64; WORDS] {
-        let mut words = [0; WORDS];
-        for cpu in self.0.iter().filter(|cpu| **cpu < 64 * WORDS) {
-            words[cpu / 64] |= 1 << (cpu % 64);
-        }
-        words
-    }
-
-    /// The set whose bit mask is `words`; inverse of [`to_words`](Self::to_words).
-    pub fn from_words(words: &[u64]) -> Cpus {
-        Cpus((0..64 * words.len()).filter(|cpu| words[cpu / 64] >> (cpu % 64) & 1 == 1).collect())
-    }
-
-    /// Whether the sets share a CPU.
-    pub fn overlaps(&self, other: &Cpus) -> bool {
-        !self.0.is_disjoint(&other.0)
-    }
-}
-
-/// Union of the sets.
-pub(super) fn union<'a>(sets: impl IntoIterator<Item = &'a Cpus>) -> Cpus {
-    Cpus(sets.into_iter().flat_map(|set| set.0.iter().copied()).collect())
-}
+use super::ancestors::{Ancestor, ancestors};
+use super::cpus::Cpus;
 
 /// Threads for a rank whose CPUs `own` are shared by `sharing` ranks, itself included: at least 1.
 pub(super) fn fair_share(own: &Cpus, sharing: usize) -> usize {
@@ -97,13 +44,13 @@ impl Bound {
 
     /// The program that reduced this process's CPUs to `own`, and the number of CPUs without that.
     pub(super) fn find(own: &Cpus, from: &Surroundings) -> (Bound, usize) {
-        if own.0.is_empty() || own.count() >= from.host.count() {
+        if own.is_unknown() || own.count() >= from.host.count() {
             return (Bound::Nobody, own.count());
         }
         if own.count() < from.at_start.count() {
             return (Bound::Mpi, from.at_start.count());
         }
-        let above = from.ancestors.iter().map(|ancestor| (ancestor.name.as_str(), Cpus::parse(&ancestor.cpus).count()));
+        let above = from.ancestors.iter().map(|ancestor| (ancestor.name.as_str(), ancestor.cpus.count()));
         match above.into_iter().find(|(_, cpus)| *cpus > own.count()) {
             Some((_, cpus)) if from.openmp_binds => (Bound::OpenMp, cpus),
             Some(("slurmstepd", cpus)) => (Bound::Slurm, from.slurms.unwrap_or(own.count()).min(cpus)),
@@ -135,7 +82,7 @@ impl Surroundings {
             |name: &str| std::env::var(name).is_ok_and(|value| !["", "false", "FALSE", "disabled"].contains(&&*value));
         Surroundings {
             host: Cpus::of_host(),
-            at_start: Cpus::parse(&own_cpus()),
+            at_start: Cpus::of_this_process(),
             ancestors: ancestors(),
             openmp_binds: ["OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"].into_iter().any(set),
             slurms: std::env::var("SLURM_CPUS_ON_NODE").ok().and_then(|count| count.parse().ok()),
@@ -167,15 +114,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_are_read_and_told_to_other_ranks_in_words() {
-        let cpus = Cpus::parse("0-3,8, 70-71");
-        assert_eq!(cpus.count(), 7);
-        assert_eq!(Cpus::from_words(&cpus.to_words()), cpus);
-        assert!(cpus.overlaps(&Cpus::parse("71")) && !cpus.overlaps(&Cpus::parse("4-7")));
-        assert_eq!(union([&cpus, &Cpus::parse("4-8")]).count(), 11);
-    }
-
-    #[test]
     fn ranks_that_share_cpus_divide_them() {
         assert_eq!(fair_share(&Cpus::parse("0-15"), 4), 4);
         assert_eq!(fair_share(&Cpus::parse("0-3,8-11"), 2), 4);
@@ -186,7 +124,7 @@ mod tests {
     #[test]
     fn whoever_narrowed_the_cpus_is_found() {
         let ancestor =
-            |name: &str, cpus: &str| Ancestor { name: name.into(), command: String::new(), cpus: cpus.into() };
+            |name: &str, cpus: &str| Ancestor { name: name.into(), command: String::new(), cpus: Cpus::parse(cpus) };
         let (one, four) = ("5", "0-3");
         let surroundings = |at_start: &str, ancestors: &[Ancestor]| Surroundings {
             host: Cpus::parse("0-63"),

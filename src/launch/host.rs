@@ -1,7 +1,6 @@
 //! Description of a host, for people: `hpml devices`.
 
-use super::affinity::Cpus;
-use super::ancestors::own_cpus;
+use super::cpus::Cpus;
 use crate::collective::{Universe, nccl_version};
 use crate::sys::gpu;
 
@@ -9,7 +8,7 @@ use crate::sys::gpu;
 pub fn describe_host() -> String {
     let mut lines = vec![
         format!("host         {}", super::hostname()),
-        format!("cores        {}", Cpus::parse(&own_cpus()).count()),
+        format!("cores        {}", Cpus::of_this_process().count()),
         format!("libtorch     {}", env!("HPML_LIBTORCH_VERSION")),
         format!("MPI          {}", Universe::library_version()),
     ];

@@ -17,6 +17,7 @@
 
 mod affinity;
 mod ancestors;
+mod cpus;
 mod host;
 mod places;
 mod signals;
@@ -32,8 +33,9 @@ use crate::config::{Config, Launch, Precision};
 use crate::device::{self, Choice, Found, Target};
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
-use affinity::{Bound, Cpus, Surroundings};
+use affinity::{Bound, Surroundings};
 use ancestors::ancestors;
+use cpus::Cpus;
 pub use host::describe_host;
 pub use places::Place;
 pub use signals::{Signals, signal_name};
@@ -82,6 +84,9 @@ fn leave(status: i32) -> ! {
 ///
 /// Ranks that do not meet within `launch.comm_timeout_s` end the job; a limit of zero waits for ever. Processes that were
 /// started together and did not become ranks of one job are an error unless `launch.allow_singletons` is set.
+///
+/// # Panics
+/// Panics if MPI was initialized before.
 pub fn run(launch: &Launch, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
     prepare_open_mpi(); // sets the environment, so before there is another thread
     let surroundings = Surroundings::look();
@@ -199,7 +204,7 @@ impl Job {
 
     /// Gathers the cores of every rank, and derives this rank's compute threads and everybody's place.
     fn find_places(&self, config: &Config, hosts: Vec<String>, devices: Vec<String>) -> Result<Vec<Place>> {
-        let own = Cpus::parse(&ancestors::own_cpus());
+        let own = Cpus::of_this_process();
         let words = own.to_words();
         let all: Vec<Cpus> =
             self.communicator.all_gather(Kind::Control, &words)?.chunks(words.len()).map(Cpus::from_words).collect();
@@ -215,7 +220,7 @@ impl Job {
             threads,
             own.count(),
             sharing,
-            affinity::union(on_host()).count(),
+            cpus::union(on_host()).count(),
             unbound,
             self.surroundings.host.count(),
             bound as usize,
@@ -321,7 +326,7 @@ impl Job {
 
 /// Sets Open MPI's parameters for a fast all-reduce on one host: no kernel-assisted copies, segmented ring.
 ///
-/// Its defaults are 2 to 4 times slower there (44.7 MB on 2 ranks: 18.4 -> 5.3 ms). Only if all ranks are on one host,
+/// Open MPI's defaults are 2 to 4 times slower there (44.7 MB on 2 ranks: 18.4 -> 5.3 ms). Only if all ranks are on one host,
 /// by the launcher's variables, and only what the user has not set: over a network the cluster's own settings stand.
 fn prepare_open_mpi() {
     let ranks = variable("OMPI_COMM_WORLD_SIZE");
@@ -362,8 +367,7 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Name of this host, from the kernel.
+/// Name of this host.
 fn hostname() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() { "localhost".into() } else { name.trim().to_owned() }
+    sysinfo::System::host_name().filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".into())
 }

@@ -142,6 +142,7 @@ fn mend(library: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cpus::Cpus;
     use super::*;
 
     const LIBRARY: &str = "Open MPI v4.1.4";
@@ -191,7 +192,7 @@ mod tests {
     #[test]
     fn a_batch_job_submitted_from_within_a_step_is_no_task_of_it() {
         let ancestor =
-            |name: &str, command: &str| Ancestor { name: name.into(), command: command.into(), cpus: "0".into() };
+            |name: &str, command: &str| Ancestor { name: name.into(), command: command.into(), cpus: Cpus::default() };
         let step = [(STEP, "2"), ("SLURM_PROCID", "0")];
         let under = |title: &str| [ancestor("bash", "bash job.sh"), ancestor("slurmstepd", title)];
         assert_eq!(check(&step, &under("slurmstepd: [23.batch]")), None);

@@ -5,6 +5,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::ancestors::ancestors;
 use super::{Job, Place};
 use crate::collective::Communicator;
 use crate::collective::progress::{self, Progress};
@@ -129,8 +130,8 @@ impl Life {
 /// Ends Open MPI's launcher by two SIGTERMs within 5 s, and with it the daemons that it still reaches. It completes an abort
 /// only when the daemons of all hosts have answered: never, if the link to one is gone.
 fn end_launcher() {
-    let parent = std::fs::read_to_string(format!("/proc/{}/comm", std::os::unix::process::parent_id()));
-    if !parent.is_ok_and(|name| ["mpirun", "mpiexec", "orterun", "prterun"].contains(&name.trim())) {
+    let parent = ancestors().into_iter().next();
+    if !parent.is_some_and(|parent| ["mpirun", "mpiexec", "orterun", "prterun"].contains(&&*parent.name)) {
         return; // a daemon, or another launcher, which may know better
     }
     for _ in 0..2 {

@@ -3,7 +3,7 @@
 //! Knows nothing of ranks, gradients' reduction or optimizers.
 //!
 //! Logits of two random images:
-//! ```no_run
+//! ```
 //! use hpml::config;
 //! use hpml::model::{Mode, Model};
 //! use tch::{Device, Kind, Tensor};

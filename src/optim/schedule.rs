@@ -4,7 +4,7 @@ use crate::config::{Anneal, Config, Scaling};
 
 /// The learning rates of a whole training, equal on every rank.
 ///
-/// ```no_run
+/// ```
 /// let config = hpml::config::Config::default();
 /// let schedule = hpml::optim::Schedule::new(&config, 1000, 100, 256);
 /// println!("first step {}, last step {}", schedule.lr(0), schedule.lr(999));

@@ -1,8 +1,9 @@
 //! How much memory there is for a case, and how much it took.
 
-use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+
+use procfs::process::{ClearRefs, Process, Status};
 
 use crate::sys;
 use crate::units::Bytes;
@@ -19,23 +20,23 @@ pub(super) fn room(sharing: usize) -> Bytes {
 
 /// Resident memory of this process now.
 pub(super) fn resident() -> Bytes {
-    status_kilobytes("VmRSS:") * 1024
+    status_bytes(|status| status.vmrss)
 }
 
 /// The most that was resident since [`forget_peak`].
 pub(super) fn peak() -> Bytes {
-    status_kilobytes("VmHWM:") * 1024
+    status_bytes(|status| status.vmhwm)
 }
 
 /// Starts a new peak. Where the system refuses, peaks are those of the whole run.
 pub(super) fn forget_peak() {
-    let _ = fs::write("/proc/self/clear_refs", "5");
+    let _ = Process::myself().and_then(|process| process.clear_refs(ClearRefs::PeakRSS));
 }
 
-fn status_kilobytes(key: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(key));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+/// Bytes in a `field` of this process's status, which counts in KiB; 0 if it cannot be read.
+fn status_bytes(field: impl Fn(&Status) -> Option<u64>) -> Bytes {
+    let status = Process::myself().and_then(|process| process.status());
+    status.ok().and_then(|status| field(&status)).unwrap_or(0) * 1024
 }
 
 /// Memory of one rank at `batch`, from what smaller or equal batches took: a line through the two largest known. 0: not

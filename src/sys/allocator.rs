@@ -75,7 +75,6 @@ pub fn private_memory_left() -> u64 {
 
 /// Private memory of this process, in bytes, as `RLIMIT_DATA` counts it.
 fn private_memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmData:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).map_or(u64::MAX, |kb| kb * 1024)
+    let status = procfs::process::Process::myself().and_then(|process| process.status());
+    status.ok().and_then(|status| status.vmdata).map_or(u64::MAX, |kibibytes| kibibytes * 1024)
 }

@@ -99,7 +99,7 @@ pub fn open_libtorch_cuda() -> Result<(), String> {
 /// # Errors
 /// Returns the first line of the loader's message.
 pub fn open(name: &str, flags: c_int) -> Result<Library, String> {
-    // SAFETY: runs the library's initialisers: NVIDIA's and libtorch's own, which make no demands on who loads them.
+    // SAFETY: runs the library's initializers: NVIDIA's and libtorch's own, which make no demands on who loads them.
     unsafe { Library::open(Some(name), flags) }.map_err(|error| {
         let reason = match std::error::Error::source(&error) {
             Some(source) => source.to_string(),

@@ -53,7 +53,7 @@ pub fn im2col_conv2d(input: &Tensor, weight: &Tensor, stride: i64, padding: i64)
 /// Runs `draw` with libtorch's CPU generator seeded like `torch.manual_seed(seed)`. The generator belongs to the whole process,
 /// so callers take turns: tests that draw numbers run beside each other.
 ///
-/// ```no_run
+/// ```
 /// use tch::{Device, Kind, Tensor};
 /// let draw = || hpml::sys::seeded(1, || Tensor::rand([4], (Kind::Float, Device::Cpu)));
 /// assert!(draw().equal(&draw()));

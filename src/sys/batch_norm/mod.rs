@@ -204,7 +204,7 @@ fn compile(architecture: &str) -> Result<Vec<u8>, String> {
     let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".into()];
     let options = options.map(|option| CString::new(option).expect("text without zeros"));
     let pointers = options.each_ref().map(|option| option.as_ptr());
-    // SAFETY: the names and signatures are those of nvrtc.h; texts end in a 0, buffers have the sizes that it was asked for.
+    // SAFETY: the names and signatures are those of nvrtc.h; texts end in a 0, buffers have the sizes that NVRTC reported.
     unsafe {
         let create = nvrtc.get::<Create>(b"nvrtcCreateProgram\0").map_err(old)?;
         let build = nvrtc.get::<Compile>(b"nvrtcCompileProgram\0").map_err(old)?;
