@@ -17,7 +17,7 @@ use common::{Finished, Mpirun, Parameters, Running, checkpoints, kill, parameter
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
-/// Setting of the watchdog's time-out.
+/// Of the watchdog.
 const COMM_TIMEOUT: &str = "launch.comm_timeout_s=4";
 /// No run of these sizes lasts so long.
 const HANG: Duration = Duration::from_secs(120);

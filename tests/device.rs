@@ -17,7 +17,7 @@ fn train(ranks: usize, out: &Path, settings: &[&str]) -> Mpirun {
     Mpirun::ranks(ranks).args(["train", "--out", text(out)]).args(settings).timeout(SOON)
 }
 
-/// A training as [`train`] starts it, on emulated GPUs.
+/// The same on a device.
 fn on_device(ranks: usize, out: &Path, settings: &[&str]) -> Mpirun {
     train(ranks, out, settings).args(["--set", "launch.device=cuda"]).env("HPML_EMULATE_GPU", "1")
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{Finished, Mpirun, Running, assert_refused, folder, kill, text};
 
-/// Limit for the message about a bad start: it comes within seconds; a busy test machine gets some more.
+/// A bad start has to be told within seconds; a busy test machine gets some more.
 const SOON: Duration = Duration::from_secs(30);
 
 fn train(args: &[&str]) -> Finished {
@@ -264,7 +264,7 @@ fn a_checkpoint_in_the_middle_is_not_written_of_what_are_no_numbers() {
         let settings = [&settings[..], &["launch.device=cpu"]].concat();
         let settings = settings.iter().chain(more).flat_map(|setting| ["--set", setting]);
         let run = Mpirun::ranks(2).args(["train", "--out", text(&out)]).args(settings).env("HPML_EMULATE_GPU", "1");
-        // After the first step all ranks request a checkpoint; the loss of the second is looked at later.
+        // After the first step all ranks ask for a checkpoint; the loss of the second is looked at later.
         assert_refused(&run.timeout(Duration::from_secs(90)).run(), &["step 0", "[0] is", "train.lr"]);
         assert!(contents(folder.path()).is_empty());
     }

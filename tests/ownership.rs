@@ -1,5 +1,5 @@
 //! Nothing that a user did not force is ever lost, and nothing claims what was not done: commands that are repeated, resumed,
-//! renamed, killed and started twice. `HPML_OWNERSHIP_CASES` and `HPML_OWNERSHIP_TRIES` set how many.
+//! renamed, killed and started twice. `HPML_OWNERSHIP_CASES` and `HPML_OWNERSHIP_TRIES` ask for more of them.
 
 mod common;
 
@@ -437,7 +437,7 @@ fn check(folder: &Path, act: &Act, truth: &Truth) -> Result<(), TestCaseError> {
     let flags = |auto: bool, force: bool| {
         [("--resume", auto), ("auto", auto), ("--force", force)].into_iter().filter(|(_, is)| *is).map(|(flag, _)| flag)
     };
-    // Output, seed and epochs of the command, whether it was forced, and how it ended (`None`: cut).
+    // Out, what was asked for, whether it was forced, and how it ended (`None`: cut).
     let (out, seed, epochs, forced, end): (PathBuf, usize, usize, bool, Option<Finished>) = match act {
         Act::Train { out, seed, epochs, auto, force, keeps } => {
             let keep = if *keeps { "checkpoint.every_epochs=1" } else { "checkpoint.every_epochs=0" };

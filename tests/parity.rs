@@ -1,4 +1,4 @@
-//! Losses and updates against PyTorch's, from the same initial values and samples, on real images; wrong ones fail.
+//! The same losses and updates as PyTorch, from the same initial values and samples, on real images; and no other ones.
 
 mod common;
 

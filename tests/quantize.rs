@@ -51,7 +51,7 @@ fn training_ends_in_int8_that_eval_and_export_take() {
     let onnx = folder.path().join("net.onnx");
     hpml(&["export", text(&int8), "--onnx", text(&onnx)]).succeeded();
     assert!(std::fs::metadata(&onnx).unwrap().len() > 60_000);
-    // A file without an int8 network is refused, with the mend.
+    // What holds no int8 network is told so, with the mend.
     for command in [&["eval", text(&run)][..], &["export", text(&run), "--onnx", text(&folder.path().join("no.onnx"))]]
     {
         common::assert_refused(&hpml(command), &[text(&run), "float32", "hpml quantize", text(&int8)]);

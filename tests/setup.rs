@@ -1,4 +1,4 @@
-//! scripts/setup looks at Rust first: an old one is refused before anything is installed or downloaded.
+//! scripts/setup looks at Rust first: an old one is told before anything is installed or downloaded.
 
 mod common;
 

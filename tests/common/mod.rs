@@ -180,7 +180,7 @@ pub fn is_open_mpi(test: &str) -> bool {
     is
 }
 
-/// Child processes of `parent` and their descendants: some launchers start ranks through another process.
+/// Its children, theirs, and so on: some launchers start ranks through another process.
 fn descendants(parent: u32) -> Vec<u32> {
     children(parent).flat_map(|pid| std::iter::once(pid).chain(descendants(pid))).collect()
 }
@@ -269,7 +269,7 @@ pub fn texts(file: &Path, name: &str) -> Vec<String> {
 /// Every tensor of a checkpoint by its name, bit for bit.
 pub type Parameters = Vec<(String, Vec<u32>)>;
 
-/// Tensors of a run file's checkpoint, sorted by name: HDF5's own order is that of its heap.
+/// Those of a run file, sorted: HDF5's own order is that of its heap.
 pub fn parameters(file: &Path) -> Parameters {
     let file = hdf5::File::open(file).unwrap();
     let group = file.group("checkpoint").unwrap();

@@ -151,7 +151,7 @@ pub fn hdf5(folder: &Path) -> Case {
     damaged(folder, corpus)
 }
 
-/// Small files in HDF5's old format, and one as h5py writes it.
+/// The same, small and in HDF5's old format, and a file of h5py's.
 pub fn old_hdf5(folder: &Path) -> Case {
     let real = real_files(folder);
     let copy = |(number, path): (usize, &PathBuf)| {
@@ -189,7 +189,7 @@ fn read_it(path: &Path, random: &mut Random) {
             .inspect_err(|error| {
                 let message = error.to_string();
                 assert!(!message.contains('\n'), "{message}");
-                // The library allocates as much as a block of its own format claims to have, before it reads that.
+                // The library asks for as much as a block of its own format claims to have, before it reads that.
                 let asked = message.contains("memory allocation") && !message.contains("on disk image buffer");
                 assert!(!asked, "{message}");
             })

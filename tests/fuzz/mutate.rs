@@ -4,7 +4,7 @@
 pub struct Random(u64);
 
 impl Random {
-    /// A generator whose numbers depend on the case alone.
+    /// The same numbers for the same case.
     pub fn of(case: u64) -> Random {
         let mut random = Random(case.wrapping_mul(0xd134_2543_de82_ef95) ^ 0x68_706d_6c00);
         random.next();

@@ -111,7 +111,7 @@ case $command in
     up) up ;;
     down) down ;;
     *)
-        sed -n '2,11p' "$0"
+        sed -n '2,10p' "$0"
         exit 2
         ;;
 esac
