@@ -10,11 +10,9 @@ use std::time::Instant;
 
 use hpml::config::{self, ModelName};
 use hpml::model::{Mode, Model, Role};
-use hpml::quantize::calibration;
-use hpml::quantize::float_network::FloatTorch;
-use hpml::quantize::graph::IMAGE_BYTES;
-use hpml::quantize::reference::Reference;
-use hpml::quantize::{Engine, FloatNet, IntNet, Kernel, scheme};
+use hpml::quantize::{
+    Engine, FloatNet, FloatTorch, IMAGE_BYTES, IntNet, Kernel, Reference, calibration, scheme, to_onnx,
+};
 use hpml::store::{NamedTensor, TensorValues};
 
 /// Calls of each form.
@@ -30,7 +28,7 @@ fn main() {
         let net = quantized(&model);
         if let Some(folder) = std::env::args().skip_while(|argument| argument != "--onnx").nth(1) {
             let path = std::path::Path::new(&folder).join(format!("{}.onnx", name.as_str()));
-            std::fs::write(path, hpml::quantize::onnx::to_onnx(&net)).expect("the folder can be written to");
+            std::fs::write(path, to_onnx(&net)).expect("the folder can be written to");
         }
         let mut engine = Engine::new(&net, Kernel::best());
         let pixels = pixels(128);

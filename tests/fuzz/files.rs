@@ -9,7 +9,7 @@ use hdf5::types::{TypeDescriptor, VarLenUnicode};
 use hdf5::{Dataset, Group, H5Type, Location};
 use hpml::cli;
 use hpml::config::Config;
-use hpml::quantize::{Engine, Kernel, checkpoint};
+use hpml::quantize::{Engine, Kernel, from_checkpoint};
 use hpml::store::{
     self, Attribute, Checkpoint, CheckpointFolder, FileKind, Identity, Resumable, RunFile, Table, TensorValues, Values,
 };
@@ -205,7 +205,7 @@ fn read_it(path: &Path, random: &mut Random) {
         }
         3 => {
             if let Some(found) = no_memory_asked(store::read_checkpoint(path)) {
-                let _ = checkpoint::from_checkpoint(&found);
+                let _ = from_checkpoint(&found);
             }
         }
         _ => {
@@ -302,14 +302,14 @@ pub fn tables(folder: &Path) -> Case {
 /// An int8 checkpoint changed in names, shapes, values and scales; what is accepted must run, on every kernel the same.
 pub fn int8(folder: &Path) -> Case {
     let whole = store::read_checkpoint(&real_files(folder)[1]).unwrap();
-    checkpoint::from_checkpoint(&whole).unwrap();
+    from_checkpoint(&whole).unwrap();
     let pixels: Vec<u8> = (0..3072).map(|place| (place * 7 % 256) as u8).collect();
     Box::new(move |random| {
         let mut changed = whole.clone();
         for _ in 0..1 + random.below(3) {
             change(&mut changed, random);
         }
-        if let Ok(net) = checkpoint::from_checkpoint(&changed) {
+        if let Ok(net) = from_checkpoint(&changed) {
             let portable = Engine::new(&net, Kernel::Portable).run(&pixels);
             assert_eq!(Engine::new(&net, Kernel::best()).run(&pixels), portable);
         }
