@@ -141,7 +141,7 @@ impl Flat {
     pub fn adopt(&self, offset: usize, tensor: &mut Tensor, gradients: Option<&Flat>, channels_last: bool) {
         let shape = tensor.size();
         let view = |flat: &Flat| match flat {
-            // SAFETY: whoever owns the tensors owns the flat memory too (a `Replica` its model and state, a finetuning its
+            // SAFETY: the owner of the tensors owns the flat memory too (a `Replica` its model and state, a finetuning its
             // nodes and state) and computes with them in methods that borrow it mutably, so that no slice is borrowed from the
             // memory meanwhile. Regions that are out during a backward pass are of buckets whose gradients are complete.
             Flat::Host(buffer) => unsafe { buffer.view(offset, &shape, channels_last) },

@@ -25,7 +25,7 @@ use crate::sys::gpu::range;
 /// use hpml::{data::Batch, device::StepRecorder, error::Result, model::Model, optim::Optimizer, parallel::Replica};
 /// # use hpml::{config::Config, launch::Job};
 /// # fn train(job: &Job, config: &Config, batches: impl Iterator<Item = Batch>) -> Result<()> {
-/// let model = Model::new(&config.model, config.train.seed);
+/// let model = Model::new(&config.model, config.run.seed);
 /// let mut replica = Replica::new(model, job.target, job.communicator.clone(), config)?;
 /// let mut optimizer = Optimizer::new(&replica.state, &config.optim);
 /// let mut times = StepRecorder::default();

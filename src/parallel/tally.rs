@@ -57,17 +57,17 @@ impl Tally {
                 wanted.resize(n, 0);
                 logits.copy_data(scores, n * classes);
                 labels.copy_data(wanted, n);
-                let hit = |(row, &label): (&[f32], &i64)| {
+                let is_correct = |(row, &label): (&[f32], &i64)| {
                     let best = (1..classes).fold(0, |best, class| if row[class] > row[best] { class } else { best });
                     best as i64 == label
                 };
-                let correct = scores.chunks(classes).zip(&*wanted).filter(|pair| hit(*pair)).count();
+                let correct = scores.chunks(classes).zip(&*wanted).filter(|pair| is_correct(*pair)).count();
                 result.add(StepResult { loss_sum: mean_loss.double_value(&[]) * n as f64, correct, samples: n });
             }
             Tally::Device { sums, samples } => tch::no_grad(|| {
-                let hits = logits.argmax(1, false).eq_tensor(labels).sum(tch::Kind::Double);
+                let correct = logits.argmax(1, false).eq_tensor(labels).sum(tch::Kind::Double);
                 let loss = mean_loss.to_kind(tch::Kind::Double) * n as f64;
-                let _ = sums.g_add_(&Tensor::stack(&[loss, hits], 0));
+                let _ = sums.g_add_(&Tensor::stack(&[loss, correct], 0));
                 *samples += n;
             }),
         }

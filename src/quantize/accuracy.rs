@@ -35,12 +35,12 @@ impl AccuracyTable {
     /// The counts as numbers that ranks can add.
     pub fn to_sums(&self) -> Vec<f64> {
         let counts = [self.samples, self.compared, self.differing];
-        counts.into_iter().chain(self.cases.iter().map(|(_, hits)| *hits)).map(|count| count as f64).collect()
+        counts.into_iter().chain(self.cases.iter().map(|(_, correct)| *correct)).map(|count| count as f64).collect()
     }
 
     /// The table with its counts replaced by `sums`; inverse of [`to_sums`](Self::to_sums).
     pub fn with_sums(&self, sums: &[f64]) -> AccuracyTable {
-        let cases = self.cases.iter().zip(&sums[3..]).map(|((name, _), &hits)| (*name, hits as u64)).collect();
+        let cases = self.cases.iter().zip(&sums[3..]).map(|((name, _), &correct)| (*name, correct as u64)).collect();
         AccuracyTable { cases, samples: sums[0] as u64, compared: sums[1] as u64, differing: sums[2] as u64 }
     }
 
@@ -54,8 +54,8 @@ impl AccuracyTable {
 
     /// Accuracies in per cent, by case.
     pub fn accuracies(&self) -> Vec<(&'static str, f64)> {
-        let percent = |hits: u64| 100.0 * hits as f64 / self.samples.max(1) as f64;
-        self.cases.iter().map(|&(name, hits)| (name, percent(hits))).collect()
+        let percent = |correct: u64| 100.0 * correct as f64 / self.samples.max(1) as f64;
+        self.cases.iter().map(|&(name, correct)| (name, percent(correct))).collect()
     }
 
     /// Percentage points that the integer network loses against float32.
@@ -148,13 +148,13 @@ fn run(
         AccuracyTable { cases: names.map(|name| (name, 0)).collect(), samples: 0, compared: 0, differing: 0 };
     let mut executions = Executions::on(target, integers);
     let batch = BATCH[usize::from(target.is_gpu())];
-    let hits = |predicted: &[u8], labels: &[u8]| predicted.iter().zip(labels).filter(|(a, b)| a == b).count() as u64;
+    let correct = |predicted: &[u8], labels: &[u8]| predicted.iter().zip(labels).filter(|(a, b)| a == b).count() as u64;
     for (pixels, labels) in pixels.chunks(batch * IMAGE_BYTES).zip(labels.chunks(batch)) {
         for ((_, net), (_, count)) in floats.iter().zip(&mut accuracy.cases) {
-            *count += hits(&float_network::predictions(&net.logits(pixels)), labels);
+            *count += correct(&float_network::predictions(&net.logits(pixels)), labels);
         }
         let (logits, compared, differing) = executions.run(pixels)?;
-        accuracy.cases.last_mut().expect("it was added").1 += hits(&predictions(&logits), labels);
+        accuracy.cases.last_mut().expect("it was added").1 += correct(&predictions(&logits), labels);
         accuracy.compared += compared;
         accuracy.differing += differing;
         accuracy.samples += labels.len() as u64;

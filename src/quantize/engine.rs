@@ -229,8 +229,8 @@ impl<I: Prepare> Plan<I> {
         for y in 0..IMAGE_SIDE {
             let row = &mut self.tensors[0][layout.at(image, y as isize, 0) as usize..][..IMAGE_SIDE * 4];
             let plane = |channel: usize| &planes[channel][y * IMAGE_SIDE..][..IMAGE_SIDE];
-            let colours = plane(0).iter().zip(plane(1)).zip(plane(2));
-            for (pixel, ((&r, &g), &b)) in row.as_chunks_mut::<4>().0.iter_mut().zip(colours) {
+            let colors = plane(0).iter().zip(plane(1)).zip(plane(2));
+            for (pixel, ((&r, &g), &b)) in row.as_chunks_mut::<4>().0.iter_mut().zip(colors) {
                 let values = [red[r as usize], green[g as usize], blue[b as usize], 0];
                 *pixel = values.map(I::input);
             }

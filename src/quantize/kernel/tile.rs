@@ -227,7 +227,7 @@ unsafe fn finish<I: Isa>(
     sums: *const i32,
 ) {
     // SAFETY: the offsets at each position plus `output_channels` end within the memory of `task` (`reach`); no more
-    // lanes than channels are left are read or written. The last logits go through a register-sized array of our own.
+    // lanes than channels are left are read or written. The last logits go through a local, register-sized array.
     unsafe {
         for j in 0..pixels {
             let to = *zone.outputs.get_unchecked(position + j) as usize;

@@ -15,7 +15,7 @@ fn mask(lanes: usize) -> __mmask16 {
 }
 
 // SAFETY: `convolve` enables the features that the intrinsics below need and is the only way in; each touches exactly
-// the elements that the trait names (masked where fewer lanes are asked for).
+// the elements that the trait names (masked for fewer lanes).
 unsafe impl Isa for Vnni {
     type Input = u8;
     type Weight = i8;
