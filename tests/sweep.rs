@@ -142,8 +142,8 @@ fn what_cannot_be_measured_is_refused() {
     let out = folder.path().join("scaling.h5");
     for (set, named) in [
         ("sweep.ranks=[1, 4]", "the job has 2 ranks"),
-        ("sweep.ranks=[2, 2]", "sweep.ranks = 2: stands there twice"),
-        ("sweep.timing=['overlap', 'overlap']", "sweep.timing = overlap: stands there twice"),
+        ("sweep.ranks=[2, 2]", "sweep.ranks = 2: is listed twice"),
+        ("sweep.timing=['overlap', 'overlap']", "sweep.timing = overlap: is listed twice"),
         ("train.batch_per_rank=4", "train.batch_per_rank: sweep.batch_per_rank are the batches"),
         ("metrics.timing=profile", "metrics.timing: sweep.timing has it"),
         ("sweep.timing=fast", "fast"),
