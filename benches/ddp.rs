@@ -1,8 +1,8 @@
 //! hpml against PyTorch DistributedDataParallel (gloo) on the same machine and the same libtorch: `cargo bench --bench ddp`.
 //!
-//! Runs of both alternate, so that a machine whose speed drifts does it to both; the claim is the ratio of medians. Both
-//! train CIFAR-10 with the same loader work (crop and flip for ResNet-18), batches, ranks and one thread a rank. ResNet-18:
-//! median over the steps of the slowest rank's step. Net: steps per second of an unbroken loop.
+//! Runs of both alternate, so that a drift of the machine's speed affects both; the claim is the ratio of medians. Both
+//! train CIFAR-10 with the same loader work (crop and flip for ResNet-18), batches, ranks and one thread per rank. ResNet-18:
+//! median over the steps of the slowest rank's step. Net: steps per second of an uninterrupted loop.
 //!
 //! Needs HPML_CIFAR10 (folder of the binary files), HPML_PEERS (folder of the peer program `ddp.py`) and HPML_TORCHRUN (a
 //! `torchrun`); says what is missing and stops otherwise. HPML_ROUNDS: runs of each (3). An argument picks cases by name.
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// What the best tuned PyTorch script has: glibc keeps freed memory, as hpml does by itself.
+/// Allocator settings of the best tuned PyTorch script: glibc keeps freed memory, as hpml does by itself.
 const KEEP: &str = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592";
 
 struct Case {
@@ -22,7 +22,7 @@ struct Case {
     steps: usize,
     warmup: usize,
     hpml: &'static [&'static str],
-    /// Name, flags, and whether the allocator is tuned by the environment.
+    /// Name, flags, and whether the environment tunes the allocator.
     peers: &'static [(&'static str, &'static [&'static str], bool)],
 }
 
@@ -173,7 +173,7 @@ fn run_peer(
     let output = command.output().expect("torchrun can be started");
     let text = String::from_utf8_lossy(&output.stdout);
     let json = text.lines().last().unwrap_or_default();
-    // One of gloo's threads sometimes aborts the process at its end, when its figures are printed.
+    // One of gloo's threads sometimes aborts the process at its end, after its figures are printed.
     assert!(json.starts_with('{'), "{}", String::from_utf8_lossy(&output.stderr));
     match net {
         true => number(json, "cont_steps_s") * (case.batch * case.ranks) as f64,
@@ -181,13 +181,13 @@ fn run_peer(
     }
 }
 
-/// The number behind `"key":` in one line of JSON.
+/// Number that follows `"key":` in one line of JSON.
 fn number(json: &str, key: &str) -> f64 {
     let rest = json.split(&format!("\"{key}\": ")).nth(1).unwrap_or_else(|| panic!("{key} is missing in {json}"));
     rest.split([',', '}'])
         .next()
         .and_then(|text| text.parse().ok())
-        .unwrap_or_else(|| panic!("{key} is no number in {json}"))
+        .unwrap_or_else(|| panic!("{key} is not a number in {json}"))
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -1,10 +1,10 @@
-//! True int8 against our own float32 and its plain-loop reference, one thread, end to end from u8 pixels to logits.
+//! True int8 against hpml's float32 on one thread, end to end from u8 pixels to logits.
 //!
 //!     cargo bench --bench int8
 //!
-//! Random weights: speed does not depend on them, and every run checks that kernel and plain loops agree first. Each
-//! figure is the best and the median of repeated calls; forms take turns, so that a busy machine slows all alike.
-//! Peers on the same machine: with `-- --onnx FOLDER` the models are written there for benches/int8_peers.py.
+//! Weights are random: speed does not depend on them, and every run first checks that kernel and plain loops agree. Each
+//! figure is the best and the median of repeated calls; the two forms take turns, so that a busy machine slows both alike.
+//! Peers on the same machine: `-- --onnx FOLDER` writes the models there for benches/int8_peers.py.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use hpml::quantize::{
 };
 use hpml::store::{NamedTensor, TensorValues};
 
-/// Calls of each form.
+/// Number of calls per form.
 const ROUNDS: usize = 15;
 
 fn main() {
@@ -63,7 +63,7 @@ fn images_per_second(batch: usize, repeats: usize, mut call: impl FnMut()) -> f6
     (batch * repeats) as f64 / started.elapsed().as_secs_f64()
 }
 
-/// Our own float32 as the test of a training runs it, in the model's memory layout.
+/// Runs hpml's float32 as the test of a training does, in the model's memory layout.
 fn float(model: &Model, pixels: &[u8]) -> tch::Tensor {
     let images = tch::Tensor::from_slice(pixels).view([-1, 3, 32, 32]).to_kind(tch::Kind::Float);
     let mut images = (images / 255.0 - 0.5) / 0.5;

@@ -1,4 +1,4 @@
-//! Several hosts on one machine: network namespaces with links of 1 Gbit/s (`hosts.sh`). For root; left out elsewhere.
+//! Several hosts on one machine: network namespaces with links of 1 Gbit/s (`hosts.sh`). Needs root; left out elsewhere.
 
 mod common;
 
@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use common::{Mpirun, checkpoints, column, folder, is_open_mpi, text, texts};
 
-/// Hosts that stand until this is dropped.
+/// Emulated hosts, removed on drop.
 struct Hosts {
     prefix: String,
 }
 
 impl Hosts {
-    /// `count` hosts for the test of this name; `None`, with the reason on stderr, where they cannot be made.
+    /// Creates `count` hosts for the test `name`; `None`, with the reason on stderr, if they cannot be created.
     fn up(count: usize, test: &str) -> Option<Hosts> {
         if !is_open_mpi(test) {
             return None; // hosts.sh plays its remote shell
         }
-        // Short: host names go with Open MPI's into paths of sockets. Unique: tests run beside each other.
+        // Short: host names become part of Open MPI's socket paths. Unique: tests run concurrently.
         static SETS: AtomicUsize = AtomicUsize::new(0);
         let hosts = Hosts { prefix: format!("h{}{}", std::process::id(), SETS.fetch_add(1, Ordering::Relaxed)) };
         let output = hosts.script(&["up", &count.to_string(), "1gbit"]);
@@ -42,7 +42,7 @@ impl Hosts {
         command
     }
 
-    /// `hpml` with `per_host` ranks on each of `hosts` hosts.
+    /// Prepares `hpml` with `per_host` ranks on each of `hosts` hosts.
     fn hpml(&self, hosts: usize, per_host: usize) -> Mpirun {
         let mut command = self.command();
         command.args(["mpirun", &hosts.to_string(), &per_host.to_string(), env!("CARGO_BIN_EXE_hpml")]);
@@ -69,7 +69,7 @@ fn every_sum_is_right_between_hosts() {
         assert!(run.stdout.contains(&format!("{}-1", hosts.prefix)), "the ranks are on one host\n{}", run.stdout);
         let wrong = column(&out, "allreduce/wrong");
         assert!(wrong.iter().all(|&count| count == 0.0), "{count} x {per_host} ranks: {wrong:?}");
-        // auto: MPI_Allreduce for what is small, the window and the ring for what is not.
+        // auto: MPI_Allreduce for small buffers, window and ring for large ones.
         for way in ["mpi", "shared", "ring"] {
             assert!(texts(&out, "allreduce/algorithm").iter().any(|used| used == way), "{way} was not measured");
         }
@@ -80,7 +80,7 @@ fn every_sum_is_right_between_hosts() {
 fn two_hosts_train_to_the_parameters_of_two_ranks_on_one() {
     let Some(hosts) = Hosts::up(2, "two_hosts_train_to_the_parameters_of_two_ranks_on_one") else { return };
     let folder = folder();
-    // Three buckets above the ring's least size: the first two on the communication thread, beside the backward pass.
+    // Three buckets above the ring's least size: the first two on the communication thread, during the backward pass.
     let train = |run: Mpirun, out: PathBuf| {
         run.args(["train", "--out", out.to_str().unwrap(), "--set", "model.name=resnet18", "--set", "model.width=16"])
             .args(["--set", "train.max_steps=3", "--set", "data.test_samples=40", "--set", "parallel.bucket_mb=0.5"])

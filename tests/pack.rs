@@ -1,4 +1,4 @@
-//! A packed hpml runs with nothing of this machine's Rust, MPI and HDF5.
+//! A packed hpml runs without this machine's Rust, MPI and HDF5.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{Mpirun, column, folder, text};
 
-/// A shell command in an environment that has only libtorch.
+/// Prepares a shell command in an environment that has only libtorch.
 fn bare(script: &str, folder: &Path) -> Mpirun {
     let mut command = Command::new("bash");
     command.args(["-c", script]).current_dir(folder).env_clear();
@@ -31,7 +31,7 @@ fn a_pack_trains_and_reports_with_its_own_mpi_and_hdf5() {
     command.arg(&pack).env("HPML_PACK_BUILT", "1");
     Mpirun::command(command).run().succeeded();
 
-    // Elsewhere and under another name than where it was made.
+    // In another place and under another name than where it was made.
     let moved = folder.path().join("moved");
     std::fs::rename(&pack, &moved).unwrap();
     let run = "moved/run 2 train moved/configs/quickstart.toml --out run.h5 --set train.max_steps=20 --set data.test_samples=100";
@@ -43,7 +43,7 @@ fn a_pack_trains_and_reports_with_its_own_mpi_and_hdf5() {
         assert!(line.contains(text(&moved)), "{line}");
     }
 
-    // A libtorch without PyTorch's folder of NVIDIA's libraries beside it, and what is none or lacks a part.
+    // A libtorch without PyTorch's folder of NVIDIA's libraries beside it; a folder that is none; a libtorch that lacks a part.
     let torch = folder.path().join("alone/torch");
     let libraries = torch.join("lib");
     std::fs::create_dir_all(&libraries).unwrap();
@@ -60,7 +60,7 @@ fn a_pack_trains_and_reports_with_its_own_mpi_and_hdf5() {
     };
     with(text(&torch), "alone.h5").succeeded();
     common::assert_refused(&with("/no/such/torch", "none.h5"), &["/no/such/torch", "libtorch_cpu.so", "LIBTORCH"]);
-    // What PyTorch's wheel has in that folder.
+    // Files that PyTorch's wheel has in that folder.
     let of_nvidia = std::fs::read_dir(&libraries).unwrap().flatten().map(|entry| entry.path());
     let runtime: Vec<_> = of_nvidia.filter(|path| text(path).contains("/libcudart.so")).collect();
     if !runtime.is_empty() {

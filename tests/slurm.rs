@@ -1,4 +1,4 @@
-//! The scripts in slurm/ under a real Slurm: emulated nodes of a slurm-lab folder beside the checkout. For root; left out
+//! The scripts in slurm/ under a real Slurm: emulated nodes of a slurm-lab folder beside the checkout. Needs root; left out
 //! elsewhere.
 
 mod common;
@@ -12,26 +12,26 @@ use std::time::{Duration, Instant};
 use common::{is_open_mpi, parameters, texts};
 use wait_timeout::ChildExt;
 
-/// For Slurm to start or to end, with the installation of its packages.
+/// Time-out for Slurm to start or to end, including the installation of its packages.
 const LAB: Duration = Duration::from_secs(180);
-/// For all jobs together; on two cores they take a minute and a half.
+/// Time-out for all jobs together; on two cores they take a minute and a half.
 const JOBS: Duration = Duration::from_secs(300);
 
-/// A cluster of four nodes that stands until this is dropped.
+/// A cluster of four nodes, stopped on drop.
 struct Lab {
     scripts: PathBuf,
-    /// State of its daemons, in a short path: it holds sockets.
+    /// State of the daemons, in a short path: it holds sockets.
     state: tempfile::TempDir,
-    /// Where jobs are submitted, as if it were the checkout.
+    /// Folder that jobs are submitted from, in place of the checkout.
     home: tempfile::TempDir,
     deadline: Instant,
-    /// One cluster at a time: its ports are this process's.
+    /// Lock that allows one cluster at a time: its ports are this process's.
     _alone: MutexGuard<'static, ()>,
 }
 
-/// Runs a command to its end or for `timeout`. What it said, or what went wrong.
+/// Runs a command to its end or for `timeout`. Returns its output, or the failure in words.
 fn run(command: &mut Command, timeout: Duration) -> Result<String, String> {
-    // Into a file: a daemon that keeps a pipe open would not let us read to its end.
+    // Into a file: a daemon that keeps a pipe open would block reading to its end.
     let said = tempfile::NamedTempFile::new().unwrap();
     let stream = || fs::File::options().append(true).open(said.path()).unwrap();
     let child = command.stdin(Stdio::null()).stdout(stream()).stderr(stream()).spawn();
@@ -50,7 +50,7 @@ fn run(command: &mut Command, timeout: Duration) -> Result<String, String> {
 }
 
 impl Lab {
-    /// `None`, with the reason on stderr, where there is no such folder or Slurm does not start.
+    /// Starts the cluster; `None`, with the reason on stderr, if there is no such folder or Slurm does not start.
     fn up(test: &str) -> Option<Lab> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let scripts = root.join("../shared/slurm-lab");
@@ -77,7 +77,7 @@ impl Lab {
 
     fn script(&self, name: &str) -> Command {
         let mut command = Command::new(self.scripts.join(name));
-        // A port range of our own: another cluster may be up. Below those that the system hands out.
+        // A separate port range: another cluster may be up. Below the ports that the system hands out.
         let port = 20_000 + std::process::id() % 1000 * 8;
         let settings = [("PORT", port), ("NODES", 4), ("CPUS", 8), ("GPUS", 0)];
         command.envs(settings.map(|(name, value)| (format!("SLURM_LAB_{name}"), value.to_string())));
@@ -85,7 +85,7 @@ impl Lab {
         command
     }
 
-    /// One of Slurm's commands, in the folder of the jobs.
+    /// Prepares one of Slurm's commands, in the folder of the jobs.
     fn slurm(&self, command: &str, args: &[&str]) -> Result<String, String> {
         let environment = format!("source {}/env.sh && exec \"$0\" \"$@\"", self.state.path().display());
         let mut shell = Command::new("bash");
@@ -95,7 +95,7 @@ impl Lab {
         run(&mut shell, Duration::from_secs(30))
     }
 
-    /// Submits a job of this name on two nodes; its id.
+    /// Submits job `name` on two nodes; returns its id.
     fn submit(&self, launch: &str, name: &str, args: &[&str]) -> String {
         let export = format!("--export=ALL,HPML_LAUNCH={launch}");
         let options = ["--parsable", "--job-name", name, "--nodes=2", "--ntasks-per-node=1", &export];
@@ -107,7 +107,7 @@ impl Lab {
         self.home.path().join("results").join(name)
     }
 
-    /// Until `done`; what is `awaited` is for the message.
+    /// Waits until `done`; `awaited` names the event in the message.
     fn wait<T>(&self, awaited: &str, mut done: impl FnMut() -> Option<T>) -> T {
         loop {
             if let Some(value) = done() {
@@ -121,7 +121,7 @@ impl Lab {
         }
     }
 
-    /// Waits until a job (all tasks of an array) has ended; the values of `field`.
+    /// Waits until a job (all tasks of an array) has ended; returns the values of `field`.
     fn ended(&self, id: &str, field: &str) -> Vec<String> {
         self.wait(&format!("the end of job {id}"), || {
             let jobs = self.slurm("scontrol", &["show", "job", "--oneliner", id]).ok()?;
@@ -129,7 +129,7 @@ impl Lab {
                 let prefix = format!("{name}=");
                 jobs.split_whitespace().filter_map(|word| word.strip_prefix(&prefix)).map(str::to_owned).collect()
             };
-            // A job that queues itself again is, for a moment, one that has ended.
+            // A job that queues itself again appears ended for a moment.
             let over = ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"];
             let states = values("JobState");
             (!states.is_empty() && states.iter().all(|state| over.contains(&state.as_str()))).then(|| values(field))
@@ -147,7 +147,7 @@ impl Lab {
         logs.map(|path| format!("{}:\n{}\n", path.display(), fs::read_to_string(&path).unwrap_or_default())).collect()
     }
 
-    /// The processes of a job's ranks.
+    /// Process ids of a job's ranks.
     fn ranks(&self, id: &str) -> Vec<u32> {
         let pids =
             fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -173,7 +173,7 @@ fn kill(signal: &str, pids: &[u32]) {
     Command::new("kill").arg(format!("-{signal}")).args(pids).status().unwrap();
 }
 
-/// Whether SIGUSR1 waits for this process.
+/// Whether SIGUSR1 is pending for this process.
 fn has_usr1(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap_or_default();
@@ -188,7 +188,7 @@ fn every_script_runs_and_what_is_cut_short_goes_on() {
     let runs = "small.toml --set train.lr=0.01\nsmall.toml --set train.lr=0.02 --set train.epochs=1\n";
     fs::write(lab.home.path().join("runs.txt"), runs).unwrap();
 
-    // The same training four times: by srun and by mpirun, uncut and cut.
+    // One training, run four times: by srun and by mpirun, uncut and cut.
     let srun = lab.submit("srun", "srun", &["slurm/train.sbatch", "small.toml"]);
     let limit = ["--time=1", "--signal=B:USR1@20", "slurm/chain.sbatch", "small.toml"];
     let chain = lab.submit("srun", "chain", &limit);
@@ -198,14 +198,14 @@ fn every_script_runs_and_what_is_cut_short_goes_on() {
     let report = ["--parsable", "--kill-on-invalid-dep=yes", &after, "slurm/report.sbatch", &files];
     let report = lab.slurm("sbatch", &report).unwrap().trim().to_owned();
 
-    // Time stands still for the ranks of the first chain, so that its limit comes in the midst of the training, however
-    // fast the machine is. Slurm looks at limits every 30 s.
+    // The ranks of the first chain are stopped, so that the time limit ends it in the midst of the training, however fast
+    // the machine is. Slurm checks limits every 30 s.
     let first = lab.file(&format!("chain-{chain}.h5"));
     lab.wait("the first epoch", || first.exists().then_some(()));
     let ranks = lab.ranks(&chain);
     assert_eq!(ranks.len(), 2, "{}", lab.logs());
     kill("STOP", &ranks);
-    // The shell of the second one is told at once what `--signal=B:USR1` tells it before the limit.
+    // The shell of the second one gets at once the signal that `--signal=B:USR1` sends before the limit.
     let second = lab.file(&format!("chain2-{chain2}.h5"));
     lab.wait("the first epoch", || second.exists().then_some(()));
     lab.slurm("scancel", &["--batch", "--signal=USR1", &chain2]).unwrap();
@@ -225,12 +225,12 @@ fn every_script_runs_and_what_is_cut_short_goes_on() {
         "data.train_samples=400",
     ];
     let sweep = lab.submit("srun", "sweep", &sweep);
-    // A lost rank takes the other along, and both begin again.
+    // A lost rank ends the other, and both begin again.
     let lost = lab.submit("srun", "lost", &["--time=10", "slurm/chain.sbatch", "small.toml"]);
     let third = lab.file(&format!("lost-{lost}.h5"));
     lab.wait("the first epoch", || third.exists().then_some(()));
     kill("KILL", &lab.ranks(&lost)[..1]);
-    // What a restart would meet again is not queued again.
+    // A failure that a restart would repeat is not queued again.
     let wrong = lab.submit("srun", "wrong", &["slurm/chain.sbatch", "none.toml"]);
     assert_eq!(lab.ended(&wrong, "JobState"), ["FAILED"]);
     assert_eq!(lab.ended(&wrong, "Restarts"), ["0"]);
@@ -268,8 +268,8 @@ fn every_script_runs_and_what_is_cut_short_goes_on() {
     assert_eq!(written(format!("report-{report}/chain-{chain}.csv")).lines().count(), 1 + 8);
 }
 
-/// Open MPI 4 ends the process itself where srun has no PMIx for it; other libraries, and this one where it does not see
-/// that it is in a step, make a job of one rank of each.
+/// Open MPI 4 ends the process itself if srun has no PMIx for it; other libraries, and this one if it does not notice that it is
+/// in a step, make a job of one rank of each process.
 #[test]
 fn tasks_of_srun_that_mpi_does_not_join_are_refused() {
     let Some(lab) = Lab::up("tasks_of_srun_that_mpi_does_not_join_are_refused") else { return };
@@ -284,7 +284,7 @@ fn tasks_of_srun_that_mpi_does_not_join_are_refused() {
         let message = srun(mpi, command).unwrap_err();
         let said: Vec<&str> = message.split("hpml: ").skip(1).collect();
         let [said] = said[..] else { panic!("one message expected: {message}") };
-        let said = said.split("; ").take(2).collect::<Vec<_>>().join("; "); // up to what others said
+        let said = said.split("; ").take(2).collect::<Vec<_>>().join("; "); // without the other ranks' messages
         for word in named {
             assert!(said.contains(word), "{word}: {said}");
         }

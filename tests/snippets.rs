@@ -1,4 +1,4 @@
-//! The Python of the documentation, run as it stands there on files of the kind that it names.
+//! The documentation's Python snippets, run unchanged on files of the kind that they name.
 //!
 //! `HPML_PYTHON=/path/to/python cargo test --release --test snippets`; without that variable it says so and passes.
 
@@ -9,7 +9,7 @@ use std::process::Command;
 
 use common::{Mpirun, folder};
 
-/// The fenced Python blocks of a Markdown file.
+/// Fenced Python blocks of a Markdown file.
 fn python_blocks(markdown: &str) -> Vec<&str> {
     markdown.split("```python\n").skip(1).filter_map(|rest| rest.split("\n```").next()).collect()
 }

@@ -25,6 +25,15 @@ pub struct Link {
 }
 
 /// The fitted model of one network.
+///
+/// ```no_run
+/// use hpml::predict::{Cost, Link, read};
+/// let (mut points, collectives) = read("scaling.h5".as_ref())?;
+/// points.retain(|point| point.model == "net" && point.timing == "overlap");
+/// let cost = Cost::fit(&points, &collectives, Link::default()).expect("points of one rank and of several");
+/// println!("step on 64 ranks: {:.1} ms, efficiency {:.2}", cost.step(64, 32) * 1e3, cost.efficiency(64, 32));
+/// # Ok::<(), hpml::error::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cost {
     /// Compute seconds by batch: (batch, seconds), ascending.
