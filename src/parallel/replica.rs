@@ -364,6 +364,9 @@ impl Replica {
     /// averages them over the ranks where those keep one network. A collective.
     ///
     /// Source: PyTorch, torch/optim/swa_utils.py, `update_bn` (momentum `None`: a cumulative average).
+    ///
+    /// # Errors
+    /// A collective failed.
     pub fn measure_statistics(&mut self, batches: impl Iterator<Item = Batch>) -> Result<()> {
         self.state.buffers.zero();
         self.state.batches_tracked = 0;

@@ -249,6 +249,9 @@ pub fn weights(net: &super::graph::FloatNet) -> Result<Vec<Distribution>> {
 }
 
 /// `gather` of [`activations`] for a single rank.
+///
+/// # Errors
+/// None; a `gather` over several ranks can fail.
 pub fn alone(words: &[u64]) -> Result<Vec<u64>> {
     Ok(words.to_vec())
 }

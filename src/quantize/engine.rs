@@ -103,6 +103,9 @@ impl Engine {
     }
 
     /// Every u8 tensor of one image as `[side, side, channels]` (0: the quantized image), and the logits.
+    ///
+    /// # Panics
+    /// `pixels` are not one image.
     pub fn trace(&mut self, pixels: &[u8]) -> (Vec<Vec<u8>>, Vec<i32>) {
         assert_eq!(pixels.len(), IMAGE_BYTES);
         match &mut self.0 {

@@ -1,5 +1,5 @@
 //! The integer network on float tensors: every value is an integer held in a float, as quantization is usually simulated.
-//! Its sums come from libtorch's float convolutions, so that it shares nothing but the definition with the kernels.
+//! The sums come from libtorch's float convolutions, so that it shares nothing but the definition with the kernels.
 //!
 //! float32 adds integers exactly up to 2^24. Where a layer's sums could grow beyond, its input channels are cut into
 //! groups whose sums provably cannot, and those are added in float64. A GPU convolves in float64: its fast algorithms for

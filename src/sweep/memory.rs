@@ -69,7 +69,10 @@ pub(super) fn survives(work: impl FnOnce()) -> bool {
     let otherwise = ends_job.clone();
     panic::set_hook(Box::new(move |info| match info.payload_as_str() {
         Some(message) if message.contains("Torch(") => {
-            log::warn!("not enough memory for this case: {}", message.lines().next().unwrap_or_default());
+            log::warn!(
+                "out of memory, so this case is left out (a smaller sweep.batch_per_rank needs less): {}",
+                message.lines().next().unwrap_or_default()
+            );
         }
         _ => otherwise(info),
     }));
