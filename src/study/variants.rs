@@ -153,7 +153,7 @@ pub fn table(variants: &[Variant]) -> Table {
     let texts = |value: &dyn Fn(&Variant) -> String| Values::Text(variants.iter().map(value).collect());
     let integers = |value: &dyn Fn(&Variant) -> usize| Values::I64(variants.iter().map(|v| value(v) as i64).collect());
     let columns = vec![
-        Column::new("variant", "1", "name of the variant", texts(&|variant| variant.name.clone())),
+        Column::new("variant", "1", "what is compared", texts(&|variant| variant.name.clone())),
         Column::new("set", "1", "settings that differ from the study's", texts(&Variant::changes)),
         Column::new("batch_per_rank", "1", "samples per rank and batch", integers(&|v| v.config.train.batch_per_rank)),
         Column::new("accumulate", "1", "batches per step", integers(&|v| v.config.train.accumulate)),
