@@ -1,23 +1,21 @@
-//! True int8 against our own float32 and its plain-loop reference, one thread, end to end from u8 pixels to logits.
+//! True int8 against hpml's float32 on one thread, end to end from u8 pixels to logits.
 //!
 //!     cargo bench --bench int8
 //!
-//! Random weights: speed does not depend on them, and every run checks that kernel and plain loops agree first. Each
-//! figure is the best and the median of repeated calls; forms take turns, so that a busy machine slows all alike.
-//! Peers on the same machine: with `-- --onnx FOLDER` the models are written there for benches/peers/int8.py.
+//! Weights are random: speed does not depend on them, and every run first checks that kernel and plain loops agree. Each
+//! figure is the best and the median of repeated calls; the two forms take turns, so that a busy machine slows both alike.
+//! Peers on the same machine: `-- --onnx FOLDER` writes the models there for benches/peers/int8.py.
 
 use std::time::Instant;
 
 use hpml::config::{self, ModelName};
 use hpml::model::{Mode, Model, Role};
-use hpml::quantize::calibration;
-use hpml::quantize::float_network::FloatTorch;
-use hpml::quantize::graph::IMAGE_BYTES;
-use hpml::quantize::reference::Reference;
-use hpml::quantize::{Engine, FloatNet, IntNet, Kernel, scheme};
+use hpml::quantize::{
+    Engine, FloatNet, FloatTorch, IMAGE_BYTES, IntNet, Kernel, Reference, calibration, scheme, to_onnx,
+};
 use hpml::store::{NamedTensor, TensorValues};
 
-/// Calls of each form.
+/// Number of calls per form.
 const ROUNDS: usize = 15;
 
 fn main() {
@@ -30,7 +28,7 @@ fn main() {
         let net = quantized(&model);
         if let Some(folder) = std::env::args().skip_while(|argument| argument != "--onnx").nth(1) {
             let path = std::path::Path::new(&folder).join(format!("{}.onnx", name.as_str()));
-            std::fs::write(path, hpml::quantize::onnx::to_onnx(&net)).expect("the folder can be written to");
+            std::fs::write(path, to_onnx(&net)).expect("the folder can be written to");
         }
         let mut engine = Engine::new(&net, Kernel::best());
         let pixels = pixels(128);
@@ -65,7 +63,7 @@ fn images_per_second(batch: usize, repeats: usize, mut call: impl FnMut()) -> f6
     (batch * repeats) as f64 / started.elapsed().as_secs_f64()
 }
 
-/// Our own float32 as the test of a training runs it, in the model's memory layout.
+/// Runs hpml's float32 as the test of a training does, in the model's memory layout.
 fn float(model: &Model, pixels: &[u8]) -> tch::Tensor {
     let images = tch::Tensor::from_slice(pixels).view([-1, 3, 32, 32]).to_kind(tch::Kind::Float);
     let mut images = (images / 255.0 - 0.5) / 0.5;

@@ -1,8 +1,8 @@
-//! What becomes of a training that is hit: `cargo bench --bench reliability`. Faults at random moments on 2 to 4 ranks; after
-//! each, what is on the disk must open, and `--resume auto` must end with the very parameters of a run that was never
-//! hit. Prints the table of results/reliability.md; ends with status 1 if anything was lost or hung.
+//! Trainings under faults at random moments on 2 to 4 ranks: `cargo bench --bench reliability`. After each fault, the files
+//! on the disk must open, and `--resume auto` must end with exactly the parameters of an undisturbed run. Prints the table of
+//! results/reliability.md; ends with status 1 if anything was lost or hung.
 //!
-//! HPML_FAULTS: tries of each fault (10). HPML_SEED: of the moments (printed). An argument picks faults by name. The faults
+//! HPML_FAULTS: tries per fault (10). HPML_SEED: seed of the moments (printed). An argument picks faults by name. The faults
 //! of the disk need root, to mount a small one, and are left out elsewhere.
 
 #[path = "../tests/common/mod.rs"]
@@ -17,23 +17,23 @@ use common::{Finished, Mpirun, Parameters, Running, checkpoints, kill, parameter
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
-/// Of the watchdog.
+/// Time-out of the watchdog.
 const COMM_TIMEOUT: &str = "launch.comm_timeout_s=4";
-/// No run of these sizes lasts so long.
+/// Time after which a run counts as hung; undisturbed runs of these sizes are shorter.
 const HANG: Duration = Duration::from_secs(120);
 
-/// What is done to a run, and what must come of it.
+/// A fault and its required outcome.
 struct Fault {
     name: &'static str,
     inject: fn(&mut Try),
-    /// Whether the run may end as if nothing had been.
+    /// Whether the run may end successfully.
     survives: bool,
-    /// Words of its message, `{rank}` being the rank that was hit.
+    /// Words of the message, `{rank}` being the rank that was hit.
     says: &'static [&'static str],
     disk: bool,
 }
 
-/// Ends the run, with nothing to say of it.
+/// Base of all faults: ends the run, without a required message.
 const HIT: Fault = Fault { name: "", inject: |_| (), survives: false, says: &[], disk: false };
 
 const FAULTS: &[Fault] = &[
@@ -50,7 +50,7 @@ const FAULTS: &[Fault] = &[
     Fault { name: "disk read-only", inject: read_only, says: &["cannot be written"], disk: true, ..HIT },
 ];
 
-/// One run that is hit.
+/// One run under a fault.
 struct Try {
     random: Xoshiro256PlusPlus,
     pids: Vec<u32>,
@@ -68,7 +68,7 @@ fn pause(one: &mut Try) {
 fn damage(one: &mut Try) {
     one.signal("KILL");
     std::thread::sleep(Duration::from_secs(2)); // until all are gone
-    // The only one there is cannot be passed over.
+    // Resume cannot skip the newest checkpoint if it is the only one.
     if let [_, .., newest] = &checkpoints(&one.run_file())[..] {
         let mut bytes = std::fs::read(newest).unwrap();
         let at = one.random.next_u64() as usize % bytes.len();
@@ -103,7 +103,7 @@ fn mount(options: &[&str], folder: &Path) -> bool {
     Command::new("mount").args(options).arg(folder).output().is_ok_and(|output| output.status.success())
 }
 
-/// A disk of 8 MB where the fault needs one, gone with its folder.
+/// A folder, on a disk of 8 MB if the fault needs one; both are removed on drop.
 struct Place {
     folder: tempfile::TempDir,
     mounted: bool,
@@ -125,7 +125,7 @@ impl Drop for Place {
     }
 }
 
-/// `--resume auto` from the first job on, as a chain of jobs does.
+/// Starts a training with `--resume auto` from the first job on, as in a chain of jobs.
 fn train(ranks: usize, out: &Path) -> Running {
     Mpirun::ranks(ranks)
         .args(["train", "--out", out.to_str().unwrap(), "--resume", "auto", "--set", COMM_TIMEOUT])
@@ -136,7 +136,7 @@ fn train(ranks: usize, out: &Path) -> Running {
         .spawn()
 }
 
-/// What came of all tries of one fault.
+/// Results of all tries of one fault.
 #[derive(Default)]
 struct Row {
     seconds: Vec<f64>,
@@ -163,7 +163,7 @@ fn main() {
         for number in 0..tries {
             let ranks = 2 + (number % 3) as usize;
             let (seconds, expected) = &references[ranks - 2];
-            random.jump(); // a stream of its own for each try
+            random.jump(); // an independent stream for each try
             let one = random.clone();
             match catch_unwind(|| hit(fault, ranks, *seconds, expected, one)) {
                 Ok(Some(outcome)) => row.take(outcome),
@@ -180,7 +180,7 @@ fn main() {
     }
 }
 
-/// Seconds and parameters of a run that nothing happens to.
+/// Seconds and parameters of an undisturbed run.
 fn reference(ranks: usize) -> (f64, Parameters) {
     let place = Place::new(false).expect("a folder");
     let out = place.folder.path().join("run.h5");
@@ -194,7 +194,7 @@ struct Outcome {
     faults: Vec<String>,
 }
 
-/// One run that is hit, and its continuation. `None`: not possible here.
+/// One run under a fault, and its continuation. `None` if the fault is not possible here.
 fn hit(
     fault: &Fault,
     ranks: usize,
@@ -236,13 +236,13 @@ fn hit(
     Some(Outcome { seconds: (!too_late).then_some(seconds), status, faults })
 }
 
-/// What the first run should not have done.
+/// Violations of the fault's required outcome by the first run.
 fn complaints(fault: &Fault, finished: &Finished, rank: usize) -> Vec<String> {
     let mut faults = Vec::new();
     if fault.survives && !finished.status.success() {
         faults.push(format!("{}: it did not survive: {}", fault.name, finished.stderr));
     }
-    // Hit before it listens to signals, before the ranks know each other or after its last step, it has nothing to say.
+    // Hit before it handles signals, before the ranks know each other or after its last step, a run has no message to print.
     let knows = !finished.stderr.contains("the ranks have not");
     let speaks = !fault.survives && knows && matches!(finished.status.code(), Some(1 | 69 | 75));
     for word in fault.says.iter().map(|word| word.replace("{rank}", &rank.to_string())) {

@@ -1,4 +1,4 @@
-//! The collectives, on the real launcher: every sum right, whichever way it goes and however odd its size.
+//! The collectives under the real launcher: every sum right, by each algorithm and for odd sizes.
 
 mod common;
 
@@ -24,7 +24,8 @@ fn every_sum_is_right_on_one_to_four_ranks() {
         let run = run.run().succeeded();
         assert!(run.stdout.contains("busbw") && run.stdout.contains("#wrong"), "{}", run.stdout);
         let wrong = column(&out, "allreduce/wrong");
-        // 9 sizes (the gradients of net among them) of float32, 9 of bf16; three ways, since auto is one of them; two places.
+        // 9 sizes (the gradients of net among them) of float32, 9 of bf16; three algorithms, since auto picks one of them;
+        // in place and out of place.
         assert_eq!(wrong.len(), (9 + 9) * 3 * 2);
         assert!(wrong.iter().all(|&count| count == 0.0), "{ranks} ranks: {wrong:?}");
         let counts = column(&out, "allreduce/count");
@@ -57,7 +58,7 @@ fn two_ranks_train_to_the_same_parameters_whichever_way_the_gradients_go() {
         out
     };
     let left_by = |file: &Path| (texts(file, "epochs/parameter_checksum"), column(file, "comm/bytes")[1]);
-    // The sum of two numbers is the same in either order, so not even the last bit may differ.
+    // The sum of two numbers does not depend on their order, so not even the last bit may differ.
     let reference = left_by(&train("mpi"));
     for way in ["auto", "shared", "ring"] {
         assert_eq!(left_by(&train(way)), reference, "{way}");
@@ -77,7 +78,7 @@ fn sizes_that_make_no_sense_are_refused() {
     }
 }
 
-/// Parts of the ranks reduce among themselves, as a sweep over rank counts does. Starts this very file under mpirun.
+/// Lets part of the ranks reduce among themselves, as a sweep over rank counts does. Starts this very file under mpirun.
 #[test]
 fn a_part_of_the_ranks_reduces_on_its_own() {
     let mut command = Command::new("mpirun");
@@ -103,7 +104,7 @@ fn on_each_of_four_ranks() {
             }
         }
     }
-    // And two groups side by side.
+    // Two groups side by side.
     let part = Arc::new(world.split(Some(world.rank() % 2)).unwrap().unwrap());
     ALGORITHMS.into_iter().for_each(|algorithm| sums_are_right::<f32>(&part, algorithm));
     world.barrier().unwrap();

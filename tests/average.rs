@@ -1,4 +1,4 @@
-//! The moving average of the weights with batch norm: against PyTorch, in every buffer mode, and when a training is resumed.
+//! The moving average of the weights with batch norm: against PyTorch, in every buffer mode, and after a resume.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{Mpirun, folder, parameters, text};
 
-/// Made by `tests/fixtures/average.py`: DistributedDataParallel, AveragedModel and update_bn.
+/// Expected values, made by `tests/fixtures/average.py` with DistributedDataParallel, AveragedModel and update_bn.
 const EXPECTED: &str = include_str!("fixtures/average.txt");
 
 const RESNET: [&str; 4] = ["model.name=resnet18", "model.width=4", "optim.ema=0.9", "launch.threads=1"];
@@ -18,7 +18,7 @@ fn train(ranks: usize, out: &Path, settings: &[&str]) -> Mpirun {
     run.timeout(Duration::from_secs(180))
 }
 
-/// Data files whose images are noise, the same as in the script.
+/// Data files whose images are noise, identical to the script's.
 fn write_noise(folder: &Path) {
     let mut records = Vec::with_capacity(10_000 * 3073);
     for index in 0..10_000u64 {
@@ -34,7 +34,7 @@ fn write_noise(folder: &Path) {
     }
 }
 
-/// Norm of a tensor of `/checkpoint`, and its product with the script's vector; of a count the count, twice.
+/// Norm of a tensor of `/checkpoint`, and its product with the script's vector; for a count, the count twice.
 fn norm_and_product(file: &hdf5::File, name: &str) -> (f64, f64) {
     let tensor = file.dataset(&format!("checkpoint/{name}")).unwrap_or_else(|error| panic!("{name}: {error}"));
     let values = tensor.read_raw::<f64>().unwrap();
@@ -51,7 +51,7 @@ fn trained_and_averaged_networks_have_pytorchs_weights_statistics_and_counts() {
     let (data, out) = (folder(), folder());
     write_noise(data.path());
     let dir = format!("data.dir={}", data.path().display());
-    // NCHW, as PyTorch had it. The bound is that of rounding: NCHW and NHWC come 2e-4 apart here.
+    // NCHW, as in PyTorch. The bound is that of rounding: NCHW and NHWC differ by 2e-4 here.
     let common = [&dir, "data.shuffle=false", "data.train_samples=192", "data.test_samples=10", "model.name=resnet18"];
     let common = [&common[..], &["model.width=4", "model.channels_last=false", "launch.threads=1"]].concat();
     let common = [&common[..], &["train.batch_per_rank=16", "train.epochs=2", "train.lr=0.001"]].concat();
@@ -84,7 +84,7 @@ fn trained_and_averaged_networks_have_pytorchs_weights_statistics_and_counts() {
     }
 }
 
-/// The ranks have one network between them, whatever `parallel.buffers` makes of the statistics of the training.
+/// All ranks share one network, whatever `parallel.buffers` makes of the training's statistics.
 #[test]
 fn what_is_tested_and_saved_is_the_average_with_statistics_of_its_own() {
     let folder = folder();
@@ -103,7 +103,7 @@ fn what_is_tested_and_saved_is_the_average_with_statistics_of_its_own() {
         }
         saved.push(parameters(&out));
     }
-    // The training itself does not use the running statistics: only where batches are joined it is another one.
+    // The training itself does not use the running statistics: only `sync`, which joins the batches, changes it.
     assert_eq!(saved[0], saved[1]);
     let weights = |of: &common::Parameters| -> Vec<_> {
         of.iter().filter(|(name, _)| !name.contains("running")).cloned().collect()
@@ -112,7 +112,7 @@ fn what_is_tested_and_saved_is_the_average_with_statistics_of_its_own() {
     assert_ne!(saved[0], saved[2]);
 }
 
-/// Fewer steps than the average is long: it is that of the steps there were. With a single one it is the training's own network.
+/// Fewer steps than the average is long: it averages the steps there were. With a single one it is the training's own network.
 #[test]
 fn after_one_step_the_average_is_that_steps_weights() {
     let folder = folder();
@@ -148,7 +148,7 @@ fn a_resumed_training_has_the_same_average_and_statistics() {
         for column in ["epochs/test_loss", "epochs/test_accuracy"] {
             assert_eq!(common::column(&whole, column), common::column(&pieces, column), "{device} {column}");
         }
-        // All is done: what is written again is what was tested.
+        // The training is complete: what is written again is what was tested.
         start(&pieces, &epochs("train.epochs=3")).args(["--resume", "auto"]).run().succeeded();
         assert_eq!(parameters(&whole), parameters(&pieces), "{device}");
     }

@@ -1,4 +1,4 @@
-//! The commands that need no ranks, and what every command says of itself.
+//! The commands that need no ranks, and the help of every command.
 
 mod common;
 
@@ -43,7 +43,7 @@ fn every_command_has_help_that_ends_with_two_commands() {
     for command in [&[][..], &["train"], &["config"], &["inspect"], &["verify"]] {
         let help = Mpirun::alone().args(command).args(["--help"]).run().succeeded().stdout;
         let examples = help.split("Two commands that work:").nth(1).unwrap_or_else(|| panic!("{help}"));
-        // Long ones are wrapped: count beginnings.
+        // Long commands are wrapped: count their beginnings.
         let starts = |line: &&str| line.starts_with("  hpml ") || line.starts_with("  mpirun ");
         assert_eq!(examples.lines().filter(starts).count(), 2, "{help}");
     }

@@ -1,4 +1,4 @@
-//! Less on the wire: compressed gradients and local steps under the real launcher, their bytes, and what is refused.
+//! Compressed gradients and local steps under the real launcher: their bytes, their results, and what is refused.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{Finished, Mpirun, column, folder, texts};
 
-/// Every way to send less, as settings.
+/// Settings of every way to send less.
 const WAYS: [&[&str]; 6] = [
     &["parallel.compression=bf16"],
     &["parallel.compression=fp16"],
@@ -23,7 +23,7 @@ fn train(ranks: usize, out: &Path, settings: &[&str]) -> Finished {
     settings.iter().fold(run, |run, setting| run.args(["--set", setting])).run()
 }
 
-/// Messages and bytes of one kind in the ledger: the kinds are parameters, gradients, buffers, metrics, control.
+/// Messages and bytes of one kind in the ledger; the kinds are parameters, gradients, buffers, metrics, control.
 fn counted(file: &Path, kind: &str) -> (f64, f64) {
     let row = texts(file, "comm/kind").iter().position(|name| name == kind).unwrap();
     (column(file, "comm/messages")[row], column(file, "comm/bytes")[row])
@@ -94,7 +94,7 @@ fn the_bytes_in_the_ledger_are_those_of_the_compressed_gradients() {
     assert!(bytes(&["parallel.compression=int8", "parallel.compression_block=64"]) <= 0.27 * net);
     let powersgd = bytes(&["parallel.compression=powersgd"]);
     assert!(powersgd < 0.1 * net);
-    // One of the two steps as it is.
+    // One of the two steps is not compressed.
     let late = bytes(&["parallel.compression=powersgd", "parallel.compression_start=1"]);
     assert_eq!(late, net / 2.0 + powersgd / 2.0);
 
@@ -109,13 +109,13 @@ fn the_bytes_in_the_ledger_are_those_of_the_compressed_gradients() {
 fn local_steps_send_parameters_and_momentum_once_in_a_while_and_at_an_epochs_end() {
     let folder = folder();
     let out = folder.path().join("run.h5");
-    // 20 steps an epoch: means after 8 and 16, and at the end, of two arrays.
+    // 20 steps per epoch: averages of two arrays after 8, after 16 and at the end.
     let settings = ["data.train_samples=400", "train.batch_per_rank=10", "train.epochs=2", "parallel.local_steps=8"];
     train(2, &out, &settings).succeeded();
     assert_eq!(counted(&out, "gradients"), (0.0, 0.0));
     assert_eq!(counted(&out, "parameters"), (1.0 + 2.0 * 3.0 * 2.0, 4.0 * 61_770.0 * 13.0));
 
-    // With a step an epoch the mean of the ranks' updates is the update with their mean gradient, momentum and all.
+    // With one step per epoch the mean of the ranks' updates is the update with their mean gradient, momentum and all.
     let losses = |more: &[&str]| {
         let same = ["data.train_samples=40", "train.batch_per_rank=20", "train.epochs=8", "train.lr=0.05"];
         train(2, &out, &[&same, more].concat()).succeeded();

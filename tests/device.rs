@@ -1,6 +1,6 @@
-//! The choice between GPUs and CPU cores, what is said where a GPU cannot be had, and a GPU's code on CPU cores
-//! (`HPML_EMULATE_GPU`): flat tensors on a device, batches cut there, results read at an epoch's end, sums by way of the
-//! host. What it cannot test without a GPU: streams, events, recordings, NCCL.
+//! The choice between GPUs and CPU cores, the messages if there is no usable GPU, and a GPU's code path on CPU cores
+//! (`HPML_EMULATE_GPU`): flat tensors on a device, batches cut there, results read at an epoch's end, sums staged through the
+//! host. It cannot test streams, events, CUDA graphs and NCCL, which need a GPU.
 
 mod common;
 
@@ -17,12 +17,12 @@ fn train(ranks: usize, out: &Path, settings: &[&str]) -> Mpirun {
     Mpirun::ranks(ranks).args(["train", "--out", text(out)]).args(settings).timeout(SOON)
 }
 
-/// The same on a device.
+/// A training whose CPU cores emulate GPUs.
 fn on_device(ranks: usize, out: &Path, settings: &[&str]) -> Mpirun {
     train(ranks, out, settings).args(["--set", "launch.device=cuda"]).env("HPML_EMULATE_GPU", "1")
 }
 
-/// Builds a library of NVIDIA's of our own; the folder that it lies in.
+/// Builds a stand-in for one of NVIDIA's libraries; returns its folder.
 fn fake(folder: &Path, source: &str, library: &str) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(source);
     let library = folder.join(library);
@@ -72,14 +72,14 @@ fn what_a_driver_lacks_is_named() {
     refused(&[("FAKE_CUDA_INIT", "100")], &["shows no GPU", "CUDA_VISIBLE_DEVICES"]);
     refused(&[("FAKE_CUDA_INIT", "803")], &["cuInit: error 803", "nvidia-smi"]);
     refused(&[("FAKE_CUDA_COUNT", "0")], &["shows no GPU"]);
-    // Not even auto passes over a GPU in silence.
+    // Even `auto` never passes over a GPU in silence.
     let few = ["train.max_steps=2", "data.test_samples=10"];
     let run = train(2, &out, &few).libraries(&libraries).env("FAKE_CUDA_INIT", "803").run().succeeded();
     let told: Vec<&str> = run.stderr.lines().filter(|line| line.contains("CPU cores")).collect();
     assert!(told.len() == 1 && told[0].contains("cuInit: error 803"), "{}", run.stderr);
     let shown = Mpirun::alone().args(["report", text(&out)]).run().succeeded();
     assert!(shown.stdout.contains("cuInit: error 803"), "{}", shown.stdout);
-    // Then it is libtorch that lacks something, unless it is the whole of PyTorch: then there is a GPU too few.
+    // Then libtorch lacks its CUDA part, unless it is the whole of PyTorch: then there is a GPU too few.
     let run = train(2, &out, &["launch.device=cuda"]).libraries(&libraries).run();
     let message = run.messages().join("\n");
     assert!(message.contains("libtorch has no part for CUDA") || message.contains("allow_gpu_sharing"), "{message}");
@@ -116,7 +116,7 @@ fn a_device_trains_to_what_the_host_does() {
             let (one, two) = (common::column(&host, column)[0], common::column(&device, column)[0]);
             assert!((one / two - 1.0).abs() < 1e-4, "{settings:?} {column}: {one} {two}");
         }
-        // Parameters, gradients, buffers; the ranks ask each other about signals by the clock.
+        // Parameters, gradients, buffers; not control, since the ranks exchange signals at intervals of time.
         for column in ["epochs/train_samples", "epochs/test_samples", "comm/messages", "comm/bytes"] {
             let counts = |file: &Path| common::column(file, column).into_iter().take(3).collect::<Vec<_>>();
             assert_eq!(counts(&host), counts(&device), "{settings:?}: {column}");

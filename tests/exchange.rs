@@ -1,4 +1,4 @@
-//! What the ranks exchange: that the ledger tells the truth of it, and what becomes of a training that leaves some of it
+//! Exchange between the ranks: the ledger's figures are true, and the divergence of a training that leaves some of the exchange
 //! out.
 
 mod common;
@@ -17,7 +17,7 @@ use tch::Tensor;
 const NARROW_RESNET: [&str; 6] =
     ["--set", "model.name=resnet18", "--set", "model.width=8", "--set", "train.batch_per_rank=8"];
 
-/// Whether the MPI here is an Open MPI that counts its messages itself.
+/// Whether this MPI is an Open MPI with message monitoring.
 fn can_monitor() -> bool {
     if !common::is_open_mpi("the_ledger_tells_what_mpi_sent") {
         return false;
@@ -30,9 +30,9 @@ fn can_monitor() -> bool {
     can
 }
 
-/// Bytes that all ranks sent point to point: in messages of the program's own, and inside MPI's collectives.
+/// Bytes that all ranks sent point to point: in the program's own messages, and inside MPI's collectives.
 ///
-/// Source: Open MPI, ompi/mca/common/monitoring/README: a line `E` (external) or `I` (internal) a pair of ranks.
+/// Source: Open MPI, ompi/mca/common/monitoring/README: one line `E` (external) or `I` (internal) per pair of ranks.
 fn monitored(folder: &Path, ranks: usize) -> (f64, f64) {
     let (mut own, mut inside) = (0.0, 0.0);
     for rank in 0..ranks {
@@ -77,7 +77,7 @@ fn the_ledger_tells_what_mpi_sent() {
                 .run()
                 .succeeded();
             let (own, inside) = monitored(folder.path(), ranks);
-            // Kinds in their order: parameters, gradients, buffers, metrics, control.
+            // Order of the kinds: parameters, gradients, buffers, metrics, control.
             let (sent, bytes) = (column(&out, "comm/sent_bytes"), column(&out, "comm/bytes"));
             let counted: f64 = sent.iter().sum();
             let case = format!("{ranks} ranks, {algorithm}, {model:?}: ledger {sent:?}, MPI {own} + {inside}");
@@ -91,7 +91,7 @@ fn the_ledger_tells_what_mpi_sent() {
             }
             let apart = counted - (own + inside);
             eprintln!("{case}: {:+.4} %", 100.0 * apart / (own + inside));
-            // Beside what the ledger counts, MPI sends what it sets communicators up with: some kilobytes, once, which would
+            // MPI also sends messages to set up communicators, which the ledger does not count: some kilobytes, once, which would
             // be more than 1 % of so short a run only where the gradients are no messages.
             let bound = if algorithm == "shared" { 12_288.0 * ranks as f64 } else { 0.01 * (own + inside) };
             assert!(apart.abs() < bound, "{case}");
@@ -99,7 +99,7 @@ fn the_ledger_tells_what_mpi_sent() {
     }
 }
 
-/// One entry after the other of a run file's checkpoint whose names `keep` holds for, in the order of the names.
+/// Entries of a run file's checkpoint whose names satisfy `keep`, concatenated in the order of the names.
 fn checkpoint(file: &Path, keep: impl Fn(&str) -> bool) -> Vec<f32> {
     let file = hdf5::File::open(file).unwrap();
     let mut tensors = file.group("checkpoint").unwrap().datasets().unwrap();
@@ -108,7 +108,7 @@ fn checkpoint(file: &Path, keep: impl Fn(&str) -> bool) -> Vec<f32> {
     tensors.iter().flat_map(|tensor| tensor.read_raw::<f32>().unwrap()).collect()
 }
 
-/// Greatest difference, over the greatest magnitude.
+/// Greatest difference, relative to the greatest magnitude.
 fn difference(one: &[f32], two: &[f32]) -> f32 {
     assert_eq!(one.len(), two.len());
     let greatest = one.iter().fold(0f32, |greatest, value| greatest.max(value.abs()));
@@ -126,12 +126,12 @@ fn batch_norm_on_every_rank() {
     let universe = Universe::start().unwrap();
     let ranks = Arc::new(universe.world());
     let (rank, size) = (ranks.rank() as i64, ranks.size() as i64);
-    tch::manual_seed(5); // the same numbers on all ranks
+    tch::manual_seed(5); // identical numbers on all ranks
     let float = (tch::Kind::Float, tch::Device::Cpu);
     let images = Tensor::randn([64, 8, 6, 6], float) * 3.0 + 10.0; // a mean that cancels badly
     let target = Tensor::randn([64, 8, 6, 6], float);
     let (weight, bias) = (Tensor::rand([8], float) + 0.5, Tensor::randn([8], float));
-    // Smooth, unlike a network of ReLUs: there a value at the kink makes rounding visible.
+    // Smooth, unlike a network of ReLUs, in which a value at the kink would amplify rounding.
     let loss = |output: &Tensor, target: &Tensor| (output * target).sin().sum(tch::Kind::Float);
     let leaf = |tensor: &Tensor| tensor.copy().set_requires_grad(true);
 
@@ -185,7 +185,7 @@ fn a_synchronised_batch_norm_is_libtorchs_over_the_global_batch() {
 #[test]
 fn with_synchronised_batch_norm_the_ranks_train_as_one_with_the_global_batch() {
     let folder = folder();
-    // A plain step of rate 1 leaves the gradient in the parameters.
+    // A plain step at rate 1 leaves the gradient in the parameters.
     let train = |ranks: usize, batch: usize, more: &[&str]| {
         let out = folder.path().join("run.h5");
         let run = Mpirun::ranks(ranks).args(["train", "--force", "--out", out.to_str().unwrap()]);
@@ -217,19 +217,19 @@ fn with_synchronised_batch_norm_the_ranks_train_as_one_with_the_global_batch() {
         let all = apart(&several.0);
         eprintln!("{ranks} ranks: loss {loss:e}, statistics {statistics:e}, last gradient {last:e}, all {all:e}");
         assert!(loss < 1e-5 && statistics < 1e-5 && last < 1e-5, "{ranks} ranks: {loss:e} {statistics:e} {last:e}");
-        // Of 4.5 million activations a few lie so near 0 that rounding decides whether ReLU lets them through: one rank with
-        // two threads, or with its images as NCHW, is 0.0025 to 0.0044 away from itself, too.
+        // A few of 4.5 million activations lie so near 0 that rounding decides whether ReLU lets them through: one rank with
+        // two threads, or with its images as NCHW, also differs from itself by 0.0025 to 0.0044.
         assert!(all < 0.02, "{ranks} ranks: {all:e}");
     }
-    // What that is held against: without it each rank has its own statistics, and another gradient.
+    // The comparison: without synchronization each rank has its own statistics, and another gradient.
     assert!(apart(&train(2, 32, &["--set", "parallel.buffers=local"]).0) > 0.3);
 
-    // Two batches a step, each of them over all ranks; bfloat16.
+    // Two batches per step, each of them over all ranks; bfloat16.
     train(2, 16, &[&sync[..], &["--set", "train.accumulate=2", "--set", "train.max_steps=3"]].concat());
     train(2, 16, &[&sync[..], &["--set", "model.precision=bf16"]].concat());
 }
 
-/// A study on the embedded data and the rows of one of its tables' columns by variant.
+/// Runs a study on the embedded data; returns the rows of one of its tables' columns by variant.
 fn study(ranks: usize, out: &Path, settings: &str, variants: &[(&str, &str)]) {
     let config = out.with_extension("toml");
     let mut text = format!("[data]\ntrain_samples = 640\ntest_samples = 200\n{settings}\n[study]\nseeds = [3]\n");
@@ -241,7 +241,7 @@ fn study(ranks: usize, out: &Path, settings: &str, variants: &[(&str, &str)]) {
     Mpirun::ranks(ranks).args([Path::new("study"), &config, Path::new("--out"), out]).run().succeeded();
 }
 
-/// The values of `column` (`table/column`) in the rows of a variant.
+/// Values of `column` (`table/column`) in the rows of a variant.
 fn of_variant(out: &Path, column_path: &str, variant: &str) -> Vec<f64> {
     let (table, _) = column_path.split_once('/').unwrap();
     let names = texts(out, &format!("{table}/variant"));
@@ -274,7 +274,7 @@ fn what_is_left_out_shows_in_the_spread_of_the_parameters() {
             ],
         );
         let spread = |variant: &str| of_variant(&out, "spread/parameter_spread", variant);
-        // Before the first and after every tenth of 40 steps. What is equal is equal to the last bit.
+        // Before the first and after every tenth of 40 steps. Equal means equal to the last bit.
         for variant in ["all", "no broadcast", "own seeds", "own order"] {
             assert_eq!(spread(variant), [0.0; 5], "{variant}");
         }

@@ -1,4 +1,4 @@
-//! What a user can get wrong: one message that names it, a non-zero status soon, nothing lost.
+//! Mistakes of a user: each ends in one message that names it and a non-zero status, soon, and nothing is lost.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{Finished, Mpirun, Running, assert_refused, folder, kill, text};
 
-/// A bad start has to be told within seconds; a busy test machine gets some more.
+/// Time-out of a bad start, which is reported within seconds; a busy test machine gets some more.
 const SOON: Duration = Duration::from_secs(30);
 
 fn train(args: &[&str]) -> Finished {
@@ -98,7 +98,7 @@ fn an_existing_output_is_kept_without_force_and_replaced_with_it() {
 
 #[test]
 fn ranks_with_different_configurations_are_refused() {
-    // Each rank runs its own shell, which gives its rank as the seed.
+    // Each rank runs its own shell, which passes its rank as the seed.
     let (hpml, rank) = (env!("CARGO_BIN_EXE_hpml"), "${OMPI_COMM_WORLD_RANK:-$PMI_RANK}");
     let script = format!("exec {hpml} train --set run.seed={rank}");
     let run = Mpirun::program(2, ["sh", "-c", &script]).timeout(SOON).run();
@@ -146,7 +146,7 @@ fn a_killed_rank_ends_the_job_and_leaves_the_last_epoch_readable() {
         assert!(!epochs.is_empty());
         assert_eq!(common::column(&out, "epochs/test_accuracy").len(), epochs.len());
         let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
-        assert!(left.len() <= 2, "{left:?}"); // at most one temporary beside it
+        assert!(left.len() <= 2, "{left:?}"); // at most one temporary file beside it
     }
 }
 
@@ -173,10 +173,10 @@ fn a_rank_stopped_before_the_ranks_have_met_ends_the_job() {
     let run = endless(2, &out, &["--set", "launch.comm_timeout_s=3"]);
     kill("STOP", run.rank_pids(2)[1]);
     let run = run.wait();
-    // Intel's launcher has a status of its own for what ends before MPI has started.
+    // Intel's launcher has a status of its own for jobs that end before MPI has started.
     let code = run.status.code();
     assert!(code == Some(69) || code == Some(255) && common::is_intel_mpi(), "{code:?}: {}", run.stderr);
-    // Which of the two depends on how far it had come.
+    // The rank's progress decides which of the two messages appears.
     let said = |words: &str| run.messages().iter().any(|message| message.contains(words));
     assert!(said("the ranks have not met") || said("rank 1"), "{}", run.stderr);
 }
@@ -201,7 +201,7 @@ fn a_data_file_that_changes_meanwhile_changes_nothing() {
     assert_eq!(checksums(&plain), checksums(&changed));
 }
 
-/// The rate rises so far with the last step, and with no other, that its update ends in infinities.
+/// Settings with which the rate rises in the last step, and in no other, so far that its update ends in infinities.
 const LAST_UPDATE: [&str; 10] = [
     "--set",
     "schedule.anneal=step",
@@ -215,7 +215,7 @@ const LAST_UPDATE: [&str; 10] = [
     "train.epochs=1",
 ];
 
-/// Everything in a folder, by name.
+/// Content of every file in a folder, by name.
 fn contents(folder: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut files: Vec<_> = entries
@@ -232,7 +232,7 @@ fn contents(folder: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
 fn a_last_update_that_leaves_no_numbers_replaces_nothing() {
     let cases: [(&str, &[&str]); 5] = [
         ("[0] is", &["schedule.gamma=1e42"]),
-        // Numbers still, but no loss can be worked out with them.
+        // Finite parameters, from which no finite loss follows.
         ("loss is", &["schedule.gamma=1e36"]),
         ("[0] is", &["schedule.gamma=1e42", "optim.ema=0.9"]),
         ("[0] is", &["schedule.gamma=1e42", "parallel.local_steps=3"]),
@@ -264,7 +264,7 @@ fn a_checkpoint_in_the_middle_is_not_written_of_what_are_no_numbers() {
         let settings = [&settings[..], &["launch.device=cpu"]].concat();
         let settings = settings.iter().chain(more).flat_map(|setting| ["--set", setting]);
         let run = Mpirun::ranks(2).args(["train", "--out", text(&out)]).args(settings).env("HPML_EMULATE_GPU", "1");
-        // After the first step all ranks ask for a checkpoint; the loss of the second is looked at later.
+        // After the first step all ranks want a checkpoint; the second step's loss is looked at later.
         assert_refused(&run.timeout(Duration::from_secs(90)).run(), &["step 0", "[0] is", "train.lr"]);
         assert!(contents(folder.path()).is_empty());
     }

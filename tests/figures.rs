@@ -1,7 +1,7 @@
 //! Every figure that a training, a sweep and a study report, recomputed from the raw rows by a program that shares no code.
 //!
-//! `HPML_PYTHON=/path/to/python cargo test --release --test figures`; without that variable the files are made and what is
-//! shown of them is looked at, but nothing is recomputed.
+//! `HPML_PYTHON=/path/to/python cargo test --release --test figures`; without that variable the files are made and the shown
+//! figures are checked, but nothing is recomputed.
 
 mod common;
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{Mpirun, column, folder, text};
 
-/// Recomputes the figures of `file`, which is of that kind.
+/// Recomputes the figures of `file`, a run file of this kind.
 fn recompute(kind: &str, file: &Path, more: &[&str]) {
     let Some(python) = std::env::var_os("HPML_PYTHON") else {
         eprintln!("not recomputed: set HPML_PYTHON to a Python with h5py and numpy");

@@ -1,4 +1,4 @@
-//! Whether the processes that were started are the ranks of one job, and what the ranks have: told once, and kept.
+//! Whether the started processes are the ranks of one job, and the resources of the ranks: reported once, and stored.
 
 mod common;
 
@@ -11,10 +11,10 @@ use common::{Finished, Mpirun, assert_refused, folder, is_open_mpi, text, texts}
 const SOON: Duration = Duration::from_secs(60);
 const FEW: [&str; 4] = ["--set", "train.max_steps=2", "--set", "data.test_samples=20"];
 
-/// Names and values.
+/// Names and values of environment variables.
 type Variables<'a> = &'a [(&'a str, &'a str)];
 
-/// `hpml` as a process of a launcher that left these variables.
+/// Prepares `hpml` as a process of a launcher that left these variables.
 fn process(variables: Variables, args: &[&str]) -> Finished {
     let run = Mpirun::alone().args(args).timeout(SOON);
     variables.iter().fold(run, |run, (name, value)| run.env(name, value)).run()
@@ -45,7 +45,7 @@ fn processes_that_mpi_did_not_join_are_refused_by_the_launchers_variable() {
         assert_refused(&refused, &[variable, launcher, "MPI joined none", "srun --mpi=", "launch.allow_singletons"]);
         assert_eq!(refused.status.code(), Some(1), "what a restart would meet again");
         assert!(refused.stdout.is_empty(), "{}", refused.stdout);
-        // The others leave it to the first.
+        // The other ranks leave the message to the first.
         let rank = variables.last().unwrap().0;
         let other = match rank {
             "LOCAL_RANK" => vec![variables[0], ("RANK", "2"), ("LOCAL_RANK", "2")],
@@ -82,7 +82,7 @@ fn separate_jobs_that_are_meant_and_one_process_of_a_job_run() {
     let folder = folder();
     let cases: [(Variables, &[&str]); 3] = [
         (&[("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_RANK", "2")], &["--set", "launch.allow_singletons=true"]),
-        // In a batch script, and what a cluster sets for other ends.
+        // A batch script, and variables that a cluster sets for other purposes.
         (&[("SLURM_NTASKS", "4"), ("SLURM_PROCID", "0")], &[]),
         (&[("WORLD_SIZE", "4")], &[]),
     ];
@@ -93,7 +93,7 @@ fn separate_jobs_that_are_meant_and_one_process_of_a_job_run() {
     }
 }
 
-/// What the run file says of its run.
+/// Warnings stored in the run file.
 fn warnings(file: &Path) -> Vec<String> {
     let file = hdf5::File::open(file).unwrap();
     let Ok(warnings) = file.group("environment").unwrap().attr("warnings") else { return Vec::new() };
@@ -101,7 +101,7 @@ fn warnings(file: &Path) -> Vec<String> {
     texts.iter().map(|text| text.as_str().to_owned()).collect()
 }
 
-/// The CPUs this test may use.
+/// CPUs that this test may use.
 fn own_cpus() -> Vec<usize> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
@@ -112,7 +112,7 @@ fn own_cpus() -> Vec<usize> {
     list.split(',').flat_map(range).collect()
 }
 
-/// Two unbound ranks on one core.
+/// Prepares two unbound ranks on one core.
 fn on_one_core(args: &[&str]) -> Mpirun {
     let launcher = if common::is_intel_mpi() { "mpiexec.hydra" } else { "mpirun" };
     let mut command = Command::new("taskset");
@@ -120,7 +120,7 @@ fn on_one_core(args: &[&str]) -> Mpirun {
     Mpirun::command(command).env("OMPI_MCA_hwloc_base_binding_policy", "none").env("I_MPI_PIN", "off").timeout(SOON)
 }
 
-/// The lines of a header that tell what the ranks have.
+/// Lines of a header that list the ranks' resources.
 fn told(run: &Finished) -> Vec<&str> {
     run.stdout.lines().filter(|line| line.starts_with("# rank")).collect()
 }
@@ -182,7 +182,7 @@ fn a_launcher_that_leaves_cores_idle_is_named_with_the_mend() {
     assert_eq!(texts(&bound, "environment/bound_by"), ["mpirun"]);
     run("none", &unbound);
     assert_eq!(warnings(&unbound), [""; 0]);
-    // Whoever sets the threads knows how many cores they need.
+    // An explicit thread count is the user's own choice of cores.
     let chosen = folder.path().join("chosen.h5");
     let run = Mpirun::ranks(1).env("OMPI_MCA_hwloc_base_binding_policy", "core");
     run.args(train(&chosen, &["--set", "launch.threads=1"])).timeout(SOON).run().succeeded();

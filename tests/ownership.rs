@@ -1,5 +1,5 @@
-//! Nothing that a user did not force is ever lost, and nothing claims what was not done: commands that are repeated, resumed,
-//! renamed, killed and started twice. `HPML_OWNERSHIP_CASES` and `HPML_OWNERSHIP_TRIES` ask for more of them.
+//! No result is ever lost unless the user forces it, and no file claims what was not done: commands that are repeated, resumed,
+//! renamed, killed and started twice. `HPML_OWNERSHIP_CASES` and `HPML_OWNERSHIP_TRIES` set the number of random tries.
 
 mod common;
 
@@ -15,7 +15,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use common::{Finished, Mpirun, assert_refused, checkpoint_folder, checkpoints, folder, kill, text, texts};
 
 const SOON: Duration = Duration::from_secs(90);
-/// Epochs of some ten milliseconds.
+/// Settings with which an epoch takes some ten milliseconds.
 const SMALL: [&str; 6] = [
     "data.train_samples=96",
     "data.test_samples=32",
@@ -29,7 +29,7 @@ fn set<'a>(settings: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting.to_owned()]).collect()
 }
 
-/// One rank, without a launcher.
+/// Prepares one rank, without a launcher.
 fn train(out: &Path, settings: &[&str]) -> Mpirun {
     Mpirun::alone()
         .args(["train", "--out", text(out)])
@@ -42,7 +42,7 @@ fn asked(name: &str, or: usize) -> usize {
     std::env::var(name).ok().and_then(|count| count.parse().ok()).unwrap_or(or)
 }
 
-/// Every file below a folder with its bytes, but marks of owners.
+/// Every file below a folder with its bytes, except marks of owners.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
@@ -92,7 +92,7 @@ fn a_checkpoint_goes_on_in_its_own_runs_place_only() {
     for out in [&b, &words] {
         assert_refused(&resume(out).run(), &[text(out), "exists already", "--force"]);
     }
-    // Checkpoints without their run file are somebody's too.
+    // Checkpoints without their run file belong to a run, too.
     std::fs::remove_file(&b).unwrap();
     assert_refused(&resume(&b).run(), &["b.h5.checkpoints", "exists already"]);
     let older = checkpoints(&a).remove(0);
@@ -130,14 +130,14 @@ fn another_configuration_is_refused_by_name_whatever_is_left_of_the_run() {
             ("metrics.timing=profile", "metrics.timing"),
             ("quantize.enabled=true", "quantize.enabled"),
         ] {
-            // What does not divide is refused as such.
+            // A number of ranks that does not divide the batch is refused as such.
             let batch = if named == "train.accumulate" { "train.global_batch=24" } else { "run.out=ignored" };
             assert_refused(&auto(&[batch, setting]), &[if batch.starts_with("run") { named } else { "train." }]);
         }
         let other = auto(&["data.dir=nowhere"]);
         assert!(!other.status.success());
         assert_eq!(contents(folder.path()), before);
-        // Once more, now with nothing but the run file.
+        // Once more, now with only the run file.
         let _ = std::fs::remove_dir_all(checkpoint_folder(&out));
     }
     assert_refused(&auto(&["train.epochs=5"]), &["2 epochs", "no checkpoint", "--force"]);
@@ -155,7 +155,7 @@ fn another_configuration_is_refused_by_name_whatever_is_left_of_the_run() {
     }
 }
 
-/// Killed before a checkpoint: the run begins again under its own id, and what it had reached stays until it is reached again.
+/// A training killed before a checkpoint begins again under its own id, and its earlier results stay until it has caught up.
 #[test]
 fn a_killed_run_without_checkpoints_begins_again_and_loses_nothing() {
     let folder = folder();
@@ -221,7 +221,7 @@ fn what_is_in_the_way_at_the_end_is_told_before_the_first_step() {
     assert!(!out.exists() && !refused.stdout.contains("epoch"), "{}", refused.stdout);
     train(&out, &quantize).arg("--force").run().succeeded();
     let hpml = |args: &[&str]| Mpirun::alone().args(args).timeout(SOON).run();
-    // The int8 network of the same run gives way, that of another does not.
+    // The int8 network of the same run is replaced, that of another is not.
     let small = ["--set", "quantize.calibration_images=32"];
     hpml(&[&["quantize", text(&out)][..], &small].concat()).succeeded();
     let other = folder.path().join("other.h5");
@@ -238,7 +238,7 @@ fn what_is_in_the_way_at_the_end_is_told_before_the_first_step() {
     for file in [&classes, &onnx] {
         assert_eq!(std::fs::read(file).unwrap(), b"precious");
     }
-    // No command writes over what it reads, --force or not.
+    // No command writes over its input, with --force or without.
     for args in [
         &["quantize", text(&out), "--out", text(&out), "--force"][..],
         &["export", text(&int8), "--onnx", text(&int8), "--force"],
@@ -269,8 +269,8 @@ fn a_file_of_another_command_is_never_gone_on_with() {
     assert_eq!(contents(folder.path()), before);
 }
 
-/// Starts two jobs without an end at once on the output: one works until it is stopped by `signal`, the other names
-/// who writes there.
+/// Starts two endless jobs at once on one output: one works until it is stopped by `signal`, the other is refused and names the
+/// owner.
 fn two_jobs(out: &Path, signal: &str, mut job: impl FnMut(usize) -> Mpirun) {
     let mut jobs = Vec::from([0, 1].map(|number| job(number).spawn()));
     let started = Instant::now();
@@ -295,7 +295,7 @@ fn of_two_living_jobs_on_one_output_one_is_refused_by_name() {
     for number in 0..asked("HPML_OWNERSHIP_TRIES", 3) {
         let folder = folder();
         let out = folder.path().join("run.h5");
-        // --resume auto must not make it its own either.
+        // --resume auto must not take it over either.
         let job = |job: usize| {
             let run =
                 Mpirun::ranks(1 + number % 2).args(["train", "--out", text(&out), "--set", "train.epochs=100000"]);
@@ -329,7 +329,7 @@ fn a_job_on_another_host_is_recognised_while_it_lives() {
         let out = folder.path().join("run.h5");
         two_jobs(&out, "KILL", |host| job(host, &out, "train.epochs=100000"));
     }
-    // A killed one blocks for half a minute at most, and nobody has to remove anything.
+    // A killed job blocks for half a minute at most, and no mark has to be removed by hand.
     let folder = folder();
     let out = folder.path().join("run.h5");
     let run = job(0, &out, "train.epochs=100000").spawn().until("epoch", || out.exists());
@@ -351,10 +351,10 @@ fn mark(out: &Path) -> PathBuf {
     out.with_file_name(format!(".hpml-{}.owner", text(Path::new(out.file_name().unwrap()))))
 }
 
-/// One thing that a user does.
+/// One action of a user.
 #[derive(Debug, Clone)]
 enum Act {
-    /// `hpml train`, perhaps with `--resume auto` or `--force`.
+    /// `hpml train`, with or without `--resume auto` or `--force`.
     Train { out: usize, seed: usize, epochs: usize, auto: bool, force: bool, keeps: bool },
     /// `hpml train --resume CHECKPOINT`, the newest or the oldest of a run.
     From { of: usize, oldest: bool, out: usize, seed: usize, epochs: usize, force: bool },
@@ -364,7 +364,7 @@ enum Act {
     Second { out: usize, seed: usize },
     /// The run file gets another name, with or without its checkpoints.
     Rename { from: usize, to: usize, with_checkpoints: bool },
-    /// A file that is none of hpml's comes to lie there.
+    /// A file that hpml did not write appears.
     Text { out: usize },
 }
 
@@ -407,7 +407,7 @@ fn run_of(file: &Path) -> Option<Run> {
     Some(Run { id: attribute(file, "run_id"), seed, epochs: checksums(file), finished })
 }
 
-/// Parameters after each epoch of a training that nothing happens to, by seed.
+/// Parameters after each epoch of an undisturbed training, by seed.
 struct Truth(RefCell<BTreeMap<(i64, usize), Vec<String>>>);
 
 impl Truth {
@@ -422,14 +422,14 @@ impl Truth {
     }
 }
 
-/// Does `act` in `folder` and checks that nothing is lost and nothing claimed.
+/// Does `act` in `folder` and checks that nothing is lost and no claim is false.
 fn check(folder: &Path, act: &Act, truth: &Truth) -> Result<(), TestCaseError> {
     let out_of = |name: usize| folder.join(NAMES[name]);
     let before = contents(folder);
     let runs_before: BTreeMap<&PathBuf, Run> = before.keys().filter_map(|file| Some((file, run_of(file)?))).collect();
     let settings =
         |seed: &usize, epochs: usize| set([&*format!("run.seed={seed}"), &*format!("train.epochs={epochs}")]);
-    // One rank always: another number goes on with the batch of before, and rounds otherwise.
+    // Always one rank: with another number the batch stays and rounding differs.
     let start = |launcher: bool, out: &Path, seed: &usize, epochs: usize| {
         let run = if launcher { Mpirun::ranks(1) } else { Mpirun::alone() };
         run.args(["train", "--out", text(out)]).args(set(SMALL)).args(settings(seed, epochs)).timeout(SOON)
@@ -437,7 +437,7 @@ fn check(folder: &Path, act: &Act, truth: &Truth) -> Result<(), TestCaseError> {
     let flags = |auto: bool, force: bool| {
         [("--resume", auto), ("auto", auto), ("--force", force)].into_iter().filter(|(_, is)| *is).map(|(flag, _)| flag)
     };
-    // Out, what was asked for, whether it was forced, and how it ended (`None`: cut).
+    // Output, seed and epochs requested, whether it was forced, and how it ended (`None`: cut).
     let (out, seed, epochs, forced, end): (PathBuf, usize, usize, bool, Option<Finished>) = match act {
         Act::Train { out, seed, epochs, auto, force, keeps } => {
             let keep = if *keeps { "checkpoint.every_epochs=1" } else { "checkpoint.every_epochs=0" };
@@ -469,7 +469,7 @@ fn check(folder: &Path, act: &Act, truth: &Truth) -> Result<(), TestCaseError> {
         }
         Act::Second { out, seed } => {
             let out = out_of(*out);
-            // That of a killed job may lie there.
+            // A killed job may have left its mark.
             let (read, dead) = (|| std::fs::read(mark(&out)).ok(), std::fs::read(mark(&out)).ok());
             let first = start(false, &out, seed, 1000).arg("--force").spawn();
             let first = first.until("mark", || read().is_some_and(|mark| Some(mark) != dead));
@@ -507,7 +507,7 @@ fn check(folder: &Path, act: &Act, truth: &Truth) -> Result<(), TestCaseError> {
             continue;
         }
         let was = runs_before.get(file);
-        // Only the same run may replace its own run file, by more of the same, and its own checkpoints.
+        // Only the same run may replace its own run file, with more epochs, and its own checkpoints.
         let goes_on = match (was, &now) {
             (Some(was), Some(now)) if *file == out => {
                 was.id == now.id && now.epochs.starts_with(&was.epochs) && !(was.finished && was.epochs == now.epochs)
@@ -525,14 +525,14 @@ fn check(folder: &Path, act: &Act, truth: &Truth) -> Result<(), TestCaseError> {
         prop_assert_eq!(end.status.code(), Some(1));
         prop_assert_eq!(end.messages().len(), 1, "{}", end.stderr);
         prop_assert!(after == before, "refused, but something changed: {}", end.stderr);
-        // What must be possible.
+        // Actions that must succeed.
         let free = !before.keys().any(|file| *file == out || file.starts_with(checkpoint_folder(&out)));
         let possible =
             matches!(act, Act::Train { auto: false, force: true, .. }) || matches!(act, Act::Train { .. }) && free;
         prop_assert!(!possible, "{}", end.stderr);
         return Ok(());
     }
-    // What is claimed is what was done.
+    // Every claim of a file is true.
     let Some(now) = now else { return Err(TestCaseError::fail("no run file")) };
     prop_assert_eq!((now.seed, now.finished, now.epochs.len()), (seed as i64, true, epochs));
     prop_assert_eq!(now.epochs, truth.of(seed as i64, epochs));
@@ -540,7 +540,7 @@ fn check(folder: &Path, act: &Act, truth: &Truth) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Any sequence of commands. Runs are deterministic, so a result that is claimed can be held against the truth.
+/// Random sequences of commands. Runs are deterministic, so a claimed result can be compared with the true one.
 #[test]
 fn no_sequence_of_commands_loses_or_claims_anything() {
     let started = Instant::now();

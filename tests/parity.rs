@@ -1,4 +1,4 @@
-//! The same losses and updates as PyTorch, from the same initial values and samples, on real images; and no other ones.
+//! Parity with PyTorch: equal losses and updates from equal initial values and samples, on real images; and only those.
 
 mod common;
 
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use common::{Finished, Mpirun};
 
-/// Made by `scripts/parity.py --no-weights` from the images that the continuous integration has; the initial values come
-/// from the seed, so that this also tests that they are `torch.manual_seed`'s.
+/// Parity file, made by `scripts/parity.py --no-weights` from the images that the continuous integration has. The initial values
+/// come from the seed, so that this also tests that they are `torch.manual_seed`'s.
 const PARITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/parity.h5");
 
-/// `hpml verify FILE` on `ranks` ranks, to be started.
+/// Prepares `hpml verify FILE` on `ranks` ranks.
 fn verify(ranks: usize, file: &Path, data: &Path, settings: &[&str]) -> Mpirun {
     let settings = settings.iter().flat_map(|setting| ["--set", setting]);
     Mpirun::ranks(ranks)
@@ -20,8 +20,8 @@ fn verify(ranks: usize, file: &Path, data: &Path, settings: &[&str]) -> Mpirun {
         .timeout(Duration::from_secs(900))
 }
 
-/// What a run that got as far as to compute has said last on stdout; `None`, with a word, if the images are another edition's
-/// (labels or pixels differ).
+/// Last line on stdout of a run that computed; `None`, with a message, if the images are of another edition (labels or pixels
+/// differ).
 fn verdict(run: &Finished) -> Option<&str> {
     if run.stderr.contains("made from other") {
         eprintln!("left out: the parity file was made from another edition of CIFAR-10");
@@ -35,7 +35,7 @@ fn passes(run: Finished) {
     assert!(run.status.success() && verdict.starts_with("PASSED: "), "{}\n{}", run.stdout, run.stderr);
 }
 
-/// The verdict is a failure for this reason; other images than the file's fail for another one, which is no news.
+/// Asserts that the run fails for this reason. With images other than the file's it fails for another one, which is no news.
 fn fails(run: &Finished, expected: &str) {
     let last = run.stdout.lines().last().unwrap_or_default();
     assert!(!run.status.success(), "{expected}\n{}", run.stdout);
@@ -64,7 +64,7 @@ fn ranks_repeat_ddp_however_they_sum_the_gradients() {
     let cases: [(usize, &[&str]); 3] = [
         (2, &["launch.threads=1", "metrics.timing=profile"]),
         (2, &["launch.threads=1", "parallel.bucket_mb=1", "parallel.all_reduce=mpi", "model.channels_last=false"]),
-        // Batch norm over all ranks is that of one process, on three ranks with 5, 5 and 6 samples too.
+        // Batch norm over all ranks equals that of one process, on three ranks with 5, 5 and 6 samples too.
         (3, &["launch.threads=1", "parallel.buffers=sync"]),
     ];
     for (ranks, settings) in cases {
@@ -72,7 +72,7 @@ fn ranks_repeat_ddp_however_they_sum_the_gradients() {
     }
 }
 
-/// What other processors have: the kernels of ATen and oneDNN for AVX2, and those without any of it.
+/// Instruction sets of other processors: the kernels of ATen and oneDNN for AVX2, and for none.
 #[test]
 fn other_instruction_sets_are_healthy_too() {
     let Some(data) = common::cifar10("other_instruction_sets_are_healthy_too") else { return };
@@ -82,8 +82,8 @@ fn other_instruction_sets_are_healthy_too() {
     }
 }
 
-/// A copy of the parity file with one `model` alone, in which something is not as it was when the references were made: for
-/// the program that reads it a fault of its own.
+/// Copies the parity file with one `model` alone and changes one thing in it, which the program that reads it must take for a
+/// fault of its own.
 fn changed(folder: &Path, model: &str, change: impl Fn(&hdf5::Group)) -> PathBuf {
     let path = folder.join("changed.h5");
     std::fs::copy(PARITY, &path).unwrap();
@@ -100,7 +100,7 @@ fn scale_attribute(group: &hdf5::Group, name: &str, factor: f64) {
     attribute.write_scalar(&(value * factor)).unwrap();
 }
 
-/// Changes the rows of `dataset`, each a step's values.
+/// Changes the rows of `dataset`, each the values of one step.
 fn change_steps(group: &hdf5::Group, dataset: &str, change: impl Fn(&mut Vec<Vec<f64>>)) {
     let dataset = group.dataset(dataset).unwrap();
     let values: Vec<f64> = dataset.read_raw().unwrap();
@@ -120,7 +120,7 @@ fn change_samples(group: &hdf5::Group, change: impl Fn(&mut Vec<Vec<f64>>)) {
     ["indices", "labels"].iter().for_each(|name| change_steps(group, name, &change));
 }
 
-/// Initial weights that are those of the seed, but for the first convolution's, which are too large by `factor`.
+/// Initial weights from the seed, except for the first convolution's, which are too large by `factor`.
 fn scale_first_weights(group: &hdf5::Group, factor: f32) {
     let seed: i64 = group.attr("seed").unwrap().read_scalar().unwrap();
     let config = hpml::config::Config::load(None, &[]).unwrap();
@@ -177,7 +177,7 @@ fn a_fault_fails() {
         let file = changed(folder.path(), "net", change);
         fails(&verify(ranks, &file, &data, &["launch.threads=1"]).run(), expected);
     }
-    // The instrument itself does no harm.
+    // Copying alone causes no failure.
     let file = changed(folder.path(), "net", |net| scale_first_weights(net, 1.0));
     passes(verify(1, &file, &data, &["launch.threads=1"]).run());
 }

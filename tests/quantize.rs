@@ -1,4 +1,4 @@
-//! Training to int8 and on, with the real binary: the accuracy, what any number of ranks must agree on, and bad input.
+//! Quantization to int8 with the real binary: accuracy, agreement over any number of ranks, and bad input.
 
 mod common;
 
@@ -11,7 +11,7 @@ fn hpml(args: &[&str]) -> Finished {
     Mpirun::command(Command::new(env!("CARGO_BIN_EXE_hpml"))).args(args).run()
 }
 
-/// A short training with a bias; its run file.
+/// A short training of a network with a bias; returns its run file.
 fn trained(folder: &Path, more: &[&str]) -> PathBuf {
     let out = folder.join("run.h5");
     let sets = ["model.bias=true", "data.train_samples=3000", "data.test_samples=300", "train.epochs=1"];
@@ -20,7 +20,7 @@ fn trained(folder: &Path, more: &[&str]) -> PathBuf {
     out
 }
 
-/// Every dataset of a checkpoint as bytes of its values, by name.
+/// Bytes of the values of every dataset of a checkpoint, by name.
 fn checkpoint(file: &Path) -> Vec<(String, Vec<i64>)> {
     let file = hdf5::File::open(file).unwrap();
     let mut tensors = file.group("checkpoint").unwrap().datasets().unwrap();
@@ -51,7 +51,7 @@ fn training_ends_in_int8_that_eval_and_export_take() {
     let onnx = folder.path().join("net.onnx");
     hpml(&["export", text(&int8), "--onnx", text(&onnx)]).succeeded();
     assert!(std::fs::metadata(&onnx).unwrap().len() > 60_000);
-    // What holds no int8 network is told so, with the mend.
+    // A file without an int8 network is refused, with the mend.
     for command in [&["eval", text(&run)][..], &["export", text(&run), "--onnx", text(&folder.path().join("no.onnx"))]]
     {
         common::assert_refused(&hpml(command), &[text(&run), "float32", "hpml quantize", text(&int8)]);
@@ -192,7 +192,7 @@ fn a_network_is_not_quantized_or_tested_with_data_of_another_kind() {
         refused(&[&quantize[..], &["--set", &other]].concat(), &["run.h5", key, "[0.5, 0.5, 0.5]"]);
         refused(&["eval", text(&int8), "--set", &other], &["run-int8.h5", key, "[0.5, 0.5, 0.5]"]);
     }
-    // And the other way round.
+    // The reverse: synthetic images in place of files.
     let real = folder.path().join("real.h5");
     let few = ["--set", "train.max_steps=2", "--set", "data.test_samples=10"];
     let train = ["train", "--out", text(&real), "--data", text(data.path())];

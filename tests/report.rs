@@ -15,7 +15,7 @@ fn trained(folder: &Path, name: &str, seed: &str) -> PathBuf {
     file
 }
 
-/// The columns of a CSV by name.
+/// Columns of a CSV by name.
 fn parsed(csv: &str) -> impl Fn(&str) -> Vec<String> + use<> {
     let mut reader = csv::Reader::from_reader(csv.as_bytes());
     let header = reader.headers().unwrap().clone();
@@ -45,7 +45,7 @@ fn a_run_is_reported_in_every_form_with_the_numbers_of_its_file() {
     let steps: Vec<f32> = csv("step").iter().map(|text| text.parse().unwrap()).collect();
     assert_eq!(steps, column(&file, "steps/step").iter().map(|&value| value as f32).collect::<Vec<_>>());
 
-    // A table that only the report has, by its name.
+    // A table that only the report has, selected by name.
     let csv = parsed(&report().args(["--csv", "--table", "steps-anatomy"]).run().succeeded().stdout);
     assert_eq!(csv("part").last().unwrap(), "step");
 

@@ -1,4 +1,4 @@
-//! A training that was cut goes on as if it had not been: checkpoints, signals, `--resume`.
+//! Resume: an interrupted training continues as if never interrupted, by checkpoints, signals and `--resume`.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Finished, Mpirun, checkpoints, folder, kill, parameters, text};
 
 const SOON: Duration = Duration::from_secs(90);
-/// Some epochs of a fraction of a second each.
+/// Settings with which an epoch takes a fraction of a second.
 const SMALL: [&str; 6] =
     ["--set", "train.epochs=8", "--set", "data.train_samples=2000", "--set", "data.test_samples=200"];
 
@@ -35,7 +35,7 @@ fn a_resumed_training_ends_bit_for_bit_where_an_uncut_one_does() {
         (2, &["optim.ema=0.9", "data.augment=true", "schedule.anneal=cosine", "train.accumulate=2"]),
         (2, &["optim.name=lamb", "optim.clip_norm=1.0", "parallel.all_reduce=ring"]),
         (3, &["optim.nesterov=true", "parallel.all_reduce=mpi", "train.label_smoothing=0.1"]),
-        // What each rank's compression owes to later steps.
+        // Errors that each rank's compression carries to later steps.
         (2, &["parallel.compression=int8", "parallel.bucket_mb=0.1"]),
         (2, &["parallel.compression=powersgd", "parallel.compression_start=200"]),
         (2, &["parallel.local_steps=7"]),
@@ -68,7 +68,7 @@ fn a_resumed_training_ends_bit_for_bit_where_an_uncut_one_does() {
         }
         let checksums = |file: &Path| common::texts(file, "epochs/parameter_checksum");
         assert_eq!(checksums(&whole), checksums(&pieces));
-        // As many gradients were reduced, in all.
+        // Cut or not, the ledger counts equally many gradients.
         assert_eq!(common::column(&whole, "comm/messages")[1], common::column(&pieces, "comm/messages")[1]);
     }
 }
@@ -99,7 +99,7 @@ fn another_number_of_ranks_goes_on_with_the_same_samples() {
     assert_eq!(first.status.code(), Some(75), "{}\n{}", first.stdout, first.stderr);
     let rest = train(2, &pieces, &[&args[..], &["--resume", "auto"]].concat()).run().succeeded();
     assert!(rest.stderr.contains("train.batch_per_rank = 8"), "{}", rest.stderr);
-    // The same samples in each step, summed in another order.
+    // Equal samples in each step, summed in another order.
     let (one, two) = (common::column(&whole, "epochs/train_loss"), common::column(&pieces, "epochs/train_loss"));
     for (one, two) in one.iter().zip(&two) {
         assert!((one / two - 1.0).abs() < 1e-5, "{one} {two}");
@@ -120,7 +120,7 @@ fn every_signal_stops_all_ranks_whichever_of_them_gets_it() {
         assert_eq!(run.status.code(), Some(75), "{signal}: {}", run.stderr);
         assert_eq!(run.messages().len(), 1, "{}", run.stderr);
         assert!(run.messages()[0].contains(&format!("SIG{signal}")), "{}", run.stderr);
-        // Run file and checkpoint tell the same.
+        // Run file and checkpoint agree.
         let step = |file: &Path| *common::column(file, "steps/global_step").last().unwrap();
         assert_eq!(step(&out), step(&checkpoints(&out)[0]));
     }
@@ -130,7 +130,7 @@ fn every_signal_stops_all_ranks_whichever_of_them_gets_it() {
 fn a_second_interrupt_ends_at_once() {
     let folder = folder();
     let out = folder.path().join("run.h5");
-    // A step of a minute, so that the first one cannot have stopped it meanwhile.
+    // A step takes a minute, so the first step cannot have ended the job in the meantime.
     let args = ["--set", "model.name=resnet18", "--set", "train.batch_per_rank=1000"];
     let run = Mpirun::alone().args(["train", "--out", text(&out)]).args(args).timeout(SOON).spawn();
     std::thread::sleep(Duration::from_secs(4));
@@ -160,7 +160,7 @@ fn the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over() {
     assert!(rest.stderr.contains("damaged") && rest.stderr.contains("trying the one before"), "{}", rest.stderr);
     assert_eq!(parameters(&whole), parameters(&pieces));
     assert!(!newest.exists() || std::fs::read(&newest).unwrap().len() != bytes.len() - 100, "the damaged one stayed");
-    // All is done: nothing changes any more, and that is no error.
+    // The training is complete: nothing changes any more, and that is no error.
     let again = train(2, &pieces, &[&args[..], &["--resume", "auto"]].concat()).run().succeeded();
     assert!(again.stdout.contains("nothing to do"), "{}", again.stdout);
     assert_eq!(parameters(&whole), parameters(&pieces));
@@ -172,7 +172,7 @@ fn what_cannot_be_resumed_is_said_in_one_message() {
     let folder = folder();
     let out = folder.path().join("run.h5");
     let resume = |args: &[&str]| train(2, &out, &[args, &["--resume", "auto"]].concat()).run();
-    // Nothing there yet: a chain of jobs begins with the same command that goes on.
+    // Nothing exists yet: a chain of jobs starts with the command that also continues it.
     let first = resume(&["--set", "checkpoint.every_epochs=1", "--set", "train.epochs=1"]).succeeded();
     assert!(first.stderr.contains("starting anew"), "{}", first.stderr);
     assert_refused(&resume(&["--set", "train.lr=0.5"]), &["train.lr", "0.5", "0.01", "run.h5.checkpoints"]);
@@ -187,7 +187,7 @@ fn what_cannot_be_resumed_is_said_in_one_message() {
     std::fs::remove_dir_all(common::checkpoint_folder(&out)).unwrap();
     let done = resume(&["--set", "train.epochs=1"]).succeeded();
     assert!(done.stdout.contains("nothing to do"), "{}", done.stdout);
-    // More is wanted, but there is nothing to go on from: only the user may throw the result away.
+    // More epochs are wanted, but no checkpoint exists to continue from: only the user may discard the result.
     let more = ["--set", "train.epochs=2"];
     assert_refused(&resume(&more), &["run.h5", "1 epochs", "no checkpoint", "--force"]);
     assert_eq!(common::column(&out, "epochs/epoch").len(), 1);
@@ -209,7 +209,7 @@ fn with_force_the_checkpoints_of_the_earlier_training_give_way() {
 fn a_checkpoint_with_impossible_counts_is_refused() {
     let folder = folder();
     let (out, copy) = (folder.path().join("run.h5"), folder.path().join("copy.h5"));
-    // With batch norm, whose statistics are saved for as many ranks as there were.
+    // Batch norm's statistics are saved per rank of the first job.
     let model = ["--set", "model.name=resnet18", "--set", "model.width=4", "--set", "data.train_samples=50"];
     train(1, &out, &[&model[..], &["--set", "checkpoint.every_epochs=8"]].concat()).run().succeeded();
     for (count, value, named) in [

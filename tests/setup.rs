@@ -1,4 +1,4 @@
-//! scripts/setup looks at Rust first: an old one is told before anything is installed or downloaded.
+//! scripts/setup checks Rust first: an old one is reported before anything is installed or downloaded.
 
 mod common;
 
@@ -9,14 +9,14 @@ use std::process::Command;
 
 use common::{Finished, Mpirun, folder, text};
 
-/// A program of this name that does what the shell `script` says.
+/// Writes a program `name` that runs the shell `script`.
 fn program(folder: &Path, name: &str, script: &str) {
     let path = folder.join(name);
     fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A copy of the script in `checkout`, with nothing of this user's, and programs of `tools` before all others.
+/// Copies the script to `checkout` and prepares it with nothing of this user's environment, and `tools` first in the path.
 fn setup(checkout: &Path, tools: &Path) -> Finished {
     let path = format!("{}:{}", text(tools), std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new(checkout.join("scripts/setup"));

@@ -1,5 +1,5 @@
-//! What would be undefined, or grow without end, and is refused or given back instead: threads that call MPI at the same time,
-//! an MPI that allows one thread only, shared memory, CUDA graphs of another libtorch.
+//! Undefined behavior and unbounded growth, refused or prevented: threads that call MPI at the same time, an MPI that allows
+//! one thread only, shared memory, CUDA graphs of another libtorch.
 
 mod common;
 
@@ -22,7 +22,7 @@ fn preloaded(folder: &Path, source: &str) -> PathBuf {
     library
 }
 
-/// A part of a test in this file, on each of `ranks` ranks.
+/// Runs a part of a test in this file on each of `ranks` ranks.
 fn on_every_rank(ranks: usize, part: &str) -> Mpirun {
     let mut command = Command::new("mpirun");
     command.args(["-n", &ranks.to_string()]).arg(std::env::current_exe().unwrap());
@@ -52,19 +52,19 @@ fn where_mpi_allows_one_thread_overlap_is_refused_before_any_work_and_the_rest_i
         let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
         assert_eq!(left.len(), 1, "nothing but the library: {left:?}");
     }
-    // No second thread: nothing that overlaps, one bucket, one rank.
+    // Runs without a second thread: no overlap, one bucket, one rank.
     lowered(train(2, &out, &["metrics.timing=profile"]), "1").run().succeeded();
     lowered(train(2, &out, &["parallel.bucket_mb=100"]), "1").arg("--force").run().succeeded();
     lowered(train(1, &out, &[]), "1").arg("--force").run().succeeded();
-    // And enough is enough.
+    // A sufficient thread level is accepted.
     lowered(train(2, &out, &[]), "2").arg("--force").run().succeeded();
-    // What is refused replaces nothing.
+    // A refused run replaces nothing.
     let before = std::fs::read(&out).unwrap();
     assert!(!lowered(train(2, &out, &[]), "1").arg("--force").run().status.success());
     assert!(std::fs::read(&out).unwrap() == before, "a refused run replaced the file");
 }
 
-/// What hpml calls the MPI library.
+/// Name of the MPI library as hpml reports it.
 fn hpml_mpi_version() -> String {
     let devices = Mpirun::alone().arg("devices").run().succeeded().stdout;
     let line = devices.lines().find_map(|line| line.strip_prefix("MPI ")).expect("a line on MPI");
@@ -95,7 +95,7 @@ fn two_threads_that_call_mpi_at_once_are_told_by_name() {
     assert_eq!(run.succeeded().stdout.matches("1 passed").count(), 2);
 }
 
-/// Rank 0's part: its other thread waits in a barrier for rank 1, which comes when this thread has been refused.
+/// Rank 0's part: its other thread waits in a barrier for rank 1, which joins after this thread has been refused.
 #[test]
 #[ignore = "a part of another test"]
 fn a_collective_beside_one_of_another_thread() {
@@ -139,11 +139,11 @@ fn thirty_windows_of_shared_memory_leave_nothing_behind() {
     }
 }
 
-/// One rank's part.
+/// One rank's part of the window test.
 #[test]
 #[ignore = "a part of another test"]
 fn windows_that_come_and_go() {
-    const ELEMENTS: usize = 1 << 20; // 4 MiB of each rank
+    const ELEMENTS: usize = 1 << 20; // 4 MiB per rank
     let universe = Universe::start().unwrap();
     let ranks = Arc::new(universe.world());
     let all_reduce = AllReduce::new(ranks.clone(), Algorithm::Shared).unwrap();
@@ -157,20 +157,20 @@ fn windows_that_come_and_go() {
         buffer.as_mut_slice().fill((rank + 1) as f32);
         all_reduce.reduce(Kind::Gradients, &mut buffer.region(0..ELEMENTS), WaitPolicy::Spin).unwrap();
         assert!(buffer.as_slice().iter().all(|&value| value == sum), "every rank's part is reached");
-        // Its own part, and the slices that it sums of the others'.
+        // This rank's own part, and the slices of the others' parts that it sums.
         let least = ELEMENTS * 4 / 1024 * (2 * size - 1) / size;
         assert!(shared_kilobytes() >= least, "the test sees the memory: {} kB", shared_kilobytes());
         drop(buffer);
         ranks.barrier().unwrap(); // all have dropped theirs
         let now = shared_kilobytes();
         after_first = if visit == 0 { now } else { after_first };
-        // Kept, it would be 6 MiB and more a visit.
+        // Windows that were kept would add 6 MiB and more per visit.
         assert!(now < after_first + 4096, "visit {visit}: {now} kB, {after_first} kB after the first");
-        ranks.barrier().unwrap(); // and looked
+        ranks.barrier().unwrap(); // all have measured
     }
 }
 
-/// Resident memory of this process that has a file behind it: a window's lies in /dev/shm or in the session's folder.
+/// Resident memory of this process that is backed by a file: a window's file lies in /dev/shm or in the session's folder.
 fn shared_kilobytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let of = |name: &str| -> usize {
@@ -195,7 +195,7 @@ fn thirty_visits_of_a_sweep_take_the_memory_of_one() {
         column(&out, "scaling/peak_memory")[0]
     };
     let (one, thirty) = (peak(1), peak(30));
-    // Kept, the gradients of both ranks would add 30 x 22.4 MB; the allocator's own coming and going is some 30 MB.
+    // Kept gradients of both ranks would add 30 x 22.4 MB; the allocator itself varies by some 30 MB.
     assert!(thirty < one + 150e6, "{one} bytes after one visit, {thirty} after thirty");
 }
 
@@ -222,7 +222,7 @@ fn cuda_graphs_of_another_libtorch_are_refused_by_version() {
     assert!(run("a_graph_pool_says_what_it_needs").stdout.contains("1 passed"));
 }
 
-/// Under a library that calls itself 2.12.1.
+/// A run under a library that calls itself 2.12.1.
 #[test]
 #[ignore = "a part of another test"]
 fn a_graph_pool_says_what_it_needs() {

@@ -1,4 +1,4 @@
-//! Run files as others see them: h5py, xarray and netCDF4, if there is a Python that has them.
+//! Run files as h5py, xarray and netCDF4 read them, if there is a Python that has these.
 //!
 //! `HPML_PYTHON=/path/to/python cargo test --release --test store`; without that variable these tests say so and pass.
 
@@ -10,7 +10,7 @@ use hpml::store::{
     Attribute, Checkpoint, Column, FileKind, Identity, NamedTensor, RunFile, Table, TensorValues, Values,
 };
 
-/// A run file with everything in it that the store can write.
+/// Writes a run file with everything in it that the store can write.
 fn write(path: &Path) {
     let texts = |texts: &[&str]| Values::Text(texts.iter().map(|text| (*text).to_owned()).collect());
     let environment = vec![("cpu".into(), Attribute::Text("Größe ∞".into())), ("world_size".into(), Attribute::Int(2))];

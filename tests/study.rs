@@ -91,7 +91,7 @@ fn a_study_that_cannot_be_run_is_refused() {
         ("study.seeds=[]", "study.seeds"),
         ("train.global_batch=31", "train.global_batch"),
         ("optim.name=adagrad", "adagrad"),
-        ("study.seeds=[3, 4, 3]", "3 stands there twice"),
+        ("study.seeds=[3, 4, 3]", "3 is listed twice"),
         ("run.seed=5", "study.seeds are the seeds"),
         ("train.batch_per_rank=4", "train.global_batch decides it"),
         ("quantize.enabled=true", "quantize.enabled"),

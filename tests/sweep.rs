@@ -1,4 +1,4 @@
-//! `hpml sweep` and what is made of its file, on the real launcher.
+//! `hpml sweep` and the commands that use its file, under the real launcher.
 
 mod common;
 
@@ -16,7 +16,7 @@ fn sweep(ranks: usize, out: &Path, more: &[&str]) -> Mpirun {
     Mpirun::ranks(ranks).args(["sweep", "--out", text(out)]).args(short).args(more).timeout(Duration::from_secs(300))
 }
 
-/// Row numbers of `/scaling` for which all of these hold.
+/// Row numbers of `/scaling` that match all of these values.
 fn rows(file: &Path, timing: &str, ranks: usize) -> Vec<usize> {
     let (timings, of) = (texts(file, "scaling/timing"), column(file, "scaling/ranks"));
     (0..of.len()).filter(|&row| timings[row] == timing && of[row] == ranks as f64).collect()
@@ -54,11 +54,11 @@ fn every_case_is_measured_in_both_timings_and_its_parts_add_up() {
         let sum: f64 = PARTS.iter().map(|part| get(part)[row]).sum();
         assert!((sum / step[row] - 1.0).abs() < 0.02, "row {row}: {sum} of {}", step[row]);
     }
-    // The raw steps are there, and say the same.
+    // The raw steps are stored, and agree.
     let counted = column(&out, "steps/case").iter().filter(|&&case| case == 0.0).count();
     assert_eq!(counted as f64, get("steps")[0] * ranks[0]);
 
-    // A finished sweep has nothing left to measure; the same command without --resume must not touch it.
+    // A finished sweep has nothing left to measure; the command without --resume must not touch its file.
     let again = sweep(2, &out, &["--resume"]).run().succeeded();
     assert!(!again.stdout.contains("/2  "), "{}", again.stdout);
     let refused = sweep(2, &out, &[]).run();
@@ -142,8 +142,8 @@ fn what_cannot_be_measured_is_refused() {
     let out = folder.path().join("scaling.h5");
     for (set, named) in [
         ("sweep.ranks=[1, 4]", "the job has 2 ranks"),
-        ("sweep.ranks=[2, 2]", "sweep.ranks = 2: stands there twice"),
-        ("sweep.timing=['overlap', 'overlap']", "sweep.timing = overlap: stands there twice"),
+        ("sweep.ranks=[2, 2]", "sweep.ranks = 2: is listed twice"),
+        ("sweep.timing=['overlap', 'overlap']", "sweep.timing = overlap: is listed twice"),
         ("train.batch_per_rank=4", "train.batch_per_rank: sweep.batch_per_rank are the batches"),
         ("metrics.timing=profile", "metrics.timing: sweep.timing has it"),
         ("sweep.timing=fast", "fast"),

@@ -1,4 +1,4 @@
-//! Whole trainings on 1 to 4 ranks, and what they leave in the run file.
+//! Whole trainings on 1 to 4 ranks, and the content of their run files.
 
 mod common;
 
@@ -91,8 +91,8 @@ fn the_same_seed_gives_the_same_bits_and_another_seed_others() {
 
 #[test]
 fn ranks_divide_the_work_without_changing_the_result() {
-    // The same 24 samples a step on 1, 2 and 3 ranks (the sampler deals the permutation out in turn), also in the last,
-    // smaller step of the epoch: equal to rounding, which 50 steps let grow to some 1e-6.
+    // Equal sets of 24 samples per step on 1, 2 and 3 ranks (the sampler deals the permutation out in turn), also in the last,
+    // smaller step of the epoch: equal up to rounding, which 50 steps let grow to some 1e-6.
     let folder = folder();
     let mut trained = Vec::new();
     for (ranks, batch) in [(1, 24), (2, 12), (3, 8)] {
@@ -150,7 +150,7 @@ fn the_ledger_counts_what_the_configuration_says() {
     let out = folder.path().join("run.h5");
     short(2, &out, &["--set", "train.batch_per_rank=10"]);
     let (messages, bytes) = (column(&out, "comm/messages"), column(&out, "comm/bytes"));
-    // Kinds in their order: parameters, gradients, buffers, metrics, control. 60 steps of one bucket.
+    // Order of the kinds: parameters, gradients, buffers, metrics, control. 60 steps of one bucket.
     assert_eq!((messages[0], bytes[0]), (1.0, 4.0 * 61_770.0));
     assert_eq!((messages[1], bytes[1]), (60.0, 60.0 * 4.0 * 61_770.0));
     assert_eq!((messages[2], bytes[2]), (0.0, 0.0));
@@ -241,7 +241,7 @@ fn global_batch(file: &Path) -> i64 {
 fn the_global_batch_is_what_a_step_has_in_header_schedule_and_run_file() {
     let folder = folder();
     let out = folder.path().join("run.h5");
-    // 600 samples: of 2 ranks 300 each, of 4 ranks 150.
+    // 600 samples: 300 per rank on 2 ranks, 150 on 4 ranks.
     for (ranks, batch, accumulate, expected, told) in [
         (2, 8, 4, 64, "batch_per_rank 8 x accumulate 4, global batch 64\n"),
         (2, 4096, 1, 600, "global batch 600, not 8192: an epoch of 600 samples gives each of 2 rank(s) 300"),

@@ -1,5 +1,5 @@
-//! Random crop and flip of training images. In: an image of raw pixels. Out: one of the same size. What an image gets
-//! depends on (seed, epoch, index) alone, so that it is the same on any number of ranks and in any order.
+//! Random crop and flip of training images. In: an image of raw pixels. Out: an image of equal size. Crop and flip depend on
+//! (seed, epoch, index) alone, so that an image is the same on any number of ranks and in any order.
 
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
@@ -11,16 +11,16 @@ pub(super) const PADDING: usize = 4;
 /// Places at which the crop can start, per axis.
 const PLACES: usize = 2 * PADDING + 1;
 
-/// What the augmentation of an epoch is drawn from.
+/// Seed of an epoch's augmentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AugmentSeed {
-    /// `run.seed`.
+    /// Seed of the run, `run.seed`.
     pub seed: u64,
-    /// The epoch, from 0.
+    /// Epoch, from 0.
     pub epoch: u64,
 }
 
-/// Where the crop starts in the padded image, and whether the result is mirrored.
+/// Start of the crop in the padded image, and whether the result is mirrored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Augmentation {
     pub(super) top: usize,
@@ -29,11 +29,11 @@ pub(super) struct Augmentation {
 }
 
 impl Augmentation {
-    /// The one for sample `index`: each of the 9 x 9 places equally likely, every second image mirrored.
+    /// Draws the augmentation of sample `index`: each of the 9 x 9 places equally likely, every second image mirrored.
     pub(super) fn draw(from: AugmentSeed, index: u32) -> Augmentation {
         let mix = |state: u64, part: u64| SplitMix64::seed_from_u64(state ^ part).next_u64();
         let bits = [from.seed, from.epoch, u64::from(index)].into_iter().fold(0, mix);
-        // The high bits scaled to 0..162: no remainder, so no value is favoured by more than 2^-56.
+        // The high bits scaled to 0..162: no remainder, so no value is favored by more than 2^-56.
         let choice = ((u128::from(bits) * (2 * PLACES * PLACES) as u128) >> 64) as usize;
         Augmentation { top: choice / 2 / PLACES, left: choice / 2 % PLACES, flip: choice % 2 == 1 }
     }
@@ -66,7 +66,7 @@ mod tests {
         (0..IMAGE_BYTES).map(|i| (i * 7 % 251 + 1) as u8).collect()
     }
 
-    /// Pixel by pixel from the definition.
+    /// Augments pixel by pixel, from the definition.
     fn slowly(augmentation: Augmentation, image: &[u8]) -> Vec<u8> {
         let pixel = |c: usize, y: usize, x: usize| {
             let x = if augmentation.flip { SIDE - 1 - x } else { x };

@@ -1,4 +1,4 @@
-//! CIFAR-10's official binary files. In: a folder. Out: images and labels, every file's size and every label checked.
+//! CIFAR-10's official binary files. In: a folder. Out: images and labels, after checking every file's size and every label.
 //!
 //! Layout (www.cs.toronto.edu/~kriz/cifar.html, "Binary version"): five training files and one test file of 10,000
 //! records; a record is one byte of label, then the red, green and blue plane of 1,024 bytes.
@@ -15,14 +15,17 @@ const FILE_RECORDS: usize = 10_000;
 const TRAIN_FILES: [&str; 5] =
     ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
 const TEST_FILE: &str = "test_batch.bin";
-/// What the official archive unpacks to.
+/// Folder in the official archive.
 const FOLDER: &str = "cifar-10-batches-bin";
 const SOURCE: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
 
 pub(super) const TRAIN_SAMPLES: usize = TRAIN_FILES.len() * FILE_RECORDS;
 pub(super) const TEST_SAMPLES: usize = FILE_RECORDS;
 
-/// The folder with the files: `dir` or the `cifar-10-batches-bin` in it. Errors: neither holds all six.
+/// Finds the folder with the files: `dir` or the `cifar-10-batches-bin` in it.
+///
+/// # Errors
+/// Neither folder holds all six files.
 pub(super) fn find(dir: &Path) -> Result<PathBuf> {
     let missing = |path: PathBuf, mend: String| Err(Error::DataMissing { path, mend });
     let given = "data.dir (or --data) must be the folder of CIFAR-10's binary files or the one above it";
@@ -43,7 +46,7 @@ pub(super) fn find(dir: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The first `samples` training images, file by file. Reads no more files than that takes.
+/// Reads the first `samples` training images, file by file, and no more files than needed.
 pub(super) fn read_train(dir: &Path, samples: usize) -> Result<Dataset> {
     let mut dataset = Dataset::with_capacity(samples);
     for name in TRAIN_FILES {
@@ -55,25 +58,28 @@ pub(super) fn read_train(dir: &Path, samples: usize) -> Result<Dataset> {
     Ok(dataset)
 }
 
-/// The first `samples` test images.
+/// Reads the first `samples` test images.
 pub(super) fn read_test(dir: &Path, samples: usize) -> Result<Dataset> {
     let mut dataset = Dataset::with_capacity(samples);
     append(&dir.join(TEST_FILE), samples, &mut dataset)?;
     Ok(dataset)
 }
 
-/// Reads the whole file, checks all of it, and appends its first `take` records.
+/// Reads a whole file, checks all of it, and appends its first `take` records.
 fn append(path: &Path, take: usize, dataset: &mut Dataset) -> Result<()> {
     let mut file = File::open(path).at(path)?;
     check_size(path, file.metadata().at(path)?.len(), FILE_RECORDS)?;
     let expected = FILE_RECORDS * RECORD_BYTES;
     let mut bytes = Vec::with_capacity(expected + 1);
-    // It may be written to at this moment: no more than shows that it is too long.
+    // The file may grow at this moment: one byte more than expected suffices to see that it is too long.
     file.by_ref().take(expected as u64 + 1).read_to_end(&mut bytes).at(path)?;
     append_records(path, &bytes, FILE_RECORDS, take, dataset)
 }
 
-/// Checks all of `bytes`, what the file `path` holds and should be `records` records, and appends the first `take`.
+/// Checks all of `bytes`, the content of the file `path` with `records` records, and appends the first `take`.
+///
+/// # Errors
+/// `bytes` has another size, or a label is not 0 to 9.
 pub fn append_records(path: &Path, bytes: &[u8], records: usize, take: usize, dataset: &mut Dataset) -> Result<()> {
     check_size(path, bytes.len() as u64, records)?;
     for (record, bytes) in bytes.chunks_exact(RECORD_BYTES).enumerate() {
@@ -106,8 +112,8 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// Six files in a new folder; of file `f` (test: 5), record `r` has label `(r + f) % 10` and pixels `f`, but the last
-    /// pixel of each plane is 100 more.
+    /// Writes six files to a new folder; in file `f` (test: 5), record `r` has label `(r + f) % 10` and pixels `f`, except that
+    /// the last pixel of each plane is 100 more.
     fn folder() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join(FOLDER);

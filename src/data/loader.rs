@@ -1,9 +1,9 @@
-//! Batches, prepared ahead on another thread. In: a data set, a rank's indices and how many of them make each batch.
-//! Out: images `[n, 3, 32, 32]` float32, normalised, and labels, in that order.
+//! Batch loader, which prepares batches ahead on another thread. In: a data set, a rank's indices and the size of each batch.
+//! Out: normalized images `[n, 3, 32, 32]` float32 and labels, in that order.
 //!
 //! The thread turns pixels into float32 and sleeps when it is far enough ahead; the tensors are made on the caller's
 //! thread. A libtorch call on a large tensor starts OpenMP threads *per calling thread*, and a second set of them would
-//! take the cores from the training. Small batches travel several at a time: a wake-up costs as much as some images.
+//! take the cores from the training. Small batches are sent several at a time: a wake-up costs as much as some images.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -14,79 +14,79 @@ use tch::{Kind, Tensor};
 use super::augment::Augmentation;
 use super::{AugmentSeed, Dataset, IMAGE_BYTES, PLANE, SIDE};
 
-/// Batches are handed over together up to so many images (400 kB, so that a packet stays in a core's own cache).
+/// Most images of a packet of several batches (400 kB, so that a packet stays in a core's own cache).
 const PACKET_IMAGES: usize = 32;
 
-/// A float32 as its bytes, the form in which tch takes data with a shape.
+/// Bytes of a float32, the form in which tch takes data with a shape.
 type FloatBytes = [u8; 4];
 
-/// Which samples a rank loads, batch by batch.
+/// Samples that a rank loads, batch by batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchPlan {
-    /// Into the data set, one batch after the other.
+    /// Indices into the data set, one batch after the other.
     pub indices: Vec<u32>,
-    /// Samples of each batch; together as many as `indices`. 0 is allowed and gives an empty batch.
+    /// Samples per batch; their sum is the number of `indices`. 0 is allowed and gives an empty batch.
     pub sizes: Vec<usize>,
 }
 
 impl BatchPlan {
-    /// Batches of `batch` samples; the last one has what is left.
+    /// Creates batches of `batch` samples; the last one has the remainder.
     pub fn even(indices: Vec<u32>, batch: usize) -> BatchPlan {
         let sizes = indices.chunks(batch).map(<[u32]>::len).collect();
         BatchPlan { indices, sizes }
     }
 
-    /// Without its first so many batches.
+    /// Removes the first `batches` batches.
     pub fn skip(&mut self, batches: usize) {
         let samples: usize = self.sizes.drain(..batches.min(self.sizes.len())).sum();
         self.indices.drain(..samples);
     }
 
-    /// With at most so many batches.
+    /// Keeps at most the first `batches` batches.
     pub fn truncate(&mut self, batches: usize) {
         self.sizes.truncate(batches);
         self.indices.truncate(self.sizes.iter().sum());
     }
 }
 
-/// How batches are prepared.
+/// Options of batch preparation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoaderOptions {
-    /// Per channel; see `std`.
+    /// Mean per channel; see `std`.
     pub mean: [f32; 3],
-    /// Per channel: a pixel becomes `(pixel / 255 - mean) / std`.
+    /// Standard deviation per channel: a pixel becomes `(pixel / 255 - mean) / std`.
     pub std: [f32; 3],
-    /// Crop and flip; `None` leaves the images as they are.
+    /// Seed of crop and flip; `None` leaves the images unchanged.
     pub augment: Option<AugmentSeed>,
-    /// Images lie as `[n, 32, 32, 3]` in memory, which is libtorch's `channels_last`; their shape stays `[n, 3, 32, 32]`.
+    /// Stores images as `[n, 32, 32, 3]`, libtorch's `channels_last`; their shape stays `[n, 3, 32, 32]`.
     pub channels_last: bool,
     /// Batches prepared ahead, at least 1; small ones are rounded up to a packet.
     pub prefetch: usize,
 }
 
-/// What a step trains on.
+/// Input of one training step on one rank.
 #[derive(Debug)]
 pub struct Batch {
     /// `[n, 3, 32, 32]` float32 on the host.
     pub images: Tensor,
     /// `[n]` int64.
     pub labels: Tensor,
-    /// n.
+    /// Number of samples, n.
     pub len: usize,
 }
 
-/// Gives the batches of a [`BatchPlan`] in order. Dropping it early ends its thread.
+/// Iterator over the batches of a [`BatchPlan`], in order. Dropping it early ends its thread.
 pub struct Loader {
     sizes: std::vec::IntoIter<usize>,
     channels_last: bool,
     packets: Option<Receiver<Packet>>,
     thread: Option<JoinHandle<()>>,
     current: Packet,
-    /// Images of `current` that have been given out.
+    /// Images of `current` that are already used.
     given: usize,
 }
 
-/// Some whole batches, ready but for being tensors.
+/// Several whole batches, prepared except for the tensors.
 #[derive(Default)]
 struct Packet {
     /// `[n, 3, 32, 32]` or, channels last, `[n, 32, 32, 3]`.
@@ -95,7 +95,10 @@ struct Packet {
 }
 
 impl Loader {
-    /// Starts to prepare the first batches of `plan`. Panics if the plan does not fit itself or the data set.
+    /// Starts to prepare the first batches of `plan`.
+    ///
+    /// # Panics
+    /// The sizes of `plan` do not add up to its indices, or an index lies outside the data set.
     pub fn start(dataset: Arc<Dataset>, plan: BatchPlan, options: LoaderOptions) -> Loader {
         let planned: usize = plan.sizes.iter().sum();
         assert_eq!(planned, plan.indices.len(), "the sizes of the batches must add up to the number of indices");
@@ -103,7 +106,7 @@ impl Loader {
 
         let packets = packet_sizes(&plan.sizes);
         let batches_per_packet = plan.sizes.len().div_ceil(packets.len().max(1)).max(1);
-        // One packet more is in the thread's hands, waiting to be sent.
+        // The thread holds one more packet while it waits to send it.
         let queued = options.prefetch.div_ceil(batches_per_packet).max(1) - 1;
         let (sender, receiver) = sync_channel(queued);
         let indices = plan.indices;
@@ -154,7 +157,7 @@ impl Drop for Loader {
     }
 }
 
-/// Images of each packet: as many whole batches as fit, at least one. Empty batches need no packet.
+/// Images per packet: as many whole batches as fit, at least one. Empty batches need no packet.
 fn packet_sizes(batches: &[usize]) -> Vec<usize> {
     let mut packets: Vec<usize> = Vec::new();
     for &batch in batches.iter().filter(|&&batch| batch > 0) {
@@ -166,7 +169,7 @@ fn packet_sizes(batches: &[usize]) -> Vec<usize> {
     packets
 }
 
-/// The thread: all packets in order, until the last or until nobody takes them any more.
+/// Body of the thread: sends all packets in order, until the last or until the receiver is dropped.
 fn prepare(
     dataset: &Dataset,
     mut indices: &[u32],
@@ -195,7 +198,7 @@ fn prepare(
     }
 }
 
-/// What each of the 256 pixel values becomes, per channel.
+/// Normalized value of each of the 256 pixel values, per channel.
 struct Normalized([[FloatBytes; 256]; 3]);
 
 impl Normalized {
@@ -205,7 +208,7 @@ impl Normalized {
         Normalized(std::array::from_fn(|channel| std::array::from_fn(|pixel| value(channel, pixel).to_ne_bytes())))
     }
 
-    /// `image` `[3, 32, 32]` to `out` `[3, 32, 32]` or `[32, 32, 3]`.
+    /// Writes `image` `[3, 32, 32]`, normalized, to `out` `[3, 32, 32]` or `[32, 32, 3]`.
     fn write(&self, image: &[u8], out: &mut [FloatBytes], channels_last: bool) {
         let Normalized([red, green, blue]) = self;
         if channels_last {
@@ -242,7 +245,7 @@ mod tests {
         LoaderOptions { mean, std, augment: None, channels_last: false, prefetch: 4 }
     }
 
-    /// The batch by libtorch's own arithmetic.
+    /// Makes the batch by libtorch's own arithmetic.
     fn directly(dataset: &Dataset, indices: &[u32], options: &LoaderOptions) -> (Tensor, Tensor) {
         let bytes: Vec<u8> = indices.iter().flat_map(|&index| dataset.image(index as usize).to_vec()).collect();
         let pixels = Tensor::from_slice(&bytes).view([indices.len() as i64, 3, 32, 32]).to_kind(Kind::Float);

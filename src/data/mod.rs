@@ -1,9 +1,9 @@
-//! Images and labels. In: the `[data]` section. Out: two [`Datasets`] in memory, for each rank and epoch the samples
-//! that are its own ([`Sampler`]), and a [`Feed`] of batches `[n, 3, 32, 32]`: a [`Loader`] makes them on another thread,
-//! or a device out of its own copy of the images.
+//! Images and labels. In: the `[data]` section. Out: [`Datasets`] in memory; the indices that each rank draws in an epoch
+//! ([`Sampler`]); and a [`Feed`] of batches `[n, 3, 32, 32]`, made by a [`Loader`] on another thread, or by a device from its
+//! own copy of the images.
 //!
 //! Images stay u8 until a batch is made of them. Two sources: CIFAR-10's binary files, or a synthetic set that needs no
-//! file and no network. Nothing here talks to other ranks: what a rank draws follows from its number and the seed.
+//! file and no network. Nothing here talks to other ranks: a rank's samples follow from its number and the seed.
 
 mod augment;
 mod cifar10;
@@ -22,7 +22,7 @@ pub use loader::{Batch, BatchPlan, Loader, LoaderOptions};
 pub use resident::{Batches, Feed};
 pub use sampler::{Sampler, samples_per_rank};
 
-/// Classes of every data set here.
+/// Number of classes of every data set.
 pub const CLASSES: usize = 10;
 /// Width and height of an image in pixels.
 const SIDE: usize = 32;
@@ -55,7 +55,7 @@ impl Dataset {
         self.labels.is_empty()
     }
 
-    /// What tells this set from another: a hash of all labels and of every 61st image, in hexadecimal.
+    /// Fingerprint that identifies the data set: a hash of all labels and of every 61st image, in hexadecimal.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.labels);
@@ -71,19 +71,26 @@ impl Dataset {
     }
 }
 
-/// What a run trains and tests on.
+/// Data sets of a run.
 pub struct Datasets {
-    /// To train on.
+    /// Data set to train on.
     pub train: Arc<Dataset>,
-    /// To test on.
+    /// Data set to test on.
     pub test: Arc<Dataset>,
-    /// For the header and the run file, with the folder it was read from.
+    /// Name for the header and the run file, with the folder it was read from.
     pub name: String,
 }
 
 /// Reads (or makes) the data that the configuration names.
 ///
-/// Errors: files that are missing, of the wrong size or with impossible labels; more samples asked for than there are.
+/// ```
+/// let datasets = hpml::data::open(&hpml::config::Config::default())?; // the embedded synthetic set
+/// assert_eq!(datasets.test.image(0).len(), 3 * 32 * 32);
+/// # Ok::<(), hpml::error::Error>(())
+/// ```
+///
+/// # Errors
+/// A file is missing, has the wrong size or holds an impossible label, or the configuration wants more samples than there are.
 pub fn open(config: &Config) -> Result<Datasets> {
     let wanted = |place: &str, most_train, most_test| {
         let train = samples(place, "data.train_samples", config.data.train_samples, most_train)?;
@@ -105,10 +112,10 @@ pub fn open(config: &Config) -> Result<Datasets> {
     Ok(Datasets { train: Arc::new(train), test: Arc::new(test), name })
 }
 
-/// How many samples to take: the first `asked`, or all `most` for 0.
+/// Number of samples to take: the first `asked`, or all `most` for 0.
 fn samples(place: &str, key: &str, asked: usize, most: usize) -> Result<usize> {
     if asked > most {
-        let expected = format!("must be at most {most}, which is all there are (0 takes them all)");
+        let expected = format!("must be at most {most}, the size of the set (0 takes all)");
         return Err(Error::ConfigValue { place: place.into(), key: key.into(), value: asked.to_string(), expected });
     }
     Ok(if asked == 0 { most } else { asked })

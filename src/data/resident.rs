@@ -1,5 +1,5 @@
-//! A data set that lies in a device's memory as u8, and batches that are cut out, mirrored and normalised there. The same
-//! numbers as [`Loader`] makes, bit for bit; nothing crosses the bus in an epoch but the indices at its start.
+//! A data set in device memory as u8, and batches that are cropped, mirrored and normalized there. The batches are bit-identical
+//! to those of [`Loader`]; nothing crosses the bus in an epoch except the indices at its start.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use tch::{Device, Kind, Tensor};
 use super::augment::{Augmentation, PADDING};
 use super::{Batch, BatchPlan, Dataset, Loader, LoaderOptions, SIDE};
 
-/// Where batches of a data set come from.
+/// Source of a data set's batches: host or device memory.
 pub struct Feed {
     dataset: Arc<Dataset>,
-    /// Images `[n, 3, 32, 32]` u8 and labels `[n]` int64, if they lie on a device.
+    /// Images `[n, 3, 32, 32]` u8 and labels `[n]` int64 in device memory, if there is a device.
     resident: Option<(Tensor, Tensor)>,
 }
 
@@ -37,7 +37,10 @@ impl Feed {
         self.dataset.is_empty()
     }
 
-    /// The batches of `plan`, in order. Panics if the plan does not fit itself or the data set.
+    /// Starts an iterator over the batches of `plan`, in order.
+    ///
+    /// # Panics
+    /// The sizes of `plan` do not add up to its indices, or an index lies outside the data set.
     pub fn batches(&self, plan: BatchPlan, options: LoaderOptions) -> Batches {
         match &self.resident {
             None => Batches::Loaded(Loader::start(self.dataset.clone(), plan, options)),
@@ -49,11 +52,11 @@ impl Feed {
     }
 }
 
-/// Gives the batches of a plan in order.
+/// Iterator over the batches of a plan, in order.
 pub enum Batches {
-    /// Prepared on a thread of the host.
+    /// Batches prepared on a thread of the host.
     Loaded(Loader),
-    /// Prepared on a device.
+    /// Batches prepared on a device.
     Resident(Box<DeviceLoader>),
 }
 
@@ -68,16 +71,16 @@ impl Iterator for Batches {
     }
 }
 
-/// Cuts batches out of a data set on a device.
+/// Iterator that makes batches from a data set in device memory.
 pub struct DeviceLoader {
     images: Tensor,
     labels: Tensor,
-    /// `[samples]` int64, into the data set.
+    /// Indices into the data set, `[samples]` int64.
     indices: Tensor,
-    /// `[samples, 32]` int64 and u8: the row (column) of the image that each row (column) shows, and 0 where that is the
-    /// padding. `None` without augmentation.
+    /// Source row (and column) in the image of each row (column) of a sample, `[samples, 32]` int64, and its factor, u8: 0 in
+    /// the padding. `None` without augmentation.
     shown: Option<[(Tensor, Tensor); 2]>,
-    /// 255: CUDA would multiply by the reciprocal of a number, which rounds otherwise.
+    /// The divisor 255 as a tensor: CUDA would multiply by the reciprocal of a scalar, which rounds differently.
     full: Tensor,
     mean: Tensor,
     std: Tensor,
@@ -100,7 +103,7 @@ impl DeviceLoader {
                 Tensor::from_slice(&values).to_device(device).view([-1, 1])
             };
             let (side, place) = (SIDE as i64, Tensor::arange(SIDE as i64, (Kind::Int64, device)));
-            // Place 31 - x instead of x where it is mirrored.
+            // Place 31 - x instead of x if it is mirrored.
             let mirrored = &place + of_each(|one| one.flip as usize) * (&place * -2 + (side - 1));
             let rows = &place + of_each(|one| one.top);
             let columns = mirrored + of_each(|one| one.left);

@@ -1,5 +1,5 @@
-//! Which samples a rank draws, in which order. In: sizes, seed, epoch. Out: the indices that PyTorch's
-//! `torch.utils.data.DistributedSampler` gives, one by one the same, so that runs of both can be compared.
+//! Sampler: the samples that a rank draws, and their order. In: sizes, seed, epoch. Out: the indices of PyTorch's
+//! `torch.utils.data.DistributedSampler`, index for index, so that runs of both can be compared.
 
 use rand_mt::Mt;
 
@@ -16,29 +16,32 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler over `samples` samples, at epoch 0. Every rank gives the same values but for its `rank`.
+    /// Creates a sampler over `samples` samples, at epoch 0. All ranks pass equal values except for `rank`.
     ///
-    /// Where `samples` does not divide by `world_size`, the last ones are left out (`drop_last`), or the first ones of the
-    /// order come again so that every rank has the same number.
+    /// If `samples` does not divide by `world_size`, the last samples are dropped (`drop_last`), or the first ones of the
+    /// order are repeated so that every rank has the same number.
+    ///
+    /// # Panics
+    /// `rank` is not below `world_size`, or `samples` does not fit u32.
     pub fn new(samples: usize, world_size: usize, rank: usize, shuffle: bool, drop_last: bool, seed: u64) -> Sampler {
         assert!(rank < world_size, "rank {rank} of {world_size}");
         assert!(u32::try_from(samples).is_ok(), "indices are u32");
         Sampler { samples, world_size, rank, shuffle, drop_last, seed, epoch: 0 }
     }
 
-    /// Chooses the epoch whose order [`Sampler::indices`] gives; same seed and epoch, same order.
+    /// Sets the epoch whose order [`Sampler::indices`] gives; equal seed and epoch give equal order.
     pub fn set_epoch(&mut self, epoch: u64) {
         self.epoch = epoch;
     }
 
-    /// This rank's indices. The same number on every rank; none if `drop_last` and there are fewer samples than ranks.
+    /// Indices of this rank, equally many on every rank; none if `drop_last` and there are fewer samples than ranks.
     ///
     /// Source: torch/utils/data/distributed.py, `__iter__`.
     pub fn indices(&self) -> Vec<u32> {
         self.share_of(&self.order())
     }
 
-    /// The epoch's order of all samples, the same on ranks with the same seed.
+    /// Order of all samples in the epoch, identical on ranks with equal seed.
     pub fn order(&self) -> Vec<u32> {
         if self.shuffle {
             permutation(self.samples, self.seed.wrapping_add(self.epoch))
@@ -47,7 +50,7 @@ impl Sampler {
         }
     }
 
-    /// This rank's indices out of the epoch's [`order`](Self::order).
+    /// Indices of this rank out of the epoch's [`order`](Self::order).
     pub fn share_of(&self, order: &[u32]) -> Vec<u32> {
         let per_rank = samples_per_rank(self.samples, self.world_size, self.drop_last);
         // PyTorch pads the order by repeating it from its start, then takes every world_size-th from `rank` on.
@@ -55,7 +58,7 @@ impl Sampler {
     }
 }
 
-/// Indices that each rank draws in an epoch: the length of [`Sampler::indices`].
+/// Number of indices that each rank draws in an epoch: the length of [`Sampler::indices`].
 pub fn samples_per_rank(samples: usize, world_size: usize, drop_last: bool) -> usize {
     if drop_last { samples / world_size } else { samples.div_ceil(world_size) }
 }
@@ -73,7 +76,7 @@ fn permutation(n: usize, seed: u64) -> Vec<u32> {
         }
         return order;
     }
-    // Of so many, the remainder of 32 random bits would not be uniform any more: 64 bits, the high half drawn first.
+    // For large n the remainder of 32 random bits would not be uniform: 64 bits, the high half drawn first.
     let mut order: Vec<u32> = Vec::with_capacity(n);
     for i in 0..n as u64 {
         let bits = u64::from(random.next_u32()) << 32 | u64::from(random.next_u32());
@@ -89,7 +92,7 @@ fn permutation(n: usize, seed: u64) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    /// As `checksum` in tests/fixtures/sampler.py.
+    /// Function `checksum` of tests/fixtures/sampler.py.
     fn checksum(indices: impl IntoIterator<Item = u32>) -> u32 {
         indices.into_iter().fold(0, |c: u32, index| c.wrapping_mul(31).wrapping_add(index))
     }
@@ -121,7 +124,7 @@ mod tests {
         assert_eq!(cases, 352);
     }
 
-    /// The smallest permutation for which PyTorch takes its other algorithm; `sampler.py large` made the numbers.
+    /// Tests the smallest permutation for which PyTorch takes its other algorithm; `sampler.py large` made the numbers.
     #[test]
     #[ignore = "1 GB of memory and some seconds"]
     fn a_permutation_of_214_million_is_pytorchs_too() {

@@ -1,9 +1,9 @@
-//! The embedded data set, for a run without files. In: how many samples. Out: the same images on every machine: whole
-//! numbers and exactly rounded operations only, and a seed of its own, so that runs with another `run.seed` compare.
+//! The embedded data set, for runs without files. In: the number of samples. Out: identical images on every machine: integer
+//! and exactly rounded operations only, and a seed of its own, so that runs with different `run.seed` compare.
 //!
 //! An image shows a striped disc or square, anywhere and of any size, on a plain background under noise. The class is
-//! the hue, ten around the circle; neighbours overlap, and differ in the direction of the stripes. A tenth of the images
-//! is nearly grey, so that no network can get all right. With the default configuration `net` reaches 65 to 89 % in two
+//! the hue, ten around the circle; neighbors overlap, and differ in the direction of the stripes. A tenth of the images
+//! is nearly gray, so that no network can get all right. With the default configuration `net` reaches 65 to 89 % in two
 //! epochs (1, 2 and 4 ranks, three seeds): the hue is learned first, the direction later.
 
 use rand_xoshiro::Xoshiro256PlusPlus;
@@ -17,26 +17,26 @@ pub(super) const TEST_SAMPLES: usize = 2_000;
 const TRAIN_SEED: u64 = 0x68706d6c_00000000; // "hpml"
 const TEST_SEED: u64 = 0x68706d6c_80000000;
 
-/// How far a hue may lie from its class's, in distances between two classes. Above 0.5 they overlap.
+/// Distance of a hue from its class's at most, in distances between two classes. Above 0.5 classes overlap.
 const HUE_SPREAD: f32 = 0.6;
-/// Slope of the stripes at most; at 1 their direction could not be told.
+/// Slope of the stripes at most; at 1 their direction would be ambiguous.
 const SLOPE: f32 = 0.8;
-/// Part of the images in which the hue can hardly be seen.
+/// Share of the images whose hue can hardly be seen.
 const FADED: f32 = 0.1;
-/// Noise at most, in steps of a pixel's 255.
+/// Amplitude of the noise at most, in steps of a pixel's 255.
 const NOISE: i32 = 32;
 
-/// The first `samples` of the training set.
+/// Makes the first `samples` of the training set.
 pub(super) fn train(samples: usize) -> Dataset {
     generate(samples, TRAIN_SEED)
 }
 
-/// The first `samples` of the test set.
+/// Makes the first `samples` of the test set.
 pub(super) fn test(samples: usize) -> Dataset {
     generate(samples, TEST_SEED)
 }
 
-/// Fewer samples are the first of more. Every ten samples in a row hold each class once, in a drawn order.
+/// Makes `samples` samples, a prefix of any larger set. Every ten in a row hold each class once, in a drawn order.
 fn generate(samples: usize, seed: u64) -> Dataset {
     let mut dataset = Dataset::with_capacity(samples);
     let mut order: [u8; CLASSES] = std::array::from_fn(|class| class as u8);
@@ -54,14 +54,14 @@ fn generate(samples: usize, seed: u64) -> Dataset {
     dataset
 }
 
-/// What an image shows.
+/// Content of an image.
 struct Scene {
     round: bool,
     center: [i32; 2],
     radius: i32,
-    /// Red, green, blue of the two kinds of stripe and of the background.
+    /// Red, green and blue of the two kinds of stripe and of the background.
     colors: [[u8; 3]; 3],
-    /// Position within the stripes as a fraction of 2^32: at the top left pixel, and what a step right and down adds.
+    /// Position within the stripes as a fraction of 2^32: at the top left pixel, and the increments per step right and down.
     phase: [u32; 3],
 }
 
@@ -73,12 +73,12 @@ impl Scene {
         let dark = bright * random.between(0.1, 0.4);
         let faded = random.between(0.0, 1.0) < FADED;
         let saturation = if faded { random.between(0.0, 0.1) } else { random.between(0.5, 1.0) };
-        let grey = random.between(0.1, 0.9);
-        let background = color(random.between(0.0, 1.0), random.between(0.0, 0.4), grey);
+        let gray = random.between(0.1, 0.9);
+        let background = color(random.between(0.0, 1.0), random.between(0.0, 0.4), gray);
 
         let frequency = random.between(0.1, 0.18); // stripes per pixel
         let slope = random.between(-SLOPE, SLOPE);
-        // As if turned: the stripes keep about their width whatever the slope.
+        // Scaled as by a rotation: the stripes keep about their width for every slope.
         let (along, across) =
             (frequency * slope / (1.0 + slope * slope).sqrt(), frequency / (1.0 + slope * slope).sqrt());
         let (right, down) = if label.is_multiple_of(2) { (along, across) } else { (across, along) };
@@ -93,7 +93,7 @@ impl Scene {
         }
     }
 
-    /// Appends `[3, 32, 32]` to `images`.
+    /// Renders `[3, 32, 32]` and appends it to `images`.
     fn render(&self, random: &mut Random, images: &mut Vec<u8>) {
         let start = images.len();
         images.resize(start + 3 * PLANE, 0);
@@ -122,7 +122,7 @@ impl Scene {
     }
 }
 
-/// Hue, saturation and value, each 0 to 1, as red, green and blue.
+/// Converts hue, saturation and value, each 0 to 1, to red, green and blue.
 fn color(hue: f32, saturation: f32, value: f32) -> [u8; 3] {
     [5.0, 3.0, 1.0].map(|offset| {
         let k = (offset + hue * 6.0) % 6.0;
@@ -141,7 +141,7 @@ impl Random {
         (((self.0.next_u64() >> 32) * end as u64) >> 32) as usize
     }
 
-    /// One value per channel in `-NOISE..NOISE`, small ones more likely (the sum of two uniform ones).
+    /// Draws one value per channel in `-NOISE..NOISE`, small ones more likely (the sum of two uniform ones).
     fn noise(&mut self) -> [i32; 3] {
         let bytes = self.0.next_u64().to_le_bytes().map(i32::from);
         [bytes[0] + bytes[1], bytes[2] + bytes[3], bytes[4] + bytes[5]].map(|sum| ((sum - 256) * NOISE) >> 8)
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(images.len(), 600);
     }
 
-    /// Another value here means that results no longer compare with those of earlier versions.
+    /// Guards the bytes: with another value here, results no longer compare with those of earlier versions.
     #[test]
     fn its_bytes_are_those_of_the_first_release() {
         let hash = |data: Dataset| blake3::hash(&[data.images, data.labels].concat()).to_hex()[..16].to_owned();

@@ -1,14 +1,14 @@
-//! What steps consist of: statistics of their parts, over steps that belong together.
+//! Step anatomy: statistics of the parts of steps that were measured under equal conditions.
 
 use std::collections::BTreeMap;
 
 use super::{Part, StepTimes};
 use crate::units::Second;
 
-/// What steps must have in common to be pooled: a resumed training may have other ranks and another timing.
+/// Conditions under which steps may be pooled: a resumed training may have other ranks and another timing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conditions {
-    /// Ranks that trained.
+    /// Number of ranks that trained.
     pub world_size: usize,
     /// Whether nothing overlapped (`metrics.timing = "profile"`).
     pub is_profile: bool,
@@ -19,31 +19,30 @@ pub struct Conditions {
 pub struct RankStep {
     /// Number of the optimizer step, from 0.
     pub step: i64,
-    /// How it was measured.
+    /// Conditions of the measurement.
     pub conditions: Conditions,
     /// MPI rank.
     pub rank: i64,
-    /// Whether it is left out where there are others.
+    /// Whether the step is warm-up, left out of a group that has other steps.
     pub is_warmup: bool,
     /// Seconds by part.
     pub times: StepTimes,
 }
 
-/// The counted steps that were measured under the same conditions.
+/// Counted steps that were measured under equal conditions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group {
-    /// What they have in common.
+    /// Conditions of all steps in the group.
     pub conditions: Conditions,
-    /// Times of each rank.
+    /// Times of each rank's steps.
     pub ranks: BTreeMap<i64, Vec<StepTimes>>,
-    /// Steps that were left out as warm-up.
+    /// Number of warm-up steps left out.
     pub warmup_left_out: usize,
-    /// Whether all of them are warm-up, counted since there are no others.
+    /// Whether all steps are warm-up, counted since there are no others.
     pub is_warmup: bool,
 }
 
-/// Groups steps by their conditions, in the order in which these first appear. A group's warm-up is left out unless it has nothing
-/// else.
+/// Groups steps by their conditions, in order of first appearance. Warm-up is left out of a group that has other steps.
 pub fn groups(steps: &[RankStep]) -> Vec<Group> {
     let mut places: BTreeMap<Conditions, usize> = BTreeMap::new();
     let mut parts: Vec<Vec<&RankStep>> = Vec::new();
@@ -57,7 +56,7 @@ pub fn groups(steps: &[RankStep]) -> Vec<Group> {
     parts.iter().map(|steps| Group::of(steps)).collect()
 }
 
-/// Ranks that each step was measured on, for files whose rows do not say: as many as it has rows. `steps` is the step of each row.
+/// Ranks per step, for files without a column of it: the number of the step's rows. `steps` is the step of each row.
 pub fn world_sizes(steps: &[i64]) -> Vec<usize> {
     let mut rows: BTreeMap<i64, usize> = BTreeMap::new();
     steps.iter().for_each(|step| *rows.entry(*step).or_default() += 1);
@@ -65,7 +64,7 @@ pub fn world_sizes(steps: &[i64]) -> Vec<usize> {
 }
 
 impl Group {
-    /// Groups steps of the same conditions, one at least.
+    /// Groups `steps` of equal conditions, one at least.
     fn of(steps: &[&RankStep]) -> Group {
         let is_warmup = steps.iter().all(|step| step.is_warmup);
         let mut ranks: BTreeMap<i64, Vec<StepTimes>> = BTreeMap::new();
@@ -77,12 +76,12 @@ impl Group {
         Group { conditions: steps[0].conditions, ranks, warmup_left_out, is_warmup }
     }
 
-    /// Counted steps.
+    /// Number of counted steps.
     pub fn steps(&self) -> usize {
         self.ranks.values().map(Vec::len).max().unwrap_or(0)
     }
 
-    /// How many steps of how many ranks, and what became of the warm-up.
+    /// Describes the group in words: number of steps and ranks, warm-up left out, timing.
     pub fn describe(&self) -> String {
         let ranks = self.conditions.world_size;
         let warmup = match (self.is_warmup, self.warmup_left_out) {
@@ -98,7 +97,7 @@ impl Group {
         format!("{} steps x {ranks} rank(s), {warmup}{timing}", self.steps())
     }
 
-    /// Statistics of each part; those of collectives only where there are several ranks.
+    /// Statistics of each part; collectives are included only with several ranks.
     pub fn anatomy(&self) -> Vec<PartSummary> {
         let times: Vec<&[StepTimes]> = self.ranks.values().map(Vec::as_slice).collect();
         let mut parts = anatomy(&times);
@@ -119,7 +118,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Summarizes `values`, in any order; NaN of nothing.
+    /// Summarizes `values`, in any order; NaN if there are none.
     pub fn of(values: impl IntoIterator<Item = f32>) -> Summary {
         let mut sorted: Vec<f64> = values.into_iter().map(f64::from).collect();
         sorted.sort_by(f64::total_cmp);
@@ -127,13 +126,13 @@ impl Summary {
     }
 }
 
-/// Arithmetic mean; NaN of nothing.
+/// Arithmetic mean; NaN if there are no values.
 pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     let (sum, count) = values.into_iter().fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
     sum / count
 }
 
-/// Median of ascending numbers: the middle one, or the mean of the middle two; NaN of nothing.
+/// Median of `ascending` values: the middle one, or the mean of the middle two; NaN if there are none.
 pub fn median(ascending: &[f64]) -> f64 {
     match ascending.len() {
         0 => f64::NAN,
@@ -141,20 +140,21 @@ pub fn median(ascending: &[f64]) -> f64 {
     }
 }
 
-/// Percentile of ascending numbers by nearest rank, `share` from 0 to 1; NaN of nothing.
+/// Percentile of `ascending` values by nearest rank, `share` from 0 to 1; NaN if there are none.
 pub fn percentile(ascending: &[f64], share: f64) -> f64 {
     let rank = (share * ascending.len() as f64).ceil() as usize;
     ascending.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
-/// The 95 % interval of the median by order statistics, which assumes nothing of the distribution: the `k`-th value from either
-/// end, `k` being the greatest for which `2 P(B < k) <= 0.05`, `B` binomial with n tries at 1/2. NaN of fewer than 6 values,
-/// whose extremes do not hold the median often enough. Takes ascending numbers.
+/// 95 % confidence interval of the median by order statistics, without assumptions on the distribution. Takes ascending values.
+///
+/// The interval runs from the `k`-th value to the `k`-th from the end, `k` being the greatest for which `2 P(B < k) <= 0.05`
+/// with `B` binomial, n tries at 1/2. NaN for fewer than 6 values, whose extremes hold the median too rarely.
 ///
 /// Source: Conover, Practical Nonparametric Statistics, confidence interval for a quantile.
 pub fn median_interval(ascending: &[f64]) -> (f64, f64) {
     let n = ascending.len();
-    // ln of C(n, i) / 2^n, added up for i = 0, 1, ...; 2^-n itself is no float64 beyond 1074 steps.
+    // ln of C(n, i) / 2^n, summed for i = 0, 1, ...; 2^-n itself underflows float64 beyond 1074 steps.
     let mut logarithm = -(n as f64) * std::f64::consts::LN_2;
     let (mut below, mut k) = (logarithm.exp(), 0);
     while 2.0 * below <= 0.05 && k < n / 2 {
@@ -165,20 +165,20 @@ pub fn median_interval(ascending: &[f64]) -> (f64, f64) {
     if k == 0 { (f64::NAN, f64::NAN) } else { (ascending[k - 1], ascending[n - k]) }
 }
 
-/// One part of the steps of all ranks.
+/// Statistics of one part over the steps of all ranks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PartSummary {
-    /// Which part.
+    /// Part of the step.
     pub part: Part,
     /// Statistics over all steps and ranks.
     pub all: Summary,
-    /// Mean of the rank whose mean is the greatest.
+    /// Mean of the rank with the greatest mean.
     pub slowest_rank: Second,
     /// Mean over the mean of the whole step; NaN without steps.
     pub share: f64,
 }
 
-/// Summarizes each part of the counted steps of each rank.
+/// Summarizes each part over the counted steps of each rank.
 fn anatomy(ranks: &[&[StepTimes]]) -> Vec<PartSummary> {
     let times = |part: Part| ranks.iter().map(move |times| times.iter().map(move |time| time.get(part)));
     let whole = Summary::of(times(Part::Step).flatten()).mean;
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn an_interval_of_the_median_holds_it_in_95_cases_of_100() {
         let ascending = |n: usize| (1..=n).map(|value| value as f64).collect::<Vec<f64>>();
-        // Tables of the sign test: n, and the value from either end.
+        // Tables of the sign test: n, and the value's number from either end.
         for (n, k) in [(6, 1), (8, 1), (9, 2), (12, 3), (20, 6), (30, 10), (100, 40)] {
             assert_eq!(median_interval(&ascending(n)), (k as f64, (n + 1 - k) as f64), "{n}");
         }

@@ -1,11 +1,11 @@
-//! Every message by kind: how many, how many bytes, how many of them sent, how long.
+//! The ledger of messages by kind: number, bytes, bytes sent and seconds.
 
 use crate::units::{Bytes, Second};
 
-/// What a message is for.
+/// Purpose of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The first broadcast of parameters, and with local steps their means and those of the optimiser's moments.
+    /// The first broadcast of parameters; with local SGD, the averages of parameters and of the optimizer's moments.
     Parameters,
     /// All-reduce of gradient buckets.
     Gradients,
@@ -21,7 +21,7 @@ impl Kind {
     /// All kinds, in the order of the tables.
     pub const ALL: [Kind; 5] = [Kind::Parameters, Kind::Gradients, Kind::Buffers, Kind::Metrics, Kind::Control];
 
-    /// Its name in tables and files.
+    /// Name in tables and files.
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Parameters => "parameters",
@@ -33,23 +33,23 @@ impl Kind {
     }
 }
 
-/// The messages of one kind.
+/// Totals of the messages of one kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Entry {
     /// Collective calls.
     pub messages: u64,
-    /// Bytes of the buffers handed to the collectives on this rank, whatever way they went. Half of it for the two halves of an
-    /// all-reduce that is made of them.
+    /// Bytes of the buffers handed to the collectives on this rank, by any transport. An all-reduce made of two collectives
+    /// counts half of its buffer in each.
     pub bytes: Bytes,
-    /// Bytes that all ranks together sent each other for that as messages: of an all-reduce `2 (n-1)` buffers, of a
-    /// broadcast `n-1`. What ranks of one host exchange through shared memory is no message.
+    /// Bytes that all ranks together sent for these collectives as messages: `2 (n-1)` buffers per all-reduce, `n-1` per
+    /// broadcast. Exchange through shared memory within a host sends no message.
     pub sent: Bytes,
     /// Time inside the calls on this rank.
     pub seconds: Second,
 }
 
 impl Entry {
-    /// These messages and those.
+    /// Sum of this entry and `other`.
     pub fn and(self, other: Entry) -> Entry {
         Entry {
             messages: self.messages + other.messages,
@@ -60,7 +60,7 @@ impl Entry {
     }
 }
 
-/// All messages of a communicator, as one rank sees them.
+/// Totals of all messages of a communicator, as one rank sees them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Ledger {
     entries: [Entry; Kind::ALL.len()],
@@ -76,22 +76,22 @@ impl Ledger {
         entry.seconds += seconds;
     }
 
-    /// With these entries.
+    /// Creates a ledger from `entry`, called for every kind.
     pub fn of(entry: impl Fn(Kind) -> Entry) -> Ledger {
         Ledger { entries: Kind::ALL.map(entry) }
     }
 
-    /// Both together.
+    /// Sum of this ledger and `other`.
     pub fn plus(&self, other: &Ledger) -> Ledger {
         Ledger::of(|kind| self.entry(kind).and(other.entry(kind)))
     }
 
-    /// The messages of one kind.
+    /// Totals of one kind.
     pub fn entry(&self, kind: Kind) -> Entry {
         self.entries[kind as usize]
     }
 
-    /// What was counted since `earlier`, for one kind.
+    /// Difference to an `earlier` state of the ledger, for one kind.
     pub fn since(&self, earlier: &Ledger, kind: Kind) -> Entry {
         let (now, then) = (self.entry(kind), earlier.entry(kind));
         Entry {

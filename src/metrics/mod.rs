@@ -1,9 +1,9 @@
-//! What it cost: the clock of a step, the ledger of messages, bandwidths, statistics, and what each figure means. Pure
+//! The cost of training: step times, the ledger of messages, bandwidths, statistics, and the definition of each figure. Pure
 //! arithmetic on seconds and bytes; knows neither MPI nor tensors.
 
 mod anatomy;
 mod bandwidth;
-#[allow(missing_docs)] // each constant says what its figure is
+#[allow(missing_docs)] // each constant's text defines its figure
 pub mod definitions;
 mod ledger;
 mod step_times;

@@ -1,4 +1,4 @@
-//! The parts of a step.
+//! Times of the parts of a step.
 
 use super::definitions;
 use crate::table::Definition;
@@ -13,21 +13,21 @@ pub enum Part {
     Forward,
     /// The backward pass, without waiting for collectives.
     Backward,
-    /// Collectives from the moment every rank had come to their end, hidden or not; with compressed gradients also compressing
-    /// and restoring them.
+    /// Collectives from the arrival of the slowest rank to their end, hidden or not; with compressed gradients including
+    /// compression and decompression.
     Comm,
     /// Waiting for slower ranks before a collective could start.
     CommWait,
-    /// The time of the step during which this rank did nothing but wait for collectives.
+    /// Time of the step during which this rank did nothing but wait for collectives.
     CommExposed,
-    /// The optimiser's update.
+    /// The optimizer's update.
     Optimizer,
     /// The whole step.
     Step,
 }
 
 impl Part {
-    /// All parts.
+    /// All parts, in the order of the tables.
     pub const ALL: [Part; 8] = [
         Part::Data,
         Part::Forward,
@@ -39,7 +39,7 @@ impl Part {
         Part::Step,
     ];
 
-    /// Name, unit and meaning.
+    /// Name, unit and meaning of the part.
     pub fn definition(self) -> &'static Definition {
         match self {
             Part::Data => &definitions::DATA,
@@ -53,12 +53,12 @@ impl Part {
         }
     }
 
-    /// Column in files.
+    /// Name of the part's column in files.
     pub fn as_str(self) -> &'static str {
         self.definition().name
     }
 
-    /// Whether the part is time of collectives, which one rank alone does not have.
+    /// Whether the part is time of collectives, which a single rank does not have.
     pub fn is_comm(self) -> bool {
         matches!(self, Part::Comm | Part::CommWait | Part::CommExposed)
     }
@@ -74,17 +74,20 @@ impl StepTimes {
     /// Number of parts, the length of [`as_array`](Self::as_array).
     pub const PARTS: usize = Part::ALL.len();
 
-    /// From [`as_array`](Self::as_array)'s numbers, as another rank sent them. Panics if they are not `PARTS`.
+    /// Restores the times from the values of [`as_array`](Self::as_array), as another rank sent them.
+    ///
+    /// # Panics
+    /// There are not [`PARTS`](Self::PARTS) values.
     pub fn from_slice(seconds: &[f32]) -> StepTimes {
         StepTimes { seconds: seconds.try_into().expect("as many numbers as parts") }
     }
 
-    /// The seconds of one part.
+    /// Seconds of `part`.
     pub fn get(&self, part: Part) -> f32 {
         self.seconds[part as usize]
     }
 
-    /// Adds to one part.
+    /// Adds `seconds` to `part`.
     pub fn add(&mut self, part: Part, seconds: Second) {
         self.seconds[part as usize] += seconds as f32;
     }

@@ -1,26 +1,26 @@
-//! Variants of a training over seeds, held against the first one.
+//! Comparison of a study's variants over seeds with its first variant.
 
 use super::anatomy::mean;
 
-/// Accuracy of a training that diverged, per cent: that of guessing one of ten classes.
+/// Accuracy counted for a training that diverged, per cent: guessing one of ten classes.
 const GUESSING: f64 = 10.0;
 
-/// One variant after its last epoch.
+/// Result of one variant after its last epoch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Variant {
-    /// Trainings.
+    /// Number of trainings, one per seed.
     pub seeds: usize,
-    /// Trainings whose loss became NaN or infinite.
+    /// Number of trainings whose loss became NaN or infinite.
     pub diverged: usize,
     /// Mean test accuracy, per cent.
     pub mean: f64,
-    /// Least of a seed.
+    /// Least test accuracy of a seed, per cent.
     pub least: f64,
-    /// Most of a seed.
+    /// Greatest test accuracy of a seed, per cent.
     pub most: f64,
-    /// Mean less that of the first variant, percentage points.
+    /// Mean minus that of the first variant, percentage points.
     pub against_first: f64,
-    /// Share of what the second variant lost against the first; NaN where there is none.
+    /// Share recovered of the second variant's drop against the first; NaN if there is none.
     pub won_back: f64,
 }
 
@@ -31,7 +31,7 @@ pub fn variants(accuracies: &[Vec<f64>]) -> Vec<Variant> {
     for (index, variant) in all.iter_mut().enumerate() {
         let Some(first) = first else { break };
         variant.against_first = variant.mean - first.mean;
-        // A loss within what seeds differ by is none, and beyond the first there is nothing left to win back.
+        // A drop within the spread of seeds is none, and beyond the first variant there is nothing left to recover.
         let second = second.filter(|second| second.seeds > 1 && second.most < first.least);
         if let Some(second) = second.filter(|_| index > 1 && variant.against_first <= 0.0) {
             variant.won_back = (variant.mean - second.mean) / (first.mean - second.mean);
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn nothing_is_won_back_of_a_loss_that_seeds_explain_or_beyond_the_first() {
-        // 0.1 points between the first two, 1.3 to win: 1,300 % of nothing.
+        // 0.1 points between the first two, 1.3 to recover: 1,300 % of nothing.
         assert!(won_back(&[&[60.0, 60.4], &[59.9, 60.3], &[61.2, 61.6]])[2].is_nan());
         assert!(won_back(&[&[60.0], &[40.0], &[50.0]])[2].is_nan(), "one seed does not tell");
         assert!(won_back(&[&[60.0, 62.0], &[40.0, 42.0], &[62.0, 63.0]])[2].is_nan(), "ahead of the first");

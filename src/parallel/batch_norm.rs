@@ -1,8 +1,8 @@
-//! Batch norm over the batches of all ranks, `parallel.buffers = "sync"`: n ranks with b samples each train as one with n b.
+//! Synchronized batch norm (`parallel.buffers = "sync"`): n ranks with b samples each train as one rank with n b samples.
 //!
-//! Each layer's mean and variance are those of the global batch, so each rank's output depends on every rank's input, and
-//! so does the gradient. tch has no autograd functions of one's own: the graph is cut at the standardized values (a leaf),
-//! autograd goes as far back as there, and the step across the cut is made here by hand, with the other ranks' sums.
+//! Each layer's mean and variance are those of the global batch, so each rank's output and gradient depend on every rank's
+//! input. tch cannot define autograd functions: the graph is cut at the standardized values (a leaf), autograd runs back to
+//! that leaf, and [`SyncBatchNorm::backward`] carries the gradient across the cut with sums over the ranks.
 //! Source: Ioffe and Szegedy, Batch Normalization, 2015, section 3; as torch/nn/modules/_functions.py, SyncBatchNorm.
 
 use std::cell::{Cell, RefCell};
@@ -17,40 +17,41 @@ use crate::metrics;
 use crate::model::Standardized;
 use crate::sys::backward_with;
 
-/// The cuts of the passes under way and what their collectives took. All ranks call its methods together.
+/// Batch norm over all ranks: the graph cuts of the passes in flight and the time their collectives took. All ranks call
+/// its methods together.
 pub struct SyncBatchNorm {
     communicator: Arc<Communicator>,
     timing: Timing,
     cuts: RefCell<Vec<Cut>>,
     spent: Cell<Finished>,
-    /// A forward pass gives tensors, not results: the first collective that failed is told after it.
+    /// The first collective that failed; [`take_spent`](Self::take_spent) returns it, since a forward pass returns tensors only.
     failed: RefCell<Option<Error>>,
 }
 
-/// Where one batch norm cut the graph.
+/// The place where one batch norm cut the autograd graph.
 pub struct Cut {
-    /// `[n, c, h, w]`, the end of the graph before the cut.
+    /// `[n, c, h, w]`, the output of the graph before the cut.
     input: Tensor,
-    /// `[n, c, h, w]`, the leaf at which the graph after it begins.
+    /// `[n, c, h, w]`, the leaf at which the graph after the cut begins.
     standardized: Tensor,
     /// `[1, c, 1, 1]`, 1 / sqrt(variance + epsilon).
     inverse_deviation: Tensor,
-    /// Values a channel over all ranks.
+    /// Values per channel over all ranks.
     count: f64,
 }
 
 impl SyncBatchNorm {
-    /// Over all ranks of `communicator`; in profile mode with a barrier before each collective.
+    /// Creates a batch norm over all ranks of `communicator`; in profile mode with a barrier before each collective.
     pub fn new(communicator: Arc<Communicator>, timing: Timing) -> SyncBatchNorm {
         let (cuts, spent, failed) = Default::default();
         SyncBatchNorm { communicator, timing, cuts, spent, failed }
     }
 
-    /// `input` `[n, c, h, w]` less the mean, over the standard deviation, both of the global batch. Cuts the graph.
+    /// Standardizes `input` `[n, c, h, w]` by the mean and standard deviation of the global batch, and cuts the graph there.
     pub fn standardize(&self, input: &Tensor, epsilon: f64) -> Standardized {
         tch::no_grad(|| {
             let float = input.to_kind(Kind::Float);
-            let (mean, variance) = float.batch_norm_update_stats(None::<&Tensor>, None, 0.0); // [c], the latter biased
+            let (mean, variance) = float.batch_norm_update_stats(None::<&Tensor>, None, 0.0); // [c] each, variance biased
             let own = float.numel() as f64 / mean.numel() as f64;
             let (mean, variance, count) = self.combine(&mean, &variance, own);
             let affine = None::<&Tensor>;
@@ -67,17 +68,16 @@ impl SyncBatchNorm {
         })
     }
 
-    /// The cuts since the last call: those of the segment that was just computed.
+    /// Takes the cuts since the last call: those of the segment just computed.
     pub fn take_cuts(&self) -> Vec<Cut> {
         self.cuts.take()
     }
 
-    /// Goes on backwards where autograd stopped: across each cut and through the graph before it, the last one first.
+    /// Continues the backward pass where autograd stopped: across each of `cuts` and through the graph before it, last cut first.
     ///
-    /// With x^ the standardized values, g their gradient and N the values a channel over all ranks:
-    /// `dx = (g - sum(g)/N - x^ sum(g x^)/N) / deviation`, the sums over all ranks, since every rank's output went through
-    /// the mean and variance to which this x contributed. The loss of every rank has its share of the global batch as a
-    /// factor already.
+    /// With x^ the standardized values, g their gradient and N the values per channel over all ranks:
+    /// `dx = (g - sum(g)/N - x^ sum(g x^)/N) / deviation`. The sums run over all ranks, since every rank's output went through
+    /// the mean and variance to which this x contributed. Each rank's loss is already scaled by its share of the global batch.
     pub fn backward(&self, cuts: Vec<Cut>) {
         for cut in cuts.into_iter().rev() {
             let gradient = tch::no_grad(|| {
@@ -94,7 +94,10 @@ impl SyncBatchNorm {
         }
     }
 
-    /// Seconds in collectives since the last call. Errors: one of them failed.
+    /// Takes the seconds spent in collectives since the last call.
+    ///
+    /// # Errors
+    /// One of the collectives failed.
     pub fn take_spent(&self) -> Result<Finished> {
         match self.failed.take() {
             Some(error) => Err(error),
@@ -102,7 +105,7 @@ impl SyncBatchNorm {
         }
     }
 
-    /// Mean and biased variance `[c]` and count of the global batch from those of every rank's, the same bits everywhere.
+    /// Combines every rank's mean and biased variance `[c]` and count into those of the global batch, bit-identical on all ranks.
     ///
     /// Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
     fn combine(&self, mean: &Tensor, variance: &Tensor, count: f64) -> (Tensor, Tensor, f64) {
@@ -110,7 +113,7 @@ impl SyncBatchNorm {
         let mut own = vec![0f32; 2 * channels + 1];
         mean.copy_data(&mut own[..channels], channels);
         variance.copy_data(&mut own[channels..2 * channels], channels);
-        own[2 * channels] = count as f32; // at most batch x 32 x 32: exact below 2^24, a 1e-7 beyond
+        own[2 * channels] = count as f32; // at most batch x 32 x 32: exact below 2^24, relative error 1e-7 beyond
         let all = self.collective(|ranks| ranks.all_gather(metrics::Kind::Buffers, &own)).unwrap_or(own);
         let of_ranks = || all.chunks(2 * channels + 1).map(|rank| (rank, f64::from(rank[2 * channels])));
         let count: f64 = of_ranks().map(|(_, count)| count).sum();
@@ -126,7 +129,7 @@ impl SyncBatchNorm {
         (Tensor::from_slice(&means), Tensor::from_slice(&variances), count)
     }
 
-    /// The sum of `values` `[n]` float32 over the ranks.
+    /// Sums `values` `[n]` float32 over the ranks.
     fn sum(&self, values: &Tensor) -> Tensor {
         let mut sums = vec![0f32; values.numel()];
         values.copy_data(&mut sums, values.numel());
@@ -134,7 +137,7 @@ impl SyncBatchNorm {
         Tensor::from_slice(&sums)
     }
 
-    /// Makes one collective and notes its time; none after one has failed, for the job ends with the error.
+    /// Runs one collective and adds its time to `spent`; skips it after an earlier failure, because the job ends with that error.
     fn collective<T>(&self, call: impl FnOnce(&Communicator) -> Result<T>) -> Option<T> {
         if self.failed.borrow().is_some() {
             return None;

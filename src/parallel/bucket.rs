@@ -1,21 +1,21 @@
-//! Which stages are reduced together.
+//! Buckets: the stages whose gradients are all-reduced together.
 
 use std::ops::Range;
 
-/// Consecutive stages whose gradients travel as one message.
+/// Consecutive stages whose gradients are sent as one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
     /// Stages of the model, in the order of the forward pass.
     pub stages: Range<usize>,
-    /// Their elements in the flat gradient buffer.
+    /// Elements of these stages in the flat gradient buffer.
     pub elements: Range<usize>,
 }
 
 impl Bucket {
     /// Cuts the stages into buckets of at least `bytes`, in the order of the backward pass: the last stages first.
     ///
-    /// `stage_elements` are the float32 gradients of each stage, one range after the other. What remains at the front of
-    /// the network is a bucket however small: it is the one that nothing can hide, so small is good.
+    /// `stage_elements` are the ranges of each stage's float32 gradients in the flat buffer. The remaining stages at the front of
+    /// the network form a bucket of any size: no computation is left to hide its all-reduce, so a small one is an advantage.
     pub fn plan(stage_elements: &[Range<usize>], bytes: f64) -> Vec<Bucket> {
         let mut buckets = Vec::new();
         let mut end = stage_elements.len();

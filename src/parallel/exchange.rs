@@ -1,5 +1,5 @@
-//! How buckets of gradients and batch-norm statistics come to the other ranks: while the backward pass goes on or after it,
-//! out of the host's memory or a device's.
+//! Transport of gradient buckets and batch-norm statistics between ranks: during the backward pass or after it, from host or
+//! from device memory.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,14 +15,17 @@ use crate::error::Result;
 use crate::metrics::{Kind, Part};
 use crate::model::Model;
 
-/// Either way. All ranks call its methods together.
+/// The exchange of a replica, by the memory its gradients are in. All ranks call its methods together.
 pub(super) enum Exchange {
     Host(HostExchange),
     Device(Box<DeviceExchange>),
 }
 
 impl Exchange {
-    /// For the gradients of `model`, and the memory that they are to be in.
+    /// Creates the exchange for the gradients of `model`, and the flat gradient buffer in the memory it reduces from.
+    ///
+    /// # Errors
+    /// The buffers cannot be allocated or the collectives cannot be set up.
     pub fn new(
         model: &Model,
         target: Target,
@@ -44,7 +47,7 @@ impl Exchange {
         ))
     }
 
-    /// Local steps, if ranks train on their own for some.
+    /// The local-SGD state, with `parallel.local_steps` above 1.
     pub fn local(&mut self) -> Option<&mut LocalSteps> {
         match self {
             Exchange::Host(host) => host.local.as_mut(),
@@ -52,12 +55,12 @@ impl Exchange {
         }
     }
 
-    /// Whether gradients stay on their rank.
+    /// Whether gradients stay on their rank (local SGD).
     pub fn is_local(&self) -> bool {
         matches!(self, Exchange::Host(HostExchange { local: Some(_), .. }))
     }
 
-    /// What the ledger counts for these buckets.
+    /// Bytes that the ledger counts for all-reducing `buckets`.
     pub fn bytes(&self, buckets: &[Bucket]) -> u64 {
         match self {
             Exchange::Host(HostExchange { local: Some(_), .. }) => 0,
@@ -66,22 +69,22 @@ impl Exchange {
         }
     }
 
-    /// Lets collectives go on beside the backward pass. A device's do without being asked.
+    /// Starts the communication thread, so that collectives overlap the backward pass. Device collectives need none.
     ///
     /// # Errors
-    /// MPI does not allow a second thread to call it.
+    /// The MPI library does not let a second thread call it.
     pub fn overlap(&mut self) -> Result<()> {
         if let Exchange::Host(host) = self {
             host.communicator.may_change_threads()?;
-            // Patient: a collective that spins for a slower rank would take half of the core from the backward pass that this
-            // rank still computes.
+            // `Sleep`: a collective that spins for a slower rank would take half of the core from the backward pass that
+            // this rank still computes.
             let reducer = host.reducer.clone();
             host.worker = Some(Worker::start(move |region: &mut Region| reducer.reduce(region, WaitPolicy::Sleep)));
         }
         Ok(())
     }
 
-    /// Whether a bucket's collective goes on while the caller computes.
+    /// Whether a bucket's collective progresses while the caller computes.
     pub fn overlaps(&self) -> bool {
         match self {
             Exchange::Host(host) => host.worker.is_some(),
@@ -89,7 +92,7 @@ impl Exchange {
         }
     }
 
-    /// What compression carries from step to step, by name.
+    /// Compression state carried from step to step, by name.
     pub fn state(&self) -> Vec<(String, Vec<f32>)> {
         match self {
             Exchange::Host(host) => host.reducer.state(),
@@ -97,7 +100,10 @@ impl Exchange {
         }
     }
 
-    /// Takes back what [`state`](Self::state) gave after so many `steps`. Error: what is wrong with it.
+    /// Restores what [`state`](Self::state) returned after `steps` steps.
+    ///
+    /// # Errors
+    /// `saved` does not fit the configured compression; the text says how.
     pub fn restore(&self, saved: &[(String, Vec<f32>)], steps: usize) -> Result<(), String> {
         match self {
             Exchange::Host(host) => {
@@ -109,7 +115,7 @@ impl Exchange {
         }
     }
 
-    /// Called when a bucket's gradients are complete, in the order of the buckets; `last`: nothing is left to compute.
+    /// Hands over a bucket whose gradients are complete, in the order of the buckets; `last`: no computation is left to hide it.
     pub fn ready(
         &mut self,
         bucket: &Bucket,
@@ -124,7 +130,7 @@ impl Exchange {
         }
     }
 
-    /// Called after the backward pass: reduces what was left for then, and ends what is under way.
+    /// Reduces the buckets left for after the backward pass, and waits for the collectives in flight.
     pub fn finish(&mut self, buckets: &[Bucket], state: &mut FlatState, times: &mut StepRecorder) -> Result<()> {
         match self {
             Exchange::Host(host) => {
@@ -138,7 +144,7 @@ impl Exchange {
         }
     }
 
-    /// Gives every rank rank 0's statistics; with a `barrier` before, so that who arrives late is told apart.
+    /// Broadcasts rank 0's batch-norm statistics; a `barrier` before separates waiting for late ranks from the transfer.
     pub fn broadcast_buffers(&mut self, barrier: bool, state: &mut FlatState, times: &mut StepRecorder) -> Result<()> {
         match (self, &mut state.buffers) {
             (Exchange::Host(host), buffers) => {
@@ -153,7 +159,10 @@ impl Exchange {
         }
     }
 
-    /// Returns when nothing is under way any more. Error: a peer is gone.
+    /// Returns when no collective is in flight.
+    ///
+    /// # Errors
+    /// A peer is gone.
     pub fn settle(&mut self) -> Result<()> {
         match self {
             Exchange::Host(_) => Ok(()),
@@ -162,11 +171,11 @@ impl Exchange {
     }
 }
 
-/// Through the host's memory.
+/// Exchange through host memory.
 pub(super) struct HostExchange {
     communicator: Arc<Communicator>,
     reducer: Arc<Reducer>,
-    /// With `parallel.local_steps`; then gradients stay on their rank.
+    /// Set with `parallel.local_steps` above 1; gradients then stay on their rank.
     local: Option<LocalSteps>,
     worker: Option<Worker>,
 }
@@ -181,8 +190,8 @@ impl HostExchange {
         let mut region = || state.gradients.host_mut().region(bucket.elements.clone());
         match &mut self.worker {
             Some(worker) if !last => worker.all_reduce(region()),
-            // The last bucket is reduced by the caller: nothing is left to compute that could hide it. So a model of one bucket
-            // needs no thread, and its all-reduce no hand-over.
+            // The caller reduces the last bucket: no computation is left to hide it. So a model of one bucket needs no thread,
+            // and its all-reduce no hand-over.
             Some(worker) => {
                 let (finished, waited) = worker.wait()?;
                 times.add(Part::CommExposed, waited);
@@ -191,7 +200,7 @@ impl HostExchange {
                 }
                 add_collective(times, self.reducer.reduce(&mut region(), WaitPolicy::Spin)?, true);
             }
-            None => {} // profile mode, or one bucket: `reduce_all` does it when the backward pass is over
+            None => {} // profile mode, or one bucket: `reduce_all` does it after the backward pass
         }
         Ok(())
     }
@@ -205,15 +214,15 @@ impl HostExchange {
     }
 }
 
-/// Out of a device's memory.
+/// Exchange from device memory.
 pub(super) struct DeviceExchange {
     collectives: DeviceCollectives,
     clock: Clock,
-    /// Whether buckets are sent as soon as they are complete.
+    /// Whether each bucket is sent as soon as it is complete.
     overlaps: bool,
-    /// What gradients are rounded to on the collectives.
+    /// Type that gradients are rounded to for the collectives.
     rounded: Option<tch::Kind>,
-    /// Gradients whose rounded sums are under way: where they belong, and the sums.
+    /// Gradients whose rounded sums are in flight: (destination, sums).
     under_way: Vec<(Tensor, Tensor)>,
 }
 
@@ -243,7 +252,7 @@ impl DeviceExchange {
         (bucket.elements.len() * element) as u64
     }
 
-    /// Begins to reduce a bucket.
+    /// Enqueues the all-reduce of a bucket.
     fn reduce(&mut self, bucket: &Bucket, state: &FlatState, times: &mut StepRecorder) -> Result<()> {
         let Flat::Device(gradients) = &state.gradients else { unreachable!("one memory for all") };
         let values = gradients.narrow(0, bucket.elements.start as i64, bucket.elements.len() as i64);
@@ -258,7 +267,7 @@ impl DeviceExchange {
             }
         };
         if self.collectives.is_through_host() && self.overlaps {
-            times.add(Part::CommExposed, started.elapsed().as_secs_f64()); // it was waited for
+            times.add(Part::CommExposed, started.elapsed().as_secs_f64()); // the caller waited for it
         }
         add_span(times, span);
         Ok(())
@@ -285,7 +294,7 @@ impl DeviceExchange {
         Ok(())
     }
 
-    /// Until every rank has come and its device has done all that it was asked to.
+    /// Waits until every rank is here and its device has completed all enqueued work.
     fn barrier(&mut self, times: &mut StepRecorder) -> Result<()> {
         self.clock.now()?; // profile mode: waits for the device
         let wait = self.collectives.communicator().barrier()?;
@@ -310,7 +319,7 @@ impl DeviceExchange {
     }
 }
 
-/// Adds a collective of the host; `exposed`: nothing else was done meanwhile.
+/// Adds a host collective to `times`; `exposed`: it overlapped nothing.
 pub(super) fn add_collective(times: &mut StepRecorder, finished: Finished, exposed: bool) {
     times.add(Part::CommWait, finished.wait);
     times.add(Part::Comm, finished.transfer);

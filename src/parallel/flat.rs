@@ -1,4 +1,4 @@
-//! Parameters, gradients and buffers of a model in three flat buffers, the model's own tensors being views of them.
+//! A model's parameters, gradients and buffers in three flat buffers; the model's own tensors are views of them.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -8,41 +8,41 @@ use tch::{Device, Kind, Tensor};
 use crate::collective::{HostBuffer, view};
 use crate::model::{Model, Role};
 
-/// The flat memory of a model. One message carries what lies together; the optimiser is one loop.
+/// The flat memory of a model: adjacent tensors travel as one message, and the optimizer is one loop.
 pub struct FlatState {
     /// All parameters, in the model's order.
     pub parameters: Flat,
-    /// The gradient of `parameters[i]` at `i`.
+    /// Gradients; element `i` is the gradient of `parameters[i]`.
     pub gradients: Flat,
     /// Batch norm's running statistics.
     pub buffers: Flat,
     /// Batches that `buffers` have seen on this rank: batch norm's `num_batches_tracked`.
     pub batches_tracked: i64,
-    /// Where each stage's parameters lie.
+    /// Elements of each stage's parameters in the flat buffers.
     pub stage_elements: Vec<Range<usize>>,
-    /// The single parameters, in the model's order.
+    /// The parameter tensors, in the model's order.
     pub tensors: Vec<FlatTensor>,
 }
 
 /// One parameter tensor in the flat buffers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlatTensor {
-    /// Its elements.
+    /// Elements of this tensor in the flat buffers.
     pub elements: Range<usize>,
     /// Whether it multiplies its input (weights of convolutions and linear layers), unlike biases and batch norm's scales.
     pub matrix: bool,
 }
 
-/// Numbers one after the other, in the host's memory or in a device's.
+/// Contiguous float32 values, in host or in device memory.
 pub enum Flat {
-    /// That the CPU computes on.
+    /// Host memory, on which the CPU computes.
     Host(HostBuffer),
-    /// `[elements]` float32.
+    /// Device memory, `[elements]` float32.
     Device(Tensor),
 }
 
 impl Flat {
-    /// So many zeros; of a device if there is one.
+    /// Allocates `elements` zeros, on `device` if there is one.
     pub fn zeros(elements: usize, device: Option<Device>) -> Flat {
         match device {
             None => Flat::Host(HostBuffer::zeros(elements)),
@@ -50,7 +50,7 @@ impl Flat {
         }
     }
 
-    /// As many zeros in the same memory.
+    /// Allocates `elements` zeros in memory of this kind.
     pub fn zeros_like(&self, elements: usize) -> Flat {
         let device = match self {
             Flat::Host(_) => None,
@@ -59,7 +59,7 @@ impl Flat {
         Flat::zeros(elements, device)
     }
 
-    /// How many numbers.
+    /// Number of values.
     pub fn len(&self) -> usize {
         match self {
             Flat::Host(buffer) => buffer.len(),
@@ -67,12 +67,12 @@ impl Flat {
         }
     }
 
-    /// Whether there is none.
+    /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The numbers, copied if they are a device's.
+    /// Reads the values; copies them if they are in device memory.
     pub fn read(&self) -> Cow<'_, [f32]> {
         match self {
             Flat::Host(buffer) => Cow::Borrowed(buffer.as_slice()),
@@ -84,7 +84,7 @@ impl Flat {
         }
     }
 
-    /// Overwrites all of them.
+    /// Overwrites all values.
     pub fn write(&mut self, values: &[f32]) {
         match self {
             Flat::Host(buffer) => buffer.as_mut_slice().copy_from_slice(values),
@@ -92,7 +92,7 @@ impl Flat {
         }
     }
 
-    /// Exchanges the numbers with as many of `other`, in the same kind of memory: both stay where they are, for views of them.
+    /// Swaps the values with those of `other`, of equal length and memory: both buffers stay where they are, for views of them.
     pub fn swap(&mut self, other: &mut Flat) {
         match (self, other) {
             (Flat::Host(one), Flat::Host(other)) => one.as_mut_slice().swap_with_slice(other.as_mut_slice()),
@@ -101,27 +101,33 @@ impl Flat {
                 one.copy_(other);
                 other.copy_(&kept);
             }),
-            _ => unreachable!("what is exchanged shares a memory"),
+            _ => unreachable!("buffers that are swapped share a memory"),
         }
     }
 
-    /// The host's memory. Panics for a device's: what asks for it is refused there by the configuration's checks.
+    /// The host buffer.
+    ///
+    /// # Panics
+    /// The values are in device memory; `Config::check_for_gpu` refuses every setting that needs them on the host.
     pub fn host(&self) -> &HostBuffer {
         match self {
             Flat::Host(buffer) => buffer,
-            Flat::Device(_) => unreachable!("this computes on the host's memory alone"),
+            Flat::Device(_) => unreachable!("needs host memory; Config::check_for_gpu refuses it on GPUs"),
         }
     }
 
-    /// The same, to write.
+    /// The host buffer, mutably.
+    ///
+    /// # Panics
+    /// The values are in device memory, as for [`host`](Self::host).
     pub fn host_mut(&mut self) -> &mut HostBuffer {
         match self {
             Flat::Host(buffer) => buffer,
-            Flat::Device(_) => unreachable!("this computes on the host's memory alone"),
+            Flat::Device(_) => unreachable!("needs host memory; Config::check_for_gpu refuses it on GPUs"),
         }
     }
 
-    /// Sets all to zero.
+    /// Sets all values to zero.
     pub fn zero(&mut self) {
         match self {
             Flat::Host(buffer) => buffer.zero(),
@@ -129,13 +135,13 @@ impl Flat {
         }
     }
 
-    /// Gives the elements from `offset` on to `tensor`: its values move there, and what is written to it from now on is written
-    /// there. With `gradients` it is a parameter, whose gradient autograd adds to the same elements of those.
+    /// Makes `tensor` a view of the elements from `offset` on: its values move there. With `gradients` it becomes a parameter,
+    /// whose gradient is a view of the elements of `gradients` at that offset.
     #[allow(unsafe_code)]
     pub fn adopt(&self, offset: usize, tensor: &mut Tensor, gradients: Option<&Flat>, channels_last: bool) {
         let shape = tensor.size();
         let view = |flat: &Flat| match flat {
-            // SAFETY: whoever owns the tensors owns the flat memory too (a `Replica` its model and state, a finetuning its
+            // SAFETY: the owner of the tensors owns the flat memory too (a `Replica` its model and state, a finetuning its
             // nodes and state) and computes with them in methods that borrow it mutably, so that no slice is borrowed from the
             // memory meanwhile. Regions that are out during a backward pass are of buckets whose gradients are complete.
             Flat::Host(buffer) => unsafe { buffer.view(offset, &shape, channels_last) },
@@ -153,10 +159,9 @@ impl Flat {
 }
 
 impl FlatState {
-    /// Moves the model's tensors into flat buffers, values kept, gradients zero.
+    /// Moves the model's tensors into flat buffers: values kept, gradients zero.
     ///
-    /// `gradients` has an element for each of the model's parameters, in memory that suits the all-reduce; the rest comes to
-    /// the same device.
+    /// `gradients` has one element per parameter, in memory that suits the all-reduce; the other buffers go to that device too.
     pub fn adopt(model: &mut Model, mut gradients: Flat) -> FlatState {
         let elements = |role| model.state.iter().filter(|e| e.role == role).map(|e| e.tensor.numel()).sum::<usize>();
         let parameters = gradients.zeros_like(elements(Role::Parameter));
@@ -189,7 +194,7 @@ impl FlatState {
 
 /// Euclidean norm, summed in float64.
 pub fn norm(values: &[f32]) -> f64 {
-    // Partial sums of a few thousand elements keep the loop vectorised and the result exact to float64's precision.
+    // Partial sums of a few thousand elements keep the loop vectorized and the result exact to float64's precision.
     let square = |chunk: &[f32]| chunk.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>();
     values.chunks(4096).map(square).sum::<f64>().sqrt()
 }

@@ -1,4 +1,4 @@
-//! Local SGD: every rank trains on its own for some steps, then all take the mean of what they have.
+//! Local SGD: every rank trains on its own for some steps, then all ranks average parameters and momentum.
 //!
 //! Source: Stich, Local SGD Converges Fast and Communicates Little, 2019, algorithm 1; momentum averaged too, as in Yu, Jin,
 //! Yang, On the Linear Speedup Analysis of Communication Efficient Momentum SGD, 2019, algorithm 1.
@@ -11,7 +11,7 @@ use crate::collective::{AllReduce, Finished, WaitPolicy};
 use crate::error::Result;
 use crate::metrics::Kind;
 
-/// Counts a rank's steps on its own.
+/// Counter of the updates that a rank made on its own.
 pub struct LocalSteps {
     all_reduce: Arc<AllReduce>,
     every: usize,
@@ -20,12 +20,12 @@ pub struct LocalSteps {
 }
 
 impl LocalSteps {
-    /// Means are taken after each `every` updates. `None` for 1, where gradients are summed instead, and for one rank.
+    /// Averages after every `every` updates. `None` for 1, where gradients are summed instead, and for one rank.
     pub fn new(all_reduce: Arc<AllReduce>, every: usize) -> Option<LocalSteps> {
         (every > 1 && all_reduce.communicator().size() > 1).then_some(LocalSteps { all_reduce, every, since: 0 })
     }
 
-    /// Called after an update. Whether it is time for [`average`](Self::average).
+    /// Counts an update; returns whether [`average`](Self::average) is due.
     pub fn updated(&mut self) -> bool {
         self.since += 1;
         self.since == self.every
@@ -36,18 +36,21 @@ impl LocalSteps {
         self.since
     }
 
-    /// Goes on where [`since`](Self::since) was so many.
+    /// Sets the updates since the ranks were equal, on resuming.
     pub fn set_since(&mut self, since: usize) {
         self.since = since;
     }
 
-    /// Whether an update came after the last mean.
+    /// Whether an update came after the last average.
     pub fn apart(&self) -> bool {
         self.since > 0
     }
 
-    /// Parameters and `moments` (of the optimiser, in the parameters' order, or empty) become their means over the ranks,
-    /// bit-identical on all. Takes the memory of the gradients for it.
+    /// Averages parameters and `moments` (of the optimizer, in the parameters' order, or empty) over the ranks, bit-identical on
+    /// all. Overwrites the gradients, whose memory it uses.
+    ///
+    /// # Errors
+    /// The all-reduce failed.
     pub fn average(&mut self, state: &mut FlatState, moments: [&mut [f32]; 2]) -> Result<Finished> {
         let started = Instant::now();
         self.since = 0;
@@ -58,7 +61,7 @@ impl LocalSteps {
             if values.is_empty() {
                 continue;
             }
-            // Memory that suits the all-reduce; the next step sets it to zero anyway.
+            // The gradients' memory suits the all-reduce, and the next step zeroes it anyway.
             let mut sums = state.gradients.host_mut().region(0..values.len());
             sums.as_mut_slice().copy_from_slice(values);
             wait += self.all_reduce.reduce(Kind::Parameters, &mut sums, WaitPolicy::Spin)?.wait;

@@ -1,6 +1,6 @@
-//! When which gradient is reduced. In: a model, where it computes, and a communicator. Out: a [`Replica`] that keeps its
-//! parameters equal on all ranks: forward and backward pass by segments, each segment's gradients on their way to the
-//! other ranks while the segments before it still compute. Never calls MPI itself, never updates a parameter.
+//! Reduction of each gradient as soon as it is complete. In: a model, its device and a communicator. Out: a [`Replica`] that
+//! keeps its parameters equal on all ranks: forward and backward pass by segments, where each segment's gradients are
+//! all-reduced while the segments before it still compute. Never calls MPI itself, never updates a parameter.
 
 mod batch_norm;
 mod bucket;

@@ -1,5 +1,5 @@
-//! One batch's way through the network and back, asked of the device call by call, or replayed: at few images a GPU is done with
-//! a kernel before the host has asked for the next, so that what a step asks for is recorded once (a CUDA graph).
+//! Forward and backward pass of one batch, launched op by op or replayed from CUDA graphs. With small batches the launches
+//! dominate (a GPU finishes a kernel before the host has launched the next), so a step is captured once and replayed.
 
 use std::rc::Rc;
 
@@ -13,43 +13,46 @@ use crate::sys::backward_with;
 use crate::sys::gpu::{self, Stream};
 use crate::sys::{CudaGraph, CudaGraphPool, give_back_freed_memory};
 
-/// One batch on its way.
+/// One batch between its forward pass and the end of its backward pass.
 pub(super) struct Pass {
-    /// `[n, 10]`.
+    /// Logits, `[n, 10]`.
     pub logits: Tensor,
-    /// The batch's mean loss.
+    /// Mean loss of the batch.
     pub mean_loss: Tensor,
-    way: Way,
+    execution: Execution,
 }
 
-enum Way {
-    Asked(Segments),
-    /// And how many segments are left.
+enum Execution {
+    Eager(Segments),
+    /// The captured graphs and the number of segments left.
     Replayed(Rc<Recorded>, usize),
 }
 
 impl Pass {
-    /// Whose forward pass has been asked for.
-    pub fn asked(segments: Segments, logits: Tensor, mean_loss: Tensor) -> Pass {
-        Pass { logits, mean_loss, way: Way::Asked(segments) }
+    /// Creates the pass of a batch whose forward pass was launched op by op.
+    pub fn eager(segments: Segments, logits: Tensor, mean_loss: Tensor) -> Pass {
+        Pass { logits, mean_loss, execution: Execution::Eager(segments) }
     }
 
-    /// How many segments' backward pass is still to come.
+    /// Number of segments whose backward pass is not yet launched.
     pub fn left(&self) -> usize {
-        match &self.way {
-            Way::Asked(segments) => segments.all.len(),
-            Way::Replayed(_, left) => *left,
+        match &self.execution {
+            Execution::Eager(segments) => segments.all.len(),
+            Execution::Replayed(_, left) => *left,
         }
     }
 
-    /// The backward pass of the last segment that is left.
+    /// Launches the backward pass of the last segment left.
+    ///
+    /// # Errors
+    /// A graph cannot be replayed.
     pub fn backward(&mut self, sync_batch_norm: Option<&SyncBatchNorm>) -> Result<()> {
-        match &mut self.way {
-            Way::Asked(segments) => {
+        match &mut self.execution {
+            Execution::Eager(segments) => {
                 segments.backward(sync_batch_norm);
                 Ok(())
             }
-            Way::Replayed(recorded, left) => {
+            Execution::Replayed(recorded, left) => {
                 let next = recorded.backward.len() - *left;
                 *left -= 1;
                 recorded.backward[next].replay()
@@ -58,30 +61,30 @@ impl Pass {
     }
 }
 
-/// A network between the cuts of a backward pass, and what is differentiated: the batch's part of the step's loss.
+/// A forward pass cut into segments, and the loss to differentiate: the batch's part of the step's loss.
 pub(super) struct Segments {
-    /// Those whose backward pass is still to come.
+    /// Segments whose backward pass is not yet launched, in forward order.
     pub all: Vec<Segment>,
-    /// The loss.
+    /// Loss of the batch times its share of the step.
     pub loss: Tensor,
 }
 
-/// The part of the network between two cuts, as one forward pass left it.
+/// Part of the network between two cuts, with the graph of one forward pass.
 pub(super) struct Segment {
-    /// Cut off from the graph before it; `None` for the images.
+    /// Leaf detached from the graph of the segment before; `None` for the images.
     pub input: Option<Tensor>,
-    /// The next one's input, or the logits.
+    /// Input of the next segment before it is detached, or the logits.
     pub output: Tensor,
-    /// Of the loss by `output`; `None` for the last segment, whose output goes into the loss itself.
+    /// d loss / d `output`; `None` for the last segment, which is differentiated through the loss itself.
     pub gradient: Option<Tensor>,
-    /// Of its batch norms, if they are synchronised.
+    /// Cuts of the segment's synchronized batch norms.
     pub cuts: Vec<Cut>,
 }
 
 impl Segments {
     fn backward(&mut self, sync_batch_norm: Option<&SyncBatchNorm>) {
-        // Its activations are freed when this is left, within the time of the backward pass.
-        let mut segment = self.all.pop().expect("a segment that has not been through");
+        // The segment's activations are freed on return, within the time of the backward pass.
+        let mut segment = self.all.pop().expect("a segment whose backward pass is left");
         match &segment.gradient {
             None => self.loss.backward(),
             Some(gradient) => backward_with(&segment.output, gradient),
@@ -95,38 +98,41 @@ impl Segments {
     }
 }
 
-/// Passes with so many images are asked for call by call before one is recorded: by then cuDNN has tried its algorithms.
-const ASKED_BEFORE: usize = 2;
-/// A pass that takes more of a GPU's memory is not recorded: a recording has its memory for itself, and so many images keep a
-/// GPU busy without one.
-const MOST_OF_MEMORY: f64 = 0.4;
+/// Passes launched op by op before one is captured: by then cuDNN has tried its algorithms.
+const EAGER_PASSES: usize = 2;
+/// Share of a GPU's memory above which a pass is not captured: a capture keeps its memory to itself, and batches of that size
+/// keep a GPU busy without one.
+const MAX_MEMORY_SHARE: f64 = 0.4;
 
-/// Records the passes of one size of batch on a GPU.
+/// Captures the passes of one batch size on a GPU as CUDA graphs.
 pub(super) struct Recorder {
     index: usize,
     pool: CudaGraphPool,
-    /// Images, and the batch's share of the step.
+    /// Images of the batch, and its share of the step.
     seen: Option<(usize, f64)>,
     times: usize,
     recorded: Option<Rc<Recorded>>,
-    /// Whether a pass takes too much for it.
+    /// Whether a pass takes too much memory to be captured.
     too_large: bool,
 }
 
 impl Recorder {
-    /// On GPU `index`; `None`, which is told, if this libtorch cannot.
+    /// Creates the recorder for GPU `index`; `None`, with a warning, if this libtorch cannot capture.
     pub fn new(index: usize) -> Option<Recorder> {
         match CudaGraphPool::new().and_then(|pool| gpu::memory(index, true).map(|_| pool)) {
             Ok(pool) => Some(Recorder { index, pool, seen: None, times: 0, recorded: None, too_large: false }),
             Err(error) => {
-                log::warn!("CUDA graphs are disabled: {error}");
+                log::warn!("CUDA graphs are disabled, kernels are launched op by op: {error}");
                 None
             }
         }
     }
 
-    /// The pass of `batch`, a `share` of its step, if there is a recording for it or it is time for one, its forward pass asked
-    /// for; `forward` computes that of images and labels. Error: what the GPU does not take into a recording.
+    /// Replays the captured forward pass of `batch`, a `share` of its step; captures it first when due, from `forward` of images
+    /// and labels. `None` if the batch has another size, is too large, or comes too early.
+    ///
+    /// # Errors
+    /// The GPU cannot capture or replay an operation of the pass.
     pub fn pass(
         &mut self,
         batch: &Batch,
@@ -134,21 +140,21 @@ impl Recorder {
         forward: impl FnOnce(&Tensor, &Tensor) -> Pass,
     ) -> Result<Option<Pass>> {
         if *self.seen.get_or_insert((batch.len, share)) != (batch.len, share) {
-            return Ok(None); // an epoch's last batch
+            return Ok(None); // the last batch of an epoch
         }
         self.times += 1;
-        if self.times <= ASKED_BEFORE || self.too_large {
+        if self.times <= EAGER_PASSES || self.too_large {
             return Ok(None);
         }
         let recorded = match &self.recorded {
             Some(recorded) => recorded.clone(),
             None => {
                 let memory = gpu::memory(self.index, false)?;
-                if memory.most as f64 > MOST_OF_MEMORY * memory.all as f64 {
+                if memory.most as f64 > MAX_MEMORY_SHARE * memory.all as f64 {
                     self.too_large = true;
                     return Ok(None);
                 }
-                // What the passes so far have left free is not for the recording's pool.
+                // Memory that earlier passes freed is not available to the graphs' own pool unless it is returned first.
                 Stream::of_tensors(self.index)?.synchronize()?;
                 give_back_freed_memory();
                 let recorded = Rc::new(Recorded::new(self.index, &self.pool, batch, forward)?);
@@ -159,12 +165,12 @@ impl Recorder {
     }
 }
 
-/// The passes of batches of one size, as calls.
+/// CUDA graphs of the passes of one batch size.
 struct Recorded {
     images: Tensor,
     labels: Tensor,
     forward: CudaGraph,
-    /// From the last segment to the first.
+    /// Backward passes, from the last segment to the first.
     backward: Vec<CudaGraph>,
     logits: Tensor,
     mean_loss: Tensor,
@@ -197,6 +203,6 @@ impl Recorded {
         self.forward.replay()?;
         let (logits, mean_loss) = (self.logits.shallow_clone(), self.mean_loss.shallow_clone());
         let left = self.backward.len();
-        Ok(Pass { logits, mean_loss, way: Way::Replayed(self, left) })
+        Ok(Pass { logits, mean_loss, execution: Execution::Replayed(self, left) })
     }
 }

@@ -19,34 +19,54 @@ use crate::metrics::{Kind, Part};
 use crate::model::{MOMENTUM, Mode, Model, Stage};
 use crate::sys::gpu::range;
 
-/// The model on this rank. All ranks call its methods together.
+/// The model on this rank, kept equal to that of all other ranks. All ranks call its methods together.
+///
+/// ```no_run
+/// use hpml::{data::Batch, device::StepRecorder, error::Result, model::Model, optim::Optimizer, parallel::Replica};
+/// # use hpml::{config::Config, launch::Job};
+/// # fn train(job: &Job, config: &Config, batches: impl Iterator<Item = Batch>) -> Result<()> {
+/// let model = Model::new(&config.model, config.run.seed);
+/// let mut replica = Replica::new(model, job.target, job.communicator.clone(), config)?;
+/// let mut optimizer = Optimizer::new(&replica.state, &config.optim);
+/// let mut times = StepRecorder::default();
+/// for batch in batches {
+///     replica.step(&batch, job.world_size * batch.len, &mut times)?; // all-reduces the gradients meanwhile
+///     optimizer.step(&mut replica.state, 0.1)?;
+/// }
+/// println!("{:?}", replica.take_result()?);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Replica {
     /// The network; its tensors are views of `state`.
     pub model: Model,
-    /// Its flat memory.
+    /// Flat memory of the model's parameters, gradients and buffers.
     pub state: FlatState,
     communicator: Arc<Communicator>,
     exchange: Exchange,
     buckets: Vec<Bucket>,
-    /// Theirs.
+    /// NVTX range names, one pair per bucket, in the order of `buckets`.
     names: Vec<BucketNames>,
     buffer_sync: BufferSync,
-    /// With `parallel.buffers = "sync"`; then every segment is a stage and there is no worker.
+    /// Set with `parallel.buffers = "sync"`; then every segment is one stage and there is no worker.
     sync_batch_norm: Option<SyncBatchNorm>,
     timing: Timing,
     clock: Clock,
     label_smoothing: f64,
     /// Whether all ranks must have the same parameters.
     keeps_ranks_equal: bool,
-    /// Whether the gradients hold those of earlier batches of this step.
+    /// Whether the gradients hold those of earlier batches of the current step.
     accumulated: bool,
-    /// On a GPU, if steps are to be recorded.
+    /// CUDA graph capture, on a GPU with `launch.cuda_graphs`.
     recorder: Option<Recorder>,
     tally: Tally,
 }
 
 impl Replica {
-    /// Takes the model over to `target` and gives every rank rank 0's parameters and buffers, unless that is to be left out.
+    /// Moves the model to `target` and broadcasts rank 0's parameters and buffers, if `parallel.broadcast_parameters`.
+    ///
+    /// # Errors
+    /// Memory cannot be allocated, a collective failed, or MPI does not allow the communication thread.
     pub fn new(
         mut model: Model,
         target: Target,
@@ -55,7 +75,7 @@ impl Replica {
     ) -> Result<Replica> {
         let (mut exchange, gradients) = Exchange::new(&model, target, &communicator, config)?;
         let mut state = FlatState::adopt(&mut model, gradients);
-        // The worker would call MPI beside the collectives of a backward pass that has its own.
+        // The worker would call MPI concurrently with the collectives that synchronized batch norm makes in the backward pass.
         let sync = config.parallel.buffers == BufferSync::Sync && communicator.size() > 1;
         let sync_batch_norm = sync.then(|| SyncBatchNorm::new(communicator.clone(), config.metrics.timing));
         let bytes = match communicator.size() {
@@ -66,7 +86,7 @@ impl Replica {
         };
         let buckets = Bucket::plan(&state.stage_elements, bytes);
         if config.metrics.timing == Timing::Overlap && buckets.len() > 1 && !sync {
-            exchange.overlap()?; // before anything is sent: where MPI does not allow it, nothing has begun
+            exchange.overlap()?; // first, so that nothing has been sent if MPI does not allow it
         }
         if config.parallel.broadcast_parameters {
             for flat in [&mut state.parameters, &mut state.buffers].into_iter().filter(|flat| !flat.is_empty()) {
@@ -97,70 +117,82 @@ impl Replica {
         })
     }
 
-    /// Bytes of what one step all-reduces, as sent: compressed, or nothing where gradients stay on their rank.
+    /// Bytes that one step all-reduces, as sent: after compression; 0 where gradients stay on their rank.
     pub fn gradient_bytes(&self) -> u64 {
         self.exchange.bytes(&self.buckets)
     }
 
-    /// Whether collectives of gradients can run beside the backward pass: the last bucket is complete only when it is over.
+    /// Whether gradient collectives overlap the backward pass: with one bucket there is nothing left to overlap.
     pub fn overlaps(&self) -> bool {
         self.buckets.len() > 1 && self.exchange.overlaps()
     }
 
-    /// What the compression of gradients carries from step to step, by name; [`restore_compression`] takes it back.
+    /// Compression state carried from step to step, by name; input of [`restore_compression`].
     ///
     /// [`restore_compression`]: Self::restore_compression
     pub fn compression(&self) -> Vec<(String, Vec<f32>)> {
         self.exchange.state()
     }
 
-    /// Goes on with what [`compression`](Self::compression) gave after so many `steps`. Error: what is wrong with it.
+    /// Restores what [`compression`](Self::compression) returned after `steps` steps.
+    ///
+    /// # Errors
+    /// `saved` does not fit the configured compression; the text says how.
     pub fn restore_compression(&self, saved: &[(String, Vec<f32>)], steps: usize) -> Result<(), String> {
         self.exchange.restore(saved, steps)
     }
 
-    /// The clock of its device.
+    /// Clock of the replica's device.
     pub fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    /// Whether what a step gave is known when it returns.
+    /// Whether a step's result is known when [`step`](Self::step) returns.
     pub fn knows_at_once(&self) -> bool {
         self.tally.knows_at_once()
     }
 
-    /// What the samples since the last call gave on this rank. Waits for the device. Error: it has failed, or a peer is gone.
+    /// Takes this rank's result of the samples since the last call. Synchronizes with the device.
+    ///
+    /// # Errors
+    /// The device has failed, or a peer is gone.
     pub fn take_result(&mut self) -> Result<StepResult> {
         self.exchange.settle()?;
         Ok(self.tally.take())
     }
 
-    /// To be called after every update, with the optimiser's moments: with `parallel.local_steps` it is here that the ranks
-    /// become equal.
+    /// Ends an update: with `parallel.local_steps` it averages the ranks when due. Called after every update, with the
+    /// optimizer's moments.
+    ///
+    /// # Errors
+    /// A collective failed.
     pub fn updated(&mut self, moments: [&mut [f32]; 2], times: &mut StepRecorder) -> Result<()> {
         let due = self.exchange.local().is_some_and(LocalSteps::updated);
         if due { self.average(moments, times) } else { Ok(()) }
     }
 
-    /// Updates of this rank since the ranks were equal; 0 where they always are.
+    /// Updates of this rank since the ranks were equal; 0 without local steps.
     pub fn local_steps(&mut self) -> usize {
         self.exchange.local().map_or(0, |local| local.since())
     }
 
-    /// Goes on where [`local_steps`](Self::local_steps) was so many.
+    /// Sets the updates since the ranks were equal, as [`local_steps`](Self::local_steps) returned them.
     pub fn set_local_steps(&mut self, steps: usize) {
         if let Some(local) = self.exchange.local() {
             local.set_since(steps);
         }
     }
 
-    /// The buckets, in the order in which they are reduced.
+    /// Buckets, in the order in which they are reduced.
     pub fn buckets(&self) -> &[Bucket] {
         &self.buckets
     }
 
-    /// Forward and backward pass over a `batch` of a step that has `global_batch` samples over all batches and ranks,
-    /// without a word to the other ranks. [`step`](Self::step) with the step's last batch reduces the gradients of all.
+    /// Runs forward and backward pass over a `batch` of a step that has `global_batch` samples over all batches and ranks,
+    /// without communication. [`step`](Self::step) with the step's last batch reduces the gradients of all its batches.
+    ///
+    /// # Errors
+    /// The device has failed, or synchronized batch norm got no sample.
     pub fn accumulate(&mut self, batch: &Batch, global_batch: usize, times: &mut StepRecorder) -> Result<()> {
         self.begin(times)?;
         self.accumulated = true;
@@ -174,22 +206,25 @@ impl Replica {
         self.count(&pass, batch, times)
     }
 
-    /// Forward and backward pass over this rank's (last) `batch` of a step that has `global_batch` samples over all ranks.
+    /// Runs forward and backward pass over this rank's (last) `batch` of a step that has `global_batch` samples over all ranks.
     ///
-    /// Leaves in the flat gradients the mean gradient over all `global_batch` samples, however unevenly they are spread.
-    /// Adds the times of the parts to `times`; [`take_result`](Self::take_result) tells what it gave.
+    /// Leaves in the flat gradients the mean gradient over all `global_batch` samples, however unevenly they are spread. Adds
+    /// the times of the parts to `times`; [`take_result`](Self::take_result) returns loss and correct predictions.
+    ///
+    /// # Errors
+    /// A collective or the device failed, or synchronized batch norm got no sample.
     pub fn step(&mut self, batch: &Batch, global_batch: usize, times: &mut StepRecorder) -> Result<()> {
         self.begin(times)?;
         self.accumulated = false;
         if self.has_nothing(batch)? {
-            // More ranks than samples: nothing to compute, but the others count on this rank's part of the collectives.
+            // More ranks than samples: nothing to compute, but the other ranks need this one in the collectives.
             for bucket in 0..self.buckets.len() {
                 self.bucket_is_ready(bucket, times)?;
             }
             return self.exchange.finish(&self.buckets, &mut self.state, times);
         }
         let mut pass = self.forward_pass(batch, global_batch, times)?;
-        // From the last segment to the first, a segment for every bucket.
+        // From the last segment to the first; one segment per bucket.
         for bucket in 0..self.buckets.len() {
             self.backward(&mut pass, times)?;
             self.bucket_is_ready(bucket, times)?;
@@ -198,7 +233,10 @@ impl Replica {
         self.count(&pass, batch, times)
     }
 
-    /// Whether this rank has no sample in `batch`. Error: a batch norm over all ranks needs one from each.
+    /// Whether this rank has no sample in `batch`.
+    ///
+    /// # Errors
+    /// Synchronized batch norm needs a sample from each rank.
     fn has_nothing(&self, batch: &Batch) -> Result<bool> {
         if batch.len == 0 && self.sync_batch_norm.is_some() {
             let (place, key, value) = ("parallel".into(), "parallel.buffers".into(), "sync".into());
@@ -208,13 +246,13 @@ impl Replica {
         Ok(batch.len == 0)
     }
 
-    /// What comes before a step's first forward pass.
+    /// Prepares a step before its first forward pass.
     fn begin(&mut self, times: &mut StepRecorder) -> Result<()> {
         if self.accumulated {
             return Ok(());
         }
         if !self.exchange.is_local() {
-            // Who arrives late is told apart from the transfer only where that may cost a barrier.
+            // A barrier separates waiting for late ranks from the transfer; only profile mode may pay for one.
             self.broadcast_buffers(self.timing == Timing::Profile, times)?;
         }
         let start = self.clock.now()?;
@@ -226,7 +264,7 @@ impl Replica {
         let _range = range(c"forward");
         let start = self.clock.now()?;
         self.state.batches_tracked += 1;
-        // The step's samples that share a gradient: all, or those of this rank where every rank updates with its own.
+        // Samples over which the gradient is the mean: those of all ranks, or of this rank where every rank updates on its own.
         let sharing = if self.exchange.is_local() { global_batch / self.communicator.size() } else { global_batch };
         let share = batch.len as f64 / sharing as f64;
         let mut recorder = self.recorder.take();
@@ -240,7 +278,7 @@ impl Replica {
         Ok(pass)
     }
 
-    /// The backward pass of the last segment that is left of a `pass`.
+    /// Runs the backward pass of the last segment left in `pass`.
     fn backward(&self, pass: &mut Pass, times: &mut StepRecorder) -> Result<()> {
         let batch_norm = self.sync_batch_norm.as_ref();
         let _range = range(&self.names[self.names.len() - pass.left()].backward);
@@ -249,14 +287,15 @@ impl Replica {
         add_pass(times, Part::Backward, start, &self.clock, batch_norm)
     }
 
-    /// One forward and backward pass that no other rank learns of: to see whether the memory is there. Leaves gradients
-    /// and batch-norm statistics that mean nothing.
+    /// Runs one forward and backward pass without communication, to see whether the memory suffices. The gradients and
+    /// batch-norm statistics that it leaves are meaningless.
     pub fn compute_alone(&mut self, batch: &Batch) {
         let logits = self.model.forward(&batch.images, Mode::TRAIN);
         logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0).backward();
     }
 
-    /// Counts loss and hits of a test batch, in eval mode and without gradients; [`take_result`](Self::take_result) tells them.
+    /// Adds loss and correct predictions of a test batch, in eval mode and without gradients, to the next
+    /// [`take_result`](Self::take_result).
     pub fn evaluate(&mut self, batch: &Batch) {
         if batch.len == 0 {
             return;
@@ -268,8 +307,10 @@ impl Replica {
         });
     }
 
-    /// To be called after an epoch's last step, whose `times` these are: makes the ranks equal where local steps have left
-    /// them apart.
+    /// Averages the ranks at an epoch's end if local steps have left them apart; `times` are those of the epoch's last step.
+    ///
+    /// # Errors
+    /// A collective failed.
     pub fn end_local_steps(&mut self, moments: [&mut [f32]; 2], times: &mut StepRecorder) -> Result<()> {
         let started = Instant::now();
         if self.exchange.local().is_some_and(|local| local.apart()) {
@@ -282,10 +323,10 @@ impl Replica {
     fn average(&mut self, moments: [&mut [f32]; 2], times: &mut StepRecorder) -> Result<()> {
         let Some(local) = self.exchange.local() else { return Ok(()) };
         add_collective(times, local.average(&mut self.state, moments)?, true);
-        self.broadcast_buffers(false, times) // nobody is late here
+        self.broadcast_buffers(false, times) // the average has just synchronized the ranks
     }
 
-    /// Gives every rank rank 0's batch-norm statistics, where the configuration asks for that; with a barrier before.
+    /// Broadcasts rank 0's batch-norm statistics with `parallel.buffers = "broadcast"`; `barrier`: with a barrier before.
     fn broadcast_buffers(&mut self, barrier: bool, times: &mut StepRecorder) -> Result<()> {
         if self.buffer_sync == BufferSync::Broadcast && !self.state.buffers.is_empty() {
             self.exchange.broadcast_buffers(barrier, &mut self.state, times)?;
@@ -293,17 +334,20 @@ impl Replica {
         Ok(())
     }
 
-    /// Makes batch norm's statistics rank 0's or the mean over the ranks, where the configuration asks for that: what is tested
-    /// and saved at an epoch's end is one network. (DistributedDataParallel, too, broadcasts before a test's forward pass.)
+    /// Sets batch norm's statistics to rank 0's or to the mean over the ranks, by `parallel.buffers`, so that one network is
+    /// tested and saved at an epoch's end. (DistributedDataParallel, too, broadcasts before a test's forward pass.)
+    ///
+    /// # Errors
+    /// A collective failed.
     pub fn end_epoch(&mut self) -> Result<()> {
         match self.buffer_sync {
-            BufferSync::Broadcast => self.broadcast_buffers(false, &mut StepRecorder::default()), // no step's time
+            BufferSync::Broadcast => self.broadcast_buffers(false, &mut StepRecorder::default()), // not part of any step
             BufferSync::Average => self.average_buffers(),
             BufferSync::Local | BufferSync::Sync => Ok(()),
         }
     }
 
-    /// Makes batch norm's statistics their mean over the ranks, the same bits on all.
+    /// Sets batch norm's statistics to their mean over the ranks, bit-identical on all.
     fn average_buffers(&mut self) -> Result<()> {
         if self.state.buffers.is_empty() {
             return Ok(());
@@ -316,10 +360,13 @@ impl Replica {
         Ok(())
     }
 
-    /// Replaces batch norm's running statistics by the mean of those that the present parameters have in each of this rank's
-    /// `batches`, and that by its mean over the ranks where they have one network. A collective.
+    /// Recomputes batch norm's running statistics as the mean over this rank's `batches` at the current parameters, then
+    /// averages them over the ranks where those keep one network. A collective.
     ///
     /// Source: PyTorch, torch/optim/swa_utils.py, `update_bn` (momentum `None`: a cumulative average).
+    ///
+    /// # Errors
+    /// A collective failed.
     pub fn measure_statistics(&mut self, batches: impl Iterator<Item = Batch>) -> Result<()> {
         self.state.buffers.zero();
         self.state.batches_tracked = 0;
@@ -328,7 +375,7 @@ impl Replica {
             let momentum = 1.0 / self.state.batches_tracked as f64;
             let _logits = self.with_mode(momentum, |mode| tch::no_grad(|| self.model.forward(&batch.images, mode)));
             if let Some(batch_norm) = &self.sync_batch_norm {
-                batch_norm.take_cuts(); // nothing goes backwards
+                batch_norm.take_cuts(); // there is no backward pass
                 batch_norm.take_spent()?;
             }
         }
@@ -338,11 +385,14 @@ impl Replica {
         }
     }
 
-    /// A hash of this rank's parameters, after making sure that all ranks have the same one, if they are meant to.
+    /// Hash of this rank's parameters.
+    ///
+    /// # Errors
+    /// The parameters differ between ranks that must keep them equal (not with local SGD), or the collective failed.
     pub fn agreed_checksum(&self, epoch: usize) -> Result<u64> {
         let mut hasher = blake3::Hasher::new();
         for values in self.state.parameters.read().chunks(1 << 14) {
-            // In pieces that stay in the cache.
+            // Chunks that stay in the cache.
             let bytes: Vec<[u8; 4]> = values.iter().map(|value| value.to_le_bytes()).collect();
             hasher.update(bytes.as_flattened());
         }
@@ -357,19 +407,22 @@ impl Replica {
         }
     }
 
-    /// The sum of a step's results over the ranks.
+    /// Sums a step's results over the ranks.
+    ///
+    /// # Errors
+    /// The collective failed.
     pub fn sum_over_ranks(communicator: &Communicator, result: StepResult) -> Result<StepResult> {
         let mut sums = [result.loss_sum, result.correct as f64, result.samples as f64];
         communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sums)?;
         Ok(StepResult { loss_sum: sums[0], correct: sums[1] as usize, samples: sums[2] as usize })
     }
 
-    /// The forward pass of a `share` of a step, cut where the backward pass will be: before each bucket's first stage.
+    /// Runs the forward pass of a `share` of a step, cut before each bucket's first stage, as the backward pass needs it.
     fn forward(&self, images: &Tensor, labels: &Tensor, share: f64) -> Pass {
         self.with_mode(MOMENTUM, |mode| self.forward_in(mode, images, labels, share))
     }
 
-    /// What `forward` makes of training's mode: statistics of this rank's batch, or of the batches of all ranks.
+    /// Calls `forward` in training mode, with the statistics of this rank's batch or of the batches of all ranks.
     fn with_mode<T>(&self, momentum: f64, forward: impl FnOnce(Mode) -> T) -> T {
         match &self.sync_batch_norm {
             None => forward(Mode::Train { momentum, standardize: None }),
@@ -396,10 +449,10 @@ impl Replica {
         let smoothing = self.label_smoothing;
         let mean_loss = logits.cross_entropy_loss(labels, None::<&Tensor>, Reduction::Mean, -100, smoothing);
         let loss = if share == 1.0 { mean_loss.shallow_clone() } else { &mean_loss * share };
-        Pass::asked(Segments { all: segments, loss }, logits, mean_loss)
+        Pass::eager(Segments { all: segments, loss }, logits, mean_loss)
     }
 
-    /// Called when a bucket's gradients are complete, in the order of the buckets.
+    /// Hands over a bucket whose gradients are complete, in the order of the buckets.
     fn bucket_is_ready(&mut self, index: usize, times: &mut StepRecorder) -> Result<()> {
         let _range = range(&self.names[index].all_reduce);
         let last = index + 1 == self.buckets.len();
@@ -413,14 +466,14 @@ impl Replica {
     }
 }
 
-/// How Nsight shows what is done for a bucket.
+/// NVTX range names of a bucket, shown by Nsight.
 struct BucketNames {
     backward: CString,
     all_reduce: CString,
 }
 
 impl BucketNames {
-    /// After the first and the last of its `stages`.
+    /// Names the ranges after the first and the last of the bucket's `stages`.
     fn new(stages: &[Stage]) -> BucketNames {
         let name = |index: usize| stages[index].name.to_string_lossy();
         let last = stages.len() - 1;
@@ -430,7 +483,7 @@ impl BucketNames {
     }
 }
 
-/// Adds the time since `start` to `part`, but for that of batch norm's collectives, which nothing hides.
+/// Adds the time since `start` to `part`, less that of batch norm's collectives, which counts as exposed communication.
 fn add_pass(
     times: &mut StepRecorder,
     part: Part,

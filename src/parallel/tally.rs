@@ -1,22 +1,22 @@
-//! Losses and hits of the samples that went by, counted where the logits are.
+//! Sums of losses and correct predictions, counted where the logits are.
 
 use tch::Tensor;
 
 use crate::device::Target;
 
-/// What one rank's samples of a step gave.
+/// Loss and correct predictions of one rank's samples in a step.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StepResult {
     /// Sum of the cross-entropy over the samples.
     pub loss_sum: f64,
-    /// Samples whose greatest logit is the right one.
+    /// Samples whose greatest logit is that of their label.
     pub correct: usize,
-    /// Samples.
+    /// Number of samples.
     pub samples: usize,
 }
 
 impl StepResult {
-    /// Adds another batch.
+    /// Adds the result of another batch.
     pub fn add(&mut self, other: StepResult) {
         self.loss_sum += other.loss_sum;
         self.correct += other.correct;
@@ -24,16 +24,16 @@ impl StepResult {
     }
 }
 
-/// What the samples gave so far.
+/// Running sums of loss and correct predictions.
 pub(super) enum Tally {
-    /// Counted at once. `logits` and `labels` are kept so that no step allocates.
+    /// Counted on the host within the call. `logits` and `labels` are kept so that no step allocates.
     Host { result: StepResult, logits: Vec<f32>, labels: Vec<i64> },
-    /// `[2]` float64 on the device, sum of the losses and hits: reading them would make the host wait for every step.
+    /// `[2]` float64 on the device, sums of losses and correct predictions: reading them would synchronize every step.
     Device { sums: Tensor, samples: usize },
 }
 
 impl Tally {
-    /// Nothing yet.
+    /// Empty sums in the memory of `target`.
     pub fn new(target: Target) -> Tally {
         if target.is_gpu() {
             return Tally::Device { sums: Tensor::zeros([2], (tch::Kind::Double, target.device())), samples: 0 };
@@ -41,39 +41,39 @@ impl Tally {
         Tally::Host { result: StepResult::default(), logits: Vec::new(), labels: Vec::new() }
     }
 
-    /// Whether what was added is known when the call returns.
+    /// Whether the sums are known when [`add`](Self::add) returns.
     pub fn knows_at_once(&self) -> bool {
         matches!(self, Tally::Host { .. })
     }
 
-    /// Adds loss and hits of `logits` `[n, 10]`.
+    /// Adds the loss and correct predictions of `logits` `[n, 10]`.
     pub fn add(&mut self, logits: &Tensor, labels: &Tensor, mean_loss: &Tensor) {
         let n = labels.numel();
         match self {
-            // Copies once and counts here: at batch 4 libtorch's three calls for the same would be 2 % of the step.
+            // Copies once and counts here: at batch 4, libtorch's three calls for it would be 2 % of the step.
             Tally::Host { result, logits: scores, labels: wanted } => {
                 let classes = logits.numel() / n;
                 scores.resize(logits.numel(), 0.0);
                 wanted.resize(n, 0);
                 logits.copy_data(scores, n * classes);
                 labels.copy_data(wanted, n);
-                let hit = |(row, &label): (&[f32], &i64)| {
+                let is_correct = |(row, &label): (&[f32], &i64)| {
                     let best = (1..classes).fold(0, |best, class| if row[class] > row[best] { class } else { best });
                     best as i64 == label
                 };
-                let correct = scores.chunks(classes).zip(&*wanted).filter(|pair| hit(*pair)).count();
+                let correct = scores.chunks(classes).zip(&*wanted).filter(|pair| is_correct(*pair)).count();
                 result.add(StepResult { loss_sum: mean_loss.double_value(&[]) * n as f64, correct, samples: n });
             }
             Tally::Device { sums, samples } => tch::no_grad(|| {
-                let hits = logits.argmax(1, false).eq_tensor(labels).sum(tch::Kind::Double);
+                let correct = logits.argmax(1, false).eq_tensor(labels).sum(tch::Kind::Double);
                 let loss = mean_loss.to_kind(tch::Kind::Double) * n as f64;
-                let _ = sums.g_add_(&Tensor::stack(&[loss, hits], 0));
+                let _ = sums.g_add_(&Tensor::stack(&[loss, correct], 0));
                 *samples += n;
             }),
         }
     }
 
-    /// What was added since the last call.
+    /// Takes the sums since the last call.
     pub fn take(&mut self) -> StepResult {
         match self {
             Tally::Host { result, .. } => std::mem::take(result),

@@ -1,5 +1,5 @@
-//! A thread that reduces while the caller computes. One a rank; between `start` and the matching `wait` it is the only
-//! one that calls MPI.
+//! The communication thread, one per rank, which reduces while the caller computes. Between `start` and the matching `wait`
+//! it is the only thread that calls MPI.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -9,7 +9,7 @@ use crate::collective::{Finished, Region};
 use crate::error::Result;
 use crate::units::Second;
 
-/// The communication thread.
+/// Handle to the communication thread.
 pub struct Worker {
     requests: Option<Sender<Region>>,
     results: Receiver<Result<Finished>>,
@@ -18,7 +18,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread, which calls `reduce` with each region that it is given.
+    /// Starts the thread, which calls `reduce` with each region sent to it.
     pub fn start(mut reduce: impl FnMut(&mut Region) -> Result<Finished> + Send + 'static) -> Worker {
         let (requests, incoming) = channel::<Region>();
         let (outgoing, results) = channel();
@@ -37,14 +37,17 @@ impl Worker {
         Worker { requests: Some(requests), results, outstanding: 0, thread: Some(thread) }
     }
 
-    /// Starts the all-reduce of `region`. Every rank starts the same regions in the same order.
+    /// Enqueues the all-reduce of `region`. Every rank enqueues the same regions in one order.
     pub fn all_reduce(&mut self, region: Region) {
         self.outstanding += 1;
         let requests = self.requests.as_ref().expect("open until drop");
         requests.send(region).expect("the communication thread lives as long as its worker");
     }
 
-    /// Waits for everything started; the results in that order, and the seconds spent waiting here.
+    /// Waits for all enqueued regions; returns their results in order, and the seconds spent waiting here.
+    ///
+    /// # Errors
+    /// One of the reductions failed.
     pub fn wait(&mut self) -> Result<(Vec<Finished>, Second)> {
         let start = Instant::now();
         let count = std::mem::take(&mut self.outstanding);

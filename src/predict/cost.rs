@@ -1,13 +1,13 @@
-//! The cost model: what a step takes on n ranks with b samples each. Pure arithmetic.
+//! The cost model: the time of a step on n ranks with b samples each. Pure arithmetic.
 //!
 //! `step(n, b) = compute(n, b) + comm(n) + wait(n, b) - hidden(n, b)`
 //!
-//! - `compute` is separable: `f(b) g(n)`. f is the measured batches (linear between them, on along the last two), g what
-//!   the ranks cost each other in memory bandwidth and clock; beyond the largest measured n it stays.
+//! - `compute` is separable: `f(b) g(n)`. f is the measured batches (linear between them, extrapolated along the last two), g
+//!   the slowdown by sharing memory bandwidth and clock; beyond the largest measured n it is constant.
 //! - `comm` is Hockney's alpha-beta model of a ring: `2 (n-1) alpha + 2 (n-1)/n bytes / beta`, fitted to the bare
-//!   all-reduce, times what it takes longer in training.
+//!   all-reduce, times the factor by which it is slower in training.
 //!   Source: Thakur, Rabenseifner, Gropp, Optimization of Collective Communication Operations in MPICH, 2005.
-//! - `wait` is what the slowest of n ranks is behind their mean: the expected maximum of n normal variables, times the
+//! - `wait` is the lag of the slowest of n ranks behind their mean: the expected maximum of n normal variables, times the
 //!   spread of `compute`.
 //! - `hidden` is a share of the collectives, but no more than a share of the compute they hide behind.
 
@@ -15,37 +15,46 @@ use super::points::{Collective, Point};
 use crate::metrics;
 use crate::units::{Bytes, Second};
 
-/// A link that was not measured.
+/// Bandwidth and latency of a link that was not measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Link {
     /// Bus bandwidth in bytes per second.
     pub busbw: Option<f64>,
-    /// Of one message.
+    /// Latency of one message.
     pub latency: Option<Second>,
 }
 
 /// The fitted model of one network.
+///
+/// ```no_run
+/// use hpml::predict::{Cost, Link, read};
+/// let (mut points, collectives) = read("scaling.h5".as_ref())?;
+/// points.retain(|point| point.model == "net" && point.timing == "overlap");
+/// let cost = Cost::fit(&points, &collectives, Link::default()).expect("points of one rank and of several");
+/// println!("step on 64 ranks: {:.1} ms, efficiency {:.2}", cost.step(64, 32) * 1e3, cost.efficiency(64, 32));
+/// # Ok::<(), hpml::error::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cost {
-    /// (batch, seconds), ascending.
+    /// Compute seconds by batch: (batch, seconds), ascending.
     by_batch: Known,
-    /// (ranks, factor), ascending.
+    /// Slowdown by ranks: (ranks, factor), ascending.
     by_ranks: Known,
     /// Latency of one message of the ring.
     pub alpha: Second,
-    /// Bytes per second on the bus.
+    /// Bus bandwidth, bytes per second.
     pub beta: f64,
-    /// The collective in training / alone.
+    /// Time of the collective in training / alone.
     pub in_training: f64,
     /// Standard deviation of compute between ranks / compute.
     pub spread: f64,
-    /// Share of the collectives (and of the wait before them) that is hidden, where there is enough to hide behind.
+    /// Share of the collectives (and of the wait before them) that is hidden, if there is enough compute to hide behind.
     pub hidden: f64,
-    /// Whether anything can be hidden.
+    /// Whether collectives can overlap the backward pass.
     pub overlaps: bool,
-    /// What is hidden at most / compute: a lower bound, the largest that was seen.
+    /// Hidden time at most / compute: the largest observed, a lower bound.
     pub hidden_by: f64,
-    /// Gradients in bytes.
+    /// Bytes of gradients.
     pub bytes: Bytes,
 }
 
@@ -71,7 +80,7 @@ impl Cost {
             hidden_by: 0.0,
             bytes,
         };
-        // What another link would do in training is not known.
+        // The slowdown of another link in training is not known.
         if !foreign {
             cost.in_training = median(several.iter().map(|point| point.comm / cost.comm(point.ranks)));
         }
@@ -99,7 +108,7 @@ impl Cost {
         self.step(1, batch) / self.step(ranks, batch)
     }
 
-    /// The least batch per rank with an efficiency of at least `wanted`; `None` if none up to a million has it.
+    /// Least batch per rank with an efficiency of at least `wanted`; `None` if there is none up to a million.
     pub fn batch_for(&self, ranks: usize, wanted: f64) -> Option<usize> {
         const MOST: usize = 1 << 20;
         let enough = |batch: usize| self.efficiency(ranks, batch) >= wanted;
@@ -126,14 +135,14 @@ impl Cost {
     }
 }
 
-/// Messages one after the other, and share of the buffer that a rank sends.
+/// Number of consecutive messages, and share of the buffer that a rank sends.
 fn ring(ranks: usize) -> (f64, f64) {
     let n = ranks as f64;
     (2.0 * (n - 1.0), 2.0 * (n - 1.0) / n)
 }
 
-/// f(b) and g(n) with `compute = f g`, by alternating means of the logarithms (two-way analysis of variance with gaps);
-/// g(1) = 1.
+/// Separates `compute = f g` into f(b) and g(n), g(1) = 1, by alternating means of the logarithms (two-way analysis of
+/// variance with gaps).
 fn separate(points: &[Point]) -> (Known, Known) {
     let mut batches: Vec<usize> = points.iter().map(|point| point.batch_per_rank).collect();
     let mut ranks: Vec<usize> = points.iter().map(|point| point.ranks).collect();
@@ -167,12 +176,12 @@ fn separate(points: &[Point]) -> (Known, Known) {
 /// A function of whole numbers known at some of them, ascending.
 type Known = Vec<(usize, f64)>;
 
-/// What a table says beyond its last entry.
+/// Extrapolation beyond the last entry of a table.
 #[derive(Clone, Copy, PartialEq)]
 enum Beyond {
-    /// The last value.
+    /// Keeps the last value.
     Stay,
-    /// On along the line of the last two; proportional if there is only one.
+    /// Continues the line through the last two values; proportional if there is only one.
     GoOn,
 }
 
@@ -185,12 +194,12 @@ fn interpolate(table: &[(usize, f64)], at: usize, scale: impl Fn(usize) -> f64, 
     let ((first, low), (second, high)) = (table[upper - 1], table[upper]);
     let share = (scale(at) - scale(first)) / (scale(second) - scale(first));
     let share = if beyond == Beyond::Stay { share.clamp(0.0, 1.0) } else { share };
-    // Below the first batch the line may reach 0; a step never does.
+    // Below the first batch the line may reach 0, which a step never does.
     (low + share * (high - low)).max(table[0].1 * 0.01)
 }
 
-/// alpha and beta by least squares of the relative error, sizes near `bytes` counting most: a collective changes its way
-/// with the size, and only those near the gradients' are asked for.
+/// Fits alpha and beta by least squares of the relative error, weighting sizes near `bytes` most: MPI changes its algorithm with
+/// the size, and only sizes near the gradients' matter.
 fn fit_ring(collectives: &[Collective], bytes: Bytes) -> Option<(Second, f64)> {
     let (mut aa, mut ab, mut bb, mut at, mut bt) = (0.0, 0.0, 0.0, 0.0, 0.0);
     for one in collectives {
@@ -206,7 +215,7 @@ fn fit_ring(collectives: &[Collective], bytes: Bytes) -> Option<(Second, f64)> {
     }
     let determinant = aa * bb - ab * ab;
     let (alpha, inverse) = ((at * bb - bt * ab) / determinant, (bt * aa - at * ab) / determinant);
-    // Where the two cannot be told apart, or one would be negative, the other explains all.
+    // If the two cannot be told apart, or one would be negative, the other explains all.
     match () {
         () if !(aa > 0.0 && bb > 0.0) => None,
         () if determinant > 0.0 && alpha >= 0.0 && inverse > 0.0 => Some((alpha, 1.0 / inverse)),
@@ -221,7 +230,7 @@ fn expected_maximum(n: usize) -> f64 {
     normal_quantile((n as f64 - 0.375) / (n as f64 + 0.25))
 }
 
-/// The standard normal distribution's quantile for p above 0.5, within 4.5e-4.
+/// Quantile of the standard normal distribution for p above 0.5, within 4.5e-4.
 ///
 /// Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.23.
 fn normal_quantile(p: f64) -> f64 {
@@ -231,7 +240,7 @@ fn normal_quantile(p: f64) -> f64 {
     t - above / below
 }
 
-/// Median of the finite `values`; 0 of none.
+/// Median of the finite `values`; 0 if there are none.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut sorted: Vec<f64> = values.filter(|value| value.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
@@ -247,7 +256,7 @@ mod tests {
         messages * alpha + share * bytes as f64 / beta
     }
 
-    /// Points that follow the model.
+    /// Makes points that follow the model exactly.
     fn points(ranks: &[usize], batches: &[usize]) -> Vec<Point> {
         let mut points = Vec::new();
         for &ranks in ranks {

@@ -1,4 +1,4 @@
-//! What a sweep measured, as numbers.
+//! Measurements of a sweep, as numbers.
 
 use std::path::Path;
 
@@ -9,30 +9,30 @@ use crate::units::{Bytes, Second};
 /// One measured case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Point {
-    /// Network.
+    /// Name of the network.
     pub model: String,
-    /// `overlap` or `profile`.
+    /// Timing mode, `overlap` or `profile`.
     pub timing: String,
-    /// Ranks.
+    /// Number of ranks.
     pub ranks: usize,
     /// Samples per rank and step.
     pub batch_per_rank: usize,
-    /// The whole step.
+    /// Seconds of the whole step.
     pub step: Second,
-    /// Collectives, hidden or not.
+    /// Seconds in collectives, hidden or not.
     pub comm: Second,
-    /// Waiting for slower ranks before them, hidden or not.
+    /// Seconds of waiting for slower ranks before collectives, hidden or not.
     pub comm_wait: Second,
-    /// What of both was not hidden.
+    /// Seconds of `comm` and `comm_wait` that were not hidden.
     pub comm_exposed: Second,
-    /// Share of both that was hidden; NaN where nothing can overlap.
+    /// Share of `comm` and `comm_wait` that was hidden; NaN if nothing can overlap.
     pub overlap: f64,
-    /// Gradients in bytes.
+    /// Bytes of gradients.
     pub gradient_bytes: Bytes,
 }
 
 impl Point {
-    /// What a step takes apart from waiting for collectives.
+    /// Seconds of a step without waiting for collectives.
     pub fn compute(&self) -> Second {
         self.step - self.comm_exposed
     }
@@ -41,20 +41,23 @@ impl Point {
 /// One size of the bare all-reduce.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Collective {
-    /// Ranks that summed.
+    /// Number of ranks that took part.
     pub ranks: usize,
-    /// The buffer on one rank.
+    /// Bytes of the buffer on one rank.
     pub bytes: Bytes,
-    /// Median, in place.
+    /// Median seconds, in place.
     pub seconds: Second,
 }
 
 /// Reads `/scaling` and `/allreduce` of a sweep's run file.
+///
+/// # Errors
+/// The file cannot be read, lacks one of the tables, or a table is damaged.
 pub fn read(path: &Path) -> Result<(Vec<Point>, Vec<Collective>)> {
     let names = store::table_names(path)?;
     for (needed, mend) in [("scaling", "hpml sweep"), ("allreduce", "hpml sweep on 2 ranks or more")] {
         if !names.iter().any(|name| name == needed) {
-            let message = format!("holds no /{needed} but {}: predictions are made of a file of {mend}", list(&names));
+            let message = format!("holds no /{needed} but {}: predictions need a file of {mend}", list(&names));
             return Err(Error::File { path: path.to_owned(), message });
         }
     }

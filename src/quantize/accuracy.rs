@@ -1,6 +1,6 @@
-//! What each step of the quantization costs in accuracy: the float network, its weights in int8, then activations and
-//! biases, and the naive step that forgets the biases. The last row is the integer network itself. A rank's GPU does all of
-//! it, where it has one.
+//! Accuracy table: what each step of the quantization costs. Its cases are the float network, int8 weights, then activations
+//! and biases, the naive step without rescaled biases, and last the integer network itself. All cases run on the rank's GPU
+//! where it has one.
 
 use tch::Kind;
 
@@ -17,34 +17,34 @@ use crate::error::Result;
 /// Images computed together, on CPU cores and on a device.
 const BATCH: [usize; 2] = [100, 500];
 
-/// Hits of every case, and how far simulation and kernels agree, over this rank's images. All are integers below 2^53,
-/// so that sums over the ranks are exact.
+/// Correct predictions of every case, and agreement of simulation and kernels, over this rank's images. All counts are
+/// integers below 2^53, so that sums over the ranks are exact.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccuracyTable {
-    /// (case, hits), from the float network to the integer one.
+    /// (case, correct predictions), from the float network to the integer one.
     pub cases: Vec<(&'static str, u64)>,
-    /// Images.
+    /// Number of images.
     pub samples: u64,
     /// Elements of every layer's output compared between the simulated and the true integer network.
     pub compared: u64,
-    /// Of these, how many differ.
+    /// Compared elements that differ.
     pub differing: u64,
 }
 
 impl AccuracyTable {
-    /// As numbers that ranks can add.
+    /// The counts as numbers that ranks can add.
     pub fn to_sums(&self) -> Vec<f64> {
         let counts = [self.samples, self.compared, self.differing];
-        counts.into_iter().chain(self.cases.iter().map(|(_, hits)| *hits)).map(|count| count as f64).collect()
+        counts.into_iter().chain(self.cases.iter().map(|(_, correct)| *correct)).map(|count| count as f64).collect()
     }
 
-    /// Back, after the addition.
+    /// The table with its counts replaced by `sums`; inverse of [`to_sums`](Self::to_sums).
     pub fn with_sums(&self, sums: &[f64]) -> AccuracyTable {
-        let cases = self.cases.iter().zip(&sums[3..]).map(|((name, _), &hits)| (*name, hits as u64)).collect();
+        let cases = self.cases.iter().zip(&sums[3..]).map(|((name, _), &correct)| (*name, correct as u64)).collect();
         AccuracyTable { cases, samples: sums[0] as u64, compared: sums[1] as u64, differing: sums[2] as u64 }
     }
 
-    /// With the one case of `other` as the last, which was measured over the same images.
+    /// Appends the one case of `other`, which was measured over identical images.
     pub fn and(mut self, other: AccuracyTable) -> AccuracyTable {
         self.cases.extend(other.cases);
         self.compared += other.compared;
@@ -52,10 +52,10 @@ impl AccuracyTable {
         self
     }
 
-    /// Per cent, by case.
+    /// Accuracies in per cent, by case.
     pub fn accuracies(&self) -> Vec<(&'static str, f64)> {
-        let percent = |hits: u64| 100.0 * hits as f64 / self.samples.max(1) as f64;
-        self.cases.iter().map(|&(name, hits)| (name, percent(hits))).collect()
+        let percent = |correct: u64| 100.0 * correct as f64 / self.samples.max(1) as f64;
+        self.cases.iter().map(|&(name, correct)| (name, percent(correct))).collect()
     }
 
     /// Percentage points that the integer network loses against float32.
@@ -65,7 +65,10 @@ impl AccuracyTable {
     }
 }
 
-/// Runs every case over `pixels` `[n, 3, 32, 32]` with their `labels`, on `target`. Errors: a simulated value out of range.
+/// Runs every case over `pixels` `[n, 3, 32, 32]` with their `labels`, on `target`.
+///
+/// # Errors
+/// A simulated value is out of range.
 pub fn measure(
     net: &FloatNet,
     integers: &IntNet,
@@ -83,12 +86,15 @@ pub fn measure(
     run(&floats, last, integers, pixels, labels, target)
 }
 
-/// The case of a finetuned integer network alone.
+/// Measures the finetuned integer network as a table of one case.
+///
+/// # Errors
+/// A simulated value is out of range.
 pub fn finetuned(integers: &IntNet, pixels: &[u8], labels: &[u8], target: Target) -> Result<AccuracyTable> {
     run(&[], "finetuned", integers, pixels, labels, target)
 }
 
-/// Both executions of the same integers.
+/// Two executions of one integer network: the simulated and the true one.
 enum Executions {
     Cores(Simulated, Box<Engine>),
     Device(Simulated, GpuEngine),
@@ -104,7 +110,7 @@ impl Executions {
         }
     }
 
-    /// The true one's logits of `pixels`, and of all elements that were compared how many differ.
+    /// Logits of the true execution for `pixels`, elements compared, and elements that differ.
     fn run(&mut self, pixels: &[u8]) -> Result<(Vec<i32>, u64, u64)> {
         match self {
             Executions::Cores(simulated, engine) => {
@@ -115,7 +121,7 @@ impl Executions {
             Executions::Device(simulated, matrices) => {
                 let (tensors, simulated_logits) = simulated.trace(pixels)?;
                 let (own, logits) = matrices.trace(pixels);
-                assert_eq!(tensors.len(), own.len(), "the same tensors");
+                assert_eq!(tensors.len(), own.len(), "both executions make every tensor");
                 let mut compared = logits.len() as u64;
                 let mut differing = unequal(&simulated_logits, &logits);
                 for (all, own) in tensors.iter().zip(&own) {
@@ -142,13 +148,13 @@ fn run(
         AccuracyTable { cases: names.map(|name| (name, 0)).collect(), samples: 0, compared: 0, differing: 0 };
     let mut executions = Executions::on(target, integers);
     let batch = BATCH[usize::from(target.is_gpu())];
-    let hits = |predicted: &[u8], labels: &[u8]| predicted.iter().zip(labels).filter(|(a, b)| a == b).count() as u64;
+    let correct = |predicted: &[u8], labels: &[u8]| predicted.iter().zip(labels).filter(|(a, b)| a == b).count() as u64;
     for (pixels, labels) in pixels.chunks(batch * IMAGE_BYTES).zip(labels.chunks(batch)) {
         for ((_, net), (_, count)) in floats.iter().zip(&mut accuracy.cases) {
-            *count += hits(&float_network::predictions(&net.logits(pixels)), labels);
+            *count += correct(&float_network::predictions(&net.logits(pixels)), labels);
         }
         let (logits, compared, differing) = executions.run(pixels)?;
-        accuracy.cases.last_mut().expect("it was added").1 += hits(&predictions(&logits), labels);
+        accuracy.cases.last_mut().expect("it was added").1 += correct(&predictions(&logits), labels);
         accuracy.compared += compared;
         accuracy.differing += differing;
         accuracy.samples += labels.len() as u64;
@@ -156,7 +162,10 @@ fn run(
     Ok(accuracy)
 }
 
-/// (elements compared, elements that differ) of all tensors and logits of `pixels`. `logits` are the kernels' own.
+/// (elements compared, elements that differ) of all tensors and logits of `pixels`; `logits` are those of the kernels.
+///
+/// # Errors
+/// A simulated value is out of range.
 pub fn compare(simulated: &Simulated, engine: &mut Engine, pixels: &[u8], logits: &[i32]) -> Result<(u64, u64)> {
     let (tensors, simulated_logits) = simulated.trace(pixels)?;
     let mut compared = logits.len() as u64;
@@ -178,7 +187,7 @@ fn unequal<T: PartialEq>(a: &[T], b: &[T]) -> u64 {
     a.iter().zip(b).filter(|(a, b)| a != b).count() as u64
 }
 
-/// `[n, channels, side, side]` whole numbers to `[n, side, side, channels]` u8.
+/// Reorders `[n, channels, side, side]` whole numbers to `[n, side, side, channels]` u8.
 fn channels_last(tensor: &tch::Tensor) -> Vec<u8> {
     let bytes = tensor.permute([0, 2, 3, 1]).contiguous().to_kind(Kind::Uint8);
     let mut values = vec![0; bytes.numel()];

@@ -1,5 +1,5 @@
-//! How the values of weights and activations are distributed. Calibration images are shared out over the ranks; the
-//! merged result is the same bit for bit for every number of ranks, since everything that is added is an integer.
+//! Distributions of weights and activations. Calibration images are shared out over the ranks; the merged result is
+//! bit-identical for every number of ranks, since everything that is added is an integer.
 //!
 //! Two passes: extremes first, then (with the range known) counts in bins and sums of the values as fixed-point integers.
 
@@ -11,25 +11,25 @@ use crate::error::{Error, Result};
 
 /// Bins of the histogram that is stored and plotted.
 pub const BINS: usize = 100;
-/// Each is counted in so many finer ones, for percentiles and the search for the least error.
+/// Finer bins per bin, for percentiles and the search for the least error.
 const FINE: usize = 20;
-/// Images that are computed together. Fixed, whatever the number of ranks: another grouping may round differently.
+/// Images computed together. Fixed for every number of ranks, since another grouping may round differently.
 pub const UNIT: usize = 20;
 /// Fractional bits of the fixed-point sums below the greatest magnitude.
 const FRACTION: i32 = 40;
-/// Percentiles that are reported.
+/// Percentiles in the report.
 pub const PERCENTILES: [f64; 7] = [0.1, 1.0, 25.0, 50.0, 75.0, 99.0, 99.9];
 
 /// The distribution of one tensor's values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Distribution {
-    /// Of the layer; `input` is the normalised image.
+    /// Name of the layer; `input` is the normalized image.
     pub name: String,
     /// Values counted.
     pub count: u64,
     /// Arithmetic mean.
     pub mean: f64,
-    /// Standard deviation, of the whole population.
+    /// Standard deviation of the whole population.
     pub std: f64,
     /// Least value.
     pub min: f64,
@@ -39,7 +39,10 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// Of `values`. Errors: none, or one that is not finite.
+    /// Computes the distribution of `values`.
+    ///
+    /// # Errors
+    /// `values` is empty or holds a NaN or infinity.
     pub fn of(name: &str, values: &[f32]) -> Result<Distribution> {
         let tensor = Tensor::from_slice(values);
         let extremes = Extremes::of(name, &tensor)?;
@@ -48,17 +51,17 @@ impl Distribution {
         Ok(tally.finish(name))
     }
 
-    /// max - min.
+    /// Width of the range, `max - min`.
     pub fn range(&self) -> f64 {
         self.max - self.min
     }
 
-    /// (lower, upper): mean ± 3 standard deviations, cut at the extremes.
+    /// Range (lower, upper): mean ± 3 standard deviations, cut at the extremes.
     pub fn sigma3(&self) -> (f64, f64) {
         ((self.mean - 3.0 * self.std).max(self.min), (self.mean + 3.0 * self.std).min(self.max))
     }
 
-    /// The value below which `percent` of all lie, to within a bin of range / 2000.
+    /// Value below which `percent` per cent of all values lie, to within a bin of range / 2000.
     pub fn percentile(&self, percent: f64) -> f64 {
         let wanted = percent / 100.0 * self.count as f64;
         let width = self.range() / self.fine.len() as f64;
@@ -78,7 +81,7 @@ impl Distribution {
         self.fine.chunks(FINE).map(|bins| bins.iter().sum()).collect()
     }
 
-    /// (centre, count) of the fine bins that are not empty.
+    /// (center, count) of the fine bins that are not empty.
     pub fn bins(&self) -> impl Iterator<Item = (f64, u64)> {
         let width = self.range() / self.fine.len() as f64;
         let centre = move |bin: usize| self.min + width * (bin as f64 + 0.5);
@@ -102,7 +105,7 @@ impl Extremes {
         }
         let extremes =
             Extremes { min: values.min().double_value(&[]) as f32, max: values.max().double_value(&[]) as f32 };
-        // The extremes of a tensor with a NaN are NaN.
+        // `aminmax` of a tensor with a NaN is NaN.
         let bad = [extremes.min, extremes.max].into_iter().find(|value| !value.is_finite());
         let error = |value| Error::QuantizeNotFinite { name: name.into(), index: 0, value };
         bad.map_or(Ok(extremes), |value| Err(error(value)))
@@ -124,7 +127,7 @@ struct Tally {
 }
 
 impl Tally {
-    /// Words of its integer form.
+    /// Words of the integer form.
     const WORDS: usize = 5 + BINS * FINE;
 
     fn new(extremes: Extremes) -> Tally {
@@ -175,17 +178,19 @@ impl Tally {
     }
 }
 
-/// The units of [`UNIT`] images that `rank` of `ranks` computes: all ranks together compute each once.
+/// Units of [`UNIT`] images that `rank` of `ranks` computes; all ranks together compute each unit once.
 pub fn own_units(images: usize, rank: usize, ranks: usize) -> std::ops::Range<usize> {
     let units = images.div_ceil(UNIT);
     rank * units / ranks..(rank + 1) * units / ranks
 }
 
-/// Distributions of the input and of every layer's output, where the next layer reads it.
+/// Computes the distributions of the input and of every layer's output as the next layer reads it.
 ///
-/// `pixels` `[n, 3, 32, 32]` u8 are all calibration images, the same on every rank; this rank computes its
-/// [`own_units`]. `gather` returns every rank's words, one rank after the other (one rank: the words themselves).
-/// Errors: no images; a value that is not finite.
+/// `pixels` `[n, 3, 32, 32]` u8 are all calibration images, identical on every rank; this rank computes its
+/// [`own_units`]. `gather` returns every rank's words in rank order (for one rank, [`alone`]).
+///
+/// # Errors
+/// There are no images, or a value is NaN or infinite.
 pub fn activations(
     net: &FloatTorch,
     pixels: &[u8],
@@ -206,7 +211,7 @@ pub fn activations(
         for ((tensor, extremes), name) in net.tensors(unit).iter().zip(&mut extremes).zip(&names) {
             match Extremes::of(name, tensor) {
                 Ok(found) => *extremes = extremes.merge(found),
-                // Told after the exchange, or the other ranks would wait for ever.
+                // Returned after the exchange: a rank that left now would leave the others waiting in it.
                 Err(error) => failed = failed.and(Err(error)),
             }
         }
@@ -234,13 +239,19 @@ pub fn activations(
     Ok(merged.into_iter().zip(&names).map(|(tally, name)| tally.finish(name)).collect())
 }
 
-/// Distribution of every layer's (folded) weights.
+/// Computes the distribution of every layer's (folded) weights.
+///
+/// # Errors
+/// A weight is NaN or infinite.
 pub fn weights(net: &super::graph::FloatNet) -> Result<Vec<Distribution>> {
     let layers = net.nodes.iter().filter_map(|node| node.layer().map(|layer| (node, layer)));
     layers.map(|(node, layer)| Distribution::of(&node.name, &layer.numbers.weight)).collect()
 }
 
-/// Words of one rank alone.
+/// `gather` of [`activations`] for a single rank.
+///
+/// # Errors
+/// None; a `gather` over several ranks can fail.
 pub fn alone(words: &[u64]) -> Result<Vec<u64>> {
     Ok(words.to_vec())
 }

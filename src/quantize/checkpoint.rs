@@ -1,5 +1,5 @@
-//! The integer network as a checkpoint: PyTorch's names, int8 weights, int32 biases, scales and zero points as attributes.
-//! Loading it needs nothing else: structure follows from names and shapes, multipliers from the scales.
+//! Checkpoint of the integer network: PyTorch's names, int8 weights, int32 biases, scales and zero points as attributes. It is
+//! complete: structure follows from names and shapes, multipliers from the scales.
 
 use super::graph::{Geometry, Node, structure};
 use super::integer::{IntNet, Integers, Quantization};
@@ -8,10 +8,9 @@ use crate::config::ModelName;
 use crate::error::{Error, Result};
 use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues, attribute};
 
-/// Attributes of a weight.
+/// Attributes of a weight, and those of the tensor that its layer makes.
 const SCALE: &str = "scale"; // [1] or [outputs]: real = value * scale
 const ZERO_POINT: &str = "zero_point";
-/// Of the tensor that the layer makes.
 const OUTPUT_SCALE: &str = "output_scale";
 const OUTPUT_ZERO_POINT: &str = "output_zero_point";
 /// Attributes of the checkpoint.
@@ -24,7 +23,7 @@ const INPUT_SCALE: &str = "input_scale";
 const INPUT_ZERO_POINT: &str = "input_zero_point";
 const AVERAGE_SCALE: &str = "avgpool_output_scale";
 
-/// The checkpoint of `net`.
+/// Converts `net` to a checkpoint.
 pub fn to_checkpoint(net: &IntNet) -> Checkpoint {
     let mut tensors = Vec::new();
     let floats = |values: [f32; 3]| Attribute::Floats(values.iter().map(|&value| value as f64).collect());
@@ -66,12 +65,15 @@ pub fn to_checkpoint(net: &IntNet) -> Checkpoint {
     Checkpoint { tensors, attributes }
 }
 
-/// Whether a checkpoint is one of [`to_checkpoint`]'s.
+/// Whether a checkpoint was made by [`to_checkpoint`].
 pub fn is_quantized(checkpoint: &Checkpoint) -> bool {
     matches!(attribute(&checkpoint.attributes, FORMAT), Some(Attribute::Text(format)) if format == INT8)
 }
 
-/// The network of a checkpoint. Errors: the tensor or attribute that is missing or does not fit.
+/// Reads the network of a checkpoint.
+///
+/// # Errors
+/// A tensor or attribute is missing or does not fit; the error names it.
 pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<IntNet> {
     let refuse = |name: &str, problem: &str| Error::QuantizeModel { name: name.into(), problem: problem.into() };
     let own = Attributes { owner: "checkpoint", attributes: &checkpoint.attributes };
@@ -128,7 +130,7 @@ fn numbers(checkpoint: &Checkpoint, node: &Node<()>, geometry: Geometry, has_bia
     Ok(Integers { weight: weight.clone(), weight_scale, bias, output, requantization: None })
 }
 
-/// Whether PyTorch's module is a linear layer, whose weight has two dimensions.
+/// Whether PyTorch's module `name` is a linear layer, whose weight has two dimensions.
 pub(super) fn is_linear(name: &str) -> bool {
     name.starts_with("fc") || name == "linear"
 }

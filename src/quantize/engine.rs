@@ -1,8 +1,8 @@
-//! The integer network for speed: u8 pixels in, i32 logits out, nothing but integers between.
+//! The fast integer engine: u8 pixels in, i32 logits out, integer arithmetic throughout.
 //!
-//! [`Engine`] picks the fastest kernel the CPU has; all give the same integers. Images go through in chunks that stay in
-//! the cache, layer by layer; every tensor lies as NHWC with the border its reader's padding needs already in place, so
-//! that ReLU, residual, max-pool and requantization are all done while an output is still in a register.
+//! [`Engine`] takes the fastest kernel the CPU has; all kernels compute identical integers. Images run in chunks that stay in
+//! the cache, layer by layer. Every tensor is stored as NHWC with the border that its reader's padding needs, so that ReLU,
+//! residual, max-pool and requantization are done while an output is still in a register.
 
 use super::graph::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Layer, Node, Operation};
 use super::integer::{IntNet, Integers, image_count};
@@ -11,7 +11,7 @@ use super::kernel::{Convolution, Isa, Packing, Prepare, Run, Scale, TILE};
 use super::kernel::{avx2::Avx2, vnni::Vnni};
 use super::reference::Reference;
 
-/// What multiplies the integers.
+/// Implementation of the integer convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
     /// AVX-512 VNNI.
@@ -23,10 +23,10 @@ pub enum Kernel {
 }
 
 impl Kernel {
-    /// All of them, the fastest first.
+    /// All kernels, the fastest first.
     pub const ALL: [Kernel; 3] = [Kernel::Vnni, Kernel::Avx2, Kernel::Portable];
 
-    /// As printed: `avx512_vnni`, `avx2`, `portable`.
+    /// Printed name: `avx512_vnni`, `avx2`, `portable`.
     pub fn as_str(self) -> &'static str {
         match self {
             Kernel::Vnni => "avx512_vnni",
@@ -35,7 +35,7 @@ impl Kernel {
         }
     }
 
-    /// Whether this CPU has it.
+    /// Whether this CPU has the instructions.
     pub fn detected(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -48,13 +48,23 @@ impl Kernel {
         }
     }
 
-    /// The fastest one this CPU has.
+    /// The fastest kernel that this CPU has.
     pub fn best() -> Kernel {
         Kernel::ALL.into_iter().find(|kernel| kernel.detected()).expect("portable always is")
     }
 }
 
 /// An integer network ready to run on one thread.
+///
+/// ```no_run
+/// use hpml::quantize::{Engine, Kernel, from_checkpoint, predictions};
+/// # fn classify(path: &std::path::Path, pixels: &[u8]) -> hpml::error::Result<()> {
+/// let net = from_checkpoint(&hpml::store::read_checkpoint(path)?)?;
+/// let mut engine = Engine::new(&net, Kernel::best());
+/// println!("{:?}", predictions(&engine.run(pixels))); // [n, 3, 32, 32] u8 to n classes
+/// # Ok(())
+/// # }
+/// ```
 pub struct Engine(Form);
 
 enum Form {
@@ -66,7 +76,7 @@ enum Form {
 }
 
 impl Engine {
-    /// For `kernel`, or the best there is if the CPU lacks it.
+    /// Prepares `net` for `kernel`, or for the best one if the CPU lacks it.
     pub fn new(net: &IntNet, kernel: Kernel) -> Engine {
         let kernel = if kernel.detected() { kernel } else { Kernel::best() };
         Engine(match kernel {
@@ -78,7 +88,10 @@ impl Engine {
         })
     }
 
-    /// Pixels `[n, 3, 32, 32]` to logits `[n, 10]` at the last layer's output scale.
+    /// Computes logits `[n, 10]`, at the last layer's output scale, from pixels `[n, 3, 32, 32]`.
+    ///
+    /// # Panics
+    /// `pixels` are not whole images.
     pub fn run(&mut self, pixels: &[u8]) -> Vec<i32> {
         match &mut self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -90,6 +103,9 @@ impl Engine {
     }
 
     /// Every u8 tensor of one image as `[side, side, channels]` (0: the quantized image), and the logits.
+    ///
+    /// # Panics
+    /// `pixels` are not one image.
     pub fn trace(&mut self, pixels: &[u8]) -> (Vec<Vec<u8>>, Vec<i32>) {
         assert_eq!(pixels.len(), IMAGE_BYTES);
         match &mut self.0 {
@@ -102,7 +118,7 @@ impl Engine {
     }
 }
 
-/// How a tensor lies in memory: `[images, side + 2 border, side + 2 border, stored channels]`.
+/// Memory layout of a tensor: `[images, side + 2 border, side + 2 border, stored channels]`.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
     side: usize,
@@ -151,10 +167,10 @@ struct Plan<I: Isa> {
 impl<I: Prepare> Plan<I> {
     fn new(net: &IntNet) -> Plan<I> {
         let layouts = layouts::<I>(net);
-        // Half a megabyte of the largest tensor: below the second-level cache's size, above the kernel's start-up costs. And
-        // full tiles of what an image has one of, as of corners.
+        // Half a megabyte of the largest tensor: below the second-level cache's size, above the kernels' start-up costs, and full
+        // tiles even for pixels of which an image has one, as its corners.
         const CHUNK_ELEMENTS: usize = 1 << 19;
-        let largest = layouts.iter().map(Layout::image).max().expect("there is the image");
+        let largest = layouts.iter().map(Layout::image).max().expect("the image has a layout");
         let chunk = (CHUNK_ELEMENTS / largest / TILE).clamp(1, 10) * TILE;
         let border = |index: usize| I::input(net.quantization(index).zero_point);
         let tensors = layouts.iter().enumerate();
@@ -208,7 +224,7 @@ impl<I: Prepare> Plan<I> {
         }
     }
 
-    /// Normalisation and quantization by table, planes to pixels.
+    /// Normalizes and quantizes an image by table look-up, from planes to pixels.
     fn quantize(&mut self, image: usize, pixels: &[u8]) {
         let layout = self.layouts[0];
         let [red, green, blue] = &self.table;
@@ -216,8 +232,8 @@ impl<I: Prepare> Plan<I> {
         for y in 0..IMAGE_SIDE {
             let row = &mut self.tensors[0][layout.at(image, y as isize, 0) as usize..][..IMAGE_SIDE * 4];
             let plane = |channel: usize| &planes[channel][y * IMAGE_SIDE..][..IMAGE_SIDE];
-            let colours = plane(0).iter().zip(plane(1)).zip(plane(2));
-            for (pixel, ((&r, &g), &b)) in row.as_chunks_mut::<4>().0.iter_mut().zip(colours) {
+            let colors = plane(0).iter().zip(plane(1)).zip(plane(2));
+            for (pixel, ((&r, &g), &b)) in row.as_chunks_mut::<4>().0.iter_mut().zip(colors) {
                 let values = [red[r as usize], green[g as usize], blue[b as usize], 0];
                 *pixel = values.map(I::input);
             }
@@ -226,7 +242,7 @@ impl<I: Prepare> Plan<I> {
 
     fn trace(&mut self, pixels: &[u8]) -> (Vec<Vec<u8>>, Vec<i32>) {
         let logits = self.run(pixels);
-        let tensors = self.layouts.iter().zip(&self.tensors).take(self.steps.len()); // the last makes logits
+        let tensors = self.layouts.iter().zip(&self.tensors).take(self.steps.len()); // the last step makes logits
         let dense = |(layout, tensor): (&Layout, &Vec<I::Input>)| {
             let pixels = (0..layout.side).flat_map(|y| (0..layout.side).map(move |x| (y as isize, x as isize)));
             let values = |(y, x)| tensor[layout.at(0, y, x) as usize..][..layout.channels].iter().map(|&v| I::value(v));
@@ -257,7 +273,7 @@ fn step<I: Prepare>(net: &IntNet, layouts: &[Layout], chunk: usize, index: usize
     let (kind, residual) = match &node.operation {
         Operation::AveragePool { .. } => {
             let requantization = numbers.requantization.as_ref().expect("only the last layer has none");
-            let scale = scale.expect("it has a requantization");
+            let scale = scale.expect("scale and requantization come together");
             (Kind::AveragePool { multiplier: requantization.multiplier[0], scale }, None)
         }
         Operation::Convolution(layer) => {
@@ -272,7 +288,7 @@ fn step<I: Prepare>(net: &IntNet, layouts: &[Layout], chunk: usize, index: usize
     Step { input: node.input, residual, kind }
 }
 
-/// The tables of offsets: for every output pixel (window) of every image of a chunk.
+/// Fills the packing's tables of offsets: one entry per output pixel (or window) of every image of a chunk.
 fn packing<'a>(
     net: &IntNet,
     layouts: &[Layout],
@@ -322,7 +338,7 @@ fn packing<'a>(
     }
 }
 
-/// Sum over the image, requantized.
+/// Averages over the image, requantized.
 fn average<I: Isa>(layout: Layout, input: &[I::Input], multiplier: i32, scale: &Scale, output: &mut [I::Input]) {
     let mut sums = vec![0i32; layout.channels];
     for (y, x) in (0..layout.side).flat_map(|y| (0..layout.side).map(move |x| (y as isize, x as isize))) {

@@ -1,9 +1,9 @@
-//! Quantization-aware finish: a short training of the folded network in which weights and activations are rounded as the
-//! integers will round them, at the scales they will have, so that the network learns to live with it.
+//! Quantization-aware finetuning: a short training of the folded network in which weights and activations are rounded as the
+//! integer network rounds them, at its scales, so that the network adapts to the rounding.
 //!
-//! The gradient goes straight through the rounding, and is 0 where a value was clamped. Source: Jacob et al., Quantization and
-//! Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018, section 3; Bengio, Leonard, Courville,
-//! Estimating or Propagating Gradients Through Stochastic Neurons, 2013.
+//! The gradient passes straight through the rounding, and is 0 where a value was clamped. Source: Jacob et al., Quantization
+//! and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018, section 3; Bengio, Leonard,
+//! Courville, Estimating or Propagating Gradients Through Stochastic Neurons, 2013.
 
 use std::sync::Arc;
 
@@ -22,10 +22,14 @@ use crate::metrics::Kind;
 use crate::optim::Optimizer;
 use crate::parallel::{Flat, FlatState, FlatTensor};
 
-/// `net` trained for `quantize.finetune_epochs` on all ranks together, its values rounded as in `integers`, by SGD with the default
-/// momentum. The learning rate falls from `quantize.finetune_lr` to 0 in a line.
+/// Finetunes `net` for `quantize.finetune_epochs` epochs on all ranks together, its values rounded as in `integers`, by SGD with
+/// the default momentum. The learning rate decays linearly from `quantize.finetune_lr` to 0.
 ///
-/// Every rank ends with the same weights, which may have become not finite: [`super::scheme::with_scales_of`] tells.
+/// Every rank ends with identical weights. They may be NaN or infinite: [`with_scales_of`](super::scheme::with_scales_of)
+/// returns the error then.
+///
+/// # Errors
+/// Memory for the gradients cannot be allocated, or a collective failed.
 pub fn finetune(
     net: &FloatNet,
     integers: &IntNet,
@@ -55,7 +59,7 @@ pub fn finetune(
         let loss = logits.flatten(1, -1).cross_entropy_for_logits(&batch.labels);
         (loss / job.world_size as f64).backward(); // the sum over the ranks is the mean gradient
         {
-            // The optimizer reads what the region hands out.
+            // The optimizer reads the region's memory after the all-reduce.
             let mut gradients = rounded.state.gradients.host_mut().region(0..elements);
             all_reduce.reduce(Kind::Gradients, &mut gradients, WaitPolicy::Spin)?;
         }
@@ -65,12 +69,12 @@ pub fn finetune(
     Ok(rounded.into_net(net))
 }
 
-/// Weights and biases of a network.
+/// Number of weights and biases of a network.
 pub(super) fn elements(net: &FloatNet) -> usize {
     net.bytes() / size_of::<f32>()
 }
 
-/// This rank's batches: the epochs after the training's last, as many samples as were asked for.
+/// This rank's batches of `samples` samples per epoch, from the epochs after the training's last one.
 fn plan(samples: usize, config: &Config, job: &Job) -> BatchPlan {
     let mut sampler = Sampler::new(samples, job.world_size, job.rank, config.data.shuffle, false, config.run.seed);
     let wanted = (config.quantize.finetune_epochs * samples.div_ceil(job.world_size) as f64).ceil() as usize;
@@ -86,19 +90,19 @@ fn plan(samples: usize, config: &Config, job: &Job) -> BatchPlan {
     BatchPlan::even(indices, config.train.batch_per_rank)
 }
 
-/// The network being trained, each weight and tensor rounded before it is read.
+/// The network being trained; each weight and tensor is rounded before it is read.
 pub(super) struct Rounded {
     /// All weights and biases, node by node, as one parameter; the tensors of `nodes` are views of it.
     state: FlatState,
     nodes: Vec<Node<Tensors>>,
-    /// Real weight of one step, `[1]` or `[outputs, 1, 1, 1]`, by node.
+    /// Real weight of one quantization step, `[1]` or `[outputs, 1, 1, 1]`, by node.
     weight_scales: Vec<Tensor>,
-    /// Of every tensor, the image first; the logits have none.
+    /// Quantization of every tensor but the logits, the image first.
     activations: Vec<Quantization>,
 }
 
 impl Rounded {
-    /// Trains on from `net`; `gradients` has its [`elements`].
+    /// Starts from the numbers of `net`; `gradients` holds [`elements`] values.
     pub(super) fn new(net: &FloatNet, integers: &IntNet, gradients: HostBuffer) -> Rounded {
         let elements = elements(net);
         let (parameters, gradients) = (Flat::zeros(elements, None), Flat::Host(gradients));
@@ -133,7 +137,7 @@ impl Rounded {
         }
     }
 
-    /// Every tensor that a layer reads, in real units, from the normalised images `[n, 3, 32, 32]` on, and the logits.
+    /// Computes every tensor that a layer reads, in real units, from the normalized images `[n, 3, 32, 32]` on, and the logits.
     pub(super) fn forward(&self, images: &Tensor) -> Vec<Tensor> {
         let nodes = self.nodes.iter().zip(&self.weight_scales).map(|(node, scale)| {
             let numbers = |node: &Node<Tensors>| {
@@ -174,7 +178,7 @@ impl Rounded {
     }
 }
 
-/// `values` at the nearest whole step of `scale` from `least` to `most` steps. The gradient is that of the clamp alone.
+/// Rounds `values` to whole steps of `scale`, clamped to `least` to `most` steps. The gradient is that of the clamp alone.
 fn fake(values: &Tensor, scale: &Tensor, least: f64, most: f64) -> Tensor {
     let steps = (values / scale).clamp(least, most);
     let rounding = (steps.round() - &steps).detach();

@@ -1,11 +1,11 @@
-//! The folded network in float32 on libtorch: what calibration measures and the float rows of the accuracy table.
+//! The folded network in float32 on libtorch, for calibration and the float rows of the accuracy table.
 
 use tch::{Device, Kind, Tensor};
 
 use super::graph::{FloatNet, Floats, Geometry, Node, Operation};
 use super::integer::image_count;
 
-/// A layer's weight `[outputs, inputs, kernel, kernel]` and bias `[outputs]`; of the average pool nothing.
+/// A layer's weight `[outputs, inputs, kernel, kernel]` and bias `[outputs]`; empty for the average pool.
 pub(super) type Tensors = (Tensor, Option<Tensor>);
 
 /// The float network with its weights as tensors.
@@ -16,31 +16,31 @@ pub struct FloatTorch {
 }
 
 impl FloatTorch {
-    /// Copies the weights.
+    /// Copies the weights to host memory.
     pub fn new(net: &FloatNet) -> FloatTorch {
         FloatTorch::on(net, Device::Cpu)
     }
 
-    /// Copies the weights to `device`, where it then computes.
+    /// Copies the weights to `device`, on which the network then computes.
     pub fn on(net: &FloatNet, device: Device) -> FloatTorch {
         let channels = |values: &[f32; 3]| Tensor::from_slice(values).view([1, 3, 1, 1]).to_device(device);
         FloatTorch { mean: channels(&net.mean), std: channels(&net.std), nodes: tensor_nodes(net, device) }
     }
 
-    /// `input`, then the names of the layers but the last: those that a layer reads.
+    /// Names of the tensors that a layer reads: `input`, then every layer but the last.
     pub fn tensor_names(&self) -> Vec<String> {
         let layers = self.nodes[..self.nodes.len() - 1].iter().map(|node| node.name.clone());
         std::iter::once("input".to_owned()).chain(layers).collect()
     }
 
-    /// Every tensor that a layer reads, in the order of [`Self::tensor_names`], `[n, channels, side, side]`.
+    /// Computes every tensor that a layer reads, in the order of [`Self::tensor_names`], `[n, channels, side, side]`.
     pub fn tensors(&self, pixels: &[u8]) -> Vec<Tensor> {
         let mut tensors = self.forward(pixels);
         tensors.pop();
         tensors
     }
 
-    /// Logits `[n, 10]`.
+    /// Computes the logits `[n, 10]`.
     pub fn logits(&self, pixels: &[u8]) -> Tensor {
         self.forward(pixels).pop().expect("a network has layers").flatten(1, -1)
     }
@@ -64,7 +64,7 @@ pub(super) fn tensor_nodes(net: &FloatNet, device: Device) -> Vec<Node<Tensors>>
     net.nodes.iter().map(|node| node.with_numbers(numbers).expect("copying cannot fail")).collect()
 }
 
-/// Every tensor from the normalised `images` to the logits; `made` may change each, by its number, before it is read.
+/// Computes every tensor from the normalized `images` to the logits; `made(index, tensor)` may change each before it is read.
 pub(super) fn forward(nodes: &[Node<Tensors>], images: Tensor, made: impl Fn(usize, Tensor) -> Tensor) -> Vec<Tensor> {
     let mut tensors = vec![made(0, images)];
     for (index, node) in nodes.iter().enumerate() {
@@ -94,17 +94,17 @@ fn tensors(geometry: Geometry, floats: &Floats) -> (Tensor, Option<Tensor>) {
     (weight, floats.bias.as_ref().map(|bias| Tensor::from_slice(bias)))
 }
 
-/// `[n, 3, 32, 32]` u8.
+/// Wraps pixels as a tensor `[n, 3, 32, 32]` u8.
 pub(super) fn pixel_tensor(pixels: &[u8]) -> Tensor {
     Tensor::from_slice(pixels).view([image_count(pixels) as i64, 3, 32, 32])
 }
 
-/// 2x2, stride 2.
+/// Max-pool, 2x2 with stride 2.
 pub(super) fn max_pool(input: &Tensor) -> Tensor {
     input.max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false)
 }
 
-/// With the geometry's stride and padding of zeros.
+/// Convolution with the geometry's stride and zero padding.
 pub(super) fn convolve(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Tensor {
     let (stride, padding) = ([geometry.stride as i64; 2], [geometry.padding as i64; 2]);
     input.conv2d(weight, bias, stride, padding, [1, 1], 1)

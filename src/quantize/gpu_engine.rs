@@ -1,24 +1,24 @@
-//! The integer network as products of int8 matrices on a device: im2col and `_int_mm`, which a GPU does on its int8 matrix
-//! units. The same integers as every other execution, element for element.
+//! The integer network as int8 matrix products on a device: im2col and `_int_mm`, which runs on a GPU's int8 matrix units.
+//! Element for element it computes the integers of every other execution.
 //!
-//! The units multiply i8 by i8, so u8 activations are kept less 128, which the accumulators' start makes up for. Tensors are
-//! `[n, side, side, channels]`. `_int_mm` wants more than 16 rows and multiples of 8 elsewhere: matrices are padded with
-//! zeros to that.
+//! The units multiply i8 by i8, so u8 activations are stored less 128, and the accumulators' initial values compensate.
+//! Tensors are `[n, side, side, channels]`. `_int_mm` wants more than 16 rows and multiples of 8 elsewhere: matrices are
+//! padded with zeros accordingly.
 
 use tch::{Device, Kind, Tensor};
 
 use super::graph::{CLASSES, Geometry, IMAGE_SIDE, Layer, Node};
 use super::integer::{IntNet, Integers, RESIDUAL_SHIFT, image_count};
 
-/// What is taken from a u8 to make it an i8.
+/// Offset subtracted from a u8 to make it an i8.
 pub(super) const HALF: i64 = 128;
-/// The least rows of a product.
+/// Least number of rows of a product.
 const ROWS: usize = 17;
 
 /// An integer network ready to run on a device.
 pub struct GpuEngine {
     device: Device,
-    /// `[3][256]` int8: pixel to input.
+    /// `[3][256]` int8: from a pixel to the network's input.
     table: [Tensor; 3],
     steps: Vec<Step>,
 }
@@ -34,17 +34,17 @@ struct Step {
 /// A convolution as a matrix product.
 struct Product {
     geometry: Geometry,
-    /// What a pixel of padding is, less [`HALF`].
+    /// Value of a padding pixel, less [`HALF`].
     padding: i64,
     /// `[outputs, taps]` int8, both padded to multiples of 8, taps as `[kernel, kernel, inputs]`.
     weight: Tensor,
-    /// `[outputs]` int32.
+    /// Initial accumulators, `[outputs]` int32.
     start: Tensor,
 }
 
-/// Back to 8 bits.
+/// Requantization of int32 accumulators to 8 bits.
 struct Requantize {
-    /// `[outputs]` int64 (of the average pool: one).
+    /// `[outputs]` int64 (one value for the average pool).
     multiplier: Tensor,
     residual_multiplier: i64,
     offset: i64,
@@ -60,7 +60,7 @@ impl GpuEngine {
         GpuEngine { device, table, steps }
     }
 
-    /// Pixels `[n, 3, 32, 32]` to logits `[n, 10]` at the last layer's output scale.
+    /// Computes logits `[n, 10]`, at the last layer's output scale, from pixels `[n, 3, 32, 32]`.
     pub fn run(&self, pixels: &[u8]) -> Vec<i32> {
         self.trace(pixels).1
     }
@@ -112,7 +112,7 @@ impl Step {
         }
     }
 
-    /// Accumulators int32 `[n, side, side, outputs]`; of the average pool the sums over the image.
+    /// Accumulators int32 `[n, side, side, outputs]`; for the average pool the sums over the image.
     fn sums(&self, input: &Tensor) -> Tensor {
         match &self.product {
             Some(product) => product.sums(input),
@@ -131,7 +131,7 @@ impl Product {
         let shape = [outputs, inputs, kernel, kernel].map(|extent| extent as i64);
         let weight = Tensor::from_slice(&layer.numbers.weight).view(shape);
         let weight = weight.permute([0, 2, 3, 1]).reshape([outputs as i64, taps as i64]);
-        // The product is with activations that are 128 too small.
+        // Compensates for activations that are stored less 128.
         let sums = layer.numbers.weight.chunks(taps).map(|taps| taps.iter().map(|&tap| i32::from(tap)).sum::<i32>());
         let start: Vec<i32> = net.start(node).iter().zip(sums).map(|(start, sum)| start + HALF as i32 * sum).collect();
         Product {
@@ -161,7 +161,7 @@ impl Product {
 }
 
 impl Requantize {
-    /// The formula of [`super::integer`], int8.
+    /// Applies the int8 formula of [`super::integer`].
     fn apply(&self, sums: &Tensor, residual: Option<&Tensor>) -> Tensor {
         let mut total = sums.to_kind(Kind::Int64) * &self.multiplier + self.offset;
         if let Some(residual) = residual {
@@ -171,7 +171,7 @@ impl Requantize {
     }
 }
 
-/// `[n, side, side, channels]` with a border of so many pixels.
+/// Pads `[n, side, side, channels]` with a border of `pixels` pixels of `value`.
 fn bordered(tensor: &Tensor, pixels: i64, value: i64) -> Tensor {
     let size = tensor.size();
     let wide = [size[0], size[1] + 2 * pixels, size[2] + 2 * pixels, size[3]];
@@ -180,7 +180,7 @@ fn bordered(tensor: &Tensor, pixels: i64, value: i64) -> Tensor {
     result
 }
 
-/// A matrix with zeros added: at least so many rows and columns.
+/// Pads a matrix with zeros to at least `rows` rows and `columns` columns, multiples of 8.
 fn padded(matrix: &Tensor, rows: usize, columns: usize) -> Tensor {
     let more = |axis: usize, least: usize| (least as i64 - matrix.size()[axis]).max(0);
     match (more(0, rows), more(1, columns)) {
@@ -189,7 +189,7 @@ fn padded(matrix: &Tensor, rows: usize, columns: usize) -> Tensor {
     }
 }
 
-/// `[n, side, side, channels]` to half the side.
+/// Max-pools `[n, side, side, channels]` to half the side.
 fn max_pool(tensor: &Tensor) -> Tensor {
     let size = tensor.size();
     let half = [size[0], size[1] / 2, 2, size[2] / 2, 2, size[3]];

@@ -1,7 +1,7 @@
-//! The trained network as quantization sees it: a list of nodes, batch norm folded into the convolution before it.
+//! The trained network as quantization reads it: a list of nodes, batch norm folded into the convolution before it.
 //!
 //! Every layer is a convolution. A fully connected layer on `[c, k, k]` is one with kernel `k` and output 1x1: its weight
-//! `[out, c * k * k]` is the same memory as `[out, c, k, k]`.
+//! `[out, c * k * k]` has the memory layout of `[out, c, k, k]`.
 
 use crate::config::ModelName;
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ use crate::store::{NamedTensor, TensorValues};
 pub const IMAGE_SIDE: usize = 32;
 /// Bytes of an image: three planes.
 pub const IMAGE_BYTES: usize = 3 * IMAGE_SIDE * IMAGE_SIDE;
-/// Classes, the channels of the last layer.
+/// Number of classes: the channels of the last layer.
 pub const CLASSES: usize = 10;
 
 /// Geometry of a convolution on square images.
@@ -23,9 +23,9 @@ pub struct Geometry {
     pub outputs: usize,
     /// Side of the kernel.
     pub kernel: usize,
-    /// Pixels between two outputs.
+    /// Step between two outputs, in input pixels.
     pub stride: usize,
-    /// Pixels of zeros around the input.
+    /// Zero pixels on each side of the input.
     pub padding: usize,
     /// Side of the input.
     pub side: usize,
@@ -48,21 +48,21 @@ impl Geometry {
     }
 }
 
-/// What a node computes. Tensors are numbered: 0 is the image, node `i` makes tensor `i + 1`.
+/// One operation of the network. Tensors are numbered: 0 is the image, node `i` makes tensor `i + 1`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node<L> {
     /// PyTorch's module name, for example `layer1.0.conv1`.
     pub name: String,
-    /// Number of the tensor it reads.
+    /// Number of the tensor that the node reads.
     pub input: usize,
-    /// The operation.
+    /// Operation of the node.
     pub operation: Operation<L>,
 }
 
-/// The operations; `L` is a layer's numbers, float or integer.
+/// Operations of a network; `L` is the type of a layer's numbers, float or integer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Operation<L> {
-    /// Convolution, then the residual added, ReLU and 2x2 max-pool, as far as it has them.
+    /// Convolution, then residual, ReLU and 2x2 max-pool, if the layer has them.
     Convolution(Layer<L>),
     /// Mean over the whole image: `[c, side, side]` to `[c, 1, 1]`.
     AveragePool {
@@ -70,28 +70,28 @@ pub enum Operation<L> {
         channels: usize,
         /// Side of the input.
         side: usize,
-        /// Its numbers.
+        /// Numbers of the pool: its requantization, if integer.
         numbers: L,
     },
 }
 
-/// A convolution and what is fused to it.
+/// A convolution and the operations fused to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layer<L> {
     /// Shape of the convolution.
     pub geometry: Geometry,
     /// Tensor added to the output, if any.
     pub residual: Option<usize>,
-    /// Whether negative outputs become 0: all but the last layer.
+    /// Whether negative outputs become 0: true for all but the last layer.
     pub relu: bool,
     /// Whether a 2x2 max-pool follows.
     pub max_pool: bool,
-    /// Its weights and so on.
+    /// Weights, biases and scales.
     pub numbers: L,
 }
 
 impl<L> Node<L> {
-    /// (channels, side) of the tensor it makes.
+    /// (channels, side) of the tensor that the layer makes.
     pub fn shape(&self) -> (usize, usize) {
         match &self.operation {
             Operation::Convolution(layer) => {
@@ -102,7 +102,10 @@ impl<L> Node<L> {
         }
     }
 
-    /// The same structure with other numbers.
+    /// Copies the node with other numbers.
+    ///
+    /// # Errors
+    /// `numbers` failed.
     pub fn with_numbers<M>(&self, numbers: impl FnOnce(&Node<L>) -> Result<M>) -> Result<Node<M>> {
         let numbers = numbers(self)?;
         let operation = match &self.operation {
@@ -117,7 +120,7 @@ impl<L> Node<L> {
         Ok(Node { name: self.name.clone(), input: self.input, operation })
     }
 
-    /// Its numbers.
+    /// Numbers of the node.
     pub fn numbers(&self) -> &L {
         match &self.operation {
             Operation::Convolution(layer) => &layer.numbers,
@@ -125,7 +128,7 @@ impl<L> Node<L> {
         }
     }
 
-    /// The layer, unless it is the average pool.
+    /// Layer of the node; `None` for the average pool.
     pub fn layer(&self) -> Option<&Layer<L>> {
         match &self.operation {
             Operation::Convolution(layer) => Some(layer),
@@ -134,7 +137,7 @@ impl<L> Node<L> {
     }
 }
 
-/// Numbers of a float layer; of the average pool both are empty.
+/// Numbers of a float layer; both fields are empty for the average pool.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Floats {
     /// `[outputs, inputs, kernel, kernel]`.
@@ -143,7 +146,7 @@ pub struct Floats {
     pub bias: Option<Vec<f32>>,
 }
 
-/// The networks' structure without any numbers, `width` channels in ResNet-18's first stage.
+/// Structure of a network without any numbers; `width` is the number of channels in ResNet-18's first stage.
 pub fn structure(name: ModelName, width: usize) -> Vec<Node<()>> {
     match name {
         ModelName::Net => net_structure(),
@@ -154,20 +157,21 @@ pub fn structure(name: ModelName, width: usize) -> Vec<Node<()>> {
 /// The float network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FloatNet {
-    /// Which one it is.
+    /// Name of the network.
     pub name: ModelName,
-    /// Per channel; input = (pixel / 255 - mean) / std.
+    /// Mean per channel; input = (pixel / 255 - mean) / std.
     pub mean: [f32; 3],
-    /// Per channel.
+    /// Standard deviation per channel.
     pub std: [f32; 3],
-    /// In the order of the forward pass.
+    /// Nodes in the order of the forward pass.
     pub nodes: Vec<Node<Floats>>,
 }
 
 impl FloatNet {
-    /// From a `state_dict`. Which network it is, its width and whether `fc3` has a bias follow from names and shapes.
+    /// Reads a network from a `state_dict`. Name, width and whether `fc3` has a bias follow from the tensors' names and shapes.
     ///
-    /// Errors: a tensor that is missing, has another shape or holds a NaN or infinity, by name.
+    /// # Errors
+    /// A tensor is missing, has another shape, or holds a NaN or infinity; the error names it.
     pub fn from_state(state: &[NamedTensor], mean: [f32; 3], std: [f32; 3]) -> Result<FloatNet> {
         let state = State(state);
         let name = if state.has("fc3.weight") { ModelName::Net } else { ModelName::Resnet18 };
@@ -182,7 +186,7 @@ impl FloatNet {
         Ok(FloatNet { name, mean, std, nodes: nodes.collect::<Result<_>>()? })
     }
 
-    /// Whether any layer has a bias (its own, or batch norm's after folding).
+    /// Whether any layer has a bias (its own, or that of the folded batch norm).
     pub fn has_bias(&self) -> bool {
         self.nodes.iter().filter_map(Node::layer).any(|layer| layer.numbers.bias.is_some())
     }
@@ -221,7 +225,7 @@ impl State<'_> {
         Ok(values.clone())
     }
 
-    /// The numbers of a layer by its PyTorch name: `fc3` and `linear` as they are, `layer1.0.conv2` with `layer1.0.bn2`.
+    /// Reads a layer's numbers by its PyTorch name: `fc3` and `linear` directly, `layer1.0.conv2` folded with `layer1.0.bn2`.
     fn layer(&self, name: &str, geometry: Geometry) -> Result<Floats> {
         if name.starts_with("fc") || name == "linear" {
             return self.linear(name, geometry, self.has(&format!("{name}.bias")));
@@ -249,8 +253,8 @@ impl State<'_> {
         Ok(Floats { weight, bias })
     }
 
-    /// Batch norm's evaluation form is `x * gain + offset` per channel: the gain goes into the weights, the offset
-    /// becomes the bias.
+    /// Folds a batch norm into its convolution. In evaluation it is `x * gain + offset` per channel: the gain goes into the
+    /// weights, the offset becomes the bias.
     fn folded(&self, convolution: &str, norm: &str, geometry: Geometry) -> Result<Floats> {
         const EPSILON: f64 = 1e-5; // PyTorch's default, as in `model::layers`
         let mut floats = self.convolution(convolution, geometry)?;
@@ -294,7 +298,7 @@ fn resnet18_structure(width: usize) -> Vec<Node<()>> {
     let mut nodes: Vec<Node<()>> = Vec::new();
     let mut push = |name: String, input: usize, operation| {
         nodes.push(Node { name, input, operation });
-        nodes.len() // the number of the tensor it makes
+        nodes.len() // number of the tensor that the new node makes
     };
     let stem = Geometry { inputs: 3, outputs: width, kernel: 3, stride: 1, padding: 1, side: IMAGE_SIDE };
     let mut tensor = push("conv1".into(), 0, Operation::Convolution(layer(stem)));

@@ -1,57 +1,57 @@
-//! The integer network: what is stored, exported and executed. Its arithmetic, for every execution:
+//! The integer network, as stored, exported and executed. The arithmetic of every execution:
 //!
 //! ```text
 //! acc    = bias + sum over the taps of (x - x_zero_point) * w            i32, x u8, w i8; padding is x_zero_point
 //! y      = clamp((acc * multiplier + ((r - r_zero_point) << 8) * residual_multiplier + 2^(shift-1)) >> shift + zero_point)
 //! ```
 //!
-//! in i64 with an arithmetic shift, clamped to [0, 255], `r` the residual; the last layer gives `acc` itself (i32 logits).
-//! ReLU is the clamp at zero point 0. The average pool is the same with the sum over the image as `acc`.
+//! in i64 with an arithmetic shift, clamped to [0, 255], `r` the residual; the output of the last layer is `acc` (i32
+//! logits). ReLU is the clamp at zero point 0. In the average pool `acc` is the sum over the image.
 
 use super::graph::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Node};
 use crate::config::ModelName;
 
-/// The residual is shifted left by so many bits, so that its multiplier and the layer's, which is far smaller, share one
+/// Left shift of the residual, in bits. With it the residual's multiplier and the layer's, which is far smaller, share one
 /// `shift` without losing bits.
 pub const RESIDUAL_SHIFT: u32 = 8;
 
-/// How u8 values of a tensor stand for real ones: `real = (value - zero_point) * scale`.
+/// Mapping of a tensor's u8 values to real ones: `real = (value - zero_point) * scale`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quantization {
     /// Real value of one step.
     pub scale: f64,
-    /// The value that stands for 0.
+    /// Value that stands for 0.
     pub zero_point: u8,
 }
 
-/// From i32 accumulators back to u8.
+/// Fixed-point factors from i32 accumulators to u8.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Requantization {
-    /// Per output channel (of the average pool: one), 0 to 2^31 - 1.
+    /// Multiplier per output channel (one for the average pool), 0 to 2^31 - 1.
     pub multiplier: Vec<i32>,
-    /// Of the residual, 0 without one.
+    /// Multiplier of the residual; 0 without one.
     pub residual_multiplier: i32,
-    /// 32 to 50.
+    /// Right shift in bits, 32 to 50.
     pub shift: u32,
 }
 
-/// Numbers of an integer layer; of the average pool `weight`, `weight_scale` and `bias` are empty.
+/// Numbers of an integer layer; `weight`, `weight_scale` and `bias` are empty for the average pool.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Integers {
-    /// `[outputs, inputs, kernel, kernel]`, each in [-127, 127].
+    /// Weights `[outputs, inputs, kernel, kernel]`, each in [-127, 127].
     pub weight: Vec<i8>,
-    /// One, or one per output channel: real weight = weight * scale.
+    /// Weight scale, one or one per output channel: real weight = weight * scale.
     pub weight_scale: Vec<f64>,
-    /// `[outputs]` at scale input scale * weight scale; `None`: the layer has none.
+    /// Bias `[outputs]` at the scale input scale * weight scale; `None` if the layer has none.
     pub bias: Option<Vec<i32>>,
-    /// Of the tensor it makes; of the last layer the scale of its logits, zero point 0.
+    /// Quantization of the tensor that the layer makes; for the last layer the scale of its logits, zero point 0.
     pub output: Quantization,
-    /// `None`: the last layer, whose output are the accumulators. `scheme::complete` works it out.
+    /// Requantization, computed by `scheme::complete`; `None` for the last layer, whose outputs are the accumulators.
     pub requantization: Option<Requantization>,
 }
 
 impl Integers {
-    /// Of an average pool, without its requantization.
+    /// Numbers of an average pool, without its requantization.
     pub fn average_pool(output: Quantization) -> Integers {
         Integers { weight: Vec::new(), weight_scale: Vec::new(), bias: None, output, requantization: None }
     }
@@ -65,15 +65,15 @@ impl Integers {
 /// The integer network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct IntNet {
-    /// Which one it is.
+    /// Name of the network.
     pub name: ModelName,
-    /// Per channel; input = (pixel / 255 - mean) / std.
+    /// Mean per channel; input = (pixel / 255 - mean) / std.
     pub mean: [f32; 3],
-    /// Per channel.
+    /// Standard deviation per channel.
     pub std: [f32; 3],
-    /// Of the normalised image.
+    /// Quantization of the normalized image.
     pub input: Quantization,
-    /// In the order of the forward pass.
+    /// Nodes in the order of the forward pass.
     pub nodes: Vec<Node<Integers>>,
 }
 
@@ -91,7 +91,7 @@ impl IntNet {
         if index == 0 { (3, IMAGE_SIDE) } else { self.nodes[index - 1].shape() }
     }
 
-    /// Pixel to quantized input, per channel: normalisation and quantization in one look-up.
+    /// Table from pixel to quantized input, per channel: normalization and quantization in one look-up.
     pub fn input_table(&self) -> [[u8; 256]; 3] {
         std::array::from_fn(|channel| {
             std::array::from_fn(|pixel| {
@@ -102,7 +102,7 @@ impl IntNet {
         })
     }
 
-    /// Accumulators start from this: the bias less the input's zero point times the sum of the weights. `[outputs]`
+    /// Initial accumulators `[outputs]`: the bias less the input's zero point times the sum of the weights.
     pub fn start(&self, node: &Node<Integers>) -> Vec<i32> {
         let Some(layer) = node.layer() else { return Vec::new() };
         let zero_point = self.quantization(node.input).zero_point as i32;
@@ -112,7 +112,7 @@ impl IntNet {
         sums.enumerate().map(|(channel, sum)| bias(channel) - zero_point * sum).collect()
     }
 
-    /// Added to the 64-bit sum before the shift: rounding, the residual's zero point, the output's zero point.
+    /// Term added to the 64-bit sum before the shift: rounding, the residual's zero point, the output's zero point.
     pub fn offset(&self, node: &Node<Integers>) -> i64 {
         let (numbers, residual) = (node.numbers(), node.layer().and_then(|layer| layer.residual));
         let Some(requantization) = &numbers.requantization else { return 0 };
@@ -125,7 +125,7 @@ impl IntNet {
         offset
     }
 
-    /// Bytes of what a checkpoint holds: weights (1 each), biases (4 each), scales (8 each).
+    /// Bytes of a checkpoint's numbers: weights (1 each), biases (4 each), scales (8 each).
     pub fn bytes(&self) -> usize {
         let bytes = |numbers: &Integers| {
             numbers.weight.len() + 8 * (numbers.weight_scale.len() + 1) + 4 * numbers.bias.as_ref().map_or(0, Vec::len)
@@ -136,11 +136,14 @@ impl IntNet {
 
 /// Index of the greatest logit of each image, the first among equals. `logits` `[n, 10]`.
 pub fn predictions(logits: &[i32]) -> Vec<u8> {
-    let greatest = |image: &[i32]| (0..CLASSES).rev().max_by_key(|&class| image[class]).expect("there are ten");
+    let greatest = |image: &[i32]| (0..CLASSES).rev().max_by_key(|&class| image[class]).expect("there are ten classes");
     logits.chunks(CLASSES).map(|image| greatest(image) as u8).collect()
 }
 
-/// Images in `pixels`. Panics if they are not whole.
+/// Number of images in `pixels`.
+///
+/// # Panics
+/// `pixels` are not whole images.
 pub fn image_count(pixels: &[u8]) -> usize {
     assert_eq!(pixels.len() % IMAGE_BYTES, 0, "whole images of {IMAGE_BYTES} bytes");
     pixels.len() / IMAGE_BYTES

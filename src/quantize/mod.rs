@@ -2,31 +2,40 @@
 //! images (u8). Out: an [`IntNet`] (int8 weights, int32 biases, scales, fixed-point multipliers), what it costs in accuracy
 //! case by case, and an [`Engine`] that runs it from u8 pixels to i32 logits with no float in between.
 //!
-//! [`graph`] folds batch norm and lists the layers; [`calibration`] measures distributions; [`scheme`] chooses scales;
-//! [`integer`] states the arithmetic, which [`simulated`] (float tensors), [`mod@reference`] (plain loops) and [`engine`]
-//! (vector kernels) and [`gpu_engine`] (a GPU's matrix units) execute to the same integers; [`accuracy`] compares them and counts
-//! hits; [`finetune`] trains for the integers where they lose too much; [`checkpoint`] and [`onnx`] take the result out. Only [`command`] knows of ranks and files.
+//! `graph` folds batch norm and lists the layers; [`calibration`] measures distributions; [`scheme`] chooses scales;
+//! `integer` states the arithmetic, which `simulated` (float tensors), `reference` (plain loops), `engine` (vector kernels)
+//! and `gpu_engine` (a GPU's matrix units) execute to identical integers; `accuracy` compares them and counts correct
+//! predictions; `finetune` trains for the integers where they lose too much; `checkpoint` and `onnx` export the result. Only
+//! [`command`] and `finetune` know of ranks, only [`command`] of files.
 
-pub mod accuracy;
+mod accuracy;
 pub mod calibration;
-pub mod checkpoint;
+mod checkpoint;
 pub mod command;
-pub mod engine;
-pub mod finetune;
-pub mod float_network;
-pub mod gpu_engine;
-pub mod graph;
-pub mod integer;
-pub mod kernel;
-pub mod onnx;
-pub mod reference;
+mod engine;
+mod finetune;
+mod float_network;
+mod gpu_engine;
+mod graph;
+mod integer;
+mod kernel;
+mod onnx;
+mod reference;
 pub mod scheme;
-pub mod simulated;
+mod simulated;
 
+pub use accuracy::AccuracyTable;
 pub use calibration::Distribution;
+pub use checkpoint::{from_checkpoint, is_quantized, to_checkpoint};
 pub use engine::{Engine, Kernel};
-pub use graph::FloatNet;
-pub use integer::IntNet;
+pub use finetune::finetune;
+pub use float_network::FloatTorch;
+pub use gpu_engine::GpuEngine;
+pub use graph::{CLASSES, FloatNet, Floats, Geometry, IMAGE_BYTES, IMAGE_SIDE, Layer, Node, Operation};
+pub use integer::{IntNet, Integers, Quantization, Requantization, predictions};
+pub use onnx::to_onnx;
+pub use reference::Reference;
+pub use simulated::Simulated;
 
 #[cfg(test)]
 mod tests;

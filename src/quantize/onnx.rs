@@ -1,5 +1,5 @@
-//! The integer network as ONNX in QDQ form (QuantizeLinear, DequantizeLinear around float operators), which ONNX Runtime
-//! turns into integer operators again. Input `pixels` uint8 `[n, 3, 32, 32]`, output `logits` float32 `[n, 10]`.
+//! ONNX export of the integer network in QDQ form (QuantizeLinear, DequantizeLinear around float operators), which ONNX
+//! Runtime turns into integer operators again. Input `pixels` uint8 `[n, 3, 32, 32]`, output `logits` float32 `[n, 10]`.
 //!
 //! On a CPU without VNNI ONNX Runtime's u8 x i8 product saturates; `session.x64quantprecision = 1` makes it exact there.
 //! Protocol buffers are written by hand: the handful of messages needed is shorter than a generated definition.
@@ -9,13 +9,13 @@ use super::checkpoint::is_linear;
 use super::graph::{CLASSES, Layer, Node, Operation};
 use super::integer::{IntNet, Integers, Quantization};
 
-/// TensorProto.DataType.
+/// Values of TensorProto.DataType.
 const FLOAT: u64 = 1;
 const UINT8: u64 = 2;
 const INT8: u64 = 3;
 const INT32: u64 = 6;
 
-/// The model file's bytes.
+/// Encodes the model file of `net`.
 pub fn to_onnx(net: &IntNet) -> Vec<u8> {
     let mut graph = Graph::default();
     let floats = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
@@ -47,7 +47,7 @@ pub fn to_onnx(net: &IntNet) -> Vec<u8> {
     model.0
 }
 
-/// Adds a layer; returns the name of the (dequantized) tensor it makes.
+/// Adds a layer; returns the name of the (dequantized) tensor that it makes.
 fn convolution(
     graph: &mut Graph,
     net: &IntNet,
@@ -100,7 +100,7 @@ fn convolution(
     output
 }
 
-/// GraphProto in the making.
+/// A GraphProto under construction.
 #[derive(Default)]
 struct Graph {
     nodes: Vec<Vec<u8>>,
@@ -108,7 +108,7 @@ struct Graph {
 }
 
 impl Graph {
-    /// NodeProto with one output, named after it.
+    /// Adds a NodeProto with one output, whose name the node takes.
     fn node(&mut self, operation: &str, inputs: &[&str], output: &str, attributes: &[Vec<u8>]) {
         let mut node = Message::default();
         for input in inputs {
@@ -121,7 +121,7 @@ impl Graph {
         self.nodes.push(node.0);
     }
 
-    /// TensorProto.
+    /// Adds a TensorProto.
     fn initializer(&mut self, name: &str, data_type: u64, shape: &[u64], values: Vec<u8>) {
         let mut tensor = Message::default();
         for &extent in shape {
@@ -131,7 +131,7 @@ impl Graph {
         self.initializers.push(tensor.0);
     }
 
-    /// QuantizeLinear and DequantizeLinear to u8; returns the name of the result.
+    /// Adds QuantizeLinear and DequantizeLinear to u8; returns the name of the result.
     fn quantized(&mut self, tensor: &str, quantization: Quantization) -> String {
         let (scale, zero_point) = (format!("{tensor}.scale"), format!("{tensor}.zero_point"));
         self.initializer(&scale, FLOAT, &[], (quantization.scale as f32).to_le_bytes().to_vec());
@@ -142,7 +142,7 @@ impl Graph {
         output
     }
 
-    /// DequantizeLinear of the initializer `{tensor}.int8` along its first axis (one scale: of the whole).
+    /// Adds DequantizeLinear of the initializer `{tensor}.int8` along its first axis (or as a whole, with one scale).
     fn dequantized(&mut self, tensor: &str, data_type: u64, scales: &[f64]) -> String {
         let (scale, zero_point) = (format!("{tensor}.scale"), format!("{tensor}.zero_point"));
         let shape: &[u64] = if scales.len() == 1 { &[] } else { &[scales.len() as u64] };
@@ -156,7 +156,7 @@ impl Graph {
         output
     }
 
-    /// GraphProto.
+    /// Encodes the GraphProto.
     fn finish(&self, name: &str) -> Vec<u8> {
         let mut graph = Message::default();
         for node in &self.nodes {
@@ -172,7 +172,7 @@ impl Graph {
     }
 }
 
-/// ValueInfoProto of a tensor `[n, ..]`.
+/// Encodes the ValueInfoProto of a tensor `[n, ..]`.
 fn value_info(name: &str, data_type: u64, shape: &[u64]) -> Vec<u8> {
     let mut dimensions = Message::default();
     dimensions.bytes(1, &Message::default().text(2, "n").0);
@@ -184,12 +184,12 @@ fn value_info(name: &str, data_type: u64, shape: &[u64]) -> Vec<u8> {
     Message::default().text(1, name).bytes(2, &kind).0.clone()
 }
 
-/// AttributeProto with an integer.
+/// Encodes an AttributeProto with an integer.
 fn integer(name: &str, value: i64) -> Vec<u8> {
     Message::default().text(1, name).number(3, value as u64).number(20, 2).0.clone()
 }
 
-/// AttributeProto with integers.
+/// Encodes an AttributeProto with integers.
 fn integers(name: &str, values: &[i64]) -> Vec<u8> {
     let mut attribute = Message::default();
     attribute.text(1, name);
@@ -199,19 +199,19 @@ fn integers(name: &str, values: &[i64]) -> Vec<u8> {
     attribute.number(20, 7).0.clone()
 }
 
-/// A message of protocol buffers: fields one after the other, each with its number and wire type.
+/// A message of protocol buffers: a sequence of fields, each with its number and wire type.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
 impl Message {
-    /// A field of wire type 0.
+    /// Appends a field of wire type 0 (varint).
     fn number(&mut self, field: u64, value: u64) -> &mut Message {
         self.varint(field << 3);
         self.varint(value);
         self
     }
 
-    /// A field of wire type 2: text, bytes or a message.
+    /// Appends a field of wire type 2: text, bytes or a message.
     fn bytes(&mut self, field: u64, value: &[u8]) -> &mut Message {
         self.varint(field << 3 | 2);
         self.varint(value.len() as u64);
@@ -223,7 +223,7 @@ impl Message {
         self.bytes(field, value.as_bytes())
     }
 
-    /// Seven bits a byte, the least first; the top bit says that more follow.
+    /// Appends a varint: seven bits per byte, the least significant first; the top bit marks that more bytes follow.
     fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);

@@ -1,10 +1,10 @@
-//! The integer network in plain loops: the definition that the fast kernels are held against, and what runs where the
-//! CPU has none of them.
+//! The integer network in plain loops: the definition against which the fast kernels are tested, and the fallback for CPUs
+//! without them.
 
 use super::graph::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Layer, Node, Operation};
 use super::integer::{IntNet, Integers, RESIDUAL_SHIFT, image_count};
 
-/// Pixels `[n, 3, 32, 32]` u8 to logits `[n, 10]` i32.
+/// Plain-loop execution from pixels `[n, 3, 32, 32]` u8 to logits `[n, 10]` i32.
 pub struct Reference {
     net: IntNet,
     table: [[u8; 256]; 3],
@@ -14,7 +14,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Prepares the weights.
+    /// Prepares the weights of `net`.
     pub fn new(net: &IntNet) -> Reference {
         let starts = net.nodes.iter().map(|node| net.start(node)).collect();
         let offsets = net.nodes.iter().map(|node| net.offset(node)).collect();
@@ -22,7 +22,7 @@ impl Reference {
         Reference { net: net.clone(), table: net.input_table(), starts, offsets, weights }
     }
 
-    /// Logits of every image.
+    /// Computes the logits `[n, 10]` of every image.
     pub fn run(&self, pixels: &[u8]) -> Vec<i32> {
         let mut logits = Vec::with_capacity(image_count(pixels) * CLASSES);
         for image in pixels.chunks(IMAGE_BYTES) {
@@ -64,7 +64,7 @@ impl Reference {
         (tensors, logits)
     }
 
-    /// Accumulators `[side, side, outputs]`.
+    /// Computes the accumulators `[side, side, outputs]`.
     fn convolve(&self, index: usize, layer: &Layer<Integers>, node: &Node<Integers>, input: &[u8]) -> Vec<i32> {
         let geometry = layer.geometry;
         let (outputs, side) = (geometry.outputs, geometry.out_side());
@@ -89,7 +89,7 @@ impl Reference {
     }
 }
 
-/// `[outputs, inputs, kernel, kernel]` to `[kernel, kernel, inputs, outputs]`.
+/// Reorders weights `[outputs, inputs, kernel, kernel]` to `[kernel, kernel, inputs, outputs]`.
 fn outputs_last(layer: &Layer<Integers>) -> Vec<i32> {
     let (geometry, weight) = (layer.geometry, &layer.numbers.weight);
     let area = geometry.kernel * geometry.kernel;
@@ -100,7 +100,7 @@ fn outputs_last(layer: &Layer<Integers>) -> Vec<i32> {
     turned
 }
 
-/// The formula of [`super::integer`].
+/// Applies the formula of [`super::integer`].
 fn requantize(sums: &[i32], residual: Option<&[u8]>, numbers: &Integers, offset: i64) -> Vec<u8> {
     let requantization = numbers.requantization.as_ref().expect("only the last layer has none");
     let multiplier = &requantization.multiplier;
@@ -113,7 +113,7 @@ fn requantize(sums: &[i32], residual: Option<&[u8]>, numbers: &Integers, offset:
     sums.iter().enumerate().map(one).collect()
 }
 
-/// `[side, side, channels]` to half the side.
+/// Max-pools `[side, side, channels]` to half the side.
 fn max_pool(input: &[u8], side: usize, channels: usize) -> Vec<u8> {
     let half = side / 2;
     let mut output = Vec::with_capacity(half * half * channels);

@@ -1,4 +1,4 @@
-//! From float numbers and distributions to integers: ranges, scales, zero points, fixed-point multipliers.
+//! Quantization scheme: ranges, scales, zero points and fixed-point multipliers from float numbers and distributions.
 
 use super::calibration::Distribution;
 use super::graph::{FloatNet, Floats, Layer, Operation};
@@ -11,9 +11,10 @@ pub(super) const WEIGHT_MAX: f64 = 127.0;
 /// Greatest quantized activation.
 pub(super) const ACTIVATION_MAX: f64 = 255.0;
 
-/// Quantizes the network. `activations` are those of `calibration::activations`.
+/// Quantizes the network at scales from `activations`, the result of [`super::calibration::activations`].
 ///
-/// Errors: a layer whose output is always 0, a weight that is not finite, scales that do not fit the integers.
+/// # Errors
+/// A layer's output is always 0, a weight is NaN or infinite, or a scale does not fit the integers.
 pub fn quantize(net: &FloatNet, activations: &[Distribution], config: &config::Quantize) -> Result<IntNet> {
     let mut tensors: Vec<Quantization> = Vec::with_capacity(activations.len());
     for distribution in activations {
@@ -30,9 +31,10 @@ pub fn quantize(net: &FloatNet, activations: &[Distribution], config: &config::Q
     complete(IntNet { name: net.name, mean: net.mean, std: net.std, input: tensors[0], nodes })
 }
 
-/// Quantizes the network at the scales that `like` has.
+/// Quantizes the network at the scales of `like`.
 ///
-/// Errors: a number that is not finite; sums that their integers do not hold.
+/// # Errors
+/// A number is NaN or infinite, or a sum can overflow its integer.
 pub fn with_scales_of(net: &FloatNet, like: &IntNet) -> Result<IntNet> {
     let nodes = net.nodes.iter().zip(&like.nodes).map(|(node, like_node)| {
         node.with_numbers(|node| match node.layer() {
@@ -47,9 +49,10 @@ pub fn with_scales_of(net: &FloatNet, like: &IntNet) -> Result<IntNet> {
     complete(IntNet { nodes: nodes.collect::<Result<_>>()?, ..like.clone() })
 }
 
-/// Works out every requantization from the scales, which determine it to the last bit, and checks the accumulators.
+/// Computes every requantization from the scales, which determine it to the last bit, and checks the accumulators.
 ///
-/// Errors: multipliers or sums that their integers do not hold.
+/// # Errors
+/// A multiplier or a sum does not fit its integer.
 pub fn complete(mut net: IntNet) -> Result<IntNet> {
     let last = net.nodes.len() - 1;
     for index in 0..last {
@@ -57,7 +60,7 @@ pub fn complete(mut net: IntNet) -> Result<IntNet> {
         let input = net.quantization(node.input).scale;
         let output = net.quantization(index + 1).scale;
         let requantization = match &node.operation {
-            // Its sums are small and it is computed without vectors: any shift will do.
+            // The sums are small and computed without vectors: any shift will do.
             Operation::AveragePool { side, .. } => {
                 fixed_point(&node.name, &[input / (output * (side * side) as f64)], 0.0, 16)
             }
@@ -79,7 +82,7 @@ pub fn complete(mut net: IntNet) -> Result<IntNet> {
     Ok(net)
 }
 
-/// The float network with every weight replaced by its quantized value times its scale; biases as they are.
+/// The float network with every weight replaced by its quantized value times its scale; biases unchanged.
 pub fn with_quantized_weights(net: &FloatNet, integers: &IntNet) -> FloatNet {
     let mut net = net.clone();
     for (node, quantized) in net.nodes.iter_mut().zip(&integers.nodes) {
@@ -94,11 +97,11 @@ pub fn with_quantized_weights(net: &FloatNet, integers: &IntNet) -> FloatNet {
     net
 }
 
-/// The naive step: integer weights with nothing scaled back, and the biases added as they are.
+/// The naive step: integer weights without rescaling, and the biases added unscaled.
 ///
-/// Seen in real units every layer's bias is then too small by the product of the weight scales up to its layer (along
-/// the main path; a residual network's numbers would have grown by as much). Returned in real units, which leaves the
-/// predictions as they are.
+/// In real units every layer's bias is then too small by the product of the weight scales up to its layer (along the main
+/// path; a residual network's numbers would have grown by as much). Returned in real units, which leaves the predictions
+/// unchanged.
 pub fn with_unscaled_biases(net: &FloatNet, integers: &IntNet) -> FloatNet {
     let mut net = with_quantized_weights(net, integers);
     let mut shrunk = vec![1.0f64; net.nodes.len() + 1]; // per tensor
@@ -116,7 +119,7 @@ pub fn with_unscaled_biases(net: &FloatNet, integers: &IntNet) -> FloatNet {
     net
 }
 
-/// Scale and zero point of a tensor: values from `lower` to `upper` (0 included) without clipping, 0 exactly.
+/// Chooses scale and zero point of a tensor: covers the configured range and 0, with 0 on a whole value.
 fn activation_quantization(distribution: &Distribution, config: &config::Quantize) -> Result<Quantization> {
     let Distribution { name, min, max, .. } = distribution;
     if *min == 0.0 && *max == 0.0 {
@@ -138,7 +141,7 @@ fn activation_quantization(distribution: &Distribution, config: &config::Quantiz
     Ok(quantization)
 }
 
-/// The finest scale that covers [lower, upper] with 0 on a whole value.
+/// Finest quantization that covers [lower, upper] with 0 on a whole value.
 fn affine(lower: f64, upper: f64) -> Quantization {
     let zero_point = (ACTIVATION_MAX * -lower / (upper - lower)).round_ties_even();
     let above = if zero_point < ACTIVATION_MAX { upper / (ACTIVATION_MAX - zero_point) } else { 0.0 };
@@ -146,7 +149,7 @@ fn affine(lower: f64, upper: f64) -> Quantization {
     Quantization { scale: above.max(below), zero_point: zero_point as u8 }
 }
 
-/// The share of the whole range (20 % to 100 %) that has the least squared error over the histogram.
+/// Share of the whole range (20 % to 100 %) that has the least squared error over the histogram.
 fn least_error_range(distribution: &Distribution) -> (f64, f64) {
     let error = |share: f64| {
         let quantization = affine((share * distribution.min).min(0.0), (share * distribution.max).max(0.0));
@@ -186,7 +189,7 @@ fn quantize_layer(
         if *scale == 0.0 {
             *scale = if largest > 0.0 { largest } else { 1.0 }; // all zero: any scale will do
         }
-        // A channel that batch norm has almost shut keeps its bias: the scale grows until that fits 30 bits.
+        // A channel that batch norm has almost zeroed keeps its bias: the scale grows until the bias fits 30 bits.
         let biases = bias.iter().flatten().enumerate().filter(|(own, _)| !per_channel || *own == channel);
         let bias = biases.map(|(_, bias)| bias.abs() as f64).fold(0.0, f64::max);
         *scale = scale.max(bias / (input.scale * (1u64 << 29) as f64));
@@ -195,9 +198,10 @@ fn quantize_layer(
     integers(name, layer, input.scale, output, weight_scale)
 }
 
-/// A layer's numbers rounded at these scales; biases at that of the input times that of the weights.
+/// Rounds a layer's numbers at these scales; biases at the input's scale times the weights'.
 ///
-/// Errors: one that is not finite.
+/// # Errors
+/// A number is NaN or infinite.
 fn integers(
     name: &str,
     layer: &Layer<Floats>,
@@ -224,7 +228,7 @@ fn integers(
     Ok(numbers)
 }
 
-/// Real value of one step of `weights`, 0 if all are 0.
+/// Real value of one step of `weights`; 0 if all are 0.
 fn weight_scale(weights: &[f32], config: &config::Quantize) -> f64 {
     let count = weights.len() as f64;
     let max = weights.iter().map(|value| value.abs()).fold(0.0, f32::max) as f64;
@@ -252,11 +256,11 @@ fn weight_scale(weights: &[f32], config: &config::Quantize) -> f64 {
             max * least((20..=100).map(|percent| percent as f64 / 100.0), error)
         }
     };
-    // A percentile of mostly zeros may be 0 where the greatest is not.
+    // A percentile of mostly zeros may be 0 while the greatest value is not.
     (if bound > 0.0 { bound } else { max }) / WEIGHT_MAX
 }
 
-/// Real multipliers as integers over a common power of two, the largest one from `least_shift` to 50 that fits 31 bits.
+/// Converts real multipliers to integers over a common power of two: the largest from `least_shift` to 50 that fits 31 bits.
 fn fixed_point(name: &str, multipliers: &[f64], residual: f64, least_shift: u32) -> Result<Requantization> {
     let residual = residual / (1u64 << RESIDUAL_SHIFT) as f64;
     let greatest = multipliers.iter().copied().fold(residual, f64::max);
@@ -270,7 +274,7 @@ fn fixed_point(name: &str, multipliers: &[f64], residual: f64, least_shift: u32)
     Ok(Requantization { multiplier, residual_multiplier: fixed(residual, shift) as i32, shift })
 }
 
-/// No sum of products, in any order, may leave i32.
+/// Checks that no sum of products, in any order, can leave i32.
 fn check_accumulators(net: &IntNet) -> Result<()> {
     for node in &net.nodes {
         let Some(layer) = node.layer() else { continue };

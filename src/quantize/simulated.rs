@@ -1,5 +1,5 @@
 //! The integer network on float tensors: every value is an integer held in a float, as quantization is usually simulated.
-//! Its sums come from libtorch's float convolutions, so that nothing but the definition is shared with the kernels.
+//! The sums come from libtorch's float convolutions, so that it shares nothing but the definition with the kernels.
 //!
 //! float32 adds integers exactly up to 2^24. Where a layer's sums could grow beyond, its input channels are cut into
 //! groups whose sums provably cannot, and those are added in float64. A GPU convolves in float64: its fast algorithms for
@@ -12,23 +12,23 @@ use super::graph::{Layer, Node, Operation};
 use super::integer::{IntNet, Integers, RESIDUAL_SHIFT};
 use crate::error::{Error, Result};
 
-/// Below this every integer has its own float32, or float64.
+/// Bound below which every integer is exact in float32, or float64.
 fn exact(kind: Kind) -> i64 {
     if kind == Kind::Double { 1 << 53 } else { 1 << 24 }
 }
 
-/// The simulated network.
+/// The simulated integer network.
 pub struct Simulated {
     net: IntNet,
     device: Device,
-    kind: Kind,                  // of the convolutions
+    kind: Kind,                  // type of the convolutions
     table: Tensor,               // [3 * 256] f32
     groups: Vec<Vec<Group>>,     // per node
     multipliers: Vec<Tensor>,    // per node [1, outputs, 1, 1] i64
     biases: Vec<Option<Tensor>>, // per node [1, outputs, 1, 1] f64
 }
 
-/// Input channels whose sums float32 holds.
+/// Input channels whose sums float32 holds exactly.
 struct Group {
     first: i64,
     count: i64,
@@ -36,12 +36,12 @@ struct Group {
 }
 
 impl Simulated {
-    /// Copies the integers into float tensors.
+    /// Copies the integers into float tensors in host memory.
     pub fn new(net: &IntNet) -> Simulated {
         Simulated::on(net, Device::Cpu, Kind::Float)
     }
 
-    /// The same on a `device`, which convolves numbers of a `kind`: float32 if it adds as it is told, else float64.
+    /// Copies the integers to `device`, which convolves in `kind`: float32 if its sums are exact, float64 otherwise.
     pub fn on(net: &IntNet, device: Device, kind: Kind) -> Simulated {
         let table: Vec<f32> = net.input_table().iter().flatten().map(|&value| value as f32).collect();
         let per_channel = |values: Vec<i64>| Tensor::from_slice(&values).view([1, -1, 1, 1]).to_device(device);
@@ -69,14 +69,19 @@ impl Simulated {
         }
     }
 
-    /// Logits `[n, 10]` i32 of `pixels` `[n, 3, 32, 32]` u8.
+    /// Computes logits `[n, 10]` i32 of `pixels` `[n, 3, 32, 32]` u8.
+    ///
+    /// # Errors
+    /// A value is out of range or not whole; the error names its layer.
     pub fn run(&self, pixels: &[u8]) -> Result<Vec<i32>> {
         Ok(self.trace(pixels)?.1)
     }
 
     /// Every u8 tensor as `[n, channels, side, side]` float32 (0: the quantized images), and the logits.
     ///
-    /// Errors: a value out of its range or not whole, with its layer; no checked network does that.
+    /// # Errors
+    /// A value is out of range or not whole; the error names its layer. A network that passed [`super::scheme::complete`] has
+    /// none.
     pub fn trace(&self, pixels: &[u8]) -> Result<(Vec<Tensor>, Vec<i32>)> {
         let _guard = tch::no_grad_guard();
         let shift = Tensor::from_slice(&[0i64, 256, 512]).view([1, 3, 1, 1]).to_device(self.device);
@@ -105,7 +110,7 @@ impl Simulated {
         unreachable!("the last layer has no requantization")
     }
 
-    /// bias + sum of (x - zero_point) * w, whole numbers in float64. `[n, outputs, side, side]`
+    /// bias + sum of (x - zero_point) * w, whole numbers in float64, `[n, outputs, side, side]`.
     fn sums(&self, index: usize, node: &Node<Integers>, layer: &Layer<Integers>, input: &Tensor) -> Tensor {
         let centred = input.to_kind(self.kind) - self.net.quantization(node.input).zero_point as f64;
         let parts = self.groups[index].iter().map(|group| {
@@ -120,7 +125,7 @@ impl Simulated {
     }
 }
 
-/// The fewest equal groups in which no output's sum of magnitudes reaches what numbers of a `kind` hold.
+/// Cuts a layer into the fewest equal groups in which no output's sum of magnitudes exceeds what `kind` holds exactly.
 fn groups(layer: &Layer<Integers>, zero_point: u8, device: Device, kind: Kind) -> Vec<Group> {
     let geometry = layer.geometry;
     let (area, taps) = (geometry.kernel * geometry.kernel, geometry.taps());
@@ -146,7 +151,7 @@ fn groups(layer: &Layer<Integers>, zero_point: u8, device: Device, kind: Kind) -
     firsts.map(group).collect()
 }
 
-/// The formula of [`super::integer`] in int64 tensors.
+/// Applies the formula of [`super::integer`] in int64 tensors.
 fn requantize(numbers: &Integers, sums: Tensor, multiplier: &Tensor, residual: Option<(&Tensor, u8)>) -> Tensor {
     let requantization = numbers.requantization.as_ref().expect("only the last layer has none");
     let shift = requantization.shift as i64;

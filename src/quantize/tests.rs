@@ -1,4 +1,4 @@
-//! Networks with random weights through every execution.
+//! Tests that run networks with random weights through every execution.
 
 use super::calibration::{self, UNIT};
 use super::engine::{Engine, Kernel};
@@ -28,7 +28,7 @@ fn pixels(images: usize) -> Vec<u8> {
 fn state(name: ModelName, bias: bool) -> Vec<NamedTensor> {
     let config = config::Model { name, bias, width: 16, ..config::Model::default() };
     let model = Model::new(&config, 3);
-    // Batch norm as after a training: with its first values folding would change nothing.
+    // Batch norm as after a training: with its initial values folding would change nothing.
     let value = |name: &str, index: usize, value: f32| match name.rsplit('.').next() {
         Some("running_var") => 0.2 + (index % 7) as f32 * 0.05,
         Some("running_mean") => (index % 5) as f32 * 0.03 - 0.06,
@@ -75,7 +75,7 @@ fn folding_batch_norm_leaves_the_logits() {
     assert!(difference < 1e-4 * (1.0 + expected.abs().max().double_value(&[])), "{difference}");
 }
 
-/// What is trained on is what the integers will compute.
+// Finetuning trains on exactly what the integers will compute.
 #[test]
 fn the_rounded_forward_pass_gives_the_integers() {
     for (name, bias) in [(ModelName::Net, true), (ModelName::Resnet18, false)] {
@@ -90,8 +90,8 @@ fn the_rounded_forward_pass_gives_the_integers() {
             let steps = (rounded / scale).round() + zero_point as f64;
             let steps_off = (steps - expected).abs();
             let (most, mean) = (steps_off.max().double_value(&[]), steps_off.mean(tch::Kind::Double).double_value(&[]));
-            // Sums within float32's rounding of a half go to the other side: one in some thousand, and through eighteen
-            // layers these make others do so.
+            // Sums within float32's rounding of a half round the other way: one in some thousand, and through eighteen layers
+            // these make others do so.
             let bound = if name == ModelName::Net { 0.0 } else { (1e-3 * 4f64.powi(index as i32)).min(0.5) };
             assert!(mean <= bound && most <= 8.0, "{name:?}, tensor {index}: {mean} steps off, {most} at most");
         }
@@ -134,7 +134,7 @@ fn every_range_gives_integers_close_to_the_floats() {
         let found = tch::Tensor::from_slice(&logits.iter().map(|&l| (l as f64 * scale) as f32).collect::<Vec<_>>());
         let error = (found.view([4, 10]) - &expected).abs().max().double_value(&[]);
         let spread = expected.std(true).double_value(&[]);
-        // 3-sigma clips, in every one of 18 layers; the others are within a few steps of 8 bits.
+        // 3-sigma clips in every one of 18 layers; the others are within a few steps of 8 bits.
         let allowed = if range == RangeFrom::Sigma3 { 1.0 } else { 0.5 };
         assert!(error < spread * allowed, "{range:?}: {error} of {spread}");
     }
@@ -147,7 +147,7 @@ fn calibration_is_the_same_for_any_number_of_ranks() {
     let pixels = pixels(3 * UNIT + 7);
     let whole = calibration::activations(&net, &pixels, 0, 1, &calibration::alone).unwrap();
     for ranks in [2usize, 3] {
-        // The exchange, played by threads: everyone waits for everyone's words.
+        // The exchange, played by threads: each waits for the words of all.
         let barrier = std::sync::Barrier::new(ranks);
         let words = std::sync::Mutex::new(vec![Vec::new(); ranks]);
         let results = std::thread::scope(|scope| {

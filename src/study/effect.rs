@@ -1,5 +1,5 @@
-//! Whether two configurations are the same training: what neither reads is put aside before they are compared. In: checked
-//! configurations. Out: their normal form; equal ones train alike, the others may still do.
+//! Test whether two configurations describe one training: keys that neither reads are set aside before the comparison. In:
+//! checked configurations. Out: their normal forms; equal forms train alike, unequal ones may still do so.
 
 use crate::config::{
     Anneal, BufferSync, Compression, Config, ModelName, OptimName, Parallel, Precision, Scaling, Shares,
@@ -7,19 +7,19 @@ use crate::config::{
 use crate::device::Target;
 use crate::train::GlobalBatch;
 
-/// What a variant trains on.
+/// Ranks, samples and device that a variant trains on.
 #[derive(Debug, Clone, Copy)]
 pub struct Ground {
-    /// Ranks of the job.
+    /// Number of ranks of the job.
     pub ranks: usize,
-    /// Samples of the training set.
+    /// Number of samples of the training set.
     pub samples: usize,
-    /// Where this rank computes: on CPU cores or on GPUs as all of them.
+    /// Device type of this rank, equal on all ranks: CPU cores or GPUs.
     pub target: Target,
 }
 
-/// `config` with every key that its training does not read at its default, and batches no larger than an epoch. `batch` is that
-/// of `config` on `ground`.
+/// Normal form of `config`: every key that its training does not read at its default, and batches no larger than an epoch.
+/// `batch` is that of `config` on `ground`.
 pub fn effect(config: &Config, ground: Ground, batch: &GlobalBatch) -> Config {
     let (mut own, default) = (config.clone(), Config::default());
     steps(&mut own, batch);
@@ -54,12 +54,12 @@ pub fn effect(config: &Config, ground: Ground, batch: &GlobalBatch) -> Config {
         own.data.shares = Shares::Disjoint;
     }
     if !own.data.shuffle {
-        own.data.set_epoch = default.data.set_epoch; // augmentation has the epoch from elsewhere
+        own.data.set_epoch = default.data.set_epoch; // augmentation takes the epoch from elsewhere
     }
     own
 }
 
-/// How many steps, of how many samples.
+/// Normalizes the number of steps and their samples.
 fn steps(own: &mut Config, batch: &GlobalBatch) {
     let train = &mut own.train;
     train.global_batch = 0; // batch_per_rank has it
@@ -93,7 +93,7 @@ fn schedule(own: &mut Config, default: &Config) {
 fn parallel(config: &Config, default: &Config, ground: Ground) -> Parallel {
     let (mut own, default) = (config.parallel.clone(), &default.parallel);
     if ground.ranks == 1 {
-        // A GPU of one rank still goes the way that all_reduce says, as far as there is one.
+        // A single rank on a GPU still uses the path that all_reduce selects, as far as there is one.
         return Parallel {
             all_reduce: if ground.target.is_gpu() { own.all_reduce } else { default.all_reduce },
             ..default.clone()

@@ -1,5 +1,5 @@
-//! The variants of a study, checked together before the first of them is trained. In: the `[study]` section. Out: a configuration a
-//! variant and what it comes to, or one message with all that is wrong.
+//! The variants of a study, checked together before the first of them is trained. In: the `[study]` section. Out: one
+//! configuration per variant and its effect, or one message with all that is wrong.
 
 use super::effect::{Ground, effect};
 use crate::collective::DeviceCollectives;
@@ -9,32 +9,32 @@ use crate::metrics::definitions;
 use crate::table::Schema;
 use crate::train::GlobalBatch;
 
-/// One training that is compared.
+/// One training of the comparison.
 pub struct Variant {
-    /// In tables and plots, unlike any other's.
+    /// Name in tables and plots, unique in the study.
     pub name: String,
-    /// As it is trained, but for the seed.
+    /// Configuration that is trained, except for the seed.
     pub config: Config,
-    /// What it changes, as written.
+    /// Settings that differ from the study's configuration, as written.
     pub set: Vec<String>,
-    /// The steps of an epoch.
+    /// Batch and steps of an epoch.
     pub batch: GlobalBatch,
-    /// What is to be known of its changes: that there are none, or none of its own.
+    /// Remark on the settings: that they change nothing, or make another variant's training.
     pub note: Option<String>,
 }
 
 impl Variant {
-    /// What it changes, in a line.
+    /// Settings of the variant in one line.
     pub fn changes(&self) -> String {
         if self.set.is_empty() { "as configured".into() } else { self.set.join(", ") }
     }
 }
 
-/// The study's variants in its order.
+/// Checks the study's variants and returns them in order.
 ///
 /// # Errors
-/// No variant or seed; a seed or name that stands there twice; a variant without a name, or which sets what it cannot change, or
-/// whose values are wrong on these ranks and data.
+/// There is no variant or seed, a seed or name is listed twice, or a variant lacks a name, sets a key that it cannot change, or
+/// has values that are wrong on these ranks and data.
 pub fn variants(config: &Config, ground: Ground) -> Result<Vec<Variant>> {
     let given = &config.study.variants;
     let mut problems = names(given);
@@ -44,10 +44,10 @@ pub fn variants(config: &Config, ground: Ground) -> Result<Vec<Variant>> {
         );
     }
     if config.study.seeds.is_empty() {
-        problems.push("study.seeds = []: must have a seed at least".into());
+        problems.push("study.seeds = []: must list at least one seed".into());
     }
     if let Some(seed) = repeated(&config.study.seeds) {
-        problems.push(format!("study.seeds = {:?}: {seed} stands there twice: name each once", config.study.seeds));
+        problems.push(format!("study.seeds = {:?}: {seed} is listed twice: list each once", config.study.seeds));
     }
     let mut found: Vec<Variant> = Vec::new();
     for (index, variant) in given.iter().enumerate() {
@@ -69,7 +69,7 @@ pub fn variants(config: &Config, ground: Ground) -> Result<Vec<Variant>> {
     Ok(found)
 }
 
-/// What a message calls a variant.
+/// Name of a variant in messages.
 fn called(index: usize, variant: &config::Variant) -> String {
     match variant.name.trim() {
         "" => format!("variant {}", index + 1),
@@ -77,7 +77,7 @@ fn called(index: usize, variant: &config::Variant) -> String {
     }
 }
 
-/// What is wrong with the names.
+/// Problems with the variants' names.
 fn names(variants: &[config::Variant]) -> Vec<String> {
     let names: Vec<&str> = variants.iter().map(|variant| variant.name.trim()).collect();
     let mut problems = Vec::new();
@@ -94,10 +94,10 @@ fn names(variants: &[config::Variant]) -> Vec<String> {
     problems
 }
 
-/// What is wrong with the keys that a variant sets.
+/// Problems with the keys that a variant sets.
 fn keys(variant: &config::Variant, config: &Config) -> Vec<String> {
     let mut problems: Vec<String> = Vec::new();
-    // The batch of a rank is judged by what the whole variant comes to, if it comes to anything.
+    // The batch per rank is checked with all of the variant's settings, if those are valid.
     let own = config.with_overrides(&variant.set, "study").unwrap_or_else(|_| config.clone());
     let name = |given: &String| given.split('=').next().unwrap_or_default().replace(char::is_whitespace, "");
     let names: Vec<String> = variant.set.iter().map(name).collect();
@@ -121,21 +121,21 @@ fn one(variant: &config::Variant, config: &Config, ground: Ground) -> Result<Var
     }
     if ground.target.is_gpu() && tf32(&own) != tf32(config) {
         let (place, value) = ("study".into(), format!("{:?}", own.model.precision).to_lowercase());
-        let expected = "tf32 is on or off for the whole job: make a study of its own for it".into();
+        let expected = "tf32 is on or off for the whole job: run a separate study for it".into();
         return Err(Error::ConfigValue { place, key: "model.precision".into(), value, expected });
     }
     let (name, set) = (variant.name.trim().to_owned(), variant.set.clone());
     Ok(Variant { name, config: own, set, batch, note: None })
 }
 
-/// Tells which variants change nothing, and which are another's training.
+/// Notes which variants change nothing, and which repeat another variant's training.
 fn note_effects(variants: &mut [Variant], config: &Config, ground: Ground) {
     let form = |config: &Config| {
         let config = config.clone().for_ranks(ground.ranks).ok()?;
         let batch = GlobalBatch::new(&config, ground.samples, ground.ranks).ok()?;
         Some(effect(&config, ground, &batch))
     };
-    let configured = form(config); // `None`: not right without a variant's changes
+    let configured = form(config); // `None`: invalid without a variant's settings
     let forms: Vec<Config> = variants.iter().map(|variant| effect(&variant.config, ground, &variant.batch)).collect();
     for index in 0..variants.len() {
         let unchanged = !variants[index].set.is_empty() && configured.as_ref() == Some(&forms[index]);
@@ -217,8 +217,7 @@ mod tests {
             study(&(variant("a", &[]) + &variant(" a", &["train.lr=0.5"]) + &variant("  ", &["run.seed=1"])));
         config.study.seeds = vec![3, 4, 3];
         let message = variants(&config, GROUND).err().unwrap().to_string();
-        for named in
-            ["variants 1 and 2 are both named \"a\"", "variant 3 has no name", "3 stands there twice", "run.seed"]
+        for named in ["variants 1 and 2 are both named \"a\"", "variant 3 has no name", "3 is listed twice", "run.seed"]
         {
             assert!(message.contains(named), "{named}: {message}");
         }

@@ -1,31 +1,31 @@
-//! What there is to measure.
+//! The cases of a sweep.
 
 use crate::config::{Config, ModelName, Timing, repeated};
 use crate::error::{Error, Result};
 
-/// One case of a sweep.
+/// One case of a sweep: network, ranks, batch and timing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Case {
-    /// The network.
+    /// Network.
     pub model: ModelName,
-    /// The first so many ranks of the job.
+    /// Number of ranks: the first `ranks` of the job.
     pub ranks: usize,
     /// Samples per rank and step.
     pub batch_per_rank: usize,
-    /// How steps are timed.
+    /// Timing mode of the steps.
     pub timing: Timing,
 }
 
 impl Case {
-    /// Samples of a step over all ranks. A step is full whatever the size of the data set: samples are drawn again, since only speed
+    /// Samples per step over all ranks. A step is full even if the data set is smaller: samples are drawn again, since only speed
     /// counts.
     pub fn global_batch(&self) -> usize {
         self.ranks * self.batch_per_rank
     }
 }
 
-/// All cases of the configuration on `world_size` ranks, in an order that depends on nothing else. Batch sizes that the user did not
-/// name go up to `samples`, the size of the training set.
+/// Lists all cases of the configuration on `world_size` ranks, in an order that depends on nothing else. Default batch sizes go
+/// up to `samples`, the size of the training set.
 ///
 /// # Errors
 /// `sweep.ranks` holds more ranks than the job has, or a list holds a value twice.
@@ -44,7 +44,7 @@ pub fn cases(config: &Config, world_size: usize, samples: usize) -> Result<Vec<C
         ("sweep.timing", repeated(&sweep.timing).map(|timing| timing.as_str().to_owned())),
     ];
     if let Some((key, value)) = twice.into_iter().find_map(|(key, value)| value.map(|value| (key, value))) {
-        return refuse(key, value, "stands there twice: name each once".into());
+        return refuse(key, value, "is listed twice: list each once".into());
     }
     let models = if sweep.model.is_empty() { vec![config.model.name] } else { sweep.model.clone() };
     let batches = if sweep.batch_per_rank.is_empty() { default_batches(samples) } else { sweep.batch_per_rank.clone() };
@@ -60,14 +60,14 @@ pub fn cases(config: &Config, world_size: usize, samples: usize) -> Result<Vec<C
     Ok(cases)
 }
 
-/// 32 in any case; larger ones up to the data set, beyond which a step is more than an epoch.
+/// Default batch sizes: 32 in any case; larger ones up to the data set, beyond which a step is more than an epoch.
 fn default_batches(samples: usize) -> Vec<usize> {
     let beyond = std::iter::successors(Some(2048), |batch: &usize| batch.checked_mul(4));
     let larger = [128, 512, 1024].into_iter().chain(beyond).take_while(|&batch| batch <= samples);
     std::iter::once(32).chain(larger).collect()
 }
 
-/// 1, 2, 4, ... and `most` itself.
+/// Powers of two up to `most`, and `most` itself.
 fn powers_of_two(most: usize) -> Vec<usize> {
     let mut ranks: Vec<usize> =
         std::iter::successors(Some(1), |ranks| Some(ranks * 2)).take_while(|&ranks| ranks < most).collect();

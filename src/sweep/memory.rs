@@ -1,4 +1,4 @@
-//! How much memory there is for a case, and how much it took.
+//! Memory available to a case, and memory that it took.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use procfs::process::{ClearRefs, Process, Status};
 use crate::sys;
 use crate::units::Bytes;
 
-/// What each of `sharing` ranks of this host can take beyond what it has: its share of what the system (or the job's
-/// control group, which is where Slurm's limit stands) has left, within the process's own limit.
+/// Bytes that each of `sharing` ranks of this host can take beyond what it has: its share of what the system (or the job's
+/// control group, which holds Slurm's limit) has left, within the process's own limit.
 pub(super) fn room(sharing: usize) -> Bytes {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
@@ -18,17 +18,17 @@ pub(super) fn room(sharing: usize) -> Bytes {
     (limited / sharing.max(1) as u64).min(sys::private_memory_left())
 }
 
-/// Resident memory of this process now.
+/// Resident bytes of this process now.
 pub(super) fn resident() -> Bytes {
     status_bytes(|status| status.vmrss)
 }
 
-/// The most that was resident since [`forget_peak`].
+/// Greatest resident bytes since [`forget_peak`].
 pub(super) fn peak() -> Bytes {
     status_bytes(|status| status.vmhwm)
 }
 
-/// Starts a new peak. Where the system refuses, peaks are those of the whole run.
+/// Resets the peak. If the system refuses, peaks are those of the whole run.
 pub(super) fn forget_peak() {
     let _ = Process::myself().and_then(|process| process.clear_refs(ClearRefs::PeakRSS));
 }
@@ -39,8 +39,8 @@ fn status_bytes(field: impl Fn(&Status) -> Option<u64>) -> Bytes {
     status.ok().and_then(|status| field(&status)).unwrap_or(0) * 1024
 }
 
-/// Memory of one rank at `batch`, from what smaller or equal batches took: a line through the two largest known. 0: not
-/// enough is known.
+/// Predicts the memory of one rank at `batch` from that of smaller or equal batches, along the line through the two largest
+/// known. Returns 0 if too few are known.
 ///
 /// `known` is (batch, peak bytes), in any order.
 pub(super) fn extrapolated(known: &[(usize, Bytes)], batch: usize) -> Bytes {
@@ -61,20 +61,23 @@ pub(super) fn extrapolated(known: &[(usize, Bytes)], batch: usize) -> Bytes {
     }
 }
 
-/// Runs `work`, which other ranks do not wait for. Returns false if it ran out of memory and was given up; any other panic ends
-/// the job as always.
+/// Runs `work`, for which other ranks do not wait. Returns false if it ran out of memory and was abandoned; any other panic ends
+/// the job.
 ///
-/// The allocator, oneDNN and C++ report a failed allocation in many words, so any error of libtorch is taken for one, and logged.
+/// The allocator, oneDNN and C++ word a failed allocation differently, so any error of libtorch is taken for one, and logged.
 pub(super) fn survives(work: impl FnOnce()) -> bool {
     let ends_job = Arc::new(panic::take_hook());
     let otherwise = ends_job.clone();
     panic::set_hook(Box::new(move |info| match info.payload_as_str() {
         Some(message) if message.contains("Torch(") => {
-            log::warn!("not enough memory for this case: {}", message.lines().next().unwrap_or_default());
+            log::warn!(
+                "out of memory, so this case is left out (a smaller sweep.batch_per_rank needs less): {}",
+                message.lines().next().unwrap_or_default()
+            );
         }
         _ => otherwise(info),
     }));
-    // What `work` leaves half done is thrown away by the caller.
+    // The caller discards what `work` leaves half done.
     let survived = panic::catch_unwind(AssertUnwindSafe(work)).is_ok();
     panic::set_hook(Box::new(move |info| ends_job(info)));
     survived

@@ -1,4 +1,4 @@
-//! From step times to `/scaling`: a row a case. Pure arithmetic.
+//! Rows of `/scaling`, one per case, computed from step times. Pure arithmetic.
 
 use crate::metrics::{
     self, Part, StepTimes, algbw, all_reduce_busbw, all_reduce_volume, busbw_share, definitions, median_interval,
@@ -9,19 +9,19 @@ use crate::units::{Bytes, Second, gigabytes_per_second};
 use super::Case;
 use super::visit::GpuUse;
 
-/// What became of a case.
+/// State of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     /// Measured.
     Ok,
-    /// A rank had not enough memory.
+    /// Out of memory on a rank.
     OutOfMemory,
     /// Not visited yet.
     Pending,
 }
 
 impl Status {
-    /// Its name in the run file.
+    /// Name in the run file.
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Ok => "ok",
@@ -31,30 +31,30 @@ impl Status {
     }
 }
 
-/// All that was measured of one case.
+/// Measurements of one case.
 #[derive(Debug, Clone)]
 pub struct Measurement {
-    /// Which one.
+    /// Case that was measured.
     pub case: Case,
-    /// `[steps][ranks]`, warm-up left out.
+    /// Step times `[steps][ranks]`, warm-up left out.
     pub steps: Vec<Vec<StepTimes>>,
     /// Whether it ran out of memory.
     pub out_of_memory: bool,
-    /// The most that a rank had resident.
+    /// Greatest resident bytes of a rank.
     pub peak_memory: Bytes,
-    /// What a step all-reduces.
+    /// Bytes that a step all-reduces.
     pub gradient_bytes: Bytes,
-    /// Whether collectives can run beside the backward pass.
+    /// Whether collectives can overlap the backward pass.
     pub overlaps: bool,
-    /// What the GPUs took, if there are any.
+    /// Use of the GPUs, if there are any.
     pub gpu: Option<GpuUse>,
     /// Median busbw of the bare all-reduce of these bytes on these ranks, bytes per second; NaN if it was not measured.
     pub bare_busbw: f64,
 }
 
-/// One row of `/scaling`. What has no meaning for a case is NaN.
+/// One row of `/scaling`. Figures that do not exist for a case are NaN.
 #[derive(Debug, Clone)]
-#[allow(missing_docs)] // `table` says what each is
+#[allow(missing_docs)] // `table` defines each field
 pub struct Row {
     pub case: Case,
     pub status: Status,
@@ -132,8 +132,8 @@ impl Row {
     }
 }
 
-/// The rows of all cases, speedups against the case of one rank with the same network, batch and timing. `samples`: an
-/// epoch's.
+/// Computes the rows of all cases; speedups are relative to the case of one rank with equal network, batch and timing. `samples`
+/// is the number of samples in an epoch.
 pub fn rows(measurements: &[Measurement], samples: usize) -> Vec<Row> {
     let mut rows: Vec<Row> = measurements.iter().map(|measurement| Row::of(measurement, samples)).collect();
     let alone: Vec<(Case, f64)> =
@@ -197,7 +197,7 @@ pub fn table(rows: &[Row]) -> Table {
     schema(rows.iter().any(|row| row.gpu.is_some())).table(rows)
 }
 
-/// What row `number` of a file's `/scaling` says of its GPUs.
+/// Reads the use of the GPUs from row `number` of a file's `/scaling`.
 pub fn gpu_use(scaling: &Table, number: usize) -> Option<GpuUse> {
     let at = |name: &str| scaling.numbers(name).get(number).copied().filter(|value| value.is_finite());
     Some(GpuUse {
@@ -211,8 +211,8 @@ fn slowest(ranks: &[StepTimes]) -> Second {
     ranks.iter().map(|time| f64::from(time.get(Part::Step))).fold(0.0, f64::max)
 }
 
-/// The middle half of the steps by the slowest rank's time (all, of fewer than four): a neighbour's burst of work on the
-/// machine is left out, and the parts of a step still add up, since all are means over the same steps.
+/// Middle half of the steps by the slowest rank's time (all, if fewer than four): it leaves out bursts of other processes on
+/// the machine, and the parts of a step still add up, since all are means over one set of steps.
 fn middle_half<'a>(steps: &[&'a Vec<StepTimes>]) -> Vec<&'a Vec<StepTimes>> {
     let mut sorted = steps.to_vec();
     sorted.sort_by(|a, b| slowest(a).total_cmp(&slowest(b)));
@@ -220,7 +220,7 @@ fn middle_half<'a>(steps: &[&'a Vec<StepTimes>]) -> Vec<&'a Vec<StepTimes>> {
     sorted[cut..sorted.len() - cut].to_vec()
 }
 
-/// Mean of each part over `[steps][ranks]`; NaN of none.
+/// Mean of each part over `[steps][ranks]`; NaN if there are none.
 fn means(steps: &[&Vec<StepTimes>]) -> [Second; StepTimes::PARTS] {
     Part::ALL
         .map(|part| metrics::mean(steps.iter().flat_map(|ranks| ranks.iter().map(|time| f64::from(time.get(part))))))

@@ -1,4 +1,4 @@
-//! One visit to one case: a fresh replica on the case's ranks, a warm-up, timed steps until the time is used.
+//! One visit to one case: a fresh replica on the case's ranks, a warm-up, and timed steps until the time is used.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,40 +18,40 @@ use crate::sys;
 use crate::train::{loader_options, timed_step};
 use crate::units::{Bytes, Second};
 
-/// Steps of one visit at most: enough for any interval, and few enough to keep all of them.
+/// Greatest number of steps per visit: enough for any interval, and few enough to keep all of them.
 const MOST_STEPS: usize = 200;
-/// Steps of one visit at least, unless a single one takes longer than the visit may.
+/// Least number of steps per visit, unless a single step takes longer than the visit may.
 const LEAST_STEPS: usize = 3;
 
-/// What a visit gave, the same on all ranks of the case but for the times.
+/// Result of a visit, identical on all ranks of the case except for the times.
 pub(super) struct Outcome {
-    /// `[ranks][steps]`, on rank 0; nothing if the memory did not suffice.
+    /// Step times `[ranks][steps]`, on rank 0; empty if the memory did not suffice.
     pub times: Vec<Vec<StepTimes>>,
-    /// The most that a rank had resident; 0 if it was not tried.
+    /// Greatest resident bytes of a rank; 0 if the case was not tried.
     pub peak_memory: Bytes,
-    /// Whether a rank would have run, or ran, out of memory.
+    /// Whether a rank ran out of memory, or would have.
     pub out_of_memory: bool,
-    /// Gradients in bytes: what a step all-reduces.
+    /// Bytes of gradients that a step all-reduces.
     pub gradient_bytes: Bytes,
-    /// Whether collectives can run beside the backward pass.
+    /// Whether collectives can overlap the backward pass.
     pub overlaps: bool,
-    /// What the GPUs took in the counted steps, if there are any.
+    /// Use of the GPUs in the counted steps, if there are any.
     pub gpu: Option<GpuUse>,
 }
 
-/// Of the GPUs of a case.
+/// Use of a case's GPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct GpuUse {
-    /// Mean over the GPUs of the share of time in which each computed anything, per cent.
+    /// Share of time in which a GPU computed anything, per cent, mean over the GPUs.
     pub utilization: f64,
-    /// The most that was taken of one.
+    /// Greatest bytes in use on one GPU.
     pub memory: Bytes,
-    /// Energy of all of them, by image.
+    /// Energy of all GPUs per image.
     pub joules_per_image: f64,
 }
 
 impl GpuUse {
-    /// From each rank's reading over steps of so many images in all. A collective.
+    /// Combines each rank's reading over steps of `images` images in all. A collective.
     fn of(own: Option<Reading>, images: usize, group: &Communicator) -> Result<Option<GpuUse>> {
         let reading = own.unwrap_or_default();
         let mut sums = [own.is_some() as u8 as f64, reading.utilization, reading.joules];
@@ -67,7 +67,7 @@ impl GpuUse {
     }
 }
 
-/// Visits `case` on the ranks of `group` (all of them call this). `needed` is what a rank probably takes, 0 if unknown.
+/// Visits `case` on the ranks of `group` (all of them call this). `needed` is the memory a rank probably takes, 0 if unknown.
 pub(super) fn visit(
     case: &Case,
     config: &Config,
@@ -81,7 +81,7 @@ pub(super) fn visit(
     (config.model.name, config.metrics.timing) = (case.model, case.timing);
     let host = &job.places[job.rank].host;
     let sharing = job.places[..case.ranks].iter().filter(|place| place.host == *host).count();
-    // A tenth is left to what else runs here.
+    // A tenth is left to other processes.
     let room = memory::room(sharing) / 10 * 9;
     let too_much = needed > memory::resident() + room;
     let mut outcome = Outcome {
@@ -102,8 +102,8 @@ pub(super) fn visit(
     (outcome.gradient_bytes, outcome.overlaps) = (replica.gradient_bytes(), replica.overlaps());
     let warmup = config.metrics.warmup_steps.max(1);
     let plan = plan(case, &config, group.rank(), dataset.len(), warmup + MOST_STEPS);
-    // Before a step that others wait in: one on its own, whose failure is no more than an answer.
-    // A GPU tells whenever it has no memory left, and each size of batch would have cuDNN try its algorithms.
+    // One step without communication first, on which no rank waits, so that running out of memory is a result and not a failure.
+    // A GPU always reports a lack of memory, and each batch size would have cuDNN try its algorithms.
     let step_by_step = needed == 0 && !matches!(job.target, Target::Gpu { .. });
     let fits = fits_alone(&mut replica, &plan.indices[..case.batch_per_rank], &config, &feed, room, step_by_step);
     if any(group, !fits)? {
@@ -122,7 +122,7 @@ pub(super) fn visit(
     let mut warm = 0.0;
     for done in 1..=warmup {
         step(&mut replica)?;
-        replica.take_result()?; // on a device: when its collectives are over
+        replica.take_result()?; // on a device: waits for its collectives
         warm = longest(group, started)? / done as f64;
         if warm > seconds {
             break;
@@ -133,7 +133,7 @@ pub(super) fn visit(
     let mut until = if warm > seconds { 1 } else { LEAST_STEPS };
     let started = Instant::now();
     loop {
-        // On a device all of them are asked for before one is waited for, as in a training.
+        // On a device all steps are enqueued before the first is waited for, as in a training.
         let asked: Vec<StepRecorder> = (times.len()..until).map(|_| step(&mut replica)).collect::<Result<_>>()?;
         replica.take_result()?;
         for mut one in asked {
@@ -143,7 +143,7 @@ pub(super) fn visit(
         if taken >= seconds || until == MOST_STEPS {
             break;
         }
-        // As many more as the time allows, but looked at again after twice as many.
+        // As many steps as the time allows, but at most doubled before the next look.
         let affordable = (until as f64 * seconds / taken).ceil() as usize;
         until = affordable.clamp(until + 1, 2 * until).min(MOST_STEPS);
     }
@@ -164,10 +164,10 @@ pub(super) fn visit(
     Ok(outcome)
 }
 
-/// Whether forward and backward pass of the batch `indices` get by with `room` more bytes.
+/// Whether forward and backward pass of the batch `indices` fit in `room` more bytes.
 ///
 /// `step_by_step`: nothing is known of the memory yet. Then batches of 8, 32, 128, ... come first, and the line through the
-/// last two decides whether the next is tried at all: libtorch reports most failed allocations, but not all of them.
+/// last two decides whether the next is tried at all, since libtorch reports most failed allocations, but not all.
 fn fits_alone(
     replica: &mut Replica,
     indices: &[u32],
@@ -197,13 +197,13 @@ fn fits_alone(
     true
 }
 
-/// The network of a case, with PyTorch's initial values.
+/// Network of a case, with PyTorch's initial values.
 pub(super) fn new_model(config: &Config, name: ModelName) -> Model {
     let bias = config.model.bias && name == ModelName::Net;
     Model::new(&crate::config::Model { name, bias, ..config.model.clone() }, config.run.seed)
 }
 
-/// Full batches, one epoch after the other without a gap: a batch may have the end of one and the start of the next, or, of a small
+/// Plans full batches over consecutive epochs: a batch may span the end of one epoch and the start of the next or, for a small
 /// data set, several whole epochs.
 fn plan(case: &Case, config: &Config, rank: usize, samples: usize, steps: usize) -> BatchPlan {
     let mut sampler = Sampler::new(samples, case.ranks, rank, config.data.shuffle, false, config.run.seed);
@@ -219,14 +219,14 @@ fn plan(case: &Case, config: &Config, rank: usize, samples: usize, steps: usize)
     BatchPlan::even(indices, case.batch_per_rank)
 }
 
-/// Whether it is so on any rank.
+/// Whether `here` is true on any rank.
 fn any(group: &Communicator, here: bool) -> Result<bool> {
     let mut flag = [here as u8 as f64];
     group.all_reduce(Kind::Control, Combine::Max, &mut flag)?;
     Ok(flag[0] > 0.0)
 }
 
-/// Seconds since `started` on the rank where most have passed: the same number on all, so that all decide alike.
+/// Seconds since `started` on the slowest rank: one number on all ranks, so that all decide alike.
 fn longest(group: &Communicator, started: Instant) -> Result<Second> {
     let mut seconds = [started.elapsed().as_secs_f64()];
     group.all_reduce(Kind::Control, Combine::Max, &mut seconds)?;

@@ -1,41 +1,41 @@
-//! Which difference from PyTorch rounding explains, and which it does not.
+//! Judgement of differences from PyTorch: those that rounding explains, and those that it does not.
 //!
-//! Rounding does not stay small. A unit of a ReLU or a max-pool whose inputs all but tie is switched by a last bit, which changes
+//! Rounding errors do not stay small. A ReLU or max-pool unit whose inputs all but tie is switched by a last bit, which changes
 //! a gradient by a thousandth at once, and training with batch norm multiplies any difference with every step. When that happens
-//! is a matter of chance that each processor, thread count and memory layout draws anew. So the bound is not taken from two runs
-//! that happen to agree: the parity file holds float32 references whose weights were disturbed in every step by noise of 256 to
-//! 1,024 times float32's rounding, enough to switch units in every step, beside PyTorch's plain runs (threads, layouts,
-//! instruction sets, DDP); `scripts/parity.py` refuses a file in which a plain run comes to more than half of what the noise
+//! is a matter of chance, drawn anew for each processor, thread count and memory layout. So the bound does not come from two
+//! runs that happen to agree: the parity file holds float32 references whose weights were disturbed in every step by noise of
+//! 256 to 1,024 times float32's rounding, enough to switch units in every step, beside PyTorch's plain runs (threads, layouts,
+//! instruction sets, DDP). `scripts/parity.py` refuses a file in which a plain run reaches more than half of what the noise
 //! allows. A healthy machine is one more draw, with noise that is smaller by two orders of magnitude:
 //!
 //! `bound(step) = FACTOR * (greatest difference of any reference from float64 until step) + FLOOR`
 //!
-//! A fault is no noise: a rate wrong by 1 % moves all parameters too far by 1 %, in the first step already, where the bound on
+//! A fault is not noise: a rate wrong by 1 % moves all parameters too far by 1 %, in the first step already, where the bound on
 //! the movement is about a quarter of that.
 
 use std::fmt;
 
 use crate::store::Reference;
 
-/// Multiple of the references' greatest difference that is allowed: they are a dozen draws from a distribution, a machine is one more.
+/// Multiple of the references' greatest difference that is allowed: a dozen references are drawn, a machine is one more draw.
 const FACTOR: f64 = 4.0;
 /// Relative difference allowed in any case: 16 last bits of a float32, since a reference can equal float64 by chance.
 const FLOOR: f64 = 1e-6;
 /// Relative difference allowed in the sum of a step's inputs, in which nothing is amplified.
 const INPUTS: f64 = 1e-5;
 
-/// What a model has reached here. S steps, P parameters.
+/// Values that a model reached in this run, over S steps and P parameters.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Reached {
-    /// S mean losses before each update.
+    /// Mean loss before each update, S values.
     pub loss: Vec<f64>,
-    /// S rows of P: L2 norm of what each parameter has moved since the start.
+    /// L2 norm of each parameter's movement since the start, S rows of P values.
     pub update: Vec<Vec<f64>>,
     /// Greatest relative difference of a step's sum of inputs.
     pub input_difference: f64,
 }
 
-/// One quantity at every step.
+/// Differences and bounds of one quantity at every step.
 struct Comparison {
     quantity: &'static str,
     differences: Vec<f64>,
@@ -65,7 +65,7 @@ pub(super) struct Judgement<'a> {
 }
 
 impl<'a> Judgement<'a> {
-    /// Compares what was `reached` by parameters of these `names`, in the model's order.
+    /// Compares the values `reached` by parameters of these `names`, in the model's order.
     pub fn new(model: &'a str, reference: &'a Reference, reached: &'a Reached, names: &[&'a str]) -> Judgement<'a> {
         let steps = || reached.update.iter().zip(&reference.update);
         let loss = reached.loss.iter().zip(&reference.loss).map(|(found, expected)| relative(*found, *expected));
@@ -87,7 +87,7 @@ impl<'a> Judgement<'a> {
         [&self.loss, &self.update, &self.parameter]
     }
 
-    /// What is out of bounds: the first step of each quantity, in words.
+    /// Describes what is out of bounds: the first such step of each quantity.
     pub fn failures(&self) -> Vec<String> {
         let Judgement { model, .. } = self;
         let mut failures = Vec::new();
@@ -113,7 +113,7 @@ impl<'a> Judgement<'a> {
 }
 
 impl fmt::Display for Judgement<'_> {
-    /// A table of a row per step; differences and bounds are relative.
+    /// Writes a table of one row per step; differences and bounds are relative.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(
             f,
@@ -140,11 +140,11 @@ impl fmt::Display for Judgement<'_> {
     }
 }
 
-/// The bound on a quantity's relative difference at every step, from that of each reference.
+/// Bound on a quantity's relative difference at every step, from the differences of the references.
 fn bounds(rounding: &[Vec<f64>]) -> Vec<f64> {
     let steps = 0..rounding.first().map_or(0, Vec::len);
     let greatest = steps.map(|step| rounding.iter().map(|reference| reference[step]).fold(0.0, f64::max));
-    // A difference that has been is carried on in the parameters, even where it happens not to show in a later loss.
+    // An earlier difference persists in the parameters, even where it happens not to show in a later loss.
     let until = greatest.scan(0.0, |most, here| {
         *most = f64::max(*most, here);
         Some(*most)
@@ -152,12 +152,12 @@ fn bounds(rounding: &[Vec<f64>]) -> Vec<f64> {
     until.map(|most| FACTOR * most + FLOOR).collect()
 }
 
-/// The relative difference of two numbers.
+/// Relative difference of `found` from `expected`.
 pub(super) fn relative(found: f64, expected: f64) -> f64 {
     (found - expected).abs() / expected.abs().max(f64::MIN_POSITIVE)
 }
 
-/// A NaN is outside of every bound.
+/// Whether a difference exceeds its bound; a NaN exceeds every bound.
 fn is_outside(difference: f64, bound: f64) -> bool {
     difference.is_nan() || difference > bound
 }
@@ -166,7 +166,7 @@ fn norm(values: &[f64]) -> f64 {
     values.iter().map(|value| value * value).sum::<f64>().sqrt()
 }
 
-/// The greatest relative difference, a NaN above all, and whose it is.
+/// Greatest relative difference, NaN above all, and the name of its parameter.
 fn worst<'a>(found: &[f64], expected: &[f64], names: &[&'a str]) -> (f64, &'a str) {
     let differences = found.iter().zip(expected).map(|(found, expected)| relative(*found, *expected));
     let greater = |one: (f64, &'a str), other: (f64, &'a str)| if is_outside(other.0, one.0) { other } else { one };

@@ -1,10 +1,10 @@
-//! `hpml verify`: PyTorch's weights and PyTorch's samples; do losses and updates come out the same?
+//! `hpml verify`: compares losses and updates with PyTorch's, from PyTorch's weights and on PyTorch's samples.
 //!
 //! In: a parity file (made by `scripts/parity.py`, see [`crate::store::Parity`]) and the images it was made from. Out: a table of
 //! expected and reached values for each model, and a last line on stdout that begins with PASSED or FAILED; FAILED goes with a
-//! status other than 0. Computes with the training's own code, and changes nothing of what the parity file asks for.
+//! status other than 0. It computes with the training's own code, and changes nothing that the parity file determines.
 //!
-//! Three quantities are compared at every step: the loss before the update, the norm of what all parameters together have moved
+//! Three quantities are compared at every step: the loss before the update, the norm of the movement of all parameters together
 //! since the start, and that of each parameter. The expected value is PyTorch's in float64. The bound follows from how float32's
 //! rounding grows, see `judgement`: no processor, thread count or memory layout has a bound of its own.
 
@@ -29,7 +29,7 @@ use crate::parallel::Replica;
 use crate::store::{self, Parity, Reference};
 use crate::train::{load, loader_options};
 
-/// Sections and keys that `--set` may change: where and how it is computed, not what.
+/// Sections and keys that `--set` may change: they affect where and how the steps are computed, not the result.
 const SETTINGS: [&str; 9] = [
     "launch.",
     "data.dir",
@@ -42,10 +42,10 @@ const SETTINGS: [&str; 9] = [
     "metrics.timing",
 ];
 
-/// Checks that no override of `--set` asks for something else than the parity file.
+/// Checks that no override of `--set` contradicts the parity file.
 ///
 /// # Errors
-/// The first key that is not among those that may be changed, by name.
+/// An override sets a key that may not be changed; the error names the first one.
 pub fn check_overrides(overrides: &[String]) -> Result<()> {
     let pairs = overrides.iter().filter_map(|given| given.split_once('='));
     for (key, value) in pairs.map(|(key, value)| (key.trim(), value.trim())) {
@@ -67,10 +67,10 @@ pub fn check_overrides(overrides: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Says on rank 0 how it ended, PASSED or FAILED, and hands an error on.
+/// Prints the outcome on rank 0, PASSED or FAILED, and passes an error on.
 ///
 /// # Errors
-/// That of `result`.
+/// `result` is an error.
 pub fn conclude(job: &Job, result: Result<String>) -> Result<()> {
     if job.is_root() {
         match &result {
@@ -81,10 +81,18 @@ pub fn conclude(job: &Job, result: Result<String>) -> Result<()> {
     result.map(drop)
 }
 
-/// Verifies every model of the parity file. Returns what has passed.
+/// Verifies every model of the parity file. Returns a line that names the models that passed.
+///
+/// ```no_run
+/// # use hpml::{config::Config, error::Result, launch::Job, verify};
+/// # fn check(config: &Config, job: &Job) -> Result<()> {
+/// let result = verify::run(config, job, "parity.h5".as_ref()); // prints a table per model
+/// verify::conclude(job, result) // prints PASSED or FAILED
+/// # }
+/// ```
 ///
 /// # Errors
-/// What lies out of bounds, what there is no reference for, and whatever kept a model from being computed.
+/// A value is out of bounds, a model has no reference for this number of ranks, or a model could not be computed.
 pub fn run(config: &Config, job: &Job, path: &Path) -> Result<String> {
     let parities = job.agree(store::read_parity(path))?;
     if config.data.folder().is_none() {
@@ -105,7 +113,7 @@ pub fn run(config: &Config, job: &Job, path: &Path) -> Result<String> {
     Ok(format!("{} on {} rank(s): all within what float32 rounding explains", passed.join(", "), job.world_size))
 }
 
-/// One model. Returns what was out of bounds, the same on all ranks.
+/// Verifies one model. Returns descriptions of what is out of bounds, identical on all ranks.
 fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: &Path) -> Result<Vec<String>> {
     let mut config = config.clone();
     config.model.name = job.agree(model_name(parity, path))?;
@@ -118,7 +126,7 @@ fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, pa
         job.agree(load(&mut model, &parity.init, path, "init"))?;
     }
     let has_batch_norm = model.state.iter().any(|entry| entry.role == Role::Buffer);
-    // Groups of samples that batch norm takes statistics of their own over.
+    // Number of sample groups over which batch norm takes separate statistics.
     let groups = if has_batch_norm && config.parallel.buffers != BufferSync::Sync { job.world_size } else { 1 };
     let Some(reference) = parity.references.iter().find(|reference| reference.ranks == groups) else {
         return Ok(vec![no_reference(parity, groups, path)]);
@@ -159,7 +167,7 @@ fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, pa
     Ok(judgement.failures())
 }
 
-/// L2 norm of what each parameter has moved since `initial`.
+/// L2 norm of each parameter's movement since `initial`.
 fn movements(model: &Model, initial: &[Tensor]) -> Vec<f64> {
     let moved = |(now, start): (&Tensor, &Tensor)| {
         let difference = now.detach().to_kind(tch::Kind::Double) - start.to_kind(tch::Kind::Double);
@@ -189,7 +197,7 @@ fn no_reference(parity: &Parity, groups: usize, path: &Path) -> String {
     )
 }
 
-/// A file with the updates of other parameters would be compared with the wrong ones.
+/// Checks the number of parameters, so that updates are not compared with those of other parameters.
 fn same_parameters(model: &Model, parity: &Parity, reference: &Reference, path: &Path) -> Result<()> {
     let (expected, found) = (model.parameters().count(), reference.update[0].len());
     if expected != found {
@@ -206,7 +214,7 @@ fn own_samples(job: &Job, parity: &Parity, images: &Dataset, path: &Path) -> Res
     for (&index, &label) in parity.indices.iter().zip(&parity.labels) {
         if images.labels.get(index as usize) != Some(&label) {
             let message =
-                format!("sample {index} has label {label} there, another one in --data: made from other data");
+                format!("sample {index} has label {label} in it, another one in --data: made from other data");
             return Err(Error::Dataset { path: path.to_owned(), name: "labels".into(), message });
         }
     }
@@ -229,7 +237,7 @@ mod tests {
             .collect();
         let free = Config::default().flattened().len() - refused.len();
         let launch = Config::default().flattened().iter().filter(|(key, _)| key.starts_with("launch.")).count();
-        assert_eq!(free, launch + SETTINGS.len() - 1, "a key of SETTINGS is none of the configuration");
+        assert_eq!(free, launch + SETTINGS.len() - 1, "a key of SETTINGS is not in the configuration");
         for key in ["train.lr", "optim.momentum", "run.seed", "model.name", "model.precision", "data.train_samples"] {
             let message = check_overrides(&["launch.threads=2".into(), format!("{key}=1")]).unwrap_err().to_string();
             assert!(message.contains(&format!("{key} = 1: the parity file decides")), "{message}");

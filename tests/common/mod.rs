@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use wait_timeout::ChildExt;
 
-/// A run to be started.
+/// A run to start.
 pub struct Mpirun {
     command: Command,
     timeout: Duration,
 }
 
-/// What came of it.
+/// Status and output of a finished run.
 pub struct Finished {
     pub status: ExitStatus,
     pub stdout: String,
@@ -24,23 +24,23 @@ pub struct Finished {
 }
 
 impl Mpirun {
-    /// `mpirun -n RANKS hpml`.
+    /// Prepares `mpirun -n RANKS hpml`.
     pub fn ranks(ranks: usize) -> Mpirun {
         Mpirun::program(ranks, [env!("CARGO_BIN_EXE_hpml")])
     }
 
-    /// `mpirun -n RANKS PROGRAM`, a program with arguments.
+    /// Prepares `mpirun -n RANKS PROGRAM`, a program with arguments.
     pub fn program<'a>(ranks: usize, program: impl IntoIterator<Item = &'a str>) -> Mpirun {
-        // Intel's mpirun is a script, which no signal gets through.
+        // Intel's mpirun is a script, which does not pass signals on.
         let launcher = if is_intel_mpi() { "mpiexec.hydra" } else { "mpirun" };
         let mut command = Command::new(launcher);
         command.args(["-n", &ranks.to_string()]).args(program);
         Mpirun::command(command)
     }
 
-    /// A command of the test's own making.
+    /// Prepares a run of any command.
     pub fn command(mut command: Command) -> Mpirun {
-        // Fewer cores than ranks, and root in a container, are both meant.
+        // Fewer cores than ranks, and root in a container, are both intended.
         command.envs([
             ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
             ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
@@ -50,7 +50,7 @@ impl Mpirun {
         Mpirun { command, timeout: Duration::from_secs(120) }
     }
 
-    /// `hpml` without a launcher.
+    /// Prepares `hpml` without a launcher.
     pub fn alone() -> Mpirun {
         Mpirun::command(Command::new(env!("CARGO_BIN_EXE_hpml")))
     }
@@ -74,7 +74,7 @@ impl Mpirun {
         self
     }
 
-    /// The first place to look for libraries.
+    /// Adds `folder` in front of all places to look for libraries.
     pub fn libraries(self, folder: &Path) -> Mpirun {
         let others = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
         self.env("LD_LIBRARY_PATH", &format!("{}:{others}", text(folder)))
@@ -85,7 +85,7 @@ impl Mpirun {
         self
     }
 
-    /// Starts it and leaves it running.
+    /// Starts the run and leaves it running.
     pub fn spawn(mut self) -> Running {
         self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().expect("mpirun can be started");
@@ -101,13 +101,16 @@ impl Mpirun {
         Running { child, stdout, stderr, started: Instant::now(), timeout: self.timeout }
     }
 
-    /// Runs it to its end. Panics if the time-out passes first.
+    /// Runs to the end.
+    ///
+    /// # Panics
+    /// The time-out passes first.
     pub fn run(self) -> Finished {
         self.spawn().wait()
     }
 }
 
-/// A run under way.
+/// A run in progress.
 pub struct Running {
     pub child: Child,
     stdout: std::thread::JoinHandle<String>,
@@ -117,7 +120,10 @@ pub struct Running {
 }
 
 impl Running {
-    /// Waits until `happened`. Panics, with what the run said, if it ends or its time-out passes before that.
+    /// Waits until `happened`.
+    ///
+    /// # Panics
+    /// The run ends or its time-out passes first; the panic shows the run's output.
     pub fn until(mut self, awaited: &str, mut happened: impl FnMut() -> bool) -> Running {
         while !happened() {
             let over = self.child.try_wait().unwrap().is_some() || self.started.elapsed() > self.timeout;
@@ -133,7 +139,7 @@ impl Running {
     pub fn wait(mut self) -> Finished {
         let status = self.child.wait_timeout(self.timeout.saturating_sub(self.started.elapsed())).unwrap();
         if status.is_none() {
-            // mpirun takes its ranks down on SIGTERM; SIGKILL would leave them behind.
+            // mpirun ends its ranks on SIGTERM; SIGKILL would leave them behind.
             let _ = Command::new("kill").arg(self.child.id().to_string()).status();
             let _ = self.child.wait_timeout(Duration::from_secs(10));
             let _ = self.child.kill();
@@ -159,7 +165,7 @@ impl Running {
     }
 }
 
-/// Whether `mpirun --version` says this.
+/// Whether the output of `mpirun --version` contains this text.
 fn mpirun_says(words: &str) -> bool {
     static VERSION: OnceLock<String> = OnceLock::new();
     let ask = || Command::new("mpirun").arg("--version").output().map(|output| output.stdout).unwrap_or_default();
@@ -171,7 +177,7 @@ pub fn is_intel_mpi() -> bool {
     mpirun_says("Intel(R) MPI")
 }
 
-/// Whether the launcher is Open MPI's; says that `test` is left out otherwise.
+/// Whether the launcher is Open MPI's; prints otherwise that `test` is left out.
 pub fn is_open_mpi(test: &str) -> bool {
     let is = mpirun_says("Open MPI") || mpirun_says("Open RTE");
     if !is {
@@ -180,7 +186,7 @@ pub fn is_open_mpi(test: &str) -> bool {
     is
 }
 
-/// Its children, theirs, and so on: some launchers start ranks through another process.
+/// Descendants of a process: some launchers start ranks through another process.
 fn descendants(parent: u32) -> Vec<u32> {
     children(parent).flat_map(|pid| std::iter::once(pid).chain(descendants(pid))).collect()
 }
@@ -194,7 +200,7 @@ fn children(parent: u32) -> impl Iterator<Item = u32> {
     })
 }
 
-/// What launchers call a process's rank in its environment.
+/// Variables that hold a process's rank, by launcher.
 const RANK: [&str; 2] = ["OMPI_COMM_WORLD_RANK", "PMI_RANK"];
 
 fn rank_of(pid: u32) -> Option<usize> {
@@ -213,18 +219,18 @@ impl Finished {
         self
     }
 
-    /// The lines of stderr in which hpml itself says what is wrong.
+    /// Lines of stderr in which hpml itself reports an error.
     pub fn messages(&self) -> Vec<&str> {
         self.stderr.lines().filter(|line| line.starts_with("hpml: ")).collect()
     }
 }
 
-/// A folder that goes when the test ends.
+/// A folder that is removed when the test ends.
 pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// CIFAR-10's binary files, where `HPML_CIFAR10` points to them; else says that `test` is left out.
+/// Folder of CIFAR-10's binary files from `HPML_CIFAR10`; prints that `test` is left out if the variable is not set.
 pub fn cifar10(test: &str) -> Option<PathBuf> {
     match std::env::var_os("HPML_CIFAR10") {
         Some(folder) => Some(folder.into()),
@@ -235,7 +241,7 @@ pub fn cifar10(test: &str) -> Option<PathBuf> {
     }
 }
 
-/// A whole data set of CIFAR-10's layout, whose images are a function of the label: six files of 10,000 records.
+/// Writes a data set in CIFAR-10's layout whose images are a function of the label: six files of 10,000 records.
 pub fn write_fake_cifar10(folder: &Path) {
     let mut records = Vec::with_capacity(10_000 * 3073);
     for index in 0..10_000usize {
@@ -254,7 +260,7 @@ pub fn column(file: &Path, name: &str) -> Vec<f64> {
     file.dataset(name).unwrap_or_else(|error| panic!("{name}: {error}")).read_raw().unwrap()
 }
 
-/// Whether a run file is there and holds that dataset.
+/// Whether a run file exists and holds dataset `name`.
 pub fn has(file: &Path, name: &str) -> bool {
     file.exists() && hdf5::File::open(file).is_ok_and(|file| file.dataset(name).is_ok())
 }
@@ -266,10 +272,10 @@ pub fn texts(file: &Path, name: &str) -> Vec<String> {
     dataset.read_raw::<hdf5::types::VarLenUnicode>().unwrap().iter().map(|text| text.as_str().to_owned()).collect()
 }
 
-/// Every tensor of a checkpoint by its name, bit for bit.
+/// Tensors of a checkpoint: name and bits.
 pub type Parameters = Vec<(String, Vec<u32>)>;
 
-/// Those of a run file, sorted: HDF5's own order is that of its heap.
+/// Reads the parameters of a run file, sorted by name: HDF5's own order is that of its heap.
 pub fn parameters(file: &Path) -> Parameters {
     let file = hdf5::File::open(file).unwrap();
     let group = file.group("checkpoint").unwrap();
@@ -280,17 +286,17 @@ pub fn parameters(file: &Path) -> Parameters {
     names.iter().map(|name| (name.clone(), bits(name))).collect()
 }
 
-/// The folder of a run file's checkpoints.
+/// Folder of a run file's checkpoints.
 pub fn checkpoint_folder(run_file: &Path) -> PathBuf {
     PathBuf::from(format!("{}.checkpoints", text(run_file)))
 }
 
-/// The checkpoints beside a run file, the oldest first.
+/// Checkpoints beside a run file, the oldest first.
 pub fn checkpoints(run_file: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(checkpoint_folder(run_file));
     let mut paths: Vec<PathBuf> =
         entries.map(|found| found.flatten().map(|entry| entry.path()).collect()).unwrap_or_default();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "h5")); // nothing half-written
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "h5")); // no partly written files
     paths.sort();
     paths
 }
@@ -300,7 +306,7 @@ pub fn kill(signal: &str, pid: u32) {
     Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
 }
 
-/// It failed with one message, which names all of these.
+/// Asserts that the run failed with one message, which names all of `named`.
 pub fn assert_refused(run: &Finished, named: &[&str]) {
     assert!(!run.status.success(), "{}", run.stdout);
     let messages = run.messages();

@@ -9,7 +9,7 @@ use hdf5::types::{TypeDescriptor, VarLenUnicode};
 use hdf5::{Dataset, Group, H5Type, Location};
 use hpml::cli;
 use hpml::config::Config;
-use hpml::quantize::{Engine, Kernel, checkpoint};
+use hpml::quantize::{Engine, Kernel, from_checkpoint};
 use hpml::store::{
     self, Attribute, Checkpoint, CheckpointFolder, FileKind, Identity, Resumable, RunFile, Table, TensorValues, Values,
 };
@@ -18,7 +18,7 @@ use hpml::{data, predict, report};
 use super::Case;
 use super::mutate::{FLOATS, NUMBERS, Random, damage};
 
-/// Real files: a training's run file, its int8 form and its checkpoint, a sweep's, and PyTorch's.
+/// Makes real files: a training's run file, its int8 form and its checkpoint, a sweep's; and PyTorch's parity file.
 fn real_files(folder: &Path) -> Vec<PathBuf> {
     let run = folder.join("run.h5");
     let settings = [
@@ -30,7 +30,7 @@ fn real_files(folder: &Path) -> Vec<PathBuf> {
         "checkpoint.every_epochs=1",
         "launch.threads=1",
     ];
-    // After a crash the next process finds them made.
+    // Made once: after a crash the next process reuses them.
     let mut command = Command::new(env!("CARGO_BIN_EXE_hpml"));
     command.args(["train", "--out", run.to_str().unwrap()]);
     command.args(settings.iter().flat_map(|setting| ["--set", setting]));
@@ -49,8 +49,8 @@ fn real_files(folder: &Path) -> Vec<PathBuf> {
     ]
 }
 
-/// A copy that holds at most `rows` of what it has along the first axis, in the oldest format, whose metadata has no
-/// checksums, and without checksums of data: so that damage gets as far as it can.
+/// Copies at most `rows` entries per dataset along the first axis, in the oldest format, whose metadata has no checksums, and
+/// without checksums of data, so that no check stops the damage early.
 fn small_copy(from: &Path, to: &Path, rows: usize) {
     fn attributes(from: &Location, to: &Location) {
         fn copy<T: H5Type>(from: &hdf5::Attribute, to: &Location, name: &str) {
@@ -109,7 +109,7 @@ fn small_copy(from: &Path, to: &Path, rows: usize) {
     file.close().unwrap();
 }
 
-/// Damaged files of hpml, as it writes them but with fewer rows and tensors, through all that reads some.
+/// Feeds damaged files of hpml, written as usual but with fewer rows and tensors, to everything that reads them.
 pub fn hdf5(folder: &Path) -> Case {
     fn few_rows(path: &Path) -> Vec<Table> {
         let names = store::table_names(path).unwrap();
@@ -151,7 +151,7 @@ pub fn hdf5(folder: &Path) -> Case {
     damaged(folder, corpus)
 }
 
-/// The same, small and in HDF5's old format, and a file of h5py's.
+/// Feeds damaged small copies in HDF5's old format, and a damaged file of h5py's.
 pub fn old_hdf5(folder: &Path) -> Case {
     let real = real_files(folder);
     let copy = |(number, path): (usize, &PathBuf)| {
@@ -163,7 +163,7 @@ pub fn old_hdf5(folder: &Path) -> Case {
 }
 
 fn damaged(folder: &Path, corpus: Vec<Vec<u8>>) -> Case {
-    // Where HDF5's own structures begin: most of a file is numbers.
+    // Places at which HDF5's own structures begin: most of a file is numbers.
     let signatures: [&[u8]; 9] = [b"\x89HDF", b"OHDR", b"OCHK", b"TREE", b"SNOD", b"HEAP", b"GCOL", b"FRHP", b"BTHD"];
     let signs = |bytes: &[u8], at: usize| signatures.iter().any(|sign| bytes[at..].starts_with(sign));
     let places: Vec<Vec<usize>> =
@@ -181,7 +181,7 @@ fn damaged(folder: &Path, corpus: Vec<Vec<u8>>) -> Case {
     })
 }
 
-/// With one of the readers, whatever it makes of it, without more memory than a small file is worth.
+/// Reads the file with one of the readers; its result does not matter, but it must need no more memory than a small file.
 fn read_it(path: &Path, random: &mut Random) {
     let reader = random.below(5);
     fn no_memory_asked<T>(result: Result<T, hpml::error::Error>) -> Option<T> {
@@ -189,7 +189,7 @@ fn read_it(path: &Path, random: &mut Random) {
             .inspect_err(|error| {
                 let message = error.to_string();
                 assert!(!message.contains('\n'), "{message}");
-                // The library asks for as much as a block of its own format claims to have, before it reads that.
+                // The library allocates as much as a block of its own format claims to have, before it reads the block.
                 let asked = message.contains("memory allocation") && !message.contains("on disk image buffer");
                 assert!(!asked, "{message}");
             })
@@ -205,7 +205,7 @@ fn read_it(path: &Path, random: &mut Random) {
         }
         3 => {
             if let Some(found) = no_memory_asked(store::read_checkpoint(path)) {
-                let _ = checkpoint::from_checkpoint(&found);
+                let _ = from_checkpoint(&found);
             }
         }
         _ => {
@@ -215,9 +215,9 @@ fn read_it(path: &Path, random: &mut Random) {
     }
 }
 
-/// Tables of the right form with any numbers in them, through report and predict.
+/// Feeds tables of the right form with any numbers in them to report and predict.
 pub fn tables(folder: &Path) -> Case {
-    /// Where the values of one dataset of numbers lie in the file, and how wide they are.
+    /// One number in the file: offset, width in bytes, and whether it is a float.
     type Place = (u64, usize, bool);
     fn places(group: &Group, found: &mut Vec<Place>) {
         for name in group.member_names().unwrap() {
@@ -299,17 +299,17 @@ pub fn tables(folder: &Path) -> Case {
     })
 }
 
-/// An int8 checkpoint changed in names, shapes, values and scales; what is accepted must run, on every kernel the same.
+/// Changes an int8 checkpoint in names, shapes, values and scales; an accepted one must give equal results on every kernel.
 pub fn int8(folder: &Path) -> Case {
     let whole = store::read_checkpoint(&real_files(folder)[1]).unwrap();
-    checkpoint::from_checkpoint(&whole).unwrap();
+    from_checkpoint(&whole).unwrap();
     let pixels: Vec<u8> = (0..3072).map(|place| (place * 7 % 256) as u8).collect();
     Box::new(move |random| {
         let mut changed = whole.clone();
         for _ in 0..1 + random.below(3) {
             change(&mut changed, random);
         }
-        if let Ok(net) = checkpoint::from_checkpoint(&changed) {
+        if let Ok(net) = from_checkpoint(&changed) {
             let portable = Engine::new(&net, Kernel::Portable).run(&pixels);
             assert_eq!(Engine::new(&net, Kernel::best()).run(&pixels), portable);
         }
@@ -355,7 +355,7 @@ fn change(checkpoint: &mut Checkpoint, random: &mut Random) {
     }
 }
 
-/// Files of 30 MB in full.
+/// Feeds damaged files of 30 MB in full.
 pub fn cifar(folder: &Path) -> Case {
     let names: Vec<String> =
         (1..=5).map(|number| format!("data_batch_{number}.bin")).chain(["test_batch.bin".into()]).collect();

@@ -1,13 +1,13 @@
-//! Input that nobody wrote: whatever a file or an argument holds, hpml ends with a result or an error, without a panic, a
-//! hang or more memory than the input is worth.
+//! Fuzz tests: for every content of a file or argument, hpml ends with a result or an error, without a panic, a hang or more
+//! memory than the input justifies.
 //!
-//! Each test feeds one parser with damaged copies of real inputs. A case follows from its number alone. They run in a process
+//! Each test feeds one parser with damaged copies of real inputs. A case follows from its number alone. Cases run in a process
 //! of their own, with limits on memory and time. HDF5's C library may crash on files of its old format, whose metadata has no
-//! checksums: that is counted and told.
+//! checksums; such crashes are counted and printed.
 //!
-//!   HPML_FUZZ_CASES=1000000 cargo test --release --test fuzz -- --nocapture [TEST]     as many inputs for each parser
-//!   HPML_FUZZ_WORKERS=2                                                                processes a parser
-//!   HPML_FUZZ_FROM=N                                                                   the first case: others than before
+//!   HPML_FUZZ_CASES=1000000 cargo test --release --test fuzz -- --nocapture [TEST]     number of inputs per parser
+//!   HPML_FUZZ_WORKERS=2                                                                processes per parser
+//!   HPML_FUZZ_FROM=N                                                                   first case, for new inputs
 
 mod files;
 mod mutate;
@@ -19,10 +19,10 @@ use std::path::Path;
 use mutate::Random;
 use supervise::{fuzz, run_worker};
 
-/// Feeds one damaged input to a parser.
+/// Function that feeds one damaged input to a parser.
 type Case = Box<dyn FnMut(&mut Random)>;
 
-/// The parser of that name; `folder` is for its files.
+/// Function for the parser `name`; `folder` is for its files.
 fn target(name: &str, folder: &Path) -> Case {
     match name {
         "config" => texts::config(folder),
@@ -63,13 +63,13 @@ fn samplers() {
     fuzz("sampler", 5_000);
 }
 
-/// As hpml writes them: nothing may crash.
+/// Files in the format that hpml writes: nothing may crash.
 #[test]
 fn hdf5_files() {
     fuzz("hdf5", 1_500);
 }
 
-/// In HDF5's old format, where the C library believes any metadata.
+/// Files in HDF5's old format, in which the C library trusts any metadata.
 #[test]
 fn hdf5_files_of_the_old_format() {
     fuzz("old_hdf5", 1_000);

@@ -1,10 +1,10 @@
 //! Reproducible damage.
 
-/// splitmix64.
+/// The splitmix64 generator.
 pub struct Random(u64);
 
 impl Random {
-    /// The same numbers for the same case.
+    /// Generator of case `case`, always with the same numbers.
     pub fn of(case: u64) -> Random {
         let mut random = Random(case.wrapping_mul(0xd134_2543_de82_ef95) ^ 0x68_706d_6c00);
         random.next();
@@ -19,7 +19,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// 0 to `end` - 1; 0 if `end` is 0.
+    /// Draws 0 to `end` - 1; 0 if `end` is 0.
     pub fn below(&mut self, end: usize) -> usize {
         (self.next() % end.max(1) as u64) as usize
     }
@@ -33,7 +33,7 @@ impl Random {
     }
 }
 
-/// Numbers at which programs go wrong.
+/// Numbers that often make programs fail.
 pub const NUMBERS: [u64; 16] = [
     0,
     1,

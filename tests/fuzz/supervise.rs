@@ -1,4 +1,4 @@
-//! The two sides of a run: the test, which starts processes and watches them, and the process, which works through cases.
+//! Both sides of a fuzz run: the test, which starts processes and watches them, and the process, which works through cases.
 
 #![allow(unsafe_code)] // fork: a process after each crash would have to load libtorch again
 
@@ -15,13 +15,13 @@ use super::mutate::Random;
 use super::target;
 
 const TASK: &str = "HPML_FUZZ_TASK";
-/// No input is worth more than this beyond what the process has before the first.
+/// Bytes that a case may allocate beyond what the process has before the first.
 const MEMORY: u64 = 256 << 20;
-/// Seconds of computing for a case, which takes milliseconds.
+/// CPU seconds that a case may take; it usually takes milliseconds.
 const CPU: i64 = 5;
-/// The process does nothing any more.
+/// Time without progress after which the process counts as hung.
 const LONG: Duration = Duration::from_secs(120);
-/// In the file of progress: all is done, and nothing has begun.
+/// Values in the progress file: all cases are done, and none has begun.
 const DONE: u64 = u64::MAX;
 const STARTING: u64 = u64::MAX - 1;
 
@@ -29,19 +29,22 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}: not a number: {text}")))
 }
 
-/// What one process was seen to do.
+/// Observations of one process.
 #[derive(Default)]
 struct Seen {
-    /// To be mended.
+    /// Failures to fix.
     findings: Vec<String>,
-    /// Case and signal.
+    /// Crashes: case and signal.
     crashes: Vec<(u64, i32)>,
 }
 
-/// Runs `cases` cases (or what the environment says) of a target. Panics if there is anything to be mended.
+/// Runs `cases` cases of a target, or HPML_FUZZ_CASES.
+///
+/// # Panics
+/// There is anything to fix.
 pub fn fuzz(name: &str, cases: u64) {
     let cases = match setting("HPML_FUZZ_CASES") {
-        // A whole file of 30 MB a case.
+        // A case is a whole file of 30 MB.
         Some(cases) if name == "cifar_files" => cases / 1000,
         Some(cases) => cases,
         None => cases,
@@ -117,7 +120,7 @@ fn read(progress: &Path) -> u64 {
     u64::from_le_bytes(bytes[..8].try_into().unwrap())
 }
 
-/// The input of a case, for a closer look.
+/// Keeps the input of a case for inspection.
 fn keep(name: &str, folder: &Path, case: u64) {
     if let Ok(bytes) = fs::read(folder.join("case")) {
         let kept = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{name}-{case}"));
@@ -125,7 +128,7 @@ fn keep(name: &str, folder: &Path, case: u64) {
     }
 }
 
-/// The process: has children work through its cases, a new one after each crash.
+/// Body of the process: children work through its cases, a new one after each crash.
 pub fn run_worker() {
     let Ok(task) = std::env::var(TASK) else { return };
     let words: Vec<&str> = task.splitn(5, ' ').collect();
@@ -157,7 +160,8 @@ pub fn run_worker() {
         keep(name, folder, case);
         match signal {
             libc::SIGPROF => writeln!(seen, "case {case}: no end after {CPU} s").unwrap(),
-            // Of Rust itself: memory, or the stack. But the hdf5 crate makes Rust's enums of numbers from the old format's metadata without a look at them.
+            // Raised by Rust itself, for lack of memory or stack. With the old format it is no finding: the hdf5 crate turns
+            // numbers of the metadata into Rust enums unchecked.
             libc::SIGABRT if name != "old_hdf5" && said_by_rust(folder) => {
                 writeln!(seen, "case {case}: memory or stack").unwrap()
             }
@@ -168,14 +172,17 @@ pub fn run_worker() {
     progress.write_all_at(&DONE.to_le_bytes(), 0).unwrap();
 }
 
-/// Whether the log ends with a last word of Rust's runtime. Empties it.
+/// Whether the log ends with a fatal message of Rust's runtime. Empties the log.
 fn said_by_rust(folder: &Path) -> bool {
     let said = fs::read_to_string(folder.join("log")).unwrap_or_default();
     let _ = File::options().write(true).open(folder.join("log")).and_then(|log| log.set_len(0));
     ["memory allocation of", "overflowed its stack"].iter().any(|word| said.contains(word))
 }
 
-/// Runs `work` in a copy of this process. Error: the signal it died of.
+/// Runs `work` in a copy of this process.
+///
+/// # Errors
+/// The copy died of this signal.
 fn in_child(work: impl FnOnce()) -> Result<(), i32> {
     // SAFETY: this thread is the only one that works, so no lock is held by another; the child leaves by `_exit`, past
     // everything that belongs to its parent. `waitpid` writes to the number given.
@@ -192,7 +199,7 @@ fn in_child(work: impl FnOnce()) -> Result<(), i32> {
     }
 }
 
-/// SIGPROF comes when a case has computed too long: in its own time, however busy the machine is.
+/// Arms SIGPROF for a case that computes too long: in its own CPU time, however busy the machine is.
 fn limit_case() {
     let second = |seconds| libc::timeval { tv_sec: seconds, tv_usec: 0 };
     let timer = libc::itimerval { it_interval: second(0), it_value: second(CPU) };

@@ -11,7 +11,7 @@ use hpml::data::{BatchPlan, Dataset, Sampler, append_records};
 use super::Case;
 use super::mutate::{Random, damage};
 
-/// What stands in configurations, and what should not.
+/// Words of configurations, valid and invalid.
 const WORDS: [&str; 60] = [
     "nan",
     "inf",
@@ -104,7 +104,7 @@ const OPTIONS: [&str; 24] = [
     "x.h5",
 ];
 
-/// Words, brackets in depth, and bytes.
+/// Draws a text of words, nested brackets, or bytes.
 fn any_text(random: &mut Random) -> String {
     match random.below(8) {
         0 => random.pick(&["[", "{a=", "(", "\"", "a.", "[[a]]\n", "-"]).repeat(random.below(20_000)),
@@ -116,7 +116,7 @@ fn any_text(random: &mut Random) -> String {
     }
 }
 
-/// TOML files with `--set`.
+/// Feeds TOML files with `--set`.
 pub fn config(folder: &Path) -> Case {
     let mut corpus = vec![documented_defaults(), Config::default().to_toml()];
     let configs = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/configs")).unwrap();
@@ -145,7 +145,7 @@ pub fn config(folder: &Path) -> Case {
             .collect();
         let file = if random.one_in(3) { None } else { Some(path.as_path()) };
         match Config::load(file, &overrides) {
-            // What was accepted comes back the same from the run file.
+            // An accepted configuration is read back unchanged from the run file.
             Ok(config) => {
                 let again: Config = toml::from_str(&config.to_toml()).expect("what hpml writes it reads");
                 assert_eq!(again, config, "{overrides:?}");
@@ -163,7 +163,7 @@ pub fn config(folder: &Path) -> Case {
     })
 }
 
-/// The command line.
+/// Feeds command lines.
 pub fn arguments() -> Case {
     Box::new(|random| {
         let mut args = vec!["hpml".to_owned(), random.pick(&COMMANDS).to_owned()];
@@ -182,7 +182,7 @@ pub fn arguments() -> Case {
     })
 }
 
-/// Few records instead of 10,000, through the function that all go through.
+/// Feeds few records instead of 10,000 to the function that reads all records.
 pub fn cifar() -> Case {
     Box::new(|random| {
         let records = random.below(4);
@@ -208,7 +208,7 @@ pub fn cifar() -> Case {
     })
 }
 
-/// Every number of samples on every number of ranks: the shares are equally long and together all samples.
+/// Checks the sampler for any number of samples and ranks: the shares have equal length and together hold all samples.
 pub fn sampler() -> Case {
     Box::new(|random| {
         let most = if random.one_in(10) { 5000 } else { 9 };

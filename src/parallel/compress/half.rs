@@ -1,4 +1,4 @@
-//! Gradients of 16 bits: half the bytes, no state.
+//! 16-bit gradients (bf16, fp16): half the bytes, no state.
 
 use std::ops::Range;
 
@@ -12,15 +12,15 @@ use crate::units::Second;
 /// hosts, or MPI, rounds it at every hop.
 ///
 /// bf16 has float32's range. fp16 ends at 65504 and loses bits below 6e-5, where most gradients are: each bucket is first
-/// multiplied by the power of two that lets the sum of all ranks just fit, known from the greatest magnitude on any rank
-/// (4 bytes more a rank). Source of the idea: Micikevicius et al., Mixed Precision Training, 2017, section 3.2.
+/// multiplied by the power of two with which the sum over all ranks just fits, computed from the greatest magnitude on each
+/// rank (4 bytes more per rank). Source of the idea: Micikevicius et al., Mixed Precision Training, 2017, section 3.2.
 pub struct Half<T: Element> {
-    /// `[elements]`, what is sent.
+    /// `[elements]`, the rounded gradients as sent.
     sent: HostBuffer<T>,
 }
 
 impl<T: Element> Half<T> {
-    /// For `elements` gradients.
+    /// Allocates the buffer for `elements` gradients.
     pub fn new(all_reduce: &AllReduce, elements: usize) -> Result<Half<T>> {
         Ok(Half { sent: all_reduce.buffer(elements)? })
     }
@@ -60,21 +60,21 @@ impl<T: Element> Compressor for Half<T> {
     }
 }
 
-/// The greatest magnitude; infinite or no number where one of the values is.
+/// Greatest magnitude of `values`; infinite or NaN where one of them is.
 pub(super) fn magnitude(values: &[f32]) -> f32 {
-    // As integers they compare alike, with infinity and NaN above all numbers, and the loop is vectorised.
+    // Compared as integers, float magnitudes keep their order, with infinity and NaN above all, and the loop is vectorized.
     let bits = values.iter().fold(0, |most, value| most.max((value.to_bits() & 0x7fff_ffff) as i32));
     f32::from_bits(bits as u32)
 }
 
-/// The power of two with which the sum of gradients of these greatest magnitudes, a rank each, stays below 65504. 1 if there
-/// is nothing to scale, or no number among them.
+/// Power of two that scales gradients so that their sum over the ranks stays below 65504; `greatest` holds each rank's
+/// greatest magnitude. 1 if all are zero or one is infinite or NaN.
 fn scale_for(greatest: &[f32]) -> f32 {
     let sum: f64 = greatest.iter().map(|&magnitude| f64::from(magnitude)).sum();
     if sum == 0.0 || !sum.is_finite() {
         return 1.0;
     }
-    // Half of the range: rounding up must not carry the sum over the end. Both the scale and its inverse are float32s.
+    // Half of the range: rounding up must not carry the sum over the end. Both the scale and its inverse are float32 values.
     (32768.0 / sum).log2().floor().clamp(-126.0, 126.0).exp2() as f32
 }
 

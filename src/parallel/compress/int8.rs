@@ -1,4 +1,4 @@
-//! Gradients of 8 bits with a scale a block, and error feedback.
+//! 8-bit gradients with one scale per block, and error feedback.
 //!
 //! Sources: Seide et al., 1-Bit Stochastic Gradient Descent, 2014 (error feedback, and the two phases in which both the
 //! gradients and their sums are quantized); Karimireddy et al., Error Feedback Fixes SignSGD, 2019.
@@ -14,38 +14,37 @@ use crate::units::Second;
 
 /// The greatest quantized value.
 const QMAX: f32 = 127.0;
-/// Blocks with nothing greater are sent as zeros and kept back: 127 / this is still a float32.
+/// Magnitude below which a block is sent as zeros and kept for the next step: 127 / `LEAST` still fits float32.
 const LEAST: f32 = 1e-36;
-/// 1.5 * 2^23. Added to a number below 2^22, it leaves the nearest integer in the lowest bits, ties to even.
+/// 1.5 * 2^23: added to a value below 2^22, it leaves the nearest integer in the lowest bits, ties to even.
 const ROUND: f32 = 12_582_912.0;
 const SCALE_BYTES: usize = size_of::<f32>();
 
 /// Reduce-scatter of quantized gradients, sum in float32, all-gather of the quantized sums.
 ///
-/// Every rank quantizes its bucket and sends slice r of it to rank r, which adds up what all ranks sent it, in their order,
-/// and quantizes the sum for everybody: two times (n-1)/n of the compressed bucket leave each rank, however many
-/// there are. All restore the sums from the same bytes. What rounding took from a gradient stays on its rank; what it
-/// took from a sum goes to the rank that added it up. So the sum of all results, and of what the ranks still hold, is
-/// the sum of all gradients.
+/// Every rank quantizes its bucket and sends slice r of it to rank r. Rank r adds the slices of all ranks, in rank order, and
+/// quantizes the sum for all: `2 (n-1)/n` of the compressed bucket leaves each rank, for every n. All ranks dequantize the
+/// same bytes. The rounding error of a gradient stays on its rank; that of a sum stays on the rank that added it. So all
+/// results plus all kept errors sum to the sum of all gradients.
 pub struct Int8 {
-    /// `[elements]`: what is still to be sent, of this rank's gradients and of the sums that it made.
+    /// `[elements]`: rounding errors still to be sent, of this rank's gradients and of the sums it made.
     error: Vec<f32>,
-    /// Elements that share a scale.
+    /// Elements per scale.
     block: usize,
-    /// Kept, so that no step allocates: the quantized bucket, the other ranks' parts of this rank's slice, its sums.
+    /// The quantized bucket; this and the next two are kept so that no step allocates.
     packed: Vec<u8>,
     received: Vec<Vec<u8>>,
     sums: Vec<f32>,
 }
 
 impl Int8 {
-    /// For `elements` gradients, with a scale for every `block` of them.
+    /// Creates the state for `elements` gradients, with one scale per `block` of them.
     pub fn new(elements: usize, block: usize) -> Int8 {
         let (packed, received, sums) = Default::default();
         Int8 { error: vec![0.0; elements], block, packed, received, sums }
     }
 
-    /// The elements of a bucket that each rank adds up: whole blocks.
+    /// Slice of a bucket that each rank sums: whole blocks.
     fn slices(&self, elements: usize, ranks: usize) -> Vec<Range<usize>> {
         let blocks = elements.div_ceil(self.block);
         let cut = |rank: usize| (blocks * rank / ranks * self.block).min(elements);
@@ -92,7 +91,7 @@ impl Compressor for Int8 {
     }
 }
 
-/// Bytes of so many elements: one each, and a scale for every block or part of one.
+/// Packed bytes of `elements` elements: one each, and a scale for every block or part of one.
 fn packed_len(elements: usize, block: usize) -> usize {
     elements + elements.div_ceil(block) * SCALE_BYTES
 }
@@ -101,10 +100,10 @@ fn add(values: &[f32], sums: &mut [f32]) {
     sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
 }
 
-/// Writes `values` as blocks of a scale (float32, little endian) and its quantized values, and leaves in them what is lost.
+/// Packs each block of `values` as its scale (float32, little endian) and quantized values; `values` keeps the rounding errors.
 ///
-/// `q = round(value / scale)`, `scale = greatest magnitude / 127`, so at most half a scale is lost. A block with an infinity
-/// or a NaN comes out as one and stays one: the loss will show it.
+/// `q = round(value / scale)`, `scale = greatest magnitude / 127`, so the error is at most half a scale. A block with an
+/// infinity or a NaN stays infinite or NaN, so that the loss shows it.
 fn pack(values: &mut [f32], block: usize, packed: &mut [u8]) {
     debug_assert_eq!(packed.len(), packed_len(values.len(), block));
     for (values, packed) in values.chunks_mut(block).zip(packed.chunks_mut(SCALE_BYTES + block)) {
@@ -120,7 +119,7 @@ fn pack(values: &mut [f32], block: usize, packed: &mut [u8]) {
     }
 }
 
-/// Adds the values that [`pack`] wrote to `sums`.
+/// Adds the values packed by [`pack`] to `sums`.
 fn add_unpacked(packed: &[u8], block: usize, sums: &mut [f32]) {
     for (sums, packed) in sums.chunks_mut(block).zip(packed.chunks(SCALE_BYTES + block)) {
         let (scale, quantized) = packed.split_at(SCALE_BYTES);
@@ -135,15 +134,15 @@ fn add_unpacked(packed: &[u8], block: usize, sums: &mut [f32]) {
 mod tests {
     use super::*;
 
-    /// Made by `tests/fixtures/compression.py` with NumPy.
+    /// Expected values, made by `tests/fixtures/compression.py` with NumPy.
     const EXPECTED: &str = include_str!("../../../tests/fixtures/compression.txt");
 
-    /// The same function as the script's.
+    /// Gradient of the test: the script's function.
     fn gradient(rank: usize, step: usize, index: usize) -> f32 {
         ((step * 7 + index * 13 + rank * 5 + index * index) % 64) as f32 / 32.0 - 1.0
     }
 
-    /// One step of the ranks that have these errors, without the wire: the gradients' sum, as all of them get it.
+    /// Runs one step of `ranks` without the wire; returns the gradients' sum as every rank gets it.
     fn step(ranks: &mut [Int8], gradient: impl Fn(usize, usize) -> f32) -> Vec<f32> {
         let (count, block, elements) = (ranks.len(), ranks[0].block, ranks[0].error.len());
         let slices = ranks[0].slices(elements, count);

@@ -1,9 +1,9 @@
-//! The sum of the gradients over the ranks, with less on the wire than they have bytes. In: a bucket's gradients. Out: their
-//! sum (or what the compression makes of it), bit-identical on all ranks. What a step's compression leaves out is kept
-//! and added to the next step's gradient where the method has error feedback, so that nothing is lost, only late.
+//! Compressed all-reduce of gradients. In: a bucket's gradients. Out: their sum over the ranks (or the compression's
+//! approximation of it), bit-identical on all ranks. With error feedback, what one step's compression drops is added to the
+//! next step's gradient, so that nothing is lost, only late.
 //!
-//! Compressing and restoring is time that plain all-reduces do not need, so it counts as part of theirs: a step's `comm` has
-//! it. The ledger's seconds are those inside the collectives alone. One rank sends nothing and compresses nothing.
+//! The time to compress and restore counts in a step's `comm`, because an uncompressed all-reduce has none of it. The
+//! ledger's seconds are those inside the collectives alone. One rank sends nothing and compresses nothing.
 
 mod half;
 mod int8;
@@ -24,15 +24,15 @@ use half::Half;
 use int8::Int8;
 use powersgd::PowerSgd;
 
-/// A way to sum gradients that sends something else than the gradients.
+/// A method of summing gradients that sends a compressed form of them.
 trait Compressor: Send {
-    /// `gradients`, a bucket, become their sum over the ranks. Returns the seconds spent waiting for slower ranks.
+    /// Replaces `gradients`, a bucket, by their sum over the ranks. Returns the seconds spent waiting for slower ranks.
     fn reduce(&mut self, all_reduce: &AllReduce, gradients: &mut Region, policy: WaitPolicy) -> Result<Second>;
 
-    /// What [`reduce`](Self::reduce) of these elements adds to the ledger's bytes.
+    /// Bytes that [`reduce`](Self::reduce) of `elements` adds to the ledger.
     fn bytes(&self, elements: &Range<usize>) -> u64;
 
-    /// What it carries from step to step, by name.
+    /// State carried from step to step, by name.
     fn state(&mut self) -> Vec<(&'static str, &mut [f32])> {
         Vec::new()
     }
@@ -41,14 +41,17 @@ trait Compressor: Send {
 /// Sums gradients over the ranks as configured. All ranks call its methods together.
 pub struct Reducer {
     all_reduce: Arc<AllReduce>,
-    /// `None`: as they are. Locked for a reduction at a time; the thread that overlaps and the caller take turns.
+    /// The compression, `None` for none; locked per reduction, because the communication thread and the caller take turns.
     compressor: Mutex<Option<Box<dyn Compressor>>>,
-    /// Steps still to come whose gradients go as they are.
+    /// Steps left before compression starts.
     plain_steps: AtomicUsize,
 }
 
 impl Reducer {
-    /// For the gradients of `model`'s parameters, one after the other in one buffer.
+    /// Creates the configured reducer for the gradients of `model`'s parameters, contiguous in one buffer.
+    ///
+    /// # Errors
+    /// The compression's buffers cannot be allocated.
     pub fn new(all_reduce: Arc<AllReduce>, model: &Model, config: &config::Config) -> Result<Reducer> {
         let elements = model.parameter_count();
         let parallel = &config.parallel;
@@ -70,13 +73,16 @@ impl Reducer {
         })
     }
 
-    /// Called after so many steps: the first ones of a training (`parallel.compression_start`) are not compressed.
+    /// Counts `steps` steps as done: the first `parallel.compression_start` of a training are not compressed.
     pub fn steps_done(&self, steps: usize) {
         let left = self.plain_steps.load(Ordering::Relaxed);
         self.plain_steps.store(left.saturating_sub(steps), Ordering::Relaxed);
     }
 
-    /// `gradients`, a bucket of the buffer, become their sum over the ranks. Buckets come in the same order on all ranks.
+    /// Replaces `gradients`, a bucket of the buffer, by their sum over the ranks. All ranks reduce the buckets in one order.
+    ///
+    /// # Errors
+    /// A collective failed.
     pub fn reduce(&self, gradients: &mut Region, policy: WaitPolicy) -> Result<Finished> {
         let mut compressor = self.compressor();
         let compressor = compressor.as_mut().filter(|_| self.plain_steps.load(Ordering::Relaxed) == 0);
@@ -88,7 +94,7 @@ impl Reducer {
         Ok(Finished { wait, transfer: started.elapsed().as_secs_f64() - wait })
     }
 
-    /// What the ledger counts for these elements, once compression has started.
+    /// Bytes that the ledger counts for `elements` once compression has started.
     pub fn bytes(&self, elements: &Range<usize>) -> u64 {
         match &*self.compressor() {
             Some(compressor) => compressor.bytes(elements),
@@ -96,15 +102,18 @@ impl Reducer {
         }
     }
 
-    /// What this rank's compression carries from step to step, by name: with it and the parameters a training goes on as if
-    /// never interrupted. Every rank has its own, equally long ones. Empty without error feedback.
+    /// Compression state of this rank, carried from step to step, by name: with it and the parameters a training resumes as if
+    /// never interrupted. Every rank has its own, of equal length. Empty without error feedback.
     pub fn state(&self) -> Vec<(String, Vec<f32>)> {
         let mut compressor = self.compressor();
         let state = compressor.as_mut().map_or_else(Vec::new, |compressor| compressor.state());
         state.into_iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect()
     }
 
-    /// Takes back what [`state`](Self::state) gave. Error: what is wrong with it; then nothing has changed.
+    /// Restores what [`state`](Self::state) returned.
+    ///
+    /// # Errors
+    /// `saved` has other names or lengths; the text says which, and nothing has changed.
     pub fn restore(&self, saved: &[(String, Vec<f32>)]) -> Result<(), String> {
         let mut compressor = self.compressor();
         let state = compressor.as_mut().map_or_else(Vec::new, |compressor| compressor.state());
@@ -116,7 +125,7 @@ impl Reducer {
     }
 }
 
-/// All of `saved` into the arrays of these names and lengths, or an error and nothing.
+/// Copies all of `saved` into the arrays of these names and lengths; changes nothing on an error.
 fn put_back(state: Vec<(&'static str, &mut [f32])>, saved: &[(String, Vec<f32>)]) -> Result<(), String> {
     if state.len() != saved.len() {
         return Err(format!("{} arrays of compression state, expected {}", saved.len(), state.len()));

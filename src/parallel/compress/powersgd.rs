@@ -1,4 +1,4 @@
-//! Gradients as products of two thin matrices.
+//! Low-rank gradients: each gradient matrix is sent as a product of two thin matrices.
 //!
 //! Source: Vogels, Karimireddy, Jaggi, PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization, 2019,
 //! algorithms 1 and 2.
@@ -15,39 +15,39 @@ use crate::metrics::Kind;
 use crate::parallel::norm;
 use crate::units::Second;
 
-/// A column that lost all but this of its length to the columns before it is theirs, to rounding.
+/// Fraction of a column's length below which its remainder, after projecting out the columns before it, is rounding error.
 const DEPENDENT: f64 = 1e-5;
 
-/// One step of power iteration for each matrix a bucket has, started from the step before.
+/// PowerSGD: one step of power iteration for each matrix of a bucket, warm-started from the step before.
 ///
-/// With M the sum of all ranks' gradients and what they kept back, as `[rows, columns]`: `P = M Q`, its columns made
-/// orthonormal, `Q = transposed M P`; the result is `P transposed Q`, the best that P's columns can do. P and Q are
-/// sums over the ranks of what each makes of its own part, so plain all-reduces carry them. Each rank keeps back what P's
-/// columns do not reach of its own part. Vectors, and matrices whose P and Q are no smaller, go as they are, beside P.
+/// With M the sum over the ranks of gradients and errors, as `[rows, columns]`: `P = M Q` with its columns made orthonormal,
+/// `Q = M^T P`, and the result is `P Q^T`, the best approximation in P's column space. P and Q are sums over the ranks of
+/// each rank's own products, so plain all-reduces carry them. Each rank keeps the part of its summand outside P's column
+/// space. Vectors, and matrices whose P and Q are no smaller, are sent uncompressed together with P.
 ///
-/// In plain loops. Every rank must find the same bits of what is made of sums; and a library's product starts threads, which
-/// the thread that computes beside this one has no core for.
+/// The products are plain loops: every rank must compute the same bits from the sums, and a library's product starts
+/// threads, for which the thread that computes beside this one leaves no core.
 pub struct PowerSgd {
     tensors: Vec<Part>,
-    /// `[elements]`: this rank's gradient and what it still owes; 0 for what goes as it is.
+    /// `[elements]`: this rank's gradient plus its error; 0 for tensors sent uncompressed.
     error: Vec<f32>,
-    /// All P `[rows, rank]` and all tensors that go as they are, in the model's order.
+    /// All P `[rows, rank]` and all uncompressed tensors, in the model's order.
     left: HostBuffer,
     /// All Q, transposed: `[rank, columns]`.
     right: HostBuffer,
-    /// What `right` was after the last step, on which the next one starts.
+    /// `right` after the last step, with which the next one starts.
     start: Vec<f32>,
     seed: u64,
 }
 
-/// A parameter's gradient.
+/// One parameter's gradient and its place in the buffers.
 struct Part {
     elements: Range<usize>,
-    /// What it sends in the first all-reduce, in `left`.
+    /// Elements of `left`, sent in the first all-reduce.
     left: Range<usize>,
-    /// What it sends in the second, in `right`.
+    /// Elements of `right`, sent in the second all-reduce.
     right: Range<usize>,
-    /// `None`: it goes as it is.
+    /// Shape of the low-rank product; `None`: sent uncompressed.
     matrix: Option<Shape>,
 }
 
@@ -60,7 +60,8 @@ struct Shape {
 }
 
 impl Shape {
-    /// Rows are the outputs, columns all else, in whichever order memory has them. `None`: it would be no smaller.
+    /// Shape of P and Q for a parameter of `shape`: rows are the outputs, columns all else, in memory order. `None` if P and Q
+    /// would be no smaller than the gradient.
     fn of(shape: &[i64], rank: usize) -> Option<Shape> {
         let (&rows, rest) = shape.split_first()?;
         let (rows, columns) = (rows as usize, rest.iter().product::<i64>() as usize);
@@ -70,7 +71,10 @@ impl Shape {
 }
 
 impl PowerSgd {
-    /// For parameters of these `shapes`, of which every matrix gets P and Q of at most `rank` columns.
+    /// Creates the state for parameters of these `shapes`; every matrix gets P and Q of at most `rank` columns.
+    ///
+    /// # Errors
+    /// The buffers cannot be allocated.
     pub fn new(all_reduce: &AllReduce, shapes: &[Vec<i64>], rank: usize, seed: u64) -> Result<PowerSgd> {
         let (tensors, [elements, left, right]) = plan(shapes, rank);
         let (left, start) = (all_reduce.buffer(left)?, vec![0.0; right]);
@@ -78,14 +82,14 @@ impl PowerSgd {
         Ok(PowerSgd { tensors, error, left, right, start, seed })
     }
 
-    /// The tensors of a bucket.
+    /// Indices of a bucket's tensors.
     fn of_bucket(&self, elements: &Range<usize>) -> Range<usize> {
         let within = |part: &Part| elements.start <= part.elements.start && part.elements.end <= elements.end;
         let first = self.tensors.iter().position(within).unwrap_or(0);
         first..first + self.tensors[first..].iter().take_while(|part| within(part)).count()
     }
 
-    /// The part of `left` and of `right` that these tensors fill.
+    /// Ranges of `left` and of `right` that `tensors` fill.
     fn sent(&self, tensors: &Range<usize>) -> (Range<usize>, Range<usize>) {
         let Some((first, last)) = self.tensors[tensors.clone()].first().zip(self.tensors[tensors.clone()].last())
         else {
@@ -94,7 +98,7 @@ impl PowerSgd {
         (first.left.start..last.left.end, first.right.start..last.right.end)
     }
 
-    /// This rank's summand of P, from its gradient and what it kept back.
+    /// Computes this rank's summand of P, from its gradient plus error.
     fn project(&mut self, index: usize, gradient: &[f32]) {
         let Part { elements, left, right, matrix } = &self.tensors[index];
         let own = &mut self.left.as_mut_slice()[left.clone()];
@@ -109,7 +113,7 @@ impl PowerSgd {
         }
     }
 
-    /// Makes P's columns orthonormal, with which this rank's summand of Q is made; keeps back what they do not reach.
+    /// Makes P's columns orthonormal, computes this rank's summand of Q, and keeps the part outside P's column space as error.
     fn project_back(&mut self, index: usize) {
         let Part { elements, left, right, matrix } = &self.tensors[index];
         let Some(shape) = matrix else { return };
@@ -124,7 +128,7 @@ impl PowerSgd {
         add_product(p, q, -1.0, *shape, error);
     }
 
-    /// The sum over the ranks, restored.
+    /// Restores the sum over the ranks into `gradient`.
     fn restore(&mut self, index: usize, gradient: &mut [f32]) {
         let Part { left, right, matrix, .. } = &self.tensors[index];
         let p = &self.left.as_slice()[left.clone()];
@@ -167,7 +171,7 @@ impl Compressor for PowerSgd {
     }
 }
 
-/// Where each tensor's gradient, P and Q lie, and how many numbers each of the three buffers has.
+/// Plans each tensor's gradient, P and Q, and the lengths of the three buffers.
 fn plan(shapes: &[Vec<i64>], rank: usize) -> (Vec<Part>, [usize; 3]) {
     let (mut element, mut left, mut right) = (0, 0, 0);
     let next = |place: &mut usize, length: usize| {
@@ -190,14 +194,14 @@ fn plan(shapes: &[Vec<i64>], rank: usize) -> (Vec<Part>, [usize; 3]) {
     (tensors, [element, left, right])
 }
 
-/// Gives each row of `rows` `[_, columns]` length 1. One without a length becomes random, the same on all ranks: before
-/// the first step, and where the last gradients had a lower rank.
+/// Gives each row of `rows` `[_, columns]` length 1. A row of zero length (before the first step, or where the last
+/// gradients had a lower rank) becomes random, with identical values on all ranks.
 fn normalize(rows: &mut [f32], columns: usize, seed: u64) {
     for (number, row) in rows.chunks_mut(columns).enumerate() {
         let mut length = norm(row);
         if length == 0.0 || !length.is_finite() {
             let mut random = Xoshiro256PlusPlus::seed_from_u64(seed.wrapping_add((number as u64) << 48));
-            // Even between -1 and 1, from the upper 24 bits: the same float32 on every machine.
+            // Uniform in [-1, 1), from the upper 24 bits: identical float32 values on every machine.
             row.fill_with(|| (random.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0);
             length = norm(row);
         }
@@ -205,7 +209,7 @@ fn normalize(rows: &mut [f32], columns: usize, seed: u64) {
     }
 }
 
-/// Makes the columns of `matrix` `[_, columns]` orthonormal, one after the other; one that depends on those before becomes 0.
+/// Makes the columns of `matrix` `[_, columns]` orthonormal, in order; a column that depends on earlier ones becomes 0.
 ///
 /// Gram-Schmidt in float64, each column twice.
 fn orthonormalize(matrix: &mut [f32], columns: usize) {
@@ -222,7 +226,7 @@ fn orthonormalize(matrix: &mut [f32], columns: usize) {
             }
         }
         let left = length(&values);
-        // A NaN passes on, and shows in the loss.
+        // A NaN passes through, and shows in the loss.
         let inverse = if left <= DEPENDENT * before { 0.0 } else { 1.0 / left };
         values.iter_mut().for_each(|value| *value *= inverse);
         for (row, value) in values.iter().enumerate() {
@@ -244,7 +248,7 @@ fn add(weight: f32, values: &[f32], sums: &mut [f32]) {
     sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
 }
 
-/// In as many sums as keep wide vectors busy.
+/// Dot product, in as many partial sums as keep wide vectors busy.
 fn dot(one: &[f32], other: &[f32]) -> f32 {
     const SUMS: usize = 32;
     let mut sums = [0f32; SUMS];
@@ -264,15 +268,15 @@ fn dot64(one: &[f64], other: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    /// Made by `tests/fixtures/compression.py` with NumPy.
+    /// Expected values, made by `tests/fixtures/compression.py` with NumPy.
     const EXPECTED: &str = include_str!("../../../tests/fixtures/compression.txt");
 
-    /// The same function as the script's.
+    /// Gradient of the test: the script's function.
     fn gradient(rank: usize, step: usize, index: usize) -> f32 {
         ((step * 7 + index * 13 + rank * 5 + index * index) % 64) as f32 / 32.0 - 1.0
     }
 
-    /// One rank's state.
+    /// State of one rank.
     fn powersgd(shapes: &[Vec<i64>], rank: usize) -> PowerSgd {
         let (tensors, [elements, left, right]) = plan(shapes, rank);
         let start = vec![0.0; right];
@@ -281,7 +285,7 @@ mod tests {
         PowerSgd { tensors, error, left, right, start, seed: 1 }
     }
 
-    /// One step of several ranks with one tensor, without the wire: their gradients' sum, as all of them get it.
+    /// Runs one step of `ranks` with one tensor, without the wire; returns the gradients' sum as every rank gets it.
     fn step(ranks: &mut [PowerSgd], gradients: &[Vec<f32>]) -> Vec<f32> {
         fn sum(ranks: &mut [PowerSgd], buffer: fn(&mut PowerSgd) -> &mut [f32]) {
             let mut total = vec![0.0; buffer(&mut ranks[0]).len()];
@@ -326,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_matrix_of_no_higher_rank_arrives_whole_and_after_it_a_higher_one() {
-        // Two ranks' gradients, each of rank 1 with another column space: a sum of rank 2.
+        // Two ranks' gradients, each of rank 1 with its own column space: a sum of rank 2.
         let product = |rank: usize| -> Vec<f32> {
             (0..12 * 20).map(|i| gradient(rank, 1, i / 20) * gradient(rank, 2, i % 20 + 40)).collect()
         };
@@ -336,10 +340,10 @@ mod tests {
             let gradients = [0, 1].map(|rank| product(rank).iter().map(|value| scale * value).collect::<Vec<f32>>());
             let sum: Vec<f32> = gradients[0].iter().zip(&gradients[1]).map(|(a, b)| a + b).collect();
             let result = step(&mut ranks, &gradients);
-            // Rounding, and that of the step before, which is sent now.
+            // Rounding error, plus that of the step before, which is sent now.
             assert!(largest_difference(&result, &sum) < 1e-5, "{scale}");
         }
-        // A higher rank arrives in parts, each step some of what is left.
+        // A gradient of higher rank arrives in parts, each step some of what is left.
         let full: Vec<f32> = (0..240).map(|i| gradient(0, 3, i * i)).collect();
         let (zero, mut owed) = (vec![0.0; 240], full.clone());
         let mut gradients = [full, zero.clone()];

@@ -1,4 +1,4 @@
-//! AVX2: `vpmaddwd` adds two products i16 x i16 to each of 8 i32 lanes, exactly. Activations and weights lie as i16.
+//! AVX2: `vpmaddwd` adds two products i16 x i16 to each of 8 i32 lanes, exactly. Activations and weights are stored as i16.
 
 use core::arch::x86_64::*;
 
@@ -74,7 +74,7 @@ unsafe impl Isa for Avx2 {
         unsafe {
             let multiplier = _mm256_loadu_si256(multiplier.cast());
             let offset = _mm256_set1_epi64x(scale.offset);
-            // Products of the even lanes, then of the odd ones, as 64 bits.
+            // Products of the even lanes, then of the odd lanes, as 64 bits.
             let odd = |value| _mm256_srli_epi64::<32>(value);
             let mut low = _mm256_add_epi64(_mm256_mul_epi32(sum, multiplier), offset);
             let mut high = _mm256_add_epi64(_mm256_mul_epi32(odd(sum), odd(multiplier)), offset);

@@ -1,9 +1,9 @@
 //! The integer convolution on vector registers. In: activations as NHWC with their borders in place, weights packed once.
 //! Out: the requantized activations (or i32 logits), equal in every element to `quantize::reference`.
 //!
-//! One loop, [`tile`], over an [`Isa`]: AVX-512 VNNI multiplies u8 by i8 four at a time, AVX2 keeps i16 and multiplies two
-//! at a time (its u8 x i8 instruction saturates at 16 bits, so it cannot be exact). [`zones`] tells it which taps lie in
-//! the padding and need no product.
+//! [`tile`] is one loop over an [`Isa`]: AVX-512 VNNI multiplies u8 by i8 four at a time, AVX2 keeps i16 and multiplies two
+//! at a time (its u8 x i8 instruction saturates at 16 bits, so it cannot be exact). [`zones`] lists the taps that lie in the
+//! padding and need no product.
 //! `unsafe` is allowed here for the intrinsics and the unchecked reads of that loop; bounds are asserted in
 //! [`Convolution::convolve`]. This folder uses nothing but the standard library, so that Miri can run it (see
 //! tests/kernel-miri).
@@ -24,7 +24,7 @@ pub use prepare::Prepare;
 use tile::convolve;
 use zones::Zones;
 
-/// Pixels of the greatest tile: with 4 (AVX-512) or 2 (AVX2) vectors of channels it fills the registers.
+/// Pixels of the largest tile: with 4 (AVX-512) or 2 (AVX2) vectors of channels it fills the registers.
 pub const TILE: usize = 6;
 
 /// Bytes of a cache line.
@@ -35,42 +35,42 @@ const LINE: usize = 64;
 /// # Safety
 /// The register functions may be called only from code that runs under [`Isa::convolve`], which enables the features;
 /// pointers must be valid for the elements that each function names.
-#[allow(clippy::missing_safety_doc)] // said once, above
+#[allow(clippy::missing_safety_doc)] // stated once, in the trait's Safety section
 pub unsafe trait Isa: Sized + 'static {
-    /// An activation as it lies in memory.
+    /// Stored form of an activation.
     type Input: Copy + Default + Send + std::fmt::Debug;
-    /// A weight as it lies in memory.
+    /// Stored form of a weight.
     type Weight: Copy + Default + Send + std::fmt::Debug;
     /// A register of `LANES` i32.
     type Register: Copy;
-    /// Output channels of a register.
+    /// Output channels per register.
     const LANES: usize;
     /// Inputs multiplied and added by one instruction: 4 bytes of them.
     const GROUP: usize;
-    /// Stored pixels have a multiple of so many channels.
+    /// Divisor of the channels stored per pixel.
     const CHANNELS: usize;
     /// Registers of output channels in the widest tile.
     const VECTORS: usize;
 
-    /// Whether this CPU has it.
+    /// Whether this CPU has the instruction set.
     fn detected() -> bool;
-    /// A quantized activation.
+    /// Stores a u8 activation as `Input`.
     fn input(value: u8) -> Self::Input;
-    /// Back.
+    /// The u8 activation stored as `input`; inverse of [`Self::input`].
     fn value(input: Self::Input) -> u8;
-    /// A quantized weight.
+    /// Stores a quantized weight as `Weight`.
     fn weight(value: i16) -> Self::Weight;
 
-    /// `LANES` i32.
+    /// Loads `LANES` i32.
     unsafe fn load(from: *const i32) -> Self::Register;
-    /// `LANES * GROUP` weights.
+    /// Loads `LANES * GROUP` weights.
     unsafe fn load_weights(from: *const Self::Weight) -> Self::Register;
     /// `sum` + the products of `GROUP` inputs with each lane's weights.
     unsafe fn dot(sum: Self::Register, inputs: *const Self::Input, weights: Self::Register) -> Self::Register;
-    /// Asks for the cache line at `weights`, which alone may be any address.
+    /// Prefetches the cache line at `weights`, which may be any address, unlike all other pointers here.
     #[inline(always)]
     unsafe fn prefetch(_weights: *const Self::Weight) {}
-    /// The greater, lane by lane.
+    /// Lane-wise maximum.
     unsafe fn max(a: Self::Register, b: Self::Register) -> Self::Register;
     /// (sum * multiplier + residual * residual_multiplier + offset) >> shift, clamped to [0, 255]. `multiplier`: `LANES`
     /// i32; `residual`: `lanes` inputs, or null for none.
@@ -81,93 +81,96 @@ pub unsafe trait Isa: Sized + 'static {
         lanes: usize,
         scale: &Scale,
     ) -> Self::Register;
-    /// The first `lanes` lanes, each in [0, 255].
+    /// Stores the first `lanes` lanes, each in [0, 255].
     unsafe fn store(to: *mut Self::Input, values: Self::Register, lanes: usize);
-    /// `LANES` i32.
+    /// Stores `LANES` i32.
     unsafe fn store_sums(to: *mut i32, sums: Self::Register);
-    /// [`convolve`] compiled for this instruction set.
+    /// Runs [`convolve`] compiled for this instruction set.
     ///
     /// # Safety
     /// The CPU has it; `task` is within the bounds that [`Convolution::convolve`] checks.
     unsafe fn convolve(convolution: &Convolution<Self>, task: Task<Self>);
 }
 
-/// The scalars of a requantization.
+/// Scalars of a requantization.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Scale {
-    /// Added before the shift.
+    /// Term added before the shift.
     pub offset: i64,
-    /// 32 to 50.
+    /// Right shift in bits, 32 to 50.
     pub shift: u32,
-    /// Of `residual << 8`.
+    /// Multiplier of `residual << 8`.
     pub residual_multiplier: i32,
 }
 
-/// What to pack: a layer in PyTorch's order and where its pixels lie. Offsets are in elements, image after image.
+/// A layer to pack: its numbers in PyTorch's order, and the offsets of its pixels, in elements, image after image.
 pub struct Packing<'a, W = i8> {
-    /// `[outputs, inputs, kernel, kernel]`.
+    /// Weights `[outputs, inputs, kernel, kernel]`.
     pub weight: &'a [W],
-    /// `[outputs]`: accumulators start here.
+    /// Initial accumulators `[outputs]`.
     pub start: Vec<i32>,
-    /// `[outputs]`, empty: the last layer.
+    /// Multipliers `[outputs]`; empty for the last layer.
     pub multiplier: &'a [i32],
-    /// The rest of the requantization.
+    /// Scalars of the requantization.
     pub scale: Scale,
     /// Side of the kernel.
     pub kernel: usize,
-    /// Pixels between two outputs.
+    /// Step between two outputs, in input pixels.
     pub stride: usize,
-    /// Side of the output (in windows).
+    /// Side of the output, in windows if there is a max-pool.
     pub side: usize,
-    /// Rows and columns of padding on each side of the input, as they lie in memory around it.
+    /// Rows and columns of padding stored on each side of the input.
     pub padding: usize,
-    /// What the padding holds.
+    /// Value of the padding.
     pub border: u8,
     /// Side of the input without its padding.
     pub input_side: usize,
-    /// Input channels as they lie in memory.
+    /// Channels stored per input pixel.
     pub input_channels: usize,
-    /// From one image row to the next in the input.
+    /// Elements from one image row to the next in the input.
     pub row_stride: usize,
-    /// With a max-pool: the steps from a window's first pixel to its four.
+    /// Offsets from a window's first pixel to its four, with a max-pool.
     pub window: Option<[usize; 4]>,
-    /// First tap of each pixel (each window).
+    /// Offset of the first tap of each pixel (or window).
     pub inputs: Vec<u32>,
-    /// Where each result goes.
+    /// Offset of each result.
     pub outputs: Vec<u32>,
-    /// Where its residual lies, empty without one.
+    /// Offset of each result's residual; empty without one.
     pub residuals: Vec<u32>,
-    /// Channels stored per pixel; the logits: 10.
+    /// Channels stored per output pixel; 10 for the logits.
     pub output_channels: usize,
-    /// Entries of `inputs` that are one image.
+    /// Entries of `inputs` per image.
     pub per_image: usize,
 }
 
 /// A packed convolution.
 pub struct Convolution<I: Isa> {
-    weights: Vec<I::Weight>, // from a cache line's beginning on, per block [kernel, kernel * input_channels / GROUP, vectors, LANES, GROUP]
+    weights: Vec<I::Weight>, // cache-line aligned; per block [kernel, kernel * input_channels / GROUP, vectors, LANES, GROUP]
     blocks: Vec<Block>,
     multiplier: Vec<i32>, // [vectors * LANES], or empty
     scale: Scale,
     rows: usize,
-    groups: usize, // of one kernel row
+    groups: usize, // per kernel row
     row_stride: usize,
     window: Option<[usize; 4]>,
     zones: Zones,
     output_channels: usize,
     reach: [usize; 3], // least lengths of input, output and residual for the whole chunk
-    next: usize,       // address of the weights that are needed after these, if known
+    next: usize,       // address of the weights that are read after these; 0 if unknown
 }
 
 /// A layer prepared to run on chunks of images.
 pub trait Run<I: Isa> {
-    /// Computes the first `images` images of the chunk. Panics if a slice is shorter than the tables' offsets ask for.
+    /// Computes the first `images` images of the chunk.
+    ///
+    /// # Panics
+    /// A slice is shorter than the tables' offsets need.
     fn run(&mut self, images: usize, input: &[I::Input], residual: Option<&[I::Input]>, output: &mut [I::Input]);
 
-    /// Address of the packed weights, for `followed_by`.
+    /// Address of the packed weights, for [`followed_by`](Self::followed_by).
     fn address(&self) -> usize;
 
-    /// Says where the weights of the layer that runs next lie: they are asked for while this one computes its last channels.
+    /// Sets the address of the next layer's weights, which are prefetched while this layer computes its last channels.
     fn followed_by(&mut self, address: usize);
 }
 
@@ -192,14 +195,14 @@ struct Block {
     weights: usize,
 }
 
-/// Where results go.
+/// Memory that results are stored to.
 #[derive(Clone, Copy)]
 enum Destination<I: Isa> {
     Activations(*mut I::Input),
     Logits(*mut i32),
 }
 
-/// The memory of one call. Public for the trait's sake; only [`Convolution::convolve`] and its sibling make one.
+/// Memory of one call. Public because it is in [`Isa`]; only [`Convolution::convolve`] and `run_last` make one.
 pub struct Task<I: Isa> {
     input: *const I::Input,
     residual: *const I::Input,
@@ -208,7 +211,10 @@ pub struct Task<I: Isa> {
 }
 
 impl<I: Isa> Convolution<I> {
-    /// Packs the weights. Panics if lengths do not fit together: the caller made them from one geometry.
+    /// Packs the weights.
+    ///
+    /// # Panics
+    /// Lengths do not fit together: the caller made them from different geometries.
     pub fn new<W: Copy + Into<i16>>(packing: Packing<W>) -> Convolution<I> {
         let Packing { kernel, input_channels, .. } = packing;
         assert!(packing.inputs.len() == packing.outputs.len() && input_channels % I::GROUP == 0);
@@ -272,6 +278,9 @@ impl<I: Isa> Convolution<I> {
     }
 
     /// Convolves the first `images` images of the chunk.
+    ///
+    /// # Panics
+    /// The CPU lacks the instructions, or a slice is shorter than the tables' offsets need.
     pub fn convolve(&self, images: usize, input: &[I::Input], residual: Option<&[I::Input]>, output: &mut [I::Input]) {
         assert!(
             !self.multiplier.is_empty()
@@ -284,7 +293,10 @@ impl<I: Isa> Convolution<I> {
         self.start(images, input, residual, Destination::Activations(output.as_mut_ptr()));
     }
 
-    /// The last layer: accumulators of the first `images` images into `logits` `[images, output_channels]`.
+    /// Convolves the last layer: accumulators of the first `images` images into `logits` `[images, output_channels]`.
+    ///
+    /// # Panics
+    /// The CPU lacks the instructions, or a slice is shorter than the tables' offsets need.
     pub fn run_last(&self, images: usize, input: &[I::Input], logits: &mut [i32]) {
         assert!(self.multiplier.is_empty() && self.window.is_none());
         let whole = self.zones.whole();

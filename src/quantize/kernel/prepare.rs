@@ -1,4 +1,4 @@
-//! The fastest form of a layer on each instruction set.
+//! Choice of the fastest form of a layer for each instruction set.
 
 #[cfg(target_arch = "x86_64")]
 use super::{Convolution, avx2::Avx2, vnni::Vnni, winograd::Winograd};
@@ -6,7 +6,7 @@ use super::{Isa, Packing, Run};
 
 /// An instruction set with a choice of convolution.
 pub trait Prepare: Isa {
-    /// The fastest form of a layer, its weights packed.
+    /// Packs a layer's weights for its fastest form.
     fn prepare(packing: Packing) -> Box<dyn Run<Self>>;
 }
 

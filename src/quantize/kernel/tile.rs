@@ -1,5 +1,5 @@
 //! The loop over blocks of channels and tiles of pixels. A tile is up to 6 output pixels by up to 64 channels: the kernel
-//! row's taps lie side by side in NHWC, so the inner loop walks one pointer per pixel. While it multiplies, it asks for the
+//! row's taps are adjacent in NHWC, so the inner loop advances one pointer per pixel. While it multiplies, it prefetches the
 //! weights that come next: with one image each is read once, from far.
 
 use std::mem::MaybeUninit;
@@ -7,17 +7,17 @@ use std::mem::MaybeUninit;
 use super::zones::Zone;
 use super::{Block, Convolution, Destination, Isa, LINE, TILE, Task};
 
-/// 2x2 windows of a tile with a max-pool, one vector of channels.
+/// 2x2 windows of a tile with a max-pool, for one vector of channels.
 const WINDOWS: usize = 3;
 
-/// Cache lines of weights asked for in a step of the loop.
+/// Cache lines of weights prefetched per step of the loop.
 const AHEAD: usize = 2;
 
-/// Sums of the greatest tile: 6 pixels, 4 registers, 16 lanes.
+/// Sums of the largest tile: 6 pixels, 4 registers, 16 lanes.
 const MEMORY: usize = TILE * 4 * 16;
 
-/// What a tile computes: pixels `first..first + pixels` of a zone, the channels of a block. Meanwhile it asks for the weights
-/// from `ahead` on, by `line` elements.
+/// Work of a tile: pixels `first..first + pixels` of a zone, the channels of a block. The tile prefetches the weights from
+/// `ahead` on, by `line` elements.
 struct Place<'a, I: Isa> {
     zone: &'a Zone,
     block: &'a Block,
@@ -27,7 +27,7 @@ struct Place<'a, I: Isa> {
     line: usize,
 }
 
-/// All blocks of channels, all tiles of pixels.
+/// Computes all blocks of channels and all tiles of pixels.
 ///
 /// # Safety
 /// As [`Isa::convolve`]; inlined into it, so that it is compiled with its features.
@@ -35,7 +35,7 @@ struct Place<'a, I: Isa> {
 pub(super) unsafe fn convolve<I: Isa>(convolution: &Convolution<I>, task: Task<I>) {
     let zones = convolution.zones.of(task.images);
     for (number, block) in convolution.blocks.iter().enumerate() {
-        // With few images a block's weights come from far and are done with soon, so the next block's are asked for.
+        // With few images a block's weights come from far and are used up soon, so the next block's are prefetched.
         let mut ahead = match convolution.blocks.get(number + 1) {
             Some(next) => convolution.weights.as_ptr().wrapping_add(next.weights),
             None => std::ptr::without_provenance(convolution.next),
@@ -76,7 +76,7 @@ pub(super) unsafe fn convolve<I: Isa>(convolution: &Convolution<I>, task: Task<I
     }
 }
 
-/// [`tile`] for `place.pixels`.
+/// Calls [`tile`] for `place.pixels`.
 ///
 /// # Safety
 /// As [`tile`], with at most `TILE` pixels.
@@ -95,7 +95,7 @@ unsafe fn tile_of<I: Isa, const VECTORS: usize>(convolution: &Convolution<I>, ta
     }
 }
 
-/// `PIXELS` pixels by `VECTORS` registers of channels.
+/// Computes `PIXELS` pixels by `VECTORS` registers of channels.
 ///
 /// # Safety
 /// As [`convolve`]; `position + PIXELS` is at most the zone's pixels, `block.vectors == VECTORS`.
@@ -158,8 +158,8 @@ unsafe fn tile<I: Isa, const VECTORS: usize, const PIXELS: usize>(
     }
 }
 
-/// `WINDOWS` windows of 2x2 pixels by one register of channels. The greatest accumulator has the greatest output, since
-/// multipliers are not negative: one requantization a window.
+/// Computes `WINDOWS` windows of 2x2 pixels by one register of channels. The greatest accumulator has the greatest output,
+/// since multipliers are not negative: one requantization per window.
 ///
 /// # Safety
 /// As [`tile`], with `block.vectors == 1` and a window.
@@ -211,8 +211,8 @@ unsafe fn pooled_tile<I: Isa>(
     }
 }
 
-/// Requantizes and stores a tile's sums `[pixels, block.vectors, LANES]`. They come through memory on purpose: were they
-/// read here from the array of registers, the compiler would keep that array in memory through the whole inner loop.
+/// Requantizes and stores a tile's sums `[pixels, block.vectors, LANES]`. They are passed through memory on purpose: if they
+/// were read here from the array of registers, the compiler would keep that array in memory through the whole inner loop.
 ///
 /// # Safety
 /// As [`tile`]; the zone has `pixels` pixels from `position` on; all of `sums` is there.
@@ -227,7 +227,7 @@ unsafe fn finish<I: Isa>(
     sums: *const i32,
 ) {
     // SAFETY: the offsets at each position plus `output_channels` end within the memory of `task` (`reach`); no more
-    // lanes than channels are left are read or written. The last logits go through a register-sized array of our own.
+    // lanes than channels are left are read or written. The last logits go through a local, register-sized array.
     unsafe {
         for j in 0..pixels {
             let to = *zone.outputs.get_unchecked(position + j) as usize;

@@ -8,14 +8,14 @@ use super::{Convolution, Isa, Scale, Task};
 #[derive(Debug)]
 pub struct Vnni;
 
-/// Lanes 0 to `lanes` - 1.
+/// Mask of lanes 0 to `lanes` - 1.
 #[inline(always)]
 fn mask(lanes: usize) -> __mmask16 {
     if lanes >= 16 { !0 } else { (1 << lanes) - 1 }
 }
 
 // SAFETY: `convolve` enables the features that the intrinsics below need and is the only way in; each touches exactly
-// the elements that the trait names (masked where fewer lanes are asked for).
+// the elements that the trait names (masked for fewer lanes).
 unsafe impl Isa for Vnni {
     type Input = u8;
     type Weight = i8;
@@ -92,7 +92,7 @@ unsafe impl Isa for Vnni {
         unsafe {
             let multiplier = _mm512_loadu_si512(multiplier.cast());
             let offset = _mm512_set1_epi64(scale.offset);
-            // Products of the even lanes, then of the odd ones, as 64 bits.
+            // Products of the even lanes, then of the odd lanes, as 64 bits.
             let odd = |value| _mm512_srli_epi64::<32>(value);
             let mut low = _mm512_add_epi64(_mm512_mul_epi32(sum, multiplier), offset);
             let mut high = _mm512_add_epi64(_mm512_mul_epi32(odd(sum), odd(multiplier)), offset);

@@ -13,9 +13,9 @@ use super::{Convolution, Isa, Packing, Run, Scale};
 
 /// Elements of a transformed 4x4 tile.
 const ELEMENTS: usize = 16;
-/// Bytes of transformed inputs and sums that are in work at once, so that they stay in the second-level cache.
+/// Bytes of transformed inputs and sums in use at once, so that they stay in the second-level cache.
 const WORK: usize = 384 << 10;
-/// Fewer tiles would read the weights too often.
+/// Least tiles per block: with fewer, the weights would be read too often.
 const LEAST_TILES: usize = 32;
 /// Input channels above which a sum could leave i32.
 const MOST_INPUTS: usize = i32::MAX as usize / (1020 * 1143);
@@ -34,13 +34,13 @@ pub struct Winograd {
     places: Vec<u32>,    // as in `Packing`
     residuals: Vec<u32>, // as in `Packing`
     reach: [usize; 3],
-    tiles: usize,          // of one block
+    tiles: usize,          // per block
     transformed: Vec<i16>, // [16, tiles, inputs]
     sums: Vec<i32>,        // [16, tiles, outputs]
 }
 
 impl Winograd {
-    /// Whether this form can take the layer.
+    /// Whether this form can compute the layer.
     pub fn fits(packing: &Packing) -> bool {
         let outputs = packing.start.len();
         packing.kernel == 3
@@ -54,7 +54,10 @@ impl Winograd {
             && packing.weight.len() == outputs * packing.input_channels * 9
     }
 
-    /// Transforms the weights. Panics unless [`Self::fits`].
+    /// Transforms the weights.
+    ///
+    /// # Panics
+    /// [`Self::fits`] is false.
     pub fn new(packing: Packing) -> Winograd {
         assert!(Winograd::fits(&packing) && packing.inputs.len() == packing.outputs.len());
         let (inputs, outputs) = (packing.input_channels, packing.start.len());
@@ -92,7 +95,7 @@ impl Winograd {
             row_stride: packing.row_stride,
             side: packing.side,
             reach: [
-                // The last pixel's taps are the last tile's last elements.
+                // The last pixel's taps are the last elements of the last tile.
                 furthest(&packing.inputs, 2 * packing.row_stride + 3 * inputs),
                 furthest(&packing.outputs, outputs),
                 furthest(&packing.residuals, outputs),
@@ -116,7 +119,7 @@ impl Winograd {
         image * self.side * self.side + 2 * y * self.side + 2 * x
     }
 
-    /// Tiles `first..first + count` of `input` to `transformed`.
+    /// Transforms tiles `first..first + count` of `input` to `transformed`.
     ///
     /// # Safety
     /// AVX2; `input` as long as `reach` says; the tiles are part of the chunk, at most `self.tiles` of them.
@@ -145,7 +148,7 @@ impl Winograd {
         }
     }
 
-    /// `sums` of tiles `first..first + count` back to pixels, requantized.
+    /// Transforms the `sums` of tiles `first..first + count` to pixels, requantized.
     ///
     /// # Safety
     /// AVX2; `residual` (null without one) and `output` as long as `reach` says; the tiles are part of the chunk.
@@ -209,11 +212,11 @@ impl Run<Avx2> for Winograd {
         self.products[0].address()
     }
 
-    /// Its weights are read once for many tiles.
+    /// Ignores the address: the weights are read once for many tiles.
     fn followed_by(&mut self, _address: usize) {}
 }
 
-/// `B^T` times four vectors of i16.
+/// Multiplies `B^T` by four vectors of i16.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn spread(d: [__m256i; 4]) -> [__m256i; 4] {
@@ -225,7 +228,7 @@ fn spread(d: [__m256i; 4]) -> [__m256i; 4] {
     ]
 }
 
-/// `A^T` times four vectors of i32.
+/// Multiplies `A^T` by four vectors of i32.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn gather(m: [__m256i; 4]) -> [__m256i; 2] {
@@ -233,7 +236,7 @@ fn gather(m: [__m256i; 4]) -> [__m256i; 2] {
     [_mm256_add_epi32(_mm256_add_epi32(m[0], m[1]), m[2]), _mm256_sub_epi32(middle, m[3])]
 }
 
-/// `(2G) g (2G)^T` of a 3x3 kernel.
+/// Transforms a 3x3 kernel: `(2G) g (2G)^T`.
 fn transform_weight(g: &[i8; 9]) -> [i16; ELEMENTS] {
     let four = |a: i16, b: i16, c: i16| [2 * a, a + b + c, a - b + c, 2 * c];
     let rows = [0, 1, 2].map(|y| four(g[3 * y] as i16, g[3 * y + 1] as i16, g[3 * y + 2] as i16));

@@ -1,31 +1,31 @@
-//! Which taps of the kernel a pixel needs. At an image's edge some lie in the padding, whose values are the zero point:
-//! they add the same to every such pixel, so that is added once to where the sums start, and the taps are left out. Of a
-//! 3x3 kernel over 4x4 pixels 44 of 144 taps are padding, over 8x8 92 of 576.
+//! Zones: the taps of the kernel that each pixel needs. At an image's edge some taps lie in the padding, whose values are the
+//! zero point. Their products add a constant, which is added once to the initial accumulators, and the taps are skipped. Of a
+//! 3x3 kernel over 4x4 pixels 44 of 144 taps are padding, over 8x8 pixels 92 of 576.
 
 use std::ops::Range;
 
 use super::{Isa, Packing, TILE};
 
-/// Pixels whose kernels leave out the same taps. The tables have all images of a chunk, image after image.
+/// Pixels whose kernels skip the same taps. The tables have all images of a chunk, image after image.
 pub(super) struct Zone {
     /// Kernel rows inside the image.
     pub rows: Range<usize>,
     /// Groups of inputs of one kernel row inside the image.
     pub groups: Range<usize>,
-    /// `[vectors * LANES]`: what the sums start from.
+    /// Initial accumulators, `[vectors * LANES]`.
     pub start: Vec<i32>,
-    /// Pixels (windows) of one image.
+    /// Pixels (or windows) per image.
     pub per_image: usize,
-    /// First tap (also if it is left out) of each pixel.
+    /// Offset of the first tap (even if it is skipped) of each pixel.
     pub inputs: Vec<u32>,
-    /// Where each result goes.
+    /// Offset of each result.
     pub outputs: Vec<u32>,
-    /// Where its residual lies, empty without one.
+    /// Offset of each result's residual; empty without one.
     pub residuals: Vec<u32>,
 }
 
-/// Ways to divide an image: as it is; by kernel rows; by kernel rows and columns. The further, the fewer products; but the
-/// less is left for full tiles when images are few.
+/// Divisions of an image: undivided; by kernel rows; by kernel rows and columns. A finer division needs fewer products, but
+/// leaves fewer pixels for full tiles when images are few.
 pub(super) struct Zones(Vec<Vec<Zone>>);
 
 impl Zones {
@@ -44,10 +44,10 @@ impl Zones {
         Zones(vec![divided::<I, W>(packing, whole), divided::<I, W>(packing, bands), divided::<I, W>(packing, fields)])
     }
 
-    /// The cheapest division of so many images.
+    /// The cheapest division for `images` images.
     pub fn of(&self, images: usize) -> &[Zone] {
         let cost = |zones: &&Vec<Zone>| zones.iter().map(|zone| zone.cost(images)).sum::<usize>();
-        self.0.iter().min_by_key(cost).expect("there is the whole image")
+        self.0.iter().min_by_key(cost).expect("the undivided image is a candidate")
     }
 
     /// All pixels, undivided.
@@ -57,9 +57,9 @@ impl Zones {
 }
 
 impl Zone {
-    /// In units of a pixel's time for one step of the inner loop.
+    /// Time in units of a pixel's time for one step of the inner loop.
     fn cost(&self, images: usize) -> usize {
-        /// Below so many pixels a tile waits for the weights.
+        /// Pixels below which a tile waits for the weights.
         const LEAST: usize = 4;
         /// Steps that a tile's beginning and end take.
         const ENDS: usize = 8;
@@ -83,7 +83,7 @@ fn divided<I: Isa, W: Copy + Into<i16>>(
         let inside = |&place: &usize| taps(place % packing.per_image) == (rows.clone(), columns.clone());
         let places: Vec<usize> = (0..packing.inputs.len()).filter(inside).collect();
         let chosen = |table: &[u32]| places.iter().map(|&place| table[place]).collect();
-        let groups = packing.input_channels / I::GROUP; // of one tap; fewer taps than one a group only with no padding
+        let groups = packing.input_channels / I::GROUP; // per tap; a group spans several taps only without padding
         Zone {
             groups: match columns == (0..packing.kernel) {
                 true => 0..packing.kernel * packing.input_channels / I::GROUP,
@@ -100,7 +100,7 @@ fn divided<I: Isa, W: Copy + Into<i16>>(
     kinds.into_iter().map(zone).collect()
 }
 
-/// `packing.start` and what the taps outside of `rows` and `columns` add, in whole registers.
+/// Initial accumulators: `packing.start` plus what the taps outside of `rows` and `columns` add, in whole registers.
 fn start<I: Isa, W: Copy + Into<i16>>(packing: &Packing<W>, rows: &Range<usize>, columns: &Range<usize>) -> Vec<i32> {
     let outputs = packing.start.len();
     let taps = packing.weight.len() / outputs;

@@ -113,12 +113,12 @@ mod tests {
         },
     ];
     const IMAGES: usize = 2;
-    /// What the padding holds, which the kernels do not read everywhere.
+    /// Value of the padding, which the kernels do not read everywhere.
     const BORDER: u8 = 77;
     const SCALE: Scale =
         Scale { offset: (1 << 35) + (7 << 36) - 3 * (1 << 30), shift: 36, residual_multiplier: 1 << 27 };
 
-    /// xorshift: every value of u8 and i8 comes up, and sums of both signs.
+    /// The xorshift generator: every value of u8 and i8 comes up, and sums of both signs.
     struct Random(u64);
 
     impl Random {
