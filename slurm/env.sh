@@ -10,7 +10,7 @@ mpirun=(mpirun --bind-to none)          # Open MPI's; unbound, or a rank gets on
 
 # hpml divides the cores of a task over its ranks itself.
 unset OMP_NUM_THREADS
-mkdir -p results
+mkdir -p runs
 
 # Runs hpml with these arguments on every task of the job; its status is hpml's. USR1 and TERM to this shell become USR1
 # of every rank: write a checkpoint and end with status 75. `terminated` says whether it was TERM, that is, whether Slurm

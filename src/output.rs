@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::launch::Job;
 use crate::store::{Attempt, CheckpointFolder, Claim, Owner};
 
-/// Folder of the outputs that the user gave no name.
-const FOLDER: &str = "results";
+/// Folder of run files without a name from the user.
+const FOLDER: &str = "runs";
 
 /// Owns the output `given`, or a new one called after `stem`, the Slurm job if there is one, and the time. A collective;
 /// the owner is on rank 0.

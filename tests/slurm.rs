@@ -70,7 +70,7 @@ impl Lab {
             return None;
         }
         std::os::unix::fs::symlink(root.join("slurm"), lab.home.path().join("slurm")).unwrap();
-        fs::create_dir(lab.home.path().join("results")).unwrap();
+        fs::create_dir(lab.home.path().join("runs")).unwrap();
         lab.deadline = Instant::now() + JOBS;
         Some(lab)
     }
@@ -104,7 +104,7 @@ impl Lab {
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.home.path().join("results").join(name)
+        self.home.path().join("runs").join(name)
     }
 
     /// Until `done`; what is `awaited` is for the message.
@@ -142,7 +142,7 @@ impl Lab {
     }
 
     fn logs(&self) -> String {
-        let files = fs::read_dir(self.home.path().join("results")).unwrap().map(|entry| entry.unwrap().path());
+        let files = fs::read_dir(self.home.path().join("runs")).unwrap().map(|entry| entry.unwrap().path());
         let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
         logs.map(|path| format!("{}:\n{}\n", path.display(), fs::read_to_string(&path).unwrap_or_default())).collect()
     }
@@ -194,7 +194,7 @@ fn every_script_runs_and_what_is_cut_short_goes_on() {
     let chain = lab.submit("srun", "chain", &limit);
     let chain2 = lab.submit("mpirun", "chain2", &["--time=10", "slurm/chain.sbatch", "small.toml"]);
     let after = format!("--dependency=afterok:{srun}:{chain}:{chain2}");
-    let files = format!("results/srun-{srun}.h5 results/chain*-[0-9]*.h5");
+    let files = format!("runs/srun-{srun}.h5 runs/chain*-[0-9]*.h5");
     let report = ["--parsable", "--kill-on-invalid-dep=yes", &after, "slurm/report.sbatch", &files];
     let report = lab.slurm("sbatch", &report).unwrap().trim().to_owned();
 
@@ -278,7 +278,7 @@ fn tasks_of_srun_that_mpi_does_not_join_are_refused() {
             format!("exec {command} --set train.max_steps=2 --set data.test_samples=20 --set launch.threads=1");
         lab.slurm("srun", &["--nodes=2", "--ntasks-per-node=1", mpi, "bash", "-c", &script])
     };
-    let train = "$HPML train --out results/$SLURM_PROCID.h5";
+    let train = "$HPML train --out runs/$SLURM_PROCID.h5";
     let unseen = format!("env -u SLURM_NODELIST {train}");
     let refused = |mpi: &str, command: &str, named: &[&str]| {
         let message = srun(mpi, command).unwrap_err();
@@ -288,21 +288,21 @@ fn tasks_of_srun_that_mpi_does_not_join_are_refused() {
         for word in named {
             assert!(said.contains(word), "{word}: {said}");
         }
-        assert_eq!(fs::read_dir(lab.home.path().join("results")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(lab.home.path().join("runs")).unwrap().count(), 0);
     };
     refused("--mpi=none", train, &["PMIX_RANK", "Open MPI", "srun --mpi=pmix"]);
     refused("--mpi=none", &unseen, &["SLURM_STEP_NUM_TASKS = 2", "MPI joined none", "srun --mpi=pmix"]);
     refused("--mpi=pmi2", &unseen, &["PMI_SIZE = 2", "srun --mpi=pmix"]);
 
-    srun("--mpi=pmix", "$HPML train --out results/joined.h5").unwrap();
+    srun("--mpi=pmix", "$HPML train --out runs/joined.h5").unwrap();
     assert_eq!(texts(&lab.file("joined.h5"), "environment/host").len(), 2);
     srun("--mpi=none", &format!("{unseen} --set launch.allow_singletons=true")).unwrap();
     for rank in ["0", "1"] {
         assert_eq!(texts(&lab.file(&format!("{rank}.h5")), "environment/host").len(), 1);
     }
     // One process of a batch script that has more tasks, which is no step.
-    let alone = "$HPML train --out results/alone.h5 --set train.max_steps=2 --set data.test_samples=20";
-    let id = lab.slurm("sbatch", &["--parsable", "--ntasks=2", "--output=results/alone.log", "--wrap", alone]).unwrap();
+    let alone = "$HPML train --out runs/alone.h5 --set train.max_steps=2 --set data.test_samples=20";
+    let id = lab.slurm("sbatch", &["--parsable", "--ntasks=2", "--output=runs/alone.log", "--wrap", alone]).unwrap();
     lab.completed(id.trim());
     assert_eq!(texts(&lab.file("alone.h5"), "environment/host").len(), 1);
 }
