@@ -153,7 +153,7 @@ pub struct Train {
 /// Arguments of `hpml sweep`.
 #[derive(Debug, Args)]
 pub struct Sweep {
-    /// Configuration (TOML) with a [sweep] section [default: built-in, printed by hpml config]
+    /// Configuration (TOML) with a `[sweep]` section [default: built-in, printed by hpml config]
     pub config: Option<PathBuf>,
     /// Options `--set` and `--data`.
     #[command(flatten)]
@@ -172,7 +172,7 @@ pub struct Sweep {
 /// Arguments of `hpml study`.
 #[derive(Debug, Args)]
 pub struct Study {
-    /// Configuration (TOML) with a [study] section
+    /// Configuration (TOML) with a `[study]` section
     pub config: PathBuf,
     /// Options `--set` and `--data`.
     #[command(flatten)]
