@@ -8,22 +8,22 @@ DIR holds CIFAR-10's binary files. Needs torch, numpy, h5py. For each model grou
   init/<name>         initial state_dict, float32, without num_batches_tracked; left out with --no-weights: hpml then makes
                       them from `seed`, as torch.manual_seed does
   indices  [S,B]      sample numbers in data_batch_1..5, one after the other; rank r of n takes columns rB//n to (r+1)B//n
-  labels   [S,B]      their labels
-  input_sum [S]       sum of each step's normalised inputs (float64)
-and, for each number of ranks n that batch norm's statistics are taken over, a group ranks_<n> (without batch norm ranks_1 alone,
-since it holds for any n):
-  loss [S], update [S,P]    in float64: mean cross-entropy before each update, L2 norm of what each parameter has moved since the
-                            start, after it
+  labels   [S,B]      labels of the samples
+  input_sum [S]       sum of the normalized inputs per step (float64)
+and one group ranks_<n> per number of ranks n, with batch-norm statistics over the samples of each rank (a model without batch
+norm has only ranks_1, which holds for any n):
+  loss [S], update [S,P]    in float64: mean cross-entropy before each update, L2 norm of each parameter's movement since the start
+                            after the update
   loss_rounding, update_rounding, parameter_rounding   [K,S]  relative difference of K float32 references (attribute
-                            `references`) from that: of the loss, of the norm of all parameters' movement, and of the worst
-                            parameter's
+                            `references`) from the float64 values: of the loss, of the norm of all parameters' movement, and
+                            of the movement of the worst parameter
 SGD with momentum, no weight decay; train mode; no augmentation.
 
-The references are float32 as it is (1 and 2 threads, both memory layouts, three instruction sets, DistributedDataParallel with
-gloo on 2 ranks) and float32 with noise: every weight is multiplied by 1 + noise * N(0, 1) while a gradient is taken. The noise
-is many times float32's rounding, so that ReLU and max-pool units are switched in every step; a processor's own rounding does
-that too, but so seldom that a few references would miss it. hpml allows FACTOR (4) times the greatest difference; the file is
-refused if any reference without noise comes to more than half of what those with noise would allow.
+The references are float32 without noise (1 and 2 threads, both memory layouts, three instruction sets, DistributedDataParallel
+with gloo on 2 ranks) and float32 with noise: every weight is multiplied by 1 + noise * N(0, 1) while a gradient is computed. The
+noise is many times float32's rounding, so that ReLU and max-pool units are switched in every step; the rounding of a processor
+does that too, but so rarely that a few references would miss it. hpml allows FACTOR (4) times the largest difference; the file
+is refused if a reference without noise differs by more than half of the allowed amount.
 """
 import argparse
 import concurrent.futures
@@ -44,7 +44,7 @@ SETTINGS = {
     "net": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0.1, 20, 64, 2**-14),
     "resnet18": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 0.0003, 8, 16, 2**-16),
 }
-# What stands for other processors: the environment of a process that has only these instructions.
+# Stand-ins for other processors: environments that restrict a process to some instructions.
 PROCESSORS = {
     "all instructions": {},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
@@ -114,7 +114,7 @@ def has_batch_norm(model):
 
 
 class Run:
-    """Steps of SGD, with the loss before each and the norms of the parameters' movement after it."""
+    """SGD that records the loss before each step and the norms of the parameters' movement after it."""
 
     def __init__(self, model, lr, noise=0.0, noise_seed=0):
         self.parameters, self.noise = list(model.parameters()), noise
@@ -124,7 +124,7 @@ class Run:
         self.losses, self.updates = [], []
 
     def step(self, gradient):
-        """`gradient` takes the gradient of a step and returns its loss."""
+        """Makes one step. `gradient` computes the gradient and returns the loss."""
         self.optimizer.zero_grad()
         with torch.no_grad():
             exact = [p.clone() for p in self.parameters]
@@ -143,7 +143,7 @@ class Run:
 
 
 def train(name, seed, x, y, ranks, dtype=torch.float32, threads=1, channels_last=False, noise=0.0, noise_seed=0):
-    """One process; batch norm takes its statistics over the samples of each of `ranks` ranks."""
+    """Trains in one process, with batch-norm statistics over the samples of each of `ranks` ranks."""
     torch.set_num_threads(threads)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model, x = build(name, seed).to(dtype).to(memory_format=layout), x.to(dtype)
@@ -165,7 +165,7 @@ def train(name, seed, x, y, ranks, dtype=torch.float32, threads=1, channels_last
 
 
 def on_processor(environment, *args):
-    """`train(*args)` with 1 thread (NCHW) and with 2 (NHWC), in a process that has only the instructions that `environment` allows."""
+    """Runs `train(*args)` with 1 thread (NCHW) and with 2 (NHWC), in a process restricted to the instructions of `environment`."""
     before = dict(os.environ)
     os.environ.update(environment)
     try:
@@ -208,7 +208,7 @@ def ddp(name, seed, x, y):
 
 
 def rounding(found, exact):
-    """Relative differences by step: of the loss, of the norm of the whole movement, of the worst parameter's."""
+    """Relative differences `[3, S]`: of the loss, of the norm of the whole movement, of the worst parameter's movement."""
     (loss, update), (exact_loss, exact_update) = found, exact
     whole, exact_whole = np.linalg.norm(update, axis=1), np.linalg.norm(exact_update, axis=1)
     return np.array([
@@ -219,7 +219,7 @@ def rounding(found, exact):
 
 
 def references(group, name, seed, x, y, ranks, batch_norm):
-    """Writes the float64 run on `ranks` ranks and how far float32 lies from it."""
+    """Writes the float64 run on `ranks` ranks and the differences of float32 from it."""
     exact = train(name, seed, x, y, ranks, torch.float64, 2)
     group["loss"], group["update"] = exact
     plain, noisy = {}, {}
@@ -241,7 +241,7 @@ def references(group, name, seed, x, y, ranks, batch_norm):
         group[quantity] = np.array([found[row] for found in (plain | noisy).values()], np.float32)
     group.attrs["references"] = list(plain | noisy)
     if ratio.max() > FACTOR / 2:
-        raise SystemExit(f"{group.name}: float32 without noise is too far out: raise the noise of {name} in SETTINGS")
+        raise SystemExit(f"{group.name}: float32 without noise differs too much: raise the noise of {name} in SETTINGS")
 
 
 def main():
@@ -251,7 +251,7 @@ def main():
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=["net", "resnet18"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--no-weights", action="store_true", help="leave init/ out: a small file")
+    parser.add_argument("--no-weights", action="store_true", help="omit init/, for a small file")
     args = parser.parse_args()
 
     names = [f"data_batch_{number}.bin" for number in range(1, 6)]

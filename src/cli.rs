@@ -1,7 +1,17 @@
-//! Commands and their `--help`.
+//! Command-line arguments and `--help`.
+//!
+//! In: the command line. Out: a [`Cli`], each value in its range. Texts end without a full stop, as clap's own do.
+//!
+//! ```
+//! use clap::Parser;
+//! use hpml::cli::{Cli, Command};
+//! let cli = Cli::parse_from(["hpml", "train", "--set", "train.lr=0.1"]);
+//! assert!(matches!(cli.command, Some(Command::Train(train)) if train.common.set == ["train.lr=0.1"]));
+//! ```
 
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Algorithm, Device};
@@ -14,111 +24,107 @@ use crate::config::{Algorithm, Device};
     about,
     long_about = "hpml trains a network with one process (rank) per GPU or share of the CPU cores, all-reduces the \
         gradients, and writes to HDF5 what the training cost in compute, communication and bandwidth.\n\n\
-        Without a command: hpml train with the built-in defaults (a small CNN on an embedded data set).",
+        Without a command it runs hpml train with the built-in defaults (a small CNN on an embedded data set).",
     after_help = "Two commands that work:\n  mpirun -n 4 hpml\n  mpirun -n 2 hpml train configs/cifar10-net.toml --data DIR \
-        --out results/net.h5"
+        --out runs/net.h5"
 )]
 pub struct Cli {
-    /// What to do; train if left out.
+    /// Command; `None`: train with the built-in defaults.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// The commands.
+/// Commands of hpml.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Train, measure, write a run file
+    /// Train a network, measure its steps and write a run file
     #[command(
         after_help = "Two commands that work:\n  mpirun -n 4 hpml train --set train.epochs=3\n  mpirun -n 2 hpml train \
-        configs/cifar10-resnet18.toml --data DIR --set train.max_steps=20 --out results/try.h5"
+        configs/cifar10-resnet18.toml --data DIR --set train.max_steps=20 --out runs/try.h5"
     )]
     Train(Train),
-    /// Print the default configuration, every key explained
+    /// Print the default configuration with a comment for every key
     #[command(after_help = "Two commands that work:\n  hpml config > mine.toml\n  mpirun -n 4 hpml train mine.toml")]
     Config,
-    /// Say what this host has to compute and to communicate with: cores, GPUs, libtorch, NCCL, MPI
+    /// List the cores, GPUs, libtorch, NCCL and MPI that hpml finds on this host
     #[command(after_help = "Two commands that work:\n  hpml devices\n  srun --ntasks-per-node=1 --label hpml devices")]
     Devices,
-    /// Print what a run file holds
-    #[command(
-        after_help = "Two commands that work:\n  hpml inspect results/net.h5\n  hpml inspect results/net.h5 | less"
-    )]
+    /// Print the contents of a run file
+    #[command(after_help = "Two commands that work:\n  hpml inspect runs/net.h5\n  hpml inspect runs/net.h5 | less")]
     Inspect {
-        /// A run file or parity file (HDF5)
+        /// Run file, parity file or any other HDF5 file
         file: PathBuf,
     },
-    /// Measure every case of batch per rank x ranks in one job: step anatomy, speedup, bandwidth
+    /// Measure step anatomy, speedup and bandwidth for every batch size and rank count in one job
     #[command(
         after_help = "Two commands that work:\n  mpirun -n 4 hpml sweep configs/scaling.toml\n  mpirun -n 2 hpml sweep --set \
-        sweep.batch_per_rank=[8,32] --set sweep.seconds=3 --out results/scaling.h5"
+        sweep.batch_per_rank=[8,32] --set sweep.seconds=3 --out runs/scaling.h5"
     )]
     Sweep(Sweep),
-    /// Train the variants that a configuration names, over several seeds, and compare their accuracy
+    /// Train the variants of a configuration with several seeds and compare their accuracy
     #[command(
         after_help = "Two commands that work:\n  mpirun -n 2 hpml study configs/large-batch.toml --data DIR\n  mpirun -n 2 \
         hpml study configs/large-batch.toml --data DIR --set study.seeds=[0] --set train.epochs=2"
     )]
     Study(Study),
     /// Predict step time, speedup and efficiency on more ranks from the run file of a sweep
-    #[command(
-        after_help = "Two commands that work:\n  hpml predict results/scaling.h5 --ranks 8..4096\n  hpml predict \
-        results/scaling.h5 --ranks 8,64 --busbw 20 --latency 5 --batch 256"
-    )]
+    #[command(after_help = "Two commands that work:\n  hpml predict runs/scaling.h5 --ranks 8..4096\n  hpml predict \
+        runs/scaling.h5 --ranks 8,64 --busbw 20 --latency 5 --batch 256")]
     Predict(Predict),
-    /// Take a trained checkpoint to int8 and show what that costs in accuracy; any number of ranks
+    /// Quantize a trained network to int8 and show its accuracy before and after; any number of ranks
     #[command(
-        after_help = "Two commands that work:\n  hpml quantize results/net.h5 --data DIR\n  mpirun -n 2 hpml quantize \
-        results/resnet18.h5 --data DIR --set quantize.weight_range=mse --out int8.h5"
+        after_help = "Two commands that work:\n  hpml quantize runs/net.h5 --data DIR\n  mpirun -n 2 hpml quantize \
+        runs/resnet18.h5 --data DIR --set quantize.weight_range=mse --out int8.h5"
     )]
     Quantize(Quantize),
-    /// Accuracy and images/s of a quantized file: float32, simulated and true int8, batch 1 and 128
+    /// Measure accuracy and images/s of a quantized file in float32, simulated and true int8, with batch 1 and 128
     #[command(
-        after_help = "Two commands that work:\n  hpml eval results/net-int8.h5 --data DIR\n  hpml eval int8.h5 --data DIR \
+        after_help = "Two commands that work:\n  hpml eval runs/net-int8.h5 --data DIR\n  hpml eval int8.h5 --data DIR \
         --set data.test_samples=1000"
     )]
     Eval {
-        /// A file of hpml quantize (HDF5)
+        /// Quantized file, as written by hpml quantize (HDF5)
         file: PathBuf,
-        /// Also write the class of every test image, by true int8, a line each
+        /// Text file to write with the class that true int8 predicts, one line per test image
         #[arg(long, value_name = "FILE")]
         predictions: Option<PathBuf>,
-        /// Overwrite it if it exists
+        /// Overwrite the output if it exists
         #[arg(long)]
         force: bool,
-        /// `--set`, `--data`
+        /// Options `--set` and `--data`.
         #[command(flatten)]
         common: Common,
     },
-    /// Write a quantized file as ONNX (QDQ)
+    /// Convert a quantized file to ONNX (QDQ format)
     #[command(
-        after_help = "Two commands that work:\n  hpml export results/net-int8.h5 --onnx net.onnx\n  hpml export int8.h5 \
+        after_help = "Two commands that work:\n  hpml export runs/net-int8.h5 --onnx net.onnx\n  hpml export int8.h5 \
         --onnx resnet18.onnx --force"
     )]
     Export {
-        /// A file of hpml quantize (HDF5)
+        /// Quantized file, as written by hpml quantize (HDF5)
         file: PathBuf,
-        /// The ONNX model to write
+        /// ONNX model to write
         #[arg(long, value_name = "FILE.onnx")]
         onnx: PathBuf,
-        /// Overwrite it if it exists
+        /// Overwrite the output if it exists
         #[arg(long)]
         force: bool,
     },
-    /// Train a few steps from PyTorch's weights and samples and compare losses and updates; the first thing to run on a new cluster
+    /// Train a few steps from PyTorch's weights and samples and compare losses and updates; run it first on a new cluster
     #[command(
         after_help = "Two commands that work:\n  hpml verify parity.h5 --data DIR\n  mpirun -n 2 hpml verify parity.h5 \
         --data DIR --set parallel.bucket_mb=1"
     )]
     Verify(Verify),
-    /// Measure the all-reduce of these ranks by size, with nccl-tests' columns
+    /// Measure the all-reduce of these ranks per buffer size, with nccl-tests' columns
     #[command(
         after_help = "Two commands that work:\n  mpirun -n 2 hpml allreduce\n  mpirun -n 4 hpml allreduce --min 1M --max 64M \
-        --algorithm shared --algorithm ring --type float32 --out results/allreduce.h5"
+        --algorithm shared --algorithm ring --type float32 --out runs/allreduce.h5"
     )]
     Allreduce(Allreduce),
-    /// Tables, CSV, Markdown, plots and an HTML page from run files; several are compared
+    /// Print or plot run files as tables, CSV, Markdown or an HTML page; several files are compared
     #[command(
-        after_help = "Two commands that work:\n  hpml report results/net.h5 --html net.html\n  hpml report old.h5 new.h5 --csv \
+        after_help = "Two commands that work:\n  hpml report runs/net.h5 --html net.html\n  hpml report old.h5 new.h5 --csv \
         --table epochs"
     )]
     Report(Report),
@@ -127,18 +133,19 @@ pub enum Command {
 /// Arguments of `hpml train`.
 #[derive(Debug, Default, Args)]
 pub struct Train {
-    /// Configuration (TOML); the built-in defaults if left out. `hpml config` prints them
+    /// Configuration (TOML) [default: built-in, printed by hpml config]
     pub config: Option<PathBuf>,
-    /// `--set`, `--data`
+    /// Options `--set` and `--data`.
     #[command(flatten)]
     pub common: Common,
-    /// Run file to write (HDF5) [default: a new results/MODEL-RANKSranks-TIME.h5, with the Slurm job's id if there is one]
+    /// Run file to write (HDF5) [default: a new runs/MODEL-RANKSranks-TIME.h5, with the id of the Slurm job if there is one]
     #[arg(long, value_name = "FILE.h5")]
     pub out: Option<PathBuf>,
-    /// Go on from a checkpoint: auto for the newest whole one of the run file's run (anew if there is none), or its file
+    /// Continue from a checkpoint: a file, or auto for the newest undamaged one of this run file (from the start if there is
+    /// none)
     #[arg(long, value_name = "auto|FILE.h5")]
     pub resume: Option<String>,
-    /// Replace a run file of another training and its checkpoints, and take the name from a job that writes it
+    /// Replace another training's run file and checkpoints, even if a job is still writing them
     #[arg(long)]
     pub force: bool,
 }
@@ -146,15 +153,15 @@ pub struct Train {
 /// Arguments of `hpml sweep`.
 #[derive(Debug, Args)]
 pub struct Sweep {
-    /// Configuration (TOML) with a `[sweep]` section; the built-in defaults if left out
+    /// Configuration (TOML) with a `[sweep]` section [default: built-in, printed by hpml config]
     pub config: Option<PathBuf>,
-    /// `--set`, `--data`
+    /// Options `--set` and `--data`.
     #[command(flatten)]
     pub common: Common,
-    /// Run file to write (HDF5) [default: results/scaling-RANKSranks-TIME.h5]
+    /// Run file to write (HDF5) [default: runs/scaling-RANKSranks-TIME.h5]
     #[arg(long, value_name = "FILE.h5")]
     pub out: Option<PathBuf>,
-    /// Go on with the run file if it exists: measure only what is missing in it
+    /// Continue the run file if it exists: measure only the cases that it lacks
     #[arg(long, requires = "out", conflicts_with = "force")]
     pub resume: bool,
     /// Overwrite the run file if it exists
@@ -167,10 +174,10 @@ pub struct Sweep {
 pub struct Study {
     /// Configuration (TOML) with a `[study]` section
     pub config: PathBuf,
-    /// `--set`, `--data`
+    /// Options `--set` and `--data`.
     #[command(flatten)]
     pub common: Common,
-    /// Run file to write (HDF5) [default: results/study-RANKSranks-TIME.h5]
+    /// Run file to write (HDF5) [default: runs/study-RANKSranks-TIME.h5]
     #[arg(long, value_name = "FILE.h5")]
     pub out: Option<PathBuf>,
     /// Overwrite the run file if it exists
@@ -181,24 +188,24 @@ pub struct Study {
 /// Arguments of `hpml predict`.
 #[derive(Debug, Args)]
 pub struct Predict {
-    /// Run file of a sweep on 1 and on several ranks (HDF5)
+    /// Run file of a sweep on 1 rank and on several (HDF5)
     pub run: PathBuf,
-    /// Rank counts: 8,64,100 or 8..4096 (times 2)
+    /// Rank counts: a list (8,64,100) or a range that doubles (8..4096)
     #[arg(long, value_name = "N,N|N..N", default_value = "1..4096", value_parser = rank_counts)]
     pub ranks: RankCounts,
-    /// Samples per rank and step [default: the middle one of the measured]
-    #[arg(long, value_parser = batch)]
+    /// Samples per rank and step [default: the middle one of the measured sizes]
+    #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 20))]
     pub batch: Option<usize>,
-    /// Bus bandwidth of another network, GB/s [default: fitted]
+    /// Bus bandwidth of the network to predict for, GB/s [default: fitted to the sweep]
     #[arg(long, value_name = "GB/s", value_parser = positive)]
     pub busbw: Option<f64>,
-    /// Latency of one message in another network, microseconds [default: fitted]
+    /// Latency per message of the network to predict for, microseconds [default: fitted to the sweep]
     #[arg(long, value_name = "us", value_parser = not_negative)]
     pub latency: Option<f64>,
-    /// Only this network
+    /// Predict only this network
     #[arg(long)]
     pub model: Option<String>,
-    /// Also write it to the run file, as /prediction
+    /// Also write the prediction to the run file, as /prediction
     #[arg(long)]
     pub save: bool,
 }
@@ -206,15 +213,15 @@ pub struct Predict {
 /// Arguments of `hpml quantize`.
 #[derive(Debug, Args)]
 pub struct Quantize {
-    /// Run file of a training (HDF5); data and model are those of its configuration
+    /// Run file of a training (HDF5), which also names the data and the network
     pub run: PathBuf,
-    /// `--set`, `--data`
+    /// Options `--set` and `--data`.
     #[command(flatten)]
     pub common: Common,
     /// Quantized file to write (HDF5) [default: RUN-int8.h5 beside the run file]
     #[arg(long, value_name = "FILE.h5")]
     pub out: Option<PathBuf>,
-    /// Overwrite it if it exists
+    /// Overwrite the output if it exists
     #[arg(long)]
     pub force: bool,
 }
@@ -222,17 +229,17 @@ pub struct Quantize {
 /// Arguments of `hpml verify`.
 #[derive(Debug, Args)]
 pub struct Verify {
-    /// Parity file made with PyTorch (HDF5)
+    /// Parity file, as written by scripts/parity.py (HDF5)
     pub parity: PathBuf,
-    /// `--set`, `--data`
+    /// Options `--set` and `--data`.
     #[command(flatten)]
     pub common: Common,
 }
 
-/// What several commands take.
+/// Arguments that several commands share.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Common {
-    /// Override one key, as in train.epochs=3; may be repeated
+    /// Override one key of the configuration, as in train.epochs=3; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
     /// Folder of CIFAR-10's binary files; short for --set data.dir=DIR
@@ -241,7 +248,7 @@ pub struct Common {
 }
 
 impl Common {
-    /// Every override in order: each `--set`, then `--data`, which stands above them.
+    /// Overrides in their order: each `--set`, then `--data`, which takes precedence.
     pub fn overrides(&self) -> Vec<String> {
         let data = self.data.iter().map(|dir| format!("data.dir={}", toml::Value::String(dir.display().to_string())));
         self.set.iter().cloned().chain(data).collect()
@@ -251,31 +258,31 @@ impl Common {
 /// Arguments of `hpml allreduce`.
 #[derive(Debug, Args)]
 pub struct Allreduce {
-    /// Smallest buffer, in bytes; K, M, G: x 1024. The gradients of net and resnet18 are measured too if they lie between
+    /// Smallest buffer, in bytes; K, M and G are powers of 1024. The gradient sizes of net and resnet18 are added if in range
     #[arg(long, value_name = "BYTES", default_value = "8", value_parser = bytes)]
     pub min: usize,
     /// Largest buffer, in bytes
     #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = bytes)]
     pub max: usize,
-    /// From one size to the next
-    #[arg(long, default_value = "4", value_parser = factor)]
+    /// Factor from one buffer size to the next
+    #[arg(long, default_value = "4", value_parser = RangedU64ValueParser::<usize>::new().range(2..))]
     pub factor: usize,
-    /// About so many seconds for each size, type, algorithm and place; warm-up (3 iterations) apart
+    /// Seconds to measure per size, type, algorithm and placement, without the warm-up (3 iterations)
     #[arg(long, default_value = "0.2", value_parser = seconds)]
     pub seconds: f64,
-    /// So many iterations instead; 0: --seconds decides
+    /// Timed iterations; 0: as many as fit --seconds
     #[arg(long, default_value = "0")]
     pub iters: usize,
-    /// Whose memory: cpu (the host's), cuda (a GPU's, by NCCL or with another --algorithm than auto through the host), auto
+    /// Memory to reduce in: cpu, cuda (NCCL; other algorithms stage through the host) or auto
     #[arg(long, default_value = "cpu")]
     pub device: Device,
-    /// As in parallel.all_reduce; may be repeated [default: auto mpi]
+    /// Algorithm to measure, as in parallel.all_reduce; may be repeated [default: auto mpi]
     #[arg(long = "algorithm", value_name = "NAME")]
     pub algorithms: Vec<Algorithm>,
-    /// Type of the elements; may be repeated [default: float32, and bf16 where an algorithm has it]
+    /// Element type to measure; may be repeated [default: float32, and bf16 if the algorithm supports it]
     #[arg(long = "type", value_name = "TYPE")]
     pub types: Vec<ElementType>,
-    /// Run file to write (HDF5); none if left out
+    /// Run file to write (HDF5) [default: none]
     #[arg(long, value_name = "FILE.h5")]
     pub out: Option<PathBuf>,
     /// Overwrite the run file if it exists
@@ -286,26 +293,26 @@ pub struct Allreduce {
 /// Arguments of `hpml report`.
 #[derive(Debug, Default, Args)]
 pub struct Report {
-    /// Run files (HDF5) of hpml train, sweep, allreduce or quantize
+    /// Run files (HDF5) of hpml train, sweep, study, allreduce or quantize
     #[arg(required = true, value_name = "FILE.h5")]
     pub files: Vec<PathBuf>,
-    /// One table as CSV, all digits: --table, else the first there is of scaling, allreduce, epochs, quantization
+    /// Print one table as CSV with all digits: --table, or the first found of scaling, allreduce, epochs, quantization
     #[arg(long, conflicts_with = "markdown")]
     pub csv: bool,
-    /// The tables as GitHub's Markdown
+    /// Print the tables as GitHub-flavored Markdown
     #[arg(long)]
     pub markdown: bool,
-    /// Only this table: as it stands in the file, a row a row, or one of the report's own (steps-anatomy, comm-step, study-summary,
+    /// Print only this table: one of the file, or one of the report (steps-anatomy, comm-step, study-summary,
     /// scaling-overlap, ...)
     #[arg(long, value_name = "NAME")]
     pub table: Option<String>,
-    /// Write one page with all tables and plots, which needs no other file
+    /// Write one self-contained page with all tables and plots
     #[arg(long, value_name = "OUT.html")]
     pub html: Option<PathBuf>,
-    /// Write each plot as SVG and PNG into this folder
+    /// Folder to write each plot into, as SVG and PNG
     #[arg(long, value_name = "DIR")]
     pub plots: Option<PathBuf>,
-    /// Overwrite files that exist
+    /// Overwrite outputs that exist
     #[arg(long)]
     pub force: bool,
 }
@@ -319,7 +326,7 @@ impl Default for Allreduce {
     }
 }
 
-/// Types that can be all-reduced.
+/// Element types of `hpml allreduce`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ElementType {
     /// IEEE single precision.
@@ -328,7 +335,7 @@ pub enum ElementType {
     Bf16,
 }
 
-/// `8`, `64K`, `256M`, `1G` in bytes; at least 1, at most 64 GiB.
+/// Parses `8`, `64K`, `256M`, `1G` into bytes, 1 to 64 GiB. Written by hand because clap's ranges know no suffixes.
 fn bytes(text: &str) -> Result<usize, String> {
     let (digits, unit) = match text.char_indices().next_back() {
         Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
@@ -340,14 +347,10 @@ fn bytes(text: &str) -> Result<usize, String> {
     bytes.filter(|bytes| (1..=64 << 30).contains(bytes)).ok_or_else(|| "must be 1 to 64G".to_owned())
 }
 
-fn factor(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&factor| factor >= 2).ok_or_else(|| "must be a whole number, at least 2".to_owned())
-}
-
-/// Ascending rank counts.
+/// Rank counts in the order given.
 pub type RankCounts = std::sync::Arc<[usize]>;
 
-/// `8,64` or `8..4096`, which doubles from 8 on and ends at 4096.
+/// Parses `8,64`, or `8..4096`, which doubles from 8 on and ends at 4096. Written by hand because clap has no such lists.
 fn rank_counts(text: &str) -> Result<RankCounts, String> {
     let number = |text: &str| text.trim().parse().ok().filter(|number| (1..=1 << 24).contains(number));
     let counts: Option<Vec<usize>> = match text.split_once("..") {
@@ -362,25 +365,24 @@ fn rank_counts(text: &str) -> Result<RankCounts, String> {
     counts.map(Into::into).ok_or_else(|| "must be rank counts from 1 to 16777216, as in 8,64 or 8..4096".to_owned())
 }
 
-fn batch(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|batch| (1..=1 << 20).contains(batch)).ok_or_else(|| "must be 1 to 1048576".to_owned())
-}
-
+/// Parses a number above 0. Written by hand, as the next two, because clap has ranges for integers only.
 fn positive(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()
         .filter(|number: &f64| number.is_finite() && *number > 0.0)
-        .ok_or_else(|| "must be above 0".to_owned())
+        .ok_or_else(|| "must be a number above 0".to_owned())
 }
 
+/// Parses a number that is at least 0.
 fn not_negative(text: &str) -> Result<f64, String> {
     let given = text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
     given.ok_or_else(|| "must be a number, at least 0".to_owned())
 }
 
+/// Parses a duration above 0, at most an hour, in seconds.
 fn seconds(text: &str) -> Result<f64, String> {
     let given = text.parse().ok().filter(|seconds: &f64| seconds.is_finite() && *seconds > 0.0 && *seconds <= 3600.0);
-    given.ok_or_else(|| "must be above 0, at most 3600".to_owned())
+    given.ok_or_else(|| "must be a number above 0, at most 3600".to_owned())
 }
 
 #[cfg(test)]

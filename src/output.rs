@@ -15,8 +15,8 @@ use crate::error::Result;
 use crate::launch::Job;
 use crate::store::{Attempt, CheckpointFolder, Claim, Owner};
 
-/// Folder of outputs without a name from the user.
-const FOLDER: &str = "results";
+/// Folder of run files without a name from the user.
+const FOLDER: &str = "runs";
 
 /// Owns the output `given`, or a new one called after `stem`, the Slurm job if there is one, and the time. Returns the owner on
 /// rank 0, `None` on the others. A collective.

@@ -201,7 +201,7 @@ fn jobs_that_start_in_the_same_second_have_names_of_their_own() {
     let in_slurm = || Mpirun::alone().env("SLURM_JOB_ID", "4711");
     let jobs = [in_slurm(), in_slurm(), in_slurm(), Mpirun::ranks(2), Mpirun::ranks(2)].map(start);
     jobs.into_iter().for_each(|job| drop(job.wait().succeeded()));
-    let files: Vec<PathBuf> = contents(&folder.path().join("results")).into_keys().collect();
+    let files: Vec<PathBuf> = contents(&folder.path().join("runs")).into_keys().collect();
     let runs = || files.iter().filter(|file| !text(file).contains(".checkpoints/"));
     assert_eq!(runs().count(), 5, "{files:?}");
     assert_eq!(runs().filter(|file| text(file).contains("-slurm4711-")).count(), 3, "{files:?}");

@@ -38,7 +38,7 @@ fn largest_difference(one: &[f32], two: &[f32]) -> f32 {
 fn without_arguments_four_ranks_train_the_embedded_set_to_between_60_and_90_percent() {
     let folder = folder();
     let run = Mpirun::ranks(4).folder(folder.path()).timeout(Duration::from_secs(240)).run().succeeded();
-    let file = std::fs::read_dir(folder.path().join("results")).unwrap().next().unwrap().unwrap().path();
+    let file = std::fs::read_dir(folder.path().join("runs")).unwrap().next().unwrap().unwrap().path();
     assert!(file.file_name().unwrap().to_str().unwrap().starts_with("net-4ranks-"), "{}", file.display());
     let accuracy = column(&file, "epochs/test_accuracy");
     assert_eq!(accuracy.len(), 2);

@@ -1,4 +1,4 @@
-//! The built-in defaults: with them alone `mpirun -n 4 hpml` is a complete run on the embedded data.
+//! Built-in defaults, with which alone `mpirun -n 4 hpml` is a complete run on the embedded data.
 
 use super::*;
 

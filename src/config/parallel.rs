@@ -1,21 +1,42 @@
-//! How the ranks stay together: what they send each other, in which form and which way.
+//! Section `[parallel]`: what the ranks send each other, in which form and by which algorithm.
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// Section `[parallel]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Parallel {
+    /// Smallest bucket of gradients that is all-reduced at once, in MB (10^6 bytes); a bucket ends
+    /// at a stage of the network.
     pub bucket_mb: f64,
+    /// All-reduce of the gradients: shared (shared memory within a host, a ring of one rank per
+    /// host between hosts), ring (over all ranks), mpi (MPI_Allreduce) or auto (shared, but mpi for
+    /// less than 64 KiB between hosts).
     pub all_reduce: Algorithm,
+    /// Batch-norm statistics: broadcast (from rank 0 every step, as DDP), average (every epoch),
+    /// local (no exchange) or sync (batch norm over the global batch, as SyncBatchNorm; gradients
+    /// are then reduced stage by stage after the backward pass, without overlap).
     pub buffers: BufferSync,
+    /// Broadcasts rank 0's initial parameters to all ranks; false: nothing makes them equal, and
+    /// their equality is not checked.
     pub broadcast_parameters: bool,
+    /// Initializes the parameters of all ranks from run.seed; false: each rank from a different seed.
     pub same_seed: bool,
+    /// A mistake to study: rank r steps with lr * (1 + lr_spread * r); 0: all ranks with lr.
     pub lr_spread: f64,
+    /// Form in which gradients are sent: none (float32), bf16, fp16, int8 (one scale per block) or
+    /// powersgd (low-rank factors); int8 and powersgd send the error of a step with a later one
+    /// (error feedback).
     pub compression: Compression,
+    /// Gradients per scale of int8, 64 to 65536; a message has 1/4 + 1/block of float32's bytes.
     pub compression_block: usize,
+    /// Rank of powersgd's factors of a gradient matrix, 1 to 64.
     pub compression_rank: usize,
+    /// Optimizer steps at the start of a training whose gradients are not compressed; 0: none.
     pub compression_start: usize,
+    /// Optimizer steps from one average of parameters and momentum over the ranks to the next, with
+    /// another at the end of every epoch; 1: gradients are all-reduced every step instead.
     pub local_steps: usize,
 }
 
@@ -26,22 +47,22 @@ impl Parallel {
     }
 }
 
-/// Which way an all-reduce of gradients goes.
+/// Algorithm of an all-reduce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
-    /// Shared, but MPI's for small buffers between hosts.
+    /// `shared`, but `mpi` for less than 64 KiB between hosts.
     Auto,
-    /// Within a host through shared memory; between hosts one rank of each in a ring.
+    /// Shared memory within a host, a ring of one rank per host between hosts.
     Shared,
-    /// A ring of all ranks over MPI's point-to-point messages, hosts or not.
+    /// Ring over all ranks by MPI's point-to-point messages, also within a host.
     Ring,
-    /// MPI_Allreduce.
+    /// `MPI_Allreduce`.
     Mpi,
 }
 
 impl Algorithm {
-    /// The name as in the configuration.
+    /// Name in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Algorithm::Auto => "auto",
@@ -52,38 +73,38 @@ impl Algorithm {
     }
 }
 
-/// How batch norm's running statistics stay together over the ranks.
+/// Treatment of batch norm's running statistics over the ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BufferSync {
-    /// Rank 0's are broadcast before every step and every test, as DistributedDataParallel does.
+    /// Rank 0's statistics are broadcast before every step and every test, as DistributedDataParallel does.
     Broadcast,
-    /// Their mean over the ranks is taken at the end of every epoch.
+    /// Statistics are averaged over the ranks at the end of every epoch.
     Average,
-    /// Every rank keeps its own; the checkpoint and the test use rank 0's and each rank's own.
+    /// Statistics are not exchanged; the checkpoint has rank 0's, each rank tests with those it has.
     Local,
-    /// Batch norm over the batches of all ranks, in the forward and in the backward pass: nothing is left to differ.
+    /// Batch norm is computed over the batches of all ranks, forward and backward, so that its statistics are equal.
     Sync,
 }
 
-/// What an all-reduce of gradients sends.
+/// Form in which an all-reduce sends gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// The gradients.
+    /// float32, uncompressed.
     None,
-    /// Their upper halves, rounded.
+    /// bfloat16.
     Bf16,
-    /// Half precision, scaled into its range.
+    /// IEEE half precision, with one scale per bucket.
     Fp16,
-    /// A byte each and a scale a block; what is lost is sent later.
+    /// One byte per gradient and one scale per block, with error feedback.
     Int8,
-    /// Thin matrices whose products come near; what is lost is sent later.
+    /// PowerSGD: rank-r factors of each gradient matrix, with error feedback.
     PowerSgd,
 }
 
 impl Compression {
-    /// The name as in the configuration.
+    /// Name in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Compression::None => "none",

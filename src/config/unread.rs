@@ -1,15 +1,16 @@
-//! Which keys a command passes over. A key that is given by hand and has no effect is a mistake, so it is refused, with what
-//! has the effect; a file may have them, since one file serves several commands.
+//! Keys that a command ignores. One that is given on the command line and has no effect is a mistake, so it is refused with a
+//! hint at the key that has the effect; a file may contain such keys, since one file serves several commands.
 
-use super::{Config, split_override};
+use super::Config;
+use super::load::split_override;
 use crate::error::{Error, Result};
 
-/// What a configuration is read for.
+/// Command that reads a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reader {
     /// `hpml train`.
     Train,
-    /// `hpml study`, but for its variants.
+    /// `hpml study`, without its variants.
     Study,
     /// One variant of a study.
     Variant,
@@ -21,20 +22,21 @@ pub enum Reader {
     Eval,
 }
 
-/// Why a key is not read, and what is instead; `None`: it is read.
+/// Reason why a key is not read, with what is read instead; `None`: it is read.
 type Why = Option<&'static str>;
 
 const READ: Why = None;
-const NO_TRAINING: Why = Some("nothing is trained with it");
+const NO_TRAINING: Why = Some("this command does not train");
 const OF_STUDY: Why = Some("belongs to hpml study");
 const OF_SWEEP: Why = Some("belongs to hpml sweep");
-const ONE_JOB: Why = Some("holds for the whole job: give it to the study");
+const ONE_JOB: Why = Some("holds for the whole job: set it for the study");
 const NAMED_BY_OUT: Why = Some("name the file with --out");
 const NO_CHECKPOINTS: Why = Some("no checkpoints are written");
 const NOT_QUANTIZED: Why = Some("nothing is quantized");
 
 impl Reader {
-    /// Keys or sections (with the dot at their end) and why they are not read; the first that fits counts. What none fits is read.
+    /// Patterns (`section.key`, or `section.` for all its keys) and why their keys are not read. The first match counts; a
+    /// key without one is read.
     fn unread(self) -> &'static [(&'static str, Why)] {
         match self {
             Reader::Train => &[("sweep.", OF_SWEEP), ("study.", OF_STUDY)],
@@ -59,7 +61,7 @@ impl Reader {
                 ("data.mean", READ),
                 ("data.std", READ),
                 ("data.prefetch", READ),
-                ("data.", Some("all variants train on the same data: give it to the study")),
+                ("data.", Some("all variants train on the same data: set it for the study")),
                 ("checkpoint.", NO_CHECKPOINTS),
                 ("metrics.warmup_steps", Some("a study counts every step")),
                 ("quantize.", NOT_QUANTIZED),
@@ -70,28 +72,28 @@ impl Reader {
                 ("run.out", NAMED_BY_OUT),
                 ("train.batch_per_rank", Some("sweep.batch_per_rank are the batches")),
                 ("train.global_batch", Some("sweep.batch_per_rank are the batches")),
-                ("train.accumulate", Some("each step has one batch: sweep.batch_per_rank")),
-                ("train.epochs", Some("sweep.seconds and sweep.rounds say how long is measured")),
-                ("train.max_steps", Some("sweep.seconds and sweep.rounds say how long is measured")),
+                ("train.accumulate", Some("a step of a sweep has one batch: set sweep.batch_per_rank")),
+                ("train.epochs", Some("sweep.seconds and sweep.rounds limit the measurement")),
+                ("train.max_steps", Some("sweep.seconds and sweep.rounds limit the measurement")),
                 ("train.test_batch", Some("nothing is tested")),
-                ("metrics.timing", Some("sweep.timing has it")),
+                ("metrics.timing", Some("sweep.timing decides it")),
                 ("metrics.spread_steps", Some("only speed is measured")),
                 ("data.set_epoch", Some("only speed is measured")),
                 ("data.shares", Some("only speed is measured")),
                 ("data.drop_last", Some("every measured batch is full")),
                 ("data.augment", Some("a sweep does not augment")),
-                ("optim.ema", Some("a sweep averages no weights")),
+                ("optim.ema", Some("a sweep does not average weights")),
                 ("parallel.same_seed", Some("only speed is measured")),
                 ("parallel.lr_spread", Some("only speed is measured")),
-                ("schedule.", Some("every step has train.lr")),
-                ("checkpoint.", Some("a sweep goes on with --resume")),
+                ("schedule.", Some("every step of a sweep uses train.lr")),
+                ("checkpoint.", Some("a sweep continues with --resume")),
                 ("quantize.", NOT_QUANTIZED),
                 ("study.", OF_STUDY),
             ],
             Reader::Quantize => &[
                 ("run.out", NAMED_BY_OUT),
                 ("model.precision", READ),
-                ("model.", Some("the run file has the network")),
+                ("model.", Some("the network is that of the run file")),
                 ("train.epochs", READ),
                 ("train.batch_per_rank", READ),
                 ("train.", NO_TRAINING),
@@ -107,28 +109,28 @@ impl Reader {
             Reader::Eval => &[
                 ("launch.device", READ),
                 ("launch.allow_gpu_sharing", READ),
-                ("launch.", Some("hpml eval is one process of one thread")),
+                ("launch.", Some("hpml eval is one process with one thread")),
                 ("data.dir", READ),
                 ("data.train_samples", READ),
                 ("data.test_samples", READ),
-                ("data.", Some("the file has how images are normalised")),
+                ("data.", Some("images are normalized as the file says")),
                 ("run.", NO_TRAINING),
-                ("model.", Some("the file has the network")),
+                ("model.", Some("the network is that of the file")),
                 ("train.", NO_TRAINING),
                 ("optim.", NO_TRAINING),
                 ("schedule.", NO_TRAINING),
                 ("parallel.", NO_TRAINING),
                 ("checkpoint.", NO_CHECKPOINTS),
                 ("metrics.", Some("no step is timed")),
-                ("quantize.", Some("the network is quantized already: hpml quantize has it")),
+                ("quantize.", Some("the network is quantized already: set it for hpml quantize")),
                 ("sweep.", OF_SWEEP),
                 ("study.", OF_STUDY),
             ],
         }
     }
 
-    /// Why `given`, as in `section.key=value`, would have no effect on `config`, of which it is a part; `None`: it has, or is not even
-    /// well formed.
+    /// Returns why `given` (`section.key=value`), which is part of `config`, has no effect; `None` if it has one or is
+    /// malformed.
     pub fn why_unread(self, given: &str, config: &Config) -> Option<&'static str> {
         let (section, key, _) = split_override(given).ok()?;
         let name = format!("{section}.{key}");
@@ -143,10 +145,10 @@ impl Reader {
         self.unread().iter().find(|(pattern, _)| fits(pattern))?.1
     }
 
-    /// Refuses what was given by hand and has no effect.
+    /// Refuses overrides without effect.
     ///
     /// # Errors
-    /// All such keys in one message.
+    /// [`Error::ConfigSyntax`] that names all such keys.
     pub fn refuse_unread(self, set: &[String], config: &Config) -> Result<()> {
         let unread = set.iter().filter_map(|given| {
             let why = self.why_unread(given, config)?;
@@ -156,7 +158,7 @@ impl Reader {
         if unread.is_empty() {
             return Ok(());
         }
-        let message = format!("has no effect here: leave it out; {}", unread.join("; "));
+        let message = format!("has no effect here: remove it; {}", unread.join("; "));
         Err(Error::ConfigSyntax { place: "--set".into(), message })
     }
 }

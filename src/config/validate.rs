@@ -1,10 +1,13 @@
-//! The one check of every value, before any rank works. A message names the key, the value and what is allowed.
+//! The only check of the values, before any rank works. An error names the key, the value and what is allowed.
 
 use super::{Algorithm, BufferSync, Compression, Config, ModelName};
 use crate::error::{Error, Result};
 
 impl Config {
     /// Refuses values out of range. `place` is the file or the command line they came from.
+    ///
+    /// # Errors
+    /// [`Error::ConfigValue`] with the first such key.
     pub(super) fn validate(&self, place: &str) -> Result<()> {
         let refuse = |key: &str, value: String, expected: &str| {
             Err(Error::ConfigValue { place: place.into(), key: key.into(), value, expected: expected.into() })
@@ -94,28 +97,30 @@ impl Config {
             return refuse("parallel.compression_rank", parallel.compression_rank.to_string(), "must be 1 to 64");
         }
         if parallel.compression == Compression::Int8 && parallel.all_reduce != Algorithm::Auto {
-            let expected = "int8 has an exchange of its own: leave it at auto, or choose another parallel.compression";
+            let expected =
+                "int8 compression has its own algorithm: leave this at auto or choose another parallel.compression";
             return refuse("parallel.all_reduce", parallel.all_reduce.as_str().into(), expected);
         }
         if parallel.local_steps > 1 {
             let steps = parallel.local_steps.to_string();
             if parallel.compression != Compression::None {
                 let expected =
-                    "no gradients are sent that could be compressed: set parallel.compression = \"none\" or this to 1";
+                    "above 1 no gradients are sent to compress: set parallel.compression = \"none\" or this to 1";
                 return refuse("parallel.local_steps", steps, expected);
             }
             if parallel.buffers == BufferSync::Sync {
-                let expected = "batch norm over all ranks makes every step one of all ranks: set parallel.buffers = \"average\" or this to 1";
+                let expected =
+                    "sync batch norm couples the ranks in every step: set parallel.buffers = \"average\" or this to 1";
                 return refuse("parallel.local_steps", steps, expected);
             }
             if self.optim.ema > 0.0 {
-                let expected = "each rank would average other weights: set optim.ema = 0 or this to 1";
+                let expected = "the ranks' averages of the weights would differ: set optim.ema = 0 or this to 1";
                 return refuse("parallel.local_steps", steps, expected);
             }
         }
         if self.data.dir.is_empty() {
-            let expected = "must be the folder of CIFAR-10's binary files, or synthetic for the embedded set (is a variable of \
-                            the shell unset?)";
+            let expected = "must be the folder of CIFAR-10's binary files, or synthetic for the embedded set (is a shell \
+                            variable unset?)";
             return refuse("data.dir", "\"\"".into(), expected);
         }
         if self.data.mean.iter().any(|mean| !mean.is_finite()) {
@@ -163,7 +168,10 @@ impl Config {
         Ok(())
     }
 
-    /// What CPU ranks can do and GPU ranks cannot, or not `through_host` memory: an error that names it.
+    /// Refuses keys that only CPU ranks support; with `through_host`, also those that need gradients to stay on the GPU.
+    ///
+    /// # Errors
+    /// [`Error::ConfigValue`] with the first such key.
     pub fn check_for_gpu(&self, through_host: bool) -> Result<()> {
         let parallel = &self.parallel;
         let refused = [
@@ -183,8 +191,8 @@ impl Config {
                 place: "launch.device".into(),
                 key: key.into(),
                 value,
-                expected: "GPU ranks do not (bf16 and fp16 compression they do by NCCL): leave it out, or set launch.device = \
-                           \"cpu\""
+                expected: "not supported on GPUs (of the compressions only bf16 and fp16 are, through NCCL): remove it, or set \
+                           launch.device = \"cpu\""
                     .into(),
             }),
         }

@@ -1,4 +1,5 @@
-//! A file that is either the old one or the new one: written under another name, synced, renamed.
+//! Atomic replacement of a file: it is written under another name, synced and renamed, so that a reader finds the old or the
+//! new one.
 
 use std::fs;
 use std::io;
@@ -18,7 +19,10 @@ pub(super) struct Temporary {
 }
 
 impl Temporary {
-    /// Makes a file beside `target`, empty or a copy of `from`, lets `fill` write it, and syncs it to the disk.
+    /// Makes a file beside `target`, empty or a copy of `from`, lets `fill` write it and syncs it to the disk.
+    ///
+    /// # Errors
+    /// [`Error::Output`] that names `target` if a step fails.
     pub(super) fn write(
         target: &Path,
         from: Option<&Path>,
@@ -45,27 +49,27 @@ impl Temporary {
         Ok(temporary)
     }
 
-    /// Where it lies for now.
+    /// Path of the temporary file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts the file in the target's place, in one step; over what is there only if it may `replace` it.
+    /// Renames the file to its target, atomically. Only with `replace` may it take the place of another file.
     ///
     /// # Errors
-    /// [`Error::OutputExists`] if there is something that must stay, [`Error::Output`] if the system refuses.
+    /// [`Error::OutputExists`] if there is a file that must stay, [`Error::Output`] if the system refuses.
     pub(super) fn rename(self, replace: bool) -> Result<()> {
         let target = self.target.clone();
         self.rename_to(&target, replace)
     }
 
-    /// Puts the file in the place of another one of the target's folder, as [`rename`](Self::rename) does.
+    /// Renames the file to `target`, in the folder of its own target; otherwise as [`rename`](Self::rename).
     ///
     /// # Errors
-    /// Those of [`rename`](Self::rename).
+    /// [`Error::OutputExists`] or [`Error::Output`], as for [`rename`](Self::rename).
     pub(super) fn rename_to(self, target: &Path, replace: bool) -> Result<()> {
         persist(self.path, target, replace).map_err(|error| not_persisted(target, error))?;
-        // So that the new name survives a power cut as well. Some file systems cannot sync a folder: the file is safe.
+        // Without this sync a power cut could undo the rename. Some file systems cannot sync a folder; the file itself is safe.
         if let Ok(folder) = fs::File::open(folder_of(&self.target)) {
             let _ = folder.sync_all();
         }
@@ -73,14 +77,14 @@ impl Temporary {
     }
 }
 
-/// Gives a finished file its name, in one step; over what is there only if it may `replace` it.
+/// Renames a finished file to `target`, atomically. Only with `replace` may it take the place of another file.
 pub(super) fn persist(file: TempPath, target: &Path, replace: bool) -> io::Result<()> {
     if replace {
         return file.persist(target).map_err(io::Error::from);
     }
     match file.persist_noclobber(target) {
         Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => {
-            // A file system that knows neither links nor renames that replace nothing.
+            // The file system supports neither links nor renames that replace nothing.
             fs::File::create_new(target)?;
             error.path.persist(target).map_err(io::Error::from)
         }
@@ -88,7 +92,7 @@ pub(super) fn persist(file: TempPath, target: &Path, replace: bool) -> io::Resul
     }
 }
 
-/// The error for a file that [`persist`] could not name `path`.
+/// Error for a file that [`persist`] could not rename to `path`.
 pub(super) fn not_persisted(path: &Path, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::AlreadyExists => Error::OutputExists { path: path.to_owned() },
@@ -96,15 +100,15 @@ pub(super) fn not_persisted(path: &Path, error: io::Error) -> Error {
     }
 }
 
-/// A new file under a hidden name in the folder of `target`, removed when dropped.
+/// Makes a file under a hidden name in the folder of `target`. It is removed when dropped.
 pub(super) fn beside(target: &Path) -> io::Result<NamedTempFile> {
     let mut named = tempfile::Builder::new();
-    // As any new file's mode, less the umask: others of one's group read the results.
+    // The mode of any new file, less the umask: the user's group may read the results.
     named.prefix(".hpml-").suffix(".part").permissions(fs::Permissions::from_mode(0o666));
     named.tempfile_in(folder_of(target))
 }
 
-/// The folder that a file lies in, `.` for a bare name.
+/// Folder of a file; `.` for a bare name.
 pub(super) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -112,7 +116,7 @@ pub(super) fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// The cause of an HDF5 error, which stands last in its stack, in the system's words if the system refused.
+/// Cause of an HDF5 error (the last frame of its stack), in the system's words if the system refused.
 pub(super) fn reason(error: &hdf5::Error) -> String {
     let stack = error.stack();
     let cause = stack.as_deref().and_then(|frames| frames.last()).map(|frame| frame.desc().to_owned());

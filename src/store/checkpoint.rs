@@ -1,4 +1,5 @@
-//! Tensors under PyTorch's names, in chunks with a checksum each. Uncompressed: deflate costs twenty times for a fifth.
+//! Tensors under PyTorch's names, in chunks with one checksum each. They are not compressed: deflate takes twenty times as
+//! long to save a fifth of the size.
 
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use super::values::{write_attribute, write_attributes, write_numbers};
 use super::{Attribute, Checkpoint, NamedTensor, TensorValues};
 use crate::error::Result;
 
-/// Writes the group `name`, which must not exist.
+/// Writes `checkpoint` as the group `name`, which must not exist.
 pub(super) fn write(root: &Group, name: &str, checkpoint: &Checkpoint) -> hdf5::Result<()> {
     let group = groups::group(root, name)?;
     write_attributes(&group, &checkpoint.attributes)?;
@@ -33,16 +34,25 @@ pub(super) fn write(root: &Group, name: &str, checkpoint: &Checkpoint) -> hdf5::
 
 /// Reads the checkpoint of a run file, bit for bit as it was written.
 ///
-/// Errors name the dataset: missing, of another type than those of [`TensorValues`], damaged (checksum).
+/// ```no_run
+/// let checkpoint = hpml::store::read_checkpoint("runs/net.h5".as_ref())?;
+/// println!("{} tensors", checkpoint.tensors.len());
+/// # Ok::<(), hpml::error::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Dataset`](crate::error::Error::Dataset) that names a dataset which is missing, damaged (checksum) or of a type
+/// other than those of [`TensorValues`]; [`Error::File`](crate::error::Error::File) if it is no run file.
 pub fn read_checkpoint(path: &Path) -> Result<Checkpoint> {
     read(&Input::open_run_file(path)?, CHECKPOINT)
 }
 
+/// Reads the checkpoint in the group `name`.
 pub(super) fn read(input: &Input, name: &str) -> Result<Checkpoint> {
     if !input.root().link_exists(name) {
         let message = match name {
-            CHECKPOINT => "missing: the run ended before its first epoch, or was not a training",
-            _ => "missing: not a checkpoint that a training can go on from",
+            CHECKPOINT => "missing: the run ended before the end of its first epoch, or was not a training",
+            _ => "missing: not a checkpoint that a training can continue from",
         };
         return Err(input.error(name, message));
     }
@@ -52,7 +62,7 @@ pub(super) fn read(input: &Input, name: &str) -> Result<Checkpoint> {
     Ok(Checkpoint { tensors: tensors?, attributes: input.attributes(&group, &[]) })
 }
 
-/// One tensor of `group`.
+/// Reads the tensor `name` of `group`.
 pub(super) fn read_tensor(input: &Input, group: &str, name: &str) -> Result<NamedTensor> {
     let path = format!("{group}/{name}");
     let dataset = input.dataset(&path)?;

@@ -1,5 +1,5 @@
-//! The folder of a run's checkpoints: run files that also hold the group `/resume`. Each is named after its step and the
-//! hash of its own bytes, so that a damaged one is known before any of it is believed.
+//! Folder of a run's checkpoints, which are run files with an additional group `/resume`. Each is named after its step and
+//! the hash of its bytes, so that damage is found before anything in it is used.
 
 use std::fs;
 use std::io;
@@ -18,40 +18,40 @@ use crate::error::{AtPath, Error, Result};
 /// Appended to the run file's whole name, so that no two run files share a folder.
 const EXTENSION: &str = "checkpoints";
 
-/// All that a training needs to go on where it was.
+/// State that a training needs to continue.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Resumable {
-    /// What was measured so far, as in the run file.
+    /// Tables measured so far, as in the run file.
     pub tables: Vec<Table>,
-    /// The model.
+    /// Parameters and buffers of the model.
     pub model: Checkpoint,
-    /// Everything else: the optimiser's moments, and in the attributes where it stood.
+    /// Remaining state: the optimizer's moments and, as attributes, the position in the training.
     pub state: Checkpoint,
 }
 
-/// `results/net.h5.checkpoints/` beside `results/net.h5`, written by the process that owns the run file.
+/// Folder `runs/net.h5.checkpoints/` of the run file `runs/net.h5`, written by the process that owns the run file.
 pub struct CheckpointFolder {
     path: PathBuf,
     owner: Arc<Owner>,
     keep: usize,
     header: Header,
-    /// Checkpoints that are kept, the oldest first.
+    /// Checkpoints that are kept, oldest first.
     chain: Vec<PathBuf>,
-    /// Files that the first new checkpoint makes needless.
+    /// Files to remove once a new checkpoint is written.
     superseded: Vec<PathBuf>,
 }
 
-/// A checkpoint that is safe.
+/// Checkpoint that is written and synced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    /// The file.
+    /// Path of the checkpoint.
     pub path: PathBuf,
-    /// Its size.
+    /// Size of the checkpoint.
     pub bytes: u64,
 }
 
 impl CheckpointFolder {
-    /// The folder that belongs to this run file.
+    /// Path of the folder that belongs to `run_file`.
     pub fn path_beside(run_file: &Path) -> PathBuf {
         let mut name = run_file.file_name().unwrap_or_default().to_owned();
         name.push(".");
@@ -59,35 +59,41 @@ impl CheckpointFolder {
         run_file.with_file_name(name)
     }
 
-    /// The run file that this checkpoint's folder belongs to; `None` if it lies elsewhere.
+    /// Path of the run file that `checkpoint`'s folder belongs to; `None` if it lies in no such folder.
     pub fn run_file_of(checkpoint: &Path) -> Option<PathBuf> {
         let folder = checkpoint.parent().filter(|folder| folder.extension() == Some(EXTENSION.as_ref()))?;
         Some(folder.with_extension(""))
     }
 
-    /// Of the training that writes `run_file`, which it has created, and goes on from the checkpoint `from`, or begins anew.
-    /// Each checkpoint begins as the run file does. Nothing is written yet.
+    /// Prepares the folder for the training that has created `run_file` and continues from the checkpoint `from`, if any.
+    /// Each checkpoint gets the header of the run file. Nothing is written yet.
     ///
-    /// The last `keep` are kept. Until the first new one is safe all others stay too; then those of this run go, whose steps
-    /// this training has done or will do again, and the damaged ones; with `replace` those of other runs as well.
+    /// The `keep` newest checkpoints are kept. The others stay until the first new one is written; then damaged ones and
+    /// those of this run are removed, whose steps this training has done or will repeat, and with `replace` those of other
+    /// runs too.
     ///
     /// # Errors
-    /// The folder cannot be read.
+    /// [`Error::Io`] if the folder cannot be read.
+    ///
+    /// # Panics
+    /// If `run_file` was opened instead of created.
     pub fn new(run_file: &RunFile, keep: usize, from: Option<&Path>, replace: bool) -> Result<CheckpointFolder> {
         let path = CheckpointFolder::path_beside(run_file.path());
         let header = run_file.header().expect("created by this training").clone();
         let is_from = |file: &Path| from.is_some_and(|from| is_same_file(from, file));
         let (chain, others): (Vec<PathBuf>, Vec<PathBuf>) =
             checkpoints_in(&path)?.into_iter().map(|(_, file)| file).partition(|file| is_from(file));
-        let ours = |file: &PathBuf| read_identity(file).map_or(true, |identity| identity.run_id == header.run_id());
-        let superseded = others.into_iter().filter(|file| replace || ours(file)).collect();
+        let of_this_run =
+            |file: &PathBuf| read_identity(file).map_or(true, |identity| identity.run_id == header.run_id());
+        let superseded = others.into_iter().filter(|file| replace || of_this_run(file)).collect();
         Ok(CheckpointFolder { path, owner: run_file.owner(), keep, header, chain, superseded })
     }
 
-    /// Writes the checkpoint of `step`, then removes those that are not to be kept. On an error all are as before.
+    /// Writes the checkpoint of `step`, then removes those that are no longer kept. On an error no file changes.
     ///
     /// # Errors
-    /// [`Error::OutputLost`] if another job has taken the run file's name over, [`Error::Output`].
+    /// [`Error::OutputLost`] if another job has taken over the run file's name, [`Error::Output`] if the checkpoint cannot be
+    /// written.
     pub fn write(&mut self, step: usize, content: &Resumable) -> Result<Written> {
         fs::create_dir_all(&self.path)
             .map_err(|error| Error::Output { path: self.path.clone(), reason: error.to_string() })?;
@@ -104,16 +110,17 @@ impl CheckpointFolder {
         self.chain.push(path.clone());
         let dropped = self.chain.len().saturating_sub(self.keep);
         self.superseded.extend(self.chain.drain(..dropped));
-        // What cannot be removed does no harm; the next write tries again.
+        // A file that cannot be removed does no harm; the next write tries again.
         self.superseded.retain(|old| *old != path && fs::remove_file(old).is_err() && old.exists());
         Ok(Written { path, bytes })
     }
 }
 
-/// The newest whole checkpoint of a folder and what it holds; damaged ones are passed over with a warning. `None` if there
-/// is no folder, or none in it.
+/// Reads the newest undamaged checkpoint of `folder`; damaged ones are skipped with a warning. `None` if there is no folder
+/// or no checkpoint in it.
 ///
-/// Error: there are some, but every one is damaged.
+/// # Errors
+/// [`Error::File`] if all checkpoints are damaged, [`Error::Io`] if the folder cannot be read.
 pub fn newest_checkpoint(folder: &Path) -> Result<Option<(PathBuf, Resumable)>> {
     let mut found = checkpoints_in(folder)?;
     found.sort();
@@ -121,44 +128,49 @@ pub fn newest_checkpoint(folder: &Path) -> Result<Option<(PathBuf, Resumable)>> 
     for (_, path) in found.into_iter().rev() {
         match read_resumable(&path) {
             Ok(content) => return Ok(Some((path, content))),
-            Err(error) => log::warn!("{error}: trying the one before"),
+            Err(error) => log::warn!("{error}; skipping this checkpoint and trying the one before"),
         }
     }
     match count {
         0 => Ok(None),
         _ => {
-            let message = format!("all {count} checkpoints are damaged: start anew with --force, without --resume");
+            let message = format!(
+                "all {count} checkpoints are damaged: start from the beginning with --force and without --resume"
+            );
             Err(Error::File { path: folder.to_owned(), message })
         }
     }
 }
 
-/// The greatest step of which there is a checkpoint in a folder, damaged or not; `None` if there is none.
+/// Largest step with a checkpoint in `folder`, damaged or not; `None` if there is none.
 ///
 /// # Errors
-/// The folder cannot be read.
+/// [`Error::Io`] if the folder cannot be read.
 pub fn newest_step(folder: &Path) -> Result<Option<u64>> {
     Ok(checkpoints_in(folder)?.into_iter().map(|(step, _)| step).max())
 }
 
-/// Reads a checkpoint. One whose name tells its hash is checked as a whole first.
+/// Reads a checkpoint. If its name contains a hash, the whole file is checked first.
+///
+/// # Errors
+/// [`Error::File`] or [`Error::Dataset`] if it is damaged or not a checkpoint.
 pub fn read_resumable(path: &Path) -> Result<Resumable> {
     if let Some((_, expected)) = path.file_name().and_then(|name| parse(&name.to_string_lossy()))
         && hash(path)? != expected
     {
-        let message = "damaged: its bytes are not those that its name tells".to_owned();
+        let message = "damaged: its bytes do not have the hash in its name: use another checkpoint".to_owned();
         return Err(Error::File { path: path.to_owned(), message });
     }
     let input = Input::open_run_file(path)?;
     let state = checkpoint::read(&input, RESUME)?;
     let model = checkpoint::read(&input, CHECKPOINT)?;
-    // The header's own (`environment`) is not the training's.
+    // The table `environment` belongs to the header, not to the training.
     let names = table::names(&input)?.into_iter().filter(|name| name != super::schema::ENVIRONMENT);
     let tables: Result<Vec<Table>> = names.map(|name| table::read(&input, &name)).collect();
     Ok(Resumable { tables: tables?, model, state })
 }
 
-/// Step and path of each file of ours.
+/// Step and path of each checkpoint in `folder`.
 fn checkpoints_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -179,7 +191,7 @@ fn file_name(step: usize, hash: u64) -> String {
     format!("step-{step:010}-{hash:016x}.h5")
 }
 
-/// Step and hash.
+/// Splits the name of a checkpoint into step and hash.
 fn parse(name: &str) -> Option<(u64, u64)> {
     let (step, hash) = name.strip_prefix("step-")?.strip_suffix(".h5")?.split_once('-')?;
     Some((step.parse().ok()?, u64::from_str_radix(hash, 16).ok()?))

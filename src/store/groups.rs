@@ -3,13 +3,13 @@
 use hdf5::Group;
 use hdf5::plist::group_create::{LinkCreationOrder, LinkPhaseChange};
 
-/// More than any group has, as many as HDF5 allows.
+/// Largest number of compact links and attributes that HDF5 allows, more than any group has.
 const MOST: u32 = 65_535;
 
-/// The group of that path, made if it is missing. Groups keep the order in which their members were written.
+/// Opens the group `path` and creates it if it is missing. Groups keep the order in which their members were written.
 ///
-/// Members and attributes lie in the group's header, which has a checksum. From 8 on HDF5 would move them to a heap whose
-/// blocks have none, and its library crashes on a damaged one.
+/// Members and attributes lie in the group's header, which has a checksum. By default HDF5 moves more than 8 of them to a
+/// heap whose blocks have none, and the library crashes on a damaged heap.
 pub(super) fn group(root: &Group, path: &str) -> hdf5::Result<Group> {
     let mut group = root.clone();
     for name in path.split('/') {
@@ -29,7 +29,7 @@ pub(super) fn group(root: &Group, path: &str) -> hdf5::Result<Group> {
     Ok(group)
 }
 
-/// Asks level by level: HDF5 takes a missing parent for an error.
+/// Whether `path` exists below `root`. Checked level by level, since HDF5 treats a missing parent as an error.
 pub(super) fn exists(root: &Group, path: &str) -> bool {
     let parents = path.match_indices('/').map(|(end, _)| &path[..end]);
     parents.chain([path]).all(|path| root.link_exists(path))

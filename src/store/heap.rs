@@ -1,7 +1,7 @@
-//! HDF5's global heaps, in which text of variable length lies. They carry no checksum, and the C library (1.10 at least)
-//! follows a damaged one into endless loops, gigabytes of memory or a crash: so they are walked here before it does.
+//! Check of HDF5's global heaps, which hold text of variable length. They have no checksum, and on a damaged heap the C
+//! library (1.10 at least) loops forever, takes gigabytes of memory or crashes; so the heaps are walked here first.
 //!
-//! In: the file's bytes. Out: which objects there are and how large they are. Source: HDF5 File Format Specification,
+//! In: the file's bytes. Out: the objects and their sizes. Source: HDF5 File Format Specification,
 //! III.E, "Disk Format: Level 1E - Global Heap".
 
 use std::collections::BTreeMap;
@@ -11,21 +11,24 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 const SIGNATURE: &[u8; 4] = b"GCOL";
-/// Signature, version, three reserved bytes, size.
+/// Bytes of a heap's header: signature, version, three reserved bytes, size.
 const HEADER: usize = 16;
-/// Index, count of references, reserved bytes, size.
+/// Bytes of an object's header: index, count of references, reserved bytes, size.
 const OBJECT_HEADER: usize = 16;
-/// A reference: length, address of the heap, index.
+/// Bytes of a reference: length, address of the heap, index.
 pub(super) const REFERENCE: usize = 16;
-/// Smallest heap that HDF5 makes; one larger than this was made for a single text.
+/// Bytes of the smallest heap that HDF5 makes; a larger one was made for a single text.
 const SMALLEST: u64 = 4096;
 const BLOCK: usize = 1 << 20;
 
-/// The heaps of a file: address, then index and size of each object. `None`: a heap that is damaged.
+/// Heaps of a file by address, each as the size of every object by index. `None`: the heap is damaged.
 pub(super) struct Heaps(BTreeMap<u64, Option<BTreeMap<u32, u64>>>);
 
 impl Heaps {
-    /// Looks for them in the whole file.
+    /// Finds the heaps by searching the whole file for their signature.
+    ///
+    /// # Errors
+    /// The system's error if the file cannot be read.
     pub(super) fn find(path: &Path) -> std::io::Result<Heaps> {
         let mut file = File::open(path)?;
         let bytes = file.metadata()?.len();
@@ -51,28 +54,28 @@ impl Heaps {
         }
     }
 
-    /// Whether the library can be trusted with them.
+    /// Whether no heap is damaged, so that the C library may read them.
     pub(super) fn are_whole(&self) -> bool {
         self.0.values().all(Option::is_some)
     }
 
-    /// Whether a text's place, as it lies in the file, is within its object.
+    /// Whether the text of `reference`, as stored in the file, lies within its object.
     pub(super) fn holds(&self, reference: &[u8; REFERENCE]) -> bool {
         let number = |from: usize, to: usize| {
             reference[from..to].iter().rev().fold(0u64, |number, byte| number << 8 | u64::from(*byte))
         };
         let (length, address, index) = (number(0, 4), number(4, 12), number(12, 16) as u32);
         let size = || self.0.get(&address)?.as_ref()?.get(&index).copied();
-        // No text at all.
+        // An empty text has no heap.
         (address == 0 && length == 0) || size().is_some_and(|size| size >= length)
     }
 }
 
-/// The objects of one heap.
+/// Sizes of the objects of one heap by index; `None` if it is damaged.
 fn walk(file: &File, address: u64, size: u64) -> std::io::Result<Option<BTreeMap<u32, u64>>> {
     let (mut objects, mut at) = (BTreeMap::new(), HEADER as u64);
     let mut header = [0; OBJECT_HEADER];
-    // What is too little for another object is free.
+    // A rest too small for another object is free.
     while at + OBJECT_HEADER as u64 <= size {
         file.read_exact_at(&mut header, address + at)?;
         let index = u32::from(u16::from_le_bytes([header[0], header[1]]));

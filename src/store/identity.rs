@@ -1,5 +1,5 @@
-//! What tells one run from another, whatever their files are called: an id made at a run's start, in its run file and in
-//! each of its checkpoints.
+//! Identity of a run, whatever its files are called: an id made at its start, stored in its run file and in each of its
+//! checkpoints.
 
 use std::path::Path;
 
@@ -11,12 +11,12 @@ use super::schema::{KIND, RUN_ID, STATUS};
 use super::values::write_attribute;
 use crate::error::Result;
 
-/// Status of a file whose run has done all it was started for.
+/// Status of a file whose run is complete.
 const FINISHED: &str = "finished";
-/// Status of any other.
+/// Status of a file whose run is not complete.
 const UNFINISHED: &str = "unfinished";
 
-/// What a run file is of.
+/// Kind of run that wrote a run file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)] // each is a command
 pub enum FileKind {
@@ -31,7 +31,7 @@ impl FileKind {
     const ALL: [FileKind; 5] =
         [FileKind::Training, FileKind::Sweep, FileKind::Study, FileKind::Allreduce, FileKind::Quantized];
 
-    /// Name in files.
+    /// Name in run files.
     pub fn as_str(self) -> &'static str {
         match self {
             FileKind::Training => "training",
@@ -43,17 +43,17 @@ impl FileKind {
     }
 }
 
-/// Which run a file belongs to.
+/// Run that a file belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// A random UUID.
+    /// Random UUID of the run.
     pub run_id: String,
-    /// What the run is.
+    /// Kind of the run.
     pub kind: FileKind,
 }
 
 impl Identity {
-    /// A run that begins now.
+    /// Makes the identity of a run that starts now.
     pub fn new(kind: FileKind) -> Identity {
         Identity { run_id: uuid::Uuid::new_v4().to_string(), kind }
     }
@@ -65,7 +65,7 @@ impl Identity {
     }
 }
 
-/// Writes whether the run has done all it was started for, in place of what was said before.
+/// Writes whether the run is complete, in place of an earlier status.
 pub(super) fn write_status(root: &Group, is_finished: bool) -> hdf5::Result<()> {
     if root.attr_names()?.iter().any(|name| name == STATUS) {
         root.delete_attr(STATUS)?;
@@ -74,21 +74,21 @@ pub(super) fn write_status(root: &Group, is_finished: bool) -> hdf5::Result<()> 
     write_attribute(root, STATUS, &Attribute::Text(status.into()))
 }
 
-/// What a run file says of its run. Files of earlier versions say nothing.
+/// Identity and status of the run in a run file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunIdentity {
-    /// Empty in files of earlier versions.
+    /// UUID of the run; empty in files of earlier versions.
     pub run_id: String,
-    /// `None` in files of earlier versions.
+    /// Kind of the run; `None` in files of earlier versions.
     pub kind: Option<FileKind>,
-    /// Whether the run had more to do when the file was written. False in files of earlier versions.
+    /// Whether the run was incomplete when the file was written; false in files of earlier versions.
     pub is_unfinished: bool,
 }
 
 /// Reads which run a run file or checkpoint belongs to.
 ///
 /// # Errors
-/// Those of a file that is no run file.
+/// [`Error::File`](crate::error::Error::File) or [`Error::Io`](crate::error::Error::Io) if it is no readable run file.
 pub fn read_identity(path: &Path) -> Result<RunIdentity> {
     let input = Input::open_run_file(path)?;
     let text = |name: &str| match input.attribute(input.root(), name) {

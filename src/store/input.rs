@@ -1,8 +1,9 @@
-//! Reading a file that may be anything. No size that the file claims is believed beyond the file's own, and nothing outside
-//! of it is read: HDF5 could be sent to other files by links, by external storage and by virtual datasets.
+//! Reader for untrusted files. A size that the file claims is checked against the file's own, and nothing outside the file is
+//! read: links, external storage and virtual datasets could lead HDF5 to other files.
 //!
-//! Text of variable length is checked before the C library sees it, see [`heap`](super::heap). What this cannot mend: in a
-//! file of HDF5's old format (h5py's default, not ours) metadata has no checksums, and the library can crash on damaged ones.
+//! Text of variable length is checked before the C library sees it, see [`heap`](super::heap). A limit: in files of HDF5's
+//! old format (h5py's default; hpml does not write it) metadata has no checksums, and the library can crash on damaged
+//! metadata.
 
 use std::cell::Cell;
 use std::fs;
@@ -24,32 +25,35 @@ const FIXED: usize = 1024;
 /// Most texts in one attribute.
 const ATTRIBUTE_TEXTS: usize = 256;
 
-/// An open file.
+/// Open HDF5 file.
 pub(super) struct Input {
     path: PathBuf,
     file: hdf5::File,
     /// Size of the file.
     pub(super) bytes: u64,
-    /// What may still be read: all data once. Uncompressed (hpml writes no other) it is less than the file.
+    /// Bytes that may still be read. All data once is less than the file, since hpml writes no compressed data.
     left: Cell<u64>,
-    /// Where texts lie.
+    /// Heaps of the texts.
     heaps: Heaps,
 }
 
 impl Input {
-    /// Opens any HDF5 file. One clear error if it is missing, damaged or something else.
+    /// Opens any HDF5 file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::File`] if it is damaged or not an HDF5 file.
     pub(super) fn open(path: &Path) -> Result<Input> {
         let metadata = fs::metadata(path).at(path)?;
         let refuse = |message: &str| Error::File { path: path.to_owned(), message: message.into() };
         if !metadata.is_file() {
             return Err(refuse("not a file: expected an HDF5 file"));
         }
-        // A file we may not read would be "unable to open" in HDF5's words.
+        // For a file without read permission HDF5 would only say "unable to open".
         fs::File::open(path).at(path)?;
         crate::sys::refuse_external_links();
         let file = hdf5::File::open(path).map_err(|error| match () {
             () if error.contains_minor(MinorErrorCode::NotHdf5) => refuse("not an HDF5 file"),
-            () if error.contains_minor(MinorErrorCode::Truncated) => refuse("cut short: copy it again"),
+            () if error.contains_minor(MinorErrorCode::Truncated) => refuse("truncated: copy it again"),
             () => refuse(&format!("cannot be read as HDF5: {}", reason(&error))),
         })?;
         let (bytes, heaps) = (metadata.len(), Heaps::find(path).at(path)?);
@@ -59,7 +63,10 @@ impl Input {
         Ok(Input { path: path.to_owned(), file, bytes, left: Cell::new(bytes), heaps })
     }
 
-    /// Opens a run file, of this version or an earlier one.
+    /// Opens a run file of this format version or an earlier one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::File`] if it is not such a file.
     pub(super) fn open_run_file(path: &Path) -> Result<Input> {
         let input = Input::open(path)?;
         let message = match input.attribute(&input.file, VERSION) {
@@ -72,16 +79,17 @@ impl Input {
         Err(Error::File { path: path.to_owned(), message })
     }
 
+    /// Root group.
     pub(super) fn root(&self) -> &Group {
         &self.file
     }
 
-    /// An error about one dataset or group.
+    /// Makes an error about the dataset or group `name`.
     pub(super) fn error(&self, name: &str, message: impl Into<String>) -> Error {
         Error::Dataset { path: self.path.clone(), name: name.into(), message: message.into() }
     }
 
-    /// The stored configuration.
+    /// Reads the stored configuration, as TOML.
     pub(super) fn config_text(&self) -> Result<String> {
         match self.attribute(&*self.group(CONFIG)?, TOML) {
             Some(Attribute::Text(text)) => Ok(text),
@@ -89,10 +97,12 @@ impl Input {
         }
     }
 
+    /// Opens the group `path`.
     pub(super) fn group(&self, path: &str) -> Result<Group> {
         self.file.group(path).map_err(|error| self.not_opened(path, "group", &error))
     }
 
+    /// Opens the dataset `path`.
     pub(super) fn dataset(&self, path: &str) -> Result<Dataset> {
         self.file.dataset(path).map_err(|error| self.not_opened(path, "dataset", &error))
     }
@@ -104,13 +114,13 @@ impl Input {
         self.error(path, format!("missing: expected a {what} of that name"))
     }
 
-    /// All values of a dataset of numbers, converted to `T`.
+    /// Reads a dataset of numbers, converted to `T`.
     pub(super) fn numbers<T: H5Type>(&self, dataset: &Dataset, path: &str) -> Result<Vec<T>> {
         self.spend(dataset, path)?;
         dataset.read_raw::<T>().map_err(|error| self.unreadable(path, &error))
     }
 
-    /// All values of a dataset of numbers or (up to one dimension of) text.
+    /// Reads a dataset of numbers, or of text with at most one dimension.
     pub(super) fn values(&self, dataset: &Dataset, path: &str) -> Result<Values> {
         match self.kind(dataset, path)? {
             TypeDescriptor::Float(FloatSize::U4) => self.numbers(dataset, path).map(Values::F32),
@@ -120,11 +130,11 @@ impl Input {
         }
     }
 
-    /// All values of a dataset of text, of any of HDF5's kinds.
+    /// Reads a dataset of text, of any of HDF5's string types.
     pub(super) fn texts(&self, dataset: &Dataset, path: &str) -> Result<Vec<String>> {
         let count = self.spend(dataset, path)?;
         if dataset.ndim() > 1 {
-            return Err(self.error(path, "text of several dimensions, which is not read"));
+            return Err(self.error(path, "text of several dimensions is not supported"));
         }
         let kind = self.kind(dataset, path)?;
         if matches!(kind, TypeDescriptor::VarLenUnicode | TypeDescriptor::VarLenAscii) {
@@ -143,30 +153,34 @@ impl Input {
             TypeDescriptor::FixedUnicode(length) if length <= FIXED => {
                 self.one_by_one(dataset, count, |text: &FixedUnicode<FIXED>| text.as_bytes().to_vec())
             }
-            other => return Err(self.error(path, format!("type {other}, which is not read"))),
+            other => return Err(self.error(path, format!("type {other} is not supported"))),
         };
         texts.map_err(|error| self.unreadable(path, &error))
     }
 
-    /// Whether each text of variable length lies where the dataset says. Those of a dataset in chunks are not found.
+    /// Checks that each text of variable length lies where the dataset says. Datasets in chunks are refused, since their
+    /// references are not found.
     fn check_references(&self, dataset: &Dataset, count: usize, path: &str) -> Result<()> {
         if count == 0 {
             return Ok(());
         }
         if dataset.layout() != Layout::Contiguous {
-            return Err(self.error(path, "text in chunks, which is not read"));
+            return Err(self.error(path, "text in chunks is not supported"));
         }
         let Some(offset) = dataset.offset() else { return Ok(()) }; // never written
         let file = fs::File::open(&self.path).at(&self.path)?;
         let mut references = vec![[0; REFERENCE]; count];
         file.read_exact_at(references.as_flattened_mut(), offset).at(&self.path)?;
         match references.iter().position(|reference| !self.heaps.holds(reference)) {
-            Some(index) => Err(self.error(path, format!("damaged: text {index} is not where it should be"))),
+            Some(index) => Err(self.error(
+                path,
+                format!("damaged: the reference of text {index} is wrong: take another copy of the file"),
+            )),
             None => Ok(()),
         }
     }
 
-    /// Many elements may point to the same long text, so that a small file would fill the memory.
+    /// Reads texts one by one: many elements may point to the same long text, so that a small file could fill the memory.
     fn one_by_one<T: H5Type>(
         &self,
         dataset: &Dataset,
@@ -186,13 +200,13 @@ impl Input {
         Ok(texts)
     }
 
-    /// The type of a dataset's or attribute's elements.
+    /// Type of the elements of a dataset or attribute.
     pub(super) fn kind(&self, data: &Container, path: &str) -> Result<TypeDescriptor> {
         let descriptor = data.dtype().and_then(|dtype| dtype.to_descriptor());
-        descriptor.map_err(|_| self.error(path, "of a type that is not read"))
+        descriptor.map_err(|_| self.error(path, "its type is not supported"))
     }
 
-    /// An attribute; `None` if there is none, or of a type that is not read.
+    /// Reads an attribute; `None` if it is missing or its type is not supported.
     pub(super) fn attribute(&self, place: &Location, name: &str) -> Option<Attribute> {
         let attribute = place.attr(name).ok()?;
         let space = attribute.space().ok().filter(|space| !space.is_null())?;
@@ -206,7 +220,7 @@ impl Input {
                 attribute.read_scalar().ok().map(Attribute::Int)
             }
             TypeDescriptor::Integer(_) | TypeDescriptor::Unsigned(_) => attribute.read_raw().ok().map(Attribute::Ints),
-            // Through an integer: a damaged byte is no valid `bool`.
+            // Read as an integer: a damaged byte is no valid `bool`.
             TypeDescriptor::Boolean if scalar => {
                 attribute.read_scalar::<i8>().ok().map(|value| Attribute::Bool(value != 0))
             }
@@ -218,7 +232,7 @@ impl Input {
         }
     }
 
-    /// All attributes that can be read but those named, sorted, without those that HDF5's dimension scales consist of.
+    /// Reads all attributes of `place` that can be read, except those in `without` and those of HDF5's dimension scales.
     pub(super) fn attributes(&self, place: &Location, without: &[&str]) -> Vec<(String, Attribute)> {
         const SCALES: [&str; 4] = ["CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"];
         let wanted = |name: &String| !SCALES.contains(&name.as_str()) && !without.contains(&name.as_str());
@@ -226,7 +240,7 @@ impl Input {
         names.filter_map(|name| self.attribute(place, &name).map(|value| (name, value))).collect()
     }
 
-    /// How many elements a dataset has, after subtracting their bytes from what may be read.
+    /// Subtracts a dataset's bytes from what may still be read and returns its number of elements.
     fn spend(&self, dataset: &Dataset, path: &str) -> Result<usize> {
         let layout = dataset.dcpl().map_err(|error| self.unreadable(path, &error))?;
         if layout.layout() == Layout::Virtual || !layout.external().is_empty() {
@@ -236,7 +250,7 @@ impl Input {
         let count = if space.is_null() { Some(0) } else { element_count(&space.shape()) };
         let size = dataset.dtype().map_err(|error| self.unreadable(path, &error))?.size();
         let bytes = count.and_then(|count| count.checked_mul(size.max(1)));
-        // HDF5 takes memory for a whole chunk, even for one that was never written.
+        // HDF5 allocates a whole chunk, even one that was never written.
         let chunk = layout.chunk().map_or(Some(0), |chunk| element_count(&chunk)?.checked_mul(size));
         let chunk_fits = chunk.is_some_and(|chunk| chunk as u64 <= self.bytes);
         match bytes.and_then(|bytes| self.left.get().checked_sub(bytes as u64)) {
@@ -255,7 +269,7 @@ impl Input {
     }
 }
 
-/// The names in a group, in the order they were written if the file knows it.
+/// Names of a group's members, in the order they were written if the file records it, otherwise by name.
 pub(super) fn member_names(group: &Group) -> Vec<String> {
     let by_order = group.member_names_by(IndexType::CreationOrder, IterationOrder::Increasing);
     by_order.or_else(|_| group.member_names_by(IndexType::Name, IterationOrder::Increasing)).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! What stands where in a run file: writes the groups of one.
+//! Layout of a run file: the groups and their order.
 
 use hdf5::Group;
 
@@ -8,13 +8,13 @@ use super::values::{write_attribute, write_attributes};
 use super::{Attribute, Checkpoint, Identity, Table, checkpoint, table};
 use crate::config::Config;
 
-/// What a run file holds from the start.
+/// Content that a run file has from the start.
 #[derive(Clone)]
 pub(super) struct Header {
     identity: Identity,
-    /// The configuration as text.
+    /// Configuration as TOML.
     toml: String,
-    /// Each value as (`section.key`, value).
+    /// Values of the configuration as (`section.key`, value).
     keys: Vec<(String, Attribute)>,
     environment: Vec<(String, Attribute)>,
     tables: Vec<Table>,
@@ -31,18 +31,18 @@ impl Header {
         Header { identity, toml: config.to_toml(), keys, environment, tables }
     }
 
-    /// Id of the run.
+    /// UUID of the run.
     pub(super) fn run_id(&self) -> &str {
         &self.identity.run_id
     }
 
-    /// These in place of those that were set before.
+    /// Replaces the warnings.
     pub(super) fn set_warnings(&mut self, warnings: Vec<String>) {
         self.environment.retain(|(name, _)| name != WARNINGS);
         self.environment.extend((!warnings.is_empty()).then(|| (WARNINGS.to_owned(), Attribute::Texts(warnings))));
     }
 
-    /// Into a new file.
+    /// Writes the header into a new file.
     pub(super) fn write(&self, root: &Group) -> hdf5::Result<()> {
         write_attribute(root, VERSION, &Attribute::Int(FORMAT_VERSION))?;
         self.identity.write(root)?;
@@ -54,7 +54,7 @@ impl Header {
     }
 }
 
-/// Writes tables and checkpoint, each in place of the group of its name if there is one and `replace` says so.
+/// Writes tables and checkpoint. With `replace` each takes the place of an existing group of its name.
 pub(super) fn write(
     root: &Group,
     replace: bool,

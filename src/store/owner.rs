@@ -1,11 +1,11 @@
-//! Who writes an output: a small file beside it, the mark, made at the start and removed at the end, so that no two jobs
+//! Ownership of an output: a small file beside it, the mark, made at the start and removed at the end, so that no two jobs
 //! write the same output.
 //!
 //! A mark appears whole, by a rename that replaces nothing, which network file systems do atomically too. Whether its owner
-//! lives is seen from the process table where that is the same one (same boot, same process namespace), elsewhere from the
-//! mark's time of modification, which the owner renews every [`BEAT`]: both times that are compared are the file system's,
-//! so that clocks of hosts do not matter. An owner that was killed blocks nobody on its own host, and others for at most
-//! [`SILENT`]. File locks are not needed.
+//! is alive is read from the process table if both processes share it (same boot, same process namespace), otherwise from the
+//! mark's time of modification, which the owner renews every [`BEAT`]. Both times that are compared are the file system's, so
+//! that the hosts' clocks do not matter. An owner that was killed blocks no job on its own host, and jobs on other hosts for
+//! at most [`SILENT`]. File locks are not needed.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -22,23 +22,23 @@ use crate::error::{Error, Result};
 
 /// Time between two renewals of a mark.
 const BEAT: Duration = Duration::from_secs(2);
-/// Age from which a mark of another host is that of a dead job: many beats, for a file system that stalls.
+/// Age at which a mark of another host counts as that of a dead job. Many beats long, because file systems stall.
 const SILENT: Duration = Duration::from_secs(30);
-/// Time between two looks at a mark of another host.
+/// Poll interval for a mark of another host.
 const LOOK: Duration = Duration::from_millis(500);
-/// Time to wait for another process that removes a mark.
+/// Time to wait while another process removes a mark.
 const REMOVAL: Duration = Duration::from_millis(5);
 /// Attempts to make a mark while others make and remove theirs.
 const ATTEMPTS: usize = 100;
 
-/// A process as other processes can recognise it.
+/// Description by which other processes recognize the owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Mark {
-    /// Different in every mark ever made.
+    /// UUID of this mark.
     token: String,
     host: String,
     pid: u32,
-    /// Start of the process in clock ticks since boot: process ids are used again.
+    /// Start of the process in clock ticks since boot, since process ids are reused.
     started: u64,
     boot: String,
     pid_namespace: String,
@@ -61,13 +61,13 @@ impl Mark {
         }
     }
 
-    /// The text of the file; its first byte is rewritten at every beat.
+    /// Formats the text of the file, whose first byte is rewritten at every beat.
     fn to_text(&self) -> String {
         let values = toml::to_string(self).expect("a flat struct has a TOML form");
         format!("# hpml: the job that writes the output of this name. It removes this file when it ends.\n{values}")
     }
 
-    /// The mark that a file of this `text` is; one of its own for a text that is none.
+    /// Parses the text of a mark. A text that is none gives a mark of an unknown host with the text as its token.
     fn from_text(text: &str) -> Mark {
         let unknown = |_| Mark {
             token: text.to_owned(),
@@ -81,7 +81,7 @@ impl Mark {
         toml::from_str(text).unwrap_or_else(unknown)
     }
 
-    /// Whether its process lives; `None`: it cannot be seen from here.
+    /// Whether the mark's process is alive; `None` if it cannot be seen from `here`.
     fn is_alive(&self, here: &Mark) -> Option<bool> {
         let visible = !here.boot.is_empty() && (&self.boot, &self.pid_namespace) == (&here.boot, &here.pid_namespace);
         visible.then(|| process_start(self.pid) == Some(self.started))
@@ -96,37 +96,37 @@ impl Mark {
     }
 }
 
-/// When a process that still runs was started, in ticks since boot.
+/// Start of a running process, in clock ticks since boot; `None` if it has ended.
 fn process_start(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything.
+    // The name, in parentheses, may contain spaces and parentheses.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
     (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok()).flatten()
 }
 
-/// An attempt to own an output.
+/// Attempt to own an output.
 pub struct Claim {
     target: PathBuf,
     mark_path: PathBuf,
     force: bool,
-    /// Mark of another host and its time of modification when it was first seen.
+    /// Mark of another host, with its time of modification when it was first seen.
     watched: Option<(Mark, SystemTime)>,
 }
 
-/// What an attempt gave.
+/// Outcome of an attempt.
 pub enum Attempt {
     /// The output belongs to this process.
     Owned(Owner),
-    /// Another host's job may live; its description.
+    /// A job on another host may be alive; its description.
     Waiting(String),
 }
 
 impl Claim {
-    /// Prepares to own `path`, or what it links to; makes missing folders. `force` takes it from any owner.
+    /// Prepares to own `path`, or the file that it links to, and creates missing folders. `force` takes it from any owner.
     ///
     /// # Errors
-    /// [`Error::Output`] if there is no such place.
+    /// [`Error::Output`] if `path` is no file name or its folder cannot be created.
     pub fn new(path: &Path, force: bool) -> Result<Claim> {
         let cannot = |reason: String| Error::Output { path: path.to_owned(), reason };
         let target = match path.is_symlink() {
@@ -143,7 +143,7 @@ impl Claim {
         Ok(Claim { target, mark_path, force, watched: None })
     }
 
-    /// Tries to own it now.
+    /// Tries to own the output, without waiting.
     ///
     /// # Errors
     /// [`Error::OutputOwned`] if a living job writes it, [`Error::Output`] if no mark can be made there.
@@ -175,13 +175,13 @@ impl Claim {
             }
             self.remove(&mark, &own)?;
         }
-        Err(self.cannot("others take this name all the time".into()))
+        Err(self.cannot("other jobs keep taking this name: choose another one".into()))
     }
 
-    /// Owns it, after waiting as long as it takes to see whether an owner on another host lives.
+    /// Owns the output, after waiting until it is clear whether an owner on another host is alive.
     ///
     /// # Errors
-    /// As [`attempt`](Self::attempt).
+    /// [`Error::OutputOwned`] or [`Error::Output`], as for [`attempt`](Self::attempt).
     pub fn wait(mut self) -> Result<Owner> {
         loop {
             match self.attempt()? {
@@ -191,12 +191,12 @@ impl Claim {
         }
     }
 
-    /// The time between two attempts.
+    /// Sleeps for the time between two attempts.
     pub fn pause() {
         std::thread::sleep(LOOK);
     }
 
-    /// Owns it if no job ever marked it, and there is nothing of that name. `None` otherwise.
+    /// Owns the output if it has no mark and no file of its name exists; `None` otherwise.
     ///
     /// # Errors
     /// [`Error::Output`] if no mark can be made there.
@@ -206,11 +206,11 @@ impl Claim {
             return Ok(None);
         }
         let owner = Owner::start(self.target.clone(), self.mark_path.clone(), own);
-        // An owner may have finished between the two looks.
+        // An owner may have finished between the two checks.
         Ok((!self.target.exists()).then_some(owner))
     }
 
-    /// Makes the mark, unless there is one.
+    /// Makes the mark; false if there is one.
     fn make(&self, mark: &Mark) -> Result<bool> {
         make_mark(&self.target, &self.mark_path, mark).map_err(|error| self.cannot(error.to_string()))
     }
@@ -219,14 +219,14 @@ impl Claim {
         read_mark(&self.mark_path).map_err(|error| self.cannot(error.to_string()))
     }
 
-    /// The file system's time.
+    /// Current time of the file system.
     fn now(&self) -> Result<SystemTime> {
         let now = beside(&self.target).and_then(|file| file.as_file().metadata()?.modified());
         now.map_err(|error| self.cannot(error.to_string()))
     }
 
-    /// Removes `mark`, unless another has taken its place meanwhile: one process at a time, which `own` names, or the mark
-    /// of one that was faster would go instead.
+    /// Removes `mark`, unless another has taken its place. Only one process at a time may do so (`own` names it), or it could
+    /// remove the mark of a process that was faster.
     fn remove(&self, mark: &Mark, own: &Mark) -> Result<()> {
         let lock = self.mark_path.with_extension("removal");
         let io = |error: io::Error| self.cannot(error.to_string());
@@ -245,7 +245,7 @@ impl Claim {
         fs::remove_file(&lock).and(removed).map_err(io)
     }
 
-    /// Whether the process of a mark that was renewed at `beaten` may live, as far as can be seen at once.
+    /// Whether the process of a mark that was renewed at `beaten` may be alive, judged without waiting.
     fn may_live(&self, mark: &Mark, beaten: SystemTime, own: &Mark) -> Result<bool> {
         match mark.is_alive(own) {
             Some(lives) => Ok(lives),
@@ -268,7 +268,8 @@ fn make_mark(target: &Path, mark_path: &Path, mark: &Mark) -> io::Result<bool> {
     }
 }
 
-/// The mark at `path` and its time of modification; opened anew, so that a network file system asks its server.
+/// Reads the mark at `path` and its time of modification; `None` if there is none. Opens the file each time, so that a
+/// network file system consults its server.
 fn read_mark(path: &Path) -> io::Result<Option<(Mark, SystemTime)>> {
     let mut file = match fs::File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -279,12 +280,12 @@ fn read_mark(path: &Path) -> io::Result<Option<(Mark, SystemTime)>> {
     Ok(Some((Mark::from_text(&text), file.metadata()?.modified()?)))
 }
 
-/// An output that this process owns until this is dropped.
+/// Output that this process owns until the value is dropped.
 pub struct Owner {
     target: PathBuf,
     mark_path: PathBuf,
     mark: Mark,
-    /// Dropped to end the thread.
+    /// Sender whose drop ends the thread.
     stop: Option<Sender<()>>,
     beats: Option<JoinHandle<()>>,
 }
@@ -295,7 +296,7 @@ impl Owner {
         let (path, own) = (mark_path.clone(), mark.clone());
         let beat = move || {
             while stopped.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
-                // What cannot be renewed now is tried again; whether the mark is still ours is asked before each write.
+                // A renewal that fails is tried again; whether the mark is still this process's is checked before each write.
                 let _ = renew(&path, &own);
             }
         };
@@ -303,15 +304,15 @@ impl Owner {
         Owner { target, mark_path, mark, stop: Some(stop), beats: Some(beats.expect("a thread can be started")) }
     }
 
-    /// The output.
+    /// Path of the output.
     pub fn target(&self) -> &Path {
         &self.target
     }
 
-    /// Refuses to go on if another job has taken the output over.
+    /// Checks that the output still belongs to this process.
     ///
     /// # Errors
-    /// [`Error::OutputLost`], [`Error::Output`] if the place cannot be read any more.
+    /// [`Error::OutputLost`] if another job has taken it over, [`Error::Output`] if its mark cannot be read.
     pub fn check(&self) -> Result<()> {
         let cannot = |error: io::Error| Error::Output { path: self.target.clone(), reason: error.to_string() };
         for _ in 0..ATTEMPTS {
@@ -320,11 +321,11 @@ impl Owner {
                 Some((mark, _)) => {
                     return Err(Error::OutputLost { path: self.target.clone(), owner: mark.describe() });
                 }
-                // Removed by somebody who cleaned up.
+                // The mark was removed, perhaps by a user who cleaned up.
                 None => make_mark(&self.target, &self.mark_path, &self.mark).map(drop).map_err(cannot)?,
             }
         }
-        Err(cannot(io::Error::other("its mark of ownership vanishes all the time")))
+        Err(cannot(io::Error::other("its mark of ownership (.hpml-NAME.owner) keeps vanishing: leave it there")))
     }
 }
 
@@ -340,7 +341,7 @@ impl Drop for Owner {
     }
 }
 
-/// Sets the mark's time of modification to the file system's, by writing what is there already.
+/// Sets the mark's time of modification to the file system's, by rewriting its first byte.
 fn renew(path: &Path, own: &Mark) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().read(true).write(true).open(path)?;
     let mut text = String::new();
@@ -363,7 +364,7 @@ mod tests {
         path.with_file_name(format!(".hpml-{}.owner", path.file_name().unwrap().to_string_lossy()))
     }
 
-    /// Leaves the mark of another process, which `change` makes what it is.
+    /// Writes a mark of another process, this process's mark after `change`.
     fn leave(path: &Path, change: impl FnOnce(&mut Mark)) -> Mark {
         let mut mark = Mark::of_this_process();
         change(&mut mark);

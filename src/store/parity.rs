@@ -1,7 +1,7 @@
-//! The parity file: what PyTorch computed from given weights and samples, for `hpml verify` to compare with.
+//! Parity file: losses and updates that PyTorch computed from given weights and samples, for `hpml verify` to compare with.
 //!
-//! A group a model, made by a script around PyTorch; it is read with every shape and number checked, so that what comes
-//! out can be indexed without care.
+//! One group per model, written by `scripts/parity.py`. Every shape and number is checked on reading, so that the result can be
+//! indexed without further checks.
 
 use std::path::Path;
 
@@ -12,62 +12,66 @@ use crate::error::{Error, Result};
 /// Largest number of samples in a step.
 const MOST_SAMPLES: usize = 1 << 20;
 
-/// One model of a parity file. S steps of B samples.
+/// Model of a parity file, with S steps of B samples.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parity {
-    /// The group's name: `net`, `resnet18`.
+    /// Name of the group: `net`, `resnet18`.
     pub model: String,
-    /// Per channel; input = (pixel / 255 - mean) / std.
+    /// Mean per channel; input = (pixel / 255 - mean) / std.
     pub mean: [f32; 3],
-    /// Per channel, above 0.
+    /// Standard deviation per channel, above 0.
     pub std: [f32; 3],
     /// Learning rate.
     pub lr: f64,
-    /// Of the plain SGD: v = momentum v + g, p -= lr v.
+    /// Momentum of plain SGD: v = momentum v + g, p -= lr v.
     pub momentum: f64,
-    /// B.
+    /// Samples per step over all ranks, B.
     pub global_batch: usize,
-    /// Parameters and batch-norm statistics before the first step; none: those that `torch.manual_seed(seed)` gives.
+    /// Parameters and batch-norm statistics before the first step; empty: those that `torch.manual_seed(seed)` gives.
     pub init: Vec<NamedTensor>,
-    /// See `init`.
+    /// Seed of the initial parameters if `init` is empty.
     pub seed: u64,
-    /// S x B sample numbers in the training set.
+    /// Sample numbers in the training set, `[S, B]`.
     pub indices: Vec<u32>,
-    /// S x B, 0 to 9.
+    /// Labels of the samples, `[S, B]`, 0 to 9.
     pub labels: Vec<u8>,
-    /// S sums of the normalised inputs.
+    /// Sum of the normalized inputs per step, `[S]`.
     pub input_sum: Vec<f64>,
-    /// What PyTorch computed, once for each number of ranks, ascending; never empty.
+    /// Results of PyTorch per number of ranks, ascending; never empty.
     pub references: Vec<Reference>,
 }
 
-/// What PyTorch computed where batch norm takes its statistics over the samples of each of `ranks` ranks. P parameters.
+/// Results of PyTorch with batch-norm statistics over the samples of each of `ranks` ranks, for P parameters and K float32
+/// references.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reference {
-    /// Number of ranks; a model without batch norm computes the same on any.
+    /// Number of ranks; a model without batch norm gives the same results for any.
     pub ranks: usize,
-    /// S mean losses before each update, in float64; above 0.
+    /// Mean loss before each update in float64, `[S]`, above 0.
     pub loss: Vec<f64>,
-    /// S rows of P: L2 norm of what each parameter has moved since the start, after each update, in the model's order, in
-    /// float64; above 0.
+    /// L2 norm of each parameter's movement since the start, after each update, in float64, `[S][P]` in the model's order;
+    /// above 0.
     pub update: Vec<Vec<f64>>,
-    /// K rows of S: relative difference of each float32 reference from `loss`.
+    /// Relative difference of each float32 reference's loss from `loss`, `[K][S]`.
     pub loss_rounding: Vec<Vec<f64>>,
-    /// K rows of S: relative difference of the norm over all parameters' movement from that of a row of `update`.
+    /// Relative difference of the norm of all parameters' movement from that of a row of `update`, `[K][S]`.
     pub update_rounding: Vec<Vec<f64>>,
-    /// K rows of S: greatest relative difference of a parameter's movement from that in `update`.
+    /// Largest relative difference of a parameter's movement from that in `update`, `[K][S]`.
     pub parameter_rounding: Vec<Vec<f64>>,
 }
 
-/// Prefix of a reference's group; the number of ranks follows.
+/// Prefix of a reference's group name; the number of ranks follows.
 const RANKS: &str = "ranks_";
 
 /// Reads all models of a parity file.
+///
+/// # Errors
+/// [`Error::File`] or [`Error::Dataset`] with the first dataset or attribute that is missing, damaged or out of range.
 pub fn read_parity(path: &Path) -> Result<Vec<Parity>> {
     let input = Input::open(path)?;
     let models = member_names(input.root());
     if models.is_empty() {
-        let message = "no groups: expected one for each model, with indices, labels, init and so on".into();
+        let message = "no groups: expected one per model, as scripts/parity.py writes them".into();
         return Err(Error::File { path: path.to_owned(), message });
     }
     models.iter().map(|model| Model { input: &input, model }.read()).collect()
@@ -145,7 +149,8 @@ impl Model<'_> {
         })
     }
 
-    /// The rows of a table of numbers of which `is_right`; `expected` rows and columns, `None`: any but 0.
+    /// Reads the rows of a table of finite numbers that satisfy `is_right`. `expected`: rows and columns, `None`: any number
+    /// but 0.
     fn table(
         &self,
         name: &str,
@@ -165,7 +170,7 @@ impl Model<'_> {
         Ok(values.chunks(shape[1]).map(<[f64]>::to_vec).collect())
     }
 
-    /// The initial state, if it is there, sorted by name.
+    /// Reads the initial state, sorted by name; empty if the file has none.
     fn init(&self) -> Result<Vec<NamedTensor>> {
         if !member_names(&self.input.group(self.model)?).iter().any(|name| name == "init") {
             return Ok(Vec::new());
@@ -259,7 +264,7 @@ mod tests {
 
     use super::*;
 
-    /// What the script writes, small: 2 steps of 3 samples, one parameter.
+    /// Writes a small file as the script does: 2 steps of 3 samples, one parameter.
     fn file(folder: &Path) -> (PathBuf, hdf5::File) {
         let path = folder.join("parity.h5");
         // As the script writes it: metadata without checksums can crash the library when they are damaged.

@@ -1,10 +1,10 @@
-//! Names and numbers of the run file.
+//! Names of groups and attributes of the run file, and its format version.
 
-/// Grows when a reader of the old layout would misread the new one. Root attribute [`VERSION`].
+/// Format version, root attribute [`VERSION`]. It grows when a reader of the old layout would misread the new one.
 pub const FORMAT_VERSION: i64 = 1;
 
 pub(super) const VERSION: &str = "hpml_format_version";
-/// Root attributes of which run a file is, see [`identity`](super::identity).
+/// Root attribute: UUID of the run, see [`identity`](super::identity).
 pub(super) const RUN_ID: &str = "run_id";
 pub(super) const KIND: &str = "run_kind";
 pub(super) const STATUS: &str = "status";
@@ -12,18 +12,18 @@ pub(super) const CONFIG: &str = "config";
 /// Attribute of [`CONFIG`]: the whole configuration.
 pub(super) const TOML: &str = "toml";
 pub(super) const ENVIRONMENT: &str = "environment";
-/// Attribute of [`ENVIRONMENT`]: what makes the run less than it could be, a text each; missing if there is none.
+/// Attribute of [`ENVIRONMENT`]: warnings of the run, one text each; missing if there are none.
 pub const WARNINGS: &str = "warnings";
 pub(super) const CHECKPOINT: &str = "checkpoint";
-/// Of checkpoint files: what a training needs beside the model to go on.
+/// Group of checkpoint files: state beside the model that a training needs to continue.
 pub(super) const RESUME: &str = "resume";
 
-/// Attribute of a table's group: the dimension of its rows.
+/// Attribute of a table's group: dimension of its rows.
 pub(super) const DIMENSION: &str = "dimension";
-/// Attribute of a column over other dimensions than the rows: their names.
+/// Attribute of a column over dimensions other than the rows: names of these dimensions.
 pub(super) const DIMENSIONS: &str = "dimensions";
 pub(super) const UNITS: &str = "units";
 pub(super) const LONG_NAME: &str = "long_name";
 
-/// Elements of a chunk, 1 MiB of f32: no smaller than a whole checksum pass is fast at, no larger than HDF5's chunk cache.
+/// Largest number of elements in a chunk, 1 MiB of f32: large enough for fast checksums, small enough for HDF5's chunk cache.
 pub(super) const CHUNK_ELEMENTS: usize = 1 << 18;

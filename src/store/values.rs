@@ -1,4 +1,4 @@
-//! Arrays and attributes into HDF5. Errors are HDF5's own; the caller knows the file.
+//! Writers for arrays and attributes. Errors are HDF5's; the caller adds the file.
 
 use hdf5::types::VarLenUnicode;
 use hdf5::{Dataset, Group, H5Type, Location};
@@ -6,7 +6,7 @@ use hdf5::{Dataset, Group, H5Type, Location};
 use super::schema::CHUNK_ELEMENTS;
 use super::{Attribute, Values};
 
-/// Writes a dataset of numbers: in chunks with a checksum each, or, if a scalar, within the (checksummed) object header.
+/// Writes a dataset of numbers in chunks with one checksum each; a scalar within the object header, which has a checksum.
 pub(super) fn write_numbers<T: H5Type>(
     group: &Group,
     name: &str,
@@ -88,7 +88,8 @@ fn check(name: &str, shape: &[usize], values: usize) -> hdf5::Result<()> {
     Ok(())
 }
 
-/// Chunks of at most [`CHUNK_ELEMENTS`], the last axes whole, all about equally full (a chunk takes its whole place).
+/// Shape of chunks with at most [`CHUNK_ELEMENTS`] elements, with whole last axes and about equally full (a chunk takes its
+/// full size in the file).
 fn chunk_of(shape: &[usize]) -> Vec<usize> {
     let mut chunk = shape.to_vec();
     let mut room = CHUNK_ELEMENTS;

@@ -1,4 +1,4 @@
-//! Files other than HDF5 (tables, plots, ONNX) that appear whole or not at all.
+//! Atomic writes of files other than HDF5 (tables, plots, ONNX).
 
 use std::fs::{self, Metadata};
 use std::io::{self, Write};
@@ -7,12 +7,15 @@ use std::path::Path;
 use super::atomic;
 use crate::error::{Error, Result};
 
-/// Refuses a place that cannot or must not be written: before the work, not after it.
+/// Checks that `path` may be written, before the work is done.
+///
+/// # Errors
+/// [`Error::OutputExists`] for an existing file without `force`, [`Error::Output`] if it is a folder or not a regular file.
 pub fn check_output(path: &Path, force: bool) -> Result<()> {
     check_found(fs::metadata(path), path, force)
 }
 
-/// The same, by what was `found` at `path`.
+/// Checks as [`check_output`] does, given what was `found` at `path`.
 pub(super) fn check_found(found: io::Result<Metadata>, path: &Path, force: bool) -> Result<()> {
     let cannot = |reason: &str| Err(Error::Output { path: path.to_owned(), reason: reason.into() });
     match found {
@@ -25,7 +28,16 @@ pub(super) fn check_found(found: io::Result<Metadata>, path: &Path, force: bool)
     }
 }
 
-/// Writes `bytes` under another name and renames; makes missing folders. Replaces a file only with `force`.
+/// Writes `bytes` under another name and renames the file to `path`; creates missing folders. Replaces a file only with
+/// `force`.
+///
+/// ```
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("tables/epochs.csv");
+/// hpml::store::write_output(&path, b"epoch,loss\n", false)?;
+/// assert!(hpml::store::write_output(&path, b"", false).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::OutputExists`] without `force`, [`Error::Output`] if the system refuses.
@@ -41,18 +53,21 @@ pub fn write_output(path: &Path, bytes: &[u8], force: bool) -> Result<()> {
     atomic::persist(made, &target, force).map_err(|error| atomic::not_persisted(path, error))
 }
 
-/// Refuses an output that is one of the files it is made from, whatever `--force` says.
+/// Refuses an output that is one of its inputs, even with `--force`.
 ///
 /// # Errors
-/// [`Error::Output`].
+/// [`Error::Output`] if it is one.
 pub fn check_not_input(out: &Path, inputs: &[impl AsRef<Path>]) -> Result<()> {
     match inputs.iter().any(|input| is_same_file(out, input.as_ref())) {
-        true => Err(Error::Output { path: out.to_owned(), reason: "it is the file that is read".into() }),
+        true => Err(Error::Output {
+            path: out.to_owned(),
+            reason: "it is the file that is read: choose another name".into(),
+        }),
         false => Ok(()),
     }
 }
 
-/// Whether two paths lead to one file or folder, which exists.
+/// Whether two paths lead to the same existing file or folder.
 pub fn is_same_file(a: &Path, b: &Path) -> bool {
     let whole = |path: &Path| fs::canonicalize(path).ok();
     whole(a).is_some() && whole(a) == whole(b)

@@ -1,4 +1,4 @@
-//! `hpml inspect`: what a file holds, for a person at a terminal. Run files by their meaning, any other HDF5 as a tree.
+//! `hpml inspect`: prints the contents of a file. Run files are shown by their meaning, any other HDF5 file as a tree.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -16,13 +16,21 @@ use crate::units::format_bytes;
 mod text;
 use text::{columns, number, printable, shown, summary};
 
-/// A table of at most so many rows is shown in full.
+/// Largest number of rows of a table that is shown in full.
 const MOST_ROWS: usize = 20;
-/// Members and levels of a foreign file that are shown: links may form rings.
+/// Largest numbers of members and levels of a foreign file that are shown, since links may form cycles.
 const MOST_MEMBERS: usize = 2000;
 const MOST_LEVELS: usize = 16;
 
-/// An overview of a run file, a parity file or any HDF5 file. Errors are one line.
+/// Formats an overview of a run file, a parity file or any HDF5 file.
+///
+/// ```no_run
+/// print!("{}", hpml::store::inspect("runs/net.h5".as_ref())?);
+/// # Ok::<(), hpml::error::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Io`](crate::error::Error::Io) or [`Error::File`](crate::error::Error::File) if it is no readable HDF5 file.
 pub fn inspect(path: &Path) -> Result<String> {
     let input = Input::open(path)?;
     let mut out = String::new();
@@ -69,7 +77,7 @@ fn run_file(out: &mut String, input: &Input) -> Result<()> {
     Ok(())
 }
 
-/// In full, or a line a column.
+/// Shows a table in full, or in summary with one line per column.
 fn show_table(out: &mut String, table: &Table) {
     attributes(out, "  ", &table.attributes);
     let rows =
@@ -98,8 +106,8 @@ fn show_table(out: &mut String, table: &Table) {
     }
 }
 
-/// Rows that may be summarized together, and what they have in common: those of as many ranks in the same timing, without the
-/// warm-up if there are others.
+/// Groups the rows to summarize by number of ranks and timing, without the warm-up if there are others. Returns a description
+/// and the row numbers per group.
 fn parts(table: &Table, rows: usize) -> Vec<(String, Vec<usize>)> {
     let [ranks, profile, warmup] = [WORLD_SIZE, PROFILE, WARMUP].map(|figure| table.numbers(figure.name));
     let mut parts: BTreeMap<(Option<i64>, bool), Vec<usize>> = BTreeMap::new();
@@ -145,7 +153,7 @@ fn show_checkpoint(out: &mut String, checkpoint: &Checkpoint) {
     }
 }
 
-/// Every group and dataset below `group` but those `known`.
+/// Shows every group and dataset below `group` except those in `known`.
 fn tree(out: &mut String, input: &Input, group: &Group, path: &str, levels: usize, left: &mut usize, known: &[String]) {
     let links = group.links(IndexType::Name, IterationOrder::Increasing).unwrap_or_default();
     for name in member_names(group) {
@@ -178,7 +186,7 @@ fn tree(out: &mut String, input: &Input, group: &Group, path: &str, levels: usiz
     }
 }
 
-/// A foreign dataset in a line.
+/// Formats a foreign dataset as one line.
 fn show_dataset(input: &Input, dataset: &Dataset, path: &str) -> String {
     let kind = input.kind(dataset, path).map_or_else(|_| "type not read".into(), |kind| kind.to_string());
     let mut text = format!("  {}  {:?} {kind}", printable(path), dataset.shape());

@@ -1,11 +1,11 @@
-//! Numbers, texts and columns as they stand on a terminal.
+//! Numbers, texts and columns, formatted for a terminal.
 
 use crate::store::Values;
 
-/// Longest text shown; what follows is left out.
+/// Largest number of characters of a text that are shown.
 const MOST_CHARACTERS: usize = 200;
 
-/// Without anything a terminal would obey, and not endless: the file may hold any text.
+/// Replaces control characters and truncates the text, since a file may contain any text.
 pub(super) fn printable(text: &str) -> String {
     let mut shown: String = text
         .chars()
@@ -18,7 +18,7 @@ pub(super) fn printable(text: &str) -> String {
     shown
 }
 
-/// Six significant digits, whole numbers as such.
+/// Formats a number with six significant digits, whole numbers without decimals.
 pub(super) fn number(value: f64) -> String {
     let magnitude = value.abs();
     if value.fract() == 0.0 && magnitude < 1e15 {
@@ -34,7 +34,7 @@ pub(super) fn number(value: f64) -> String {
     }
 }
 
-/// One value; empty beyond the last.
+/// Formats the value at `index`; empty beyond the last.
 pub(super) fn shown(values: &Values, index: usize) -> String {
     let text = match values {
         Values::F64(values) => values.get(index).map(|value| number(*value)),
@@ -45,7 +45,7 @@ pub(super) fn shown(values: &Values, index: usize) -> String {
     text.unwrap_or_default()
 }
 
-/// First, last, least, mean and largest value; the last three are empty for text.
+/// Formats first, last, least, mean and largest value; the last three are empty for text.
 pub(super) fn summary(values: &Values) -> [String; 5] {
     let ends = [shown(values, 0), shown(values, values.len().saturating_sub(1))];
     let [first, last] = ends;
@@ -60,7 +60,7 @@ pub(super) fn summary(values: &Values) -> [String; 5] {
     }
 }
 
-/// Lines out of columns, texts to the left and numbers to the right.
+/// Formats columns as lines, with texts aligned left and numbers right.
 pub(super) fn columns(indent: &str, columns: Vec<Vec<String>>) -> String {
     let rows = columns.iter().map(Vec::len).max().unwrap_or(0);
     let numeric = |column: &[String]| column.last().is_some_and(|cell| cell.parse::<f64>().is_ok());

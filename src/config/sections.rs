@@ -1,0 +1,326 @@
+//! Sections of the configuration. `[data]`, `[parallel]`, `[sweep]` and `[study]` have files of their own beside this one.
+
+use std::time::Duration;
+
+use documented::DocumentedFields;
+use serde::{Deserialize, Serialize};
+
+/// Section `[run]` of the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(default, deny_unknown_fields)]
+pub struct Run {
+    /// Seed of the initial parameters, the order of the samples and the augmentation; an integer,
+    /// at least 0.
+    pub seed: u64,
+    /// Run file to write (HDF5); empty: a new runs/MODEL-RANKSranks-TIME.h5, with the id of the
+    /// Slurm job if there is one.
+    pub out: String,
+}
+
+/// Section `[launch]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(default, deny_unknown_fields)]
+pub struct Launch {
+    /// Device of the ranks: auto, cpu or cuda; auto takes GPUs if every rank of a host can have one
+    /// to itself, CPU cores otherwise.
+    pub device: Device,
+    /// Allows several ranks of a host to share a GPU; gradients are then all-reduced through host
+    /// memory.
+    pub allow_gpu_sharing: bool,
+    /// Treatment of processes that were launched together but not joined by MPI; true: each is a
+    /// job of one rank; false: that is an error.
+    pub allow_singletons: bool,
+    /// Captures forward and backward as CUDA graphs and replays them, one graph per bucket; needs
+    /// the memory of one extra pass. No effect on CPU cores.
+    pub cuda_graphs: bool,
+    /// Compute threads per rank; 0: the host's cores divided by its ranks.
+    pub threads: usize,
+    /// Seconds until a collective of hpml train or study times out, which ends the job and names
+    /// the missing rank; 0: never.
+    pub comm_timeout_s: f64,
+}
+
+impl Launch {
+    /// Duration after which a collective times out; zero: never.
+    pub fn comm_timeout(&self) -> Duration {
+        Duration::try_from_secs_f64(self.comm_timeout_s).unwrap_or(Duration::ZERO)
+    }
+}
+
+/// Device that a rank computes on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// GPUs if every rank of a host can have one to itself, CPU cores otherwise.
+    Auto,
+    /// CPU cores.
+    #[default]
+    Cpu,
+    /// The GPU with the number `local_rank`.
+    Cuda,
+}
+
+/// Section `[model]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// Network: net (two convolutions, three linear layers, 62 thousand parameters) or resnet18
+    /// (CIFAR ResNet-18, 11.17 million parameters).
+    pub name: ModelName,
+    /// Adds a bias to the last layer of net.
+    pub bias: bool,
+    /// Channels of resnet18's first stage; 64 is the published network.
+    pub width: usize,
+    /// Number format of convolutions and linear layers: float32, tf32 (GPUs multiply with 10 bits
+    /// of mantissa) or bf16; parameters and gradients stay float32.
+    pub precision: Precision,
+    /// Stores images and convolution weights as NHWC, which is faster on most hardware; resnet18
+    /// only.
+    pub channels_last: bool,
+    /// Computes batch norm, shortcut and ReLU in fused kernels (compiled by NVRTC); false: in
+    /// libtorch's kernels, which pass over memory more often. No effect on CPU cores.
+    pub fused_batch_norm: bool,
+}
+
+/// The networks that hpml trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelName {
+    /// Two convolutions and three fully connected layers, 62 thousand parameters.
+    Net,
+    /// CIFAR ResNet-18, 11.17 million parameters.
+    Resnet18,
+}
+
+impl ModelName {
+    /// Name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ModelName::Net => "net",
+            ModelName::Resnet18 => "resnet18",
+        }
+    }
+}
+
+/// Number format of convolutions and matrix products; parameters and gradients are always float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// IEEE single precision.
+    Float32,
+    /// IEEE single precision, but a GPU's matrix units multiply with 10 bits of mantissa.
+    Tf32,
+    /// bfloat16 in convolutions and linear layers; other operations keep the format of their inputs (autocast's rule).
+    Bf16,
+}
+
+/// Section `[train]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(default, deny_unknown_fields)]
+pub struct Train {
+    /// Passes over the training samples; at least 1.
+    pub epochs: usize,
+    /// Samples per rank and batch; at least 1. The global batch is batch_per_rank x accumulate x
+    /// ranks, or the samples of an epoch if they are fewer.
+    pub batch_per_rank: usize,
+    /// Samples per optimizer step over all ranks, at most the training set; 0: batch_per_rank
+    /// decides.
+    pub global_batch: usize,
+    /// Learning rate; not scaled with the number of ranks unless schedule.scaling says so.
+    pub lr: f64,
+    /// Batches per rank and optimizer step, whose gradients are summed before one all-reduce; at
+    /// least 1.
+    pub accumulate: usize,
+    /// Optimizer steps after which the training ends, counted over all epochs; 0: train.epochs
+    /// decides.
+    pub max_steps: usize,
+    /// Share of the target that is spread evenly over the classes, 0 to below 1; in training only.
+    pub label_smoothing: f64,
+    /// Samples per rank and batch of the test; at least 1.
+    pub test_batch: usize,
+}
+
+/// Section `[optim]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(default, deny_unknown_fields)]
+pub struct Optim {
+    /// Optimizer: sgd, lars (SGD with layer-wise rates) or lamb (Adam with layer-wise rates).
+    pub name: OptimName,
+    /// Momentum of sgd and lars, beta1 of lamb; 0 to below 1.
+    pub momentum: f64,
+    /// Multiple of the parameters that is added to the gradient (lamb: to its step); lars and lamb
+    /// exempt biases and batch norm. 0: none.
+    pub weight_decay: f64,
+    /// Uses Nesterov momentum; sgd and lars only.
+    pub nesterov: bool,
+    /// Largest L2 norm of the mean gradient over all parameters, to which a larger one is scaled
+    /// down; 0: no limit.
+    pub clip_norm: f64,
+    /// Trust coefficient of lars: a layer's rate is lr * trust * |weights| / (|gradient| +
+    /// weight_decay * |weights|).
+    pub trust: f64,
+    /// Decay per step of lamb's average of squared gradients; 0 to below 1.
+    pub beta2: f64,
+    /// Constant that lamb adds to the root of the average of squared gradients; at least 0.
+    pub epsilon: f64,
+    /// Decay per step of a moving average of the weights, which is then the network that is tested
+    /// and saved. Batch-norm statistics are measured for it over 2,048 training images at the end
+    /// of every epoch. 0: no average.
+    pub ema: f64,
+}
+
+/// Optimizers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimName {
+    /// Stochastic gradient descent with momentum.
+    Sgd,
+    /// SGD with a rate per layer, in proportion to the ratio of the norms of weights and gradient.
+    Lars,
+    /// Adam with a rate per layer, in proportion to the ratio of the norms of weights and step.
+    Lamb,
+}
+
+/// Section `[schedule]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(default, deny_unknown_fields)]
+pub struct Schedule {
+    /// Scaling of train.lr with the global batch: none, linear (global batch / base_batch) or sqrt
+    /// (its square root).
+    pub scaling: Scaling,
+    /// Global batch that train.lr was chosen for, in samples; at least 1.
+    pub base_batch: usize,
+    /// Epochs over which the rate rises to its full value; 0: no warm-up.
+    pub warmup_epochs: f64,
+    /// Rate at the start of the warm-up, as a fraction of the full rate.
+    pub warmup_start: f64,
+    /// Rate after the warm-up: constant, cosine (until the last step), step (times gamma at each
+    /// milestone) or onecycle (warm-up and decay along cosines).
+    pub anneal: Anneal,
+    /// Final rate of cosine and onecycle, as a fraction of the full rate.
+    pub least: f64,
+    /// Epochs at which the rate is multiplied by gamma (schedule.anneal = "step"); empty: never.
+    pub milestones: Vec<f64>,
+    /// Factor applied to the rate at each milestone (schedule.anneal = "step").
+    pub gamma: f64,
+}
+
+/// Scaling of the learning rate with the global batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scaling {
+    /// No scaling.
+    None,
+    /// Rate in proportion to the global batch.
+    Linear,
+    /// Rate in proportion to the square root of the global batch.
+    Sqrt,
+}
+
+/// Course of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Anneal {
+    /// The full rate until the end.
+    Constant,
+    /// Decay along half a cosine.
+    Cosine,
+    /// Multiplication by `gamma` at each milestone.
+    Step,
+    /// Warm-up along half a cosine and decay along another.
+    OneCycle,
+}
+
+/// Section `[checkpoint]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Epochs from one checkpoint to the next, written beside the run file; 0: only every_minutes
+    /// decides.
+    pub every_epochs: usize,
+    /// Minutes from one checkpoint to the next; 0: only every_epochs decides. A signal that ends
+    /// the run also writes one.
+    pub every_minutes: f64,
+    /// Checkpoints to keep; older ones are removed. At least 1.
+    pub keep: usize,
+}
+
+/// Section `[metrics]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Timing of a step: overlap (buckets are reduced during the backward pass) or profile (no
+    /// overlap and a barrier before each collective, so that the parts add up to the step).
+    pub timing: Timing,
+    /// First steps of a job that are trained but not counted in the step times, unless there are no
+    /// others.
+    pub warmup_steps: usize,
+    /// Steps from one measurement of the divergence (distance between the ranks' parameters) to the
+    /// next; every rank's own network is then tested at the end of an epoch, too. 0: never.
+    pub spread_steps: usize,
+}
+
+/// Timing mode of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Timing {
+    /// Fastest mode: buckets are reduced while the backward pass still computes.
+    Overlap,
+    /// Mode without overlap and with a barrier before each collective, so that the parts add up to the step.
+    Profile,
+}
+
+impl Timing {
+    /// Name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Timing::Overlap => "overlap",
+            Timing::Profile => "profile",
+        }
+    }
+}
+
+/// Section `[quantize]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(default, deny_unknown_fields)]
+pub struct Quantize {
+    /// Quantizes the network to int8 after the training.
+    pub enabled: bool,
+    /// Training images, counted from the first, from which activation ranges are measured; at least
+    /// 1.
+    pub calibration_images: usize,
+    /// Range of the weights: max (largest magnitude), sigma3 (mean and 3 standard deviations),
+    /// percentile, or mse (least mean squared error).
+    pub weight_range: RangeFrom,
+    /// Range of the activations: max, sigma3, percentile or mse, as for weight_range.
+    pub activation_range: RangeFrom,
+    /// Percent of the values within the range if weight_range or activation_range is percentile;
+    /// above 50, at most 100.
+    pub percentile: f64,
+    /// Gives every output channel its own weight scale; false: one scale per layer. The last layer
+    /// always has one scale.
+    pub per_channel: bool,
+    /// Largest acceptable loss of accuracy, in percentage points; beyond it the network is
+    /// finetuned (finetune_epochs), and a warning is given if that is off or not enough.
+    pub max_drop: f64,
+    /// Epochs, or a fraction of one, of training with quantized weights and activations if int8
+    /// loses more than max_drop; 0: none.
+    pub finetune_epochs: f64,
+    /// Initial learning rate of the finetuning, decayed linearly to 0; its batch size is
+    /// train.batch_per_rank.
+    pub finetune_lr: f64,
+}
+
+/// Rule for the magnitude that the largest quantized value represents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RangeFrom {
+    /// Largest magnitude.
+    Max,
+    /// Mean plus three standard deviations, or the largest magnitude if that is less.
+    Sigma3,
+    /// Percentile `quantize.percentile` of the magnitudes.
+    Percentile,
+    /// Range with the least mean squared error.
+    Mse,
+}
