@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Algorithm, Device};
+use crate::output::Destination;
+use crate::train::ResumeFrom;
 
 /// Data-parallel training under MPI that measures what it costs.
 #[derive(Debug, Parser)]
@@ -227,6 +229,42 @@ pub struct Verify {
     /// `--set`, `--data`
     #[command(flatten)]
     pub common: Common,
+}
+
+impl Train {
+    /// File that `--out` and `--force` name.
+    pub fn destination(&self) -> Destination {
+        Destination { path: self.out.clone(), force: self.force }
+    }
+
+    /// Checkpoint that `--resume` names.
+    pub fn resume_from(&self) -> Option<ResumeFrom> {
+        self.resume.as_deref().map(|given| match given {
+            "auto" => ResumeFrom::Newest,
+            file => ResumeFrom::Checkpoint(file.into()),
+        })
+    }
+}
+
+impl Sweep {
+    /// File that `--out` and `--force` name.
+    pub fn destination(&self) -> Destination {
+        Destination { path: self.out.clone(), force: self.force }
+    }
+}
+
+impl Study {
+    /// File that `--out` and `--force` name.
+    pub fn destination(&self) -> Destination {
+        Destination { path: self.out.clone(), force: self.force }
+    }
+}
+
+impl Quantize {
+    /// File that `--out` and `--force` name.
+    pub fn destination(&self) -> Destination {
+        Destination { path: self.out.clone(), force: self.force }
+    }
 }
 
 /// What several commands take.

@@ -60,14 +60,23 @@ fn start(config: Result<Config>, work: impl FnOnce(&mut Job, Result<Config>) -> 
 }
 
 fn train(job: &mut Job, loaded: Result<Config>, args: &cli::Train) -> Result<()> {
-    let loaded = loaded.and_then(|config| config.for_ranks(job.world_size)).map(|mut config| {
-        if let Some(out) = &args.out {
-            config.run.out = out.display().to_string();
-        }
-        config
+    let config = watched(job, loaded.and_then(|config| config.for_ranks(job.world_size)))?;
+    let destination = args.destination();
+    let Some(begun) = train::begin(&config, job, &destination, args.resume_from().as_ref())? else { return Ok(()) };
+    if !begun.config().quantize.enabled {
+        return begun.run(false).map(drop);
+    }
+    let config = begun.config().clone();
+    let int8 = quantize::command::prepare(&config, job, &begun.datasets().train, begun.output(), destination.force)?;
+    let trained = begun.run(true)?;
+    let weights = trained.weights()?;
+    let quantized = quantize::command::quantize_state(&config, job, &weights.tensors, trained.datasets())?;
+    let written = int8.map_or(Ok(()), |mut file| {
+        quantize::command::print(&quantized, &config, job.target);
+        quantize::command::write(&quantized, job, &mut file)?;
+        trained.finish(&weights, &quantized.tables)
     });
-    let config = watched(job, loaded)?;
-    train::run(&config, job, args)
+    job.agree(written)
 }
 
 fn sweep(job: &mut Job, loaded: Result<Config>, args: &cli::Sweep) -> Result<()> {
@@ -102,8 +111,7 @@ fn quantize(job: &mut Job, loaded: Result<Config>, args: &cli::Quantize) -> Resu
     };
     let loaded = loaded.map(anywhere);
     let config = watched(job, loaded)?;
-    let out = args.out.clone().unwrap_or_else(|| quantize::command::beside(&args.run));
-    quantize::command::quantize(&config, job, &args.run, &out, args.force)
+    quantize::command::quantize(&config, job, &args.run, &args.destination())
 }
 
 /// The configuration, right and the same on all ranks before any work; from now on no rank waits for ever.

@@ -10,17 +10,26 @@ use crate::store::{Attempt, CheckpointFolder, Claim, Owner};
 /// Folder of the outputs that the user gave no name.
 const FOLDER: &str = "results";
 
-/// Owns the output `given`, or a new one called after `stem`, the Slurm job if there is one, and the time. A collective;
-/// the owner is on rank 0.
+/// File that the user wants to have written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Destination {
+    /// The file; `None`: a new one under a name that the command chooses.
+    pub path: Option<PathBuf>,
+    /// Whether a file that is there may be replaced, and the name be taken from a job that writes it.
+    pub force: bool,
+}
+
+/// Owns the output that `destination` names, or a new one called after `stem`, the Slurm job if there is one, and the time. A
+/// collective; the owner is on rank 0.
 ///
 /// `force` takes a name from the job that owns it; whether a file of that name may be replaced is not decided here.
 ///
 /// # Errors
 /// [`OutputOwned`](crate::error::Error::OutputOwned) if a living job writes there, [`Output`](crate::error::Error::Output)
 /// if there is no such place.
-pub fn claim(job: &Job, given: Option<&Path>, stem: &str, force: bool) -> Result<Option<Owner>> {
-    match given {
-        Some(path) => claim_at(job, path, force),
+pub fn claim(job: &Job, destination: &Destination, stem: &str) -> Result<Option<Owner>> {
+    match &destination.path {
+        Some(path) => claim_at(job, path, destination.force),
         None => job.agree(job.is_root().then(|| new_name(stem)).transpose()),
     }
 }

@@ -22,7 +22,7 @@ use crate::device::{self, Choice, Target};
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics;
-use crate::output;
+use crate::output::{self, Destination};
 use crate::store::{
     self, Attribute, Checkpoint, Column, FileKind, Identity, NamedTensor, Owner, RunFile, Table, Values,
 };
@@ -38,8 +38,13 @@ pub struct Quantized {
     pub tables: Vec<Table>,
 }
 
-/// `hpml quantize RUN.h5`: reads the checkpoint, quantizes it, prints the table, writes `out`.
-pub fn quantize(config: &Config, job: &Job, run: &Path, out: &Path, force: bool) -> Result<()> {
+/// `hpml quantize RUN.h5`: reads the checkpoint, quantizes it, prints the table, and writes the int8 network, to a file
+/// [`beside`] the run file if the user names none.
+///
+/// # Errors
+/// A file cannot be read or written, or the configuration does not suit the network.
+pub fn quantize(config: &Config, job: &Job, run: &Path, destination: &Destination) -> Result<()> {
+    let (out, force) = (&destination.path.clone().unwrap_or_else(|| beside(run)), destination.force);
     let checkpoint = job.agree(store::read_checkpoint(run).and_then(float_only(run)))?;
     job.agree(store::check_not_input(out, &[run]))?;
     let datasets = job.agree(data::open(config))?;
@@ -53,6 +58,26 @@ pub fn quantize(config: &Config, job: &Job, run: &Path, out: &Path, force: bool)
         write(&quantized, job, file)
     });
     job.agree(written.unwrap_or(Ok(())))
+}
+
+/// Prepares the file of the network that a training is going to be quantized to, [`beside`] its run file, before the first step:
+/// checks the calibration images, takes the name, and creates the file, which is on rank 0. `source` is the run file and its run's
+/// id, on rank 0. A collective.
+///
+/// # Errors
+/// The training set has too few images, or the file cannot be written.
+pub fn prepare(
+    config: &Config,
+    job: &Job,
+    train: &Dataset,
+    source: Option<(&Path, &str)>,
+    force: bool,
+) -> Result<Option<RunFile>> {
+    job.agree(check_calibration(config, train))?;
+    let out = source.map(|(run, _)| beside(run)).unwrap_or_default(); // rank 0's counts
+    let owner = output::claim_at(job, &out, force)?;
+    let file = owner.zip(source).map(|(owner, source)| create(owner, force, config, source));
+    job.agree(file.transpose())
 }
 
 /// Where the quantized form of `run` goes by default: `net.h5` to `net-int8.h5`.
@@ -69,7 +94,7 @@ const SOURCE_RUN: &str = "source_run_id";
 ///
 /// # Errors
 /// Those of [`RunFile::create_owned`].
-pub fn create(owner: Owner, force: bool, config: &Config, source: (&Path, &str)) -> Result<RunFile> {
+fn create(owner: Owner, force: bool, config: &Config, source: (&Path, &str)) -> Result<RunFile> {
     let (run, run_id) = source;
     let environment = store::read_attributes(owner.target(), "environment").unwrap_or_default();
     let is_of_run =
@@ -167,7 +192,7 @@ fn loses_too_much(accuracy: &AccuracyTable, config: &Config) -> bool {
 ///
 /// # Errors
 /// `quantize.calibration_images` is more than `train` has.
-pub fn check_calibration(config: &Config, train: &Dataset) -> Result<()> {
+fn check_calibration(config: &Config, train: &Dataset) -> Result<()> {
     let images = config.quantize.calibration_images;
     if train.len() < images {
         let expected = format!("must be at most {}, the training images there are", train.len());

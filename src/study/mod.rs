@@ -43,7 +43,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
     let ground = Ground { ranks: job.world_size, samples: datasets.train.len(), target: job.target };
     let variants = job.agree(variants(config, ground))?;
     let environment = environment::attributes(job, Some(&datasets));
-    let owner = output::claim(job, args.out.as_deref(), &format!("study-{}ranks", job.world_size), args.force)?;
+    let owner = output::claim(job, &args.destination(), &format!("study-{}ranks", job.world_size))?;
     let created = owner.map(|owner| {
         let identity = Identity::new(FileKind::Study);
         RunFile::create_owned(owner, args.force, identity, config, environment, vec![environment::ranks(job)])

@@ -42,7 +42,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Sweep) -> Result<()> {
     let datasets = job.agree(data::open(config))?;
     let cases = job.agree(case::cases(config, job.world_size, datasets.train.len()))?;
     let stem = format!("scaling-{}ranks", job.world_size);
-    let owner = output::claim(job, args.out.as_deref(), &stem, args.force)?;
+    let owner = output::claim(job, &args.destination(), &stem)?;
     let opened = owner.map(|owner| Record::open(owner, args, config, job, &datasets, &cases));
     let mut record = job.agree(opened.transpose())?;
     if let Some(record) = &record {

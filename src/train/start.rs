@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use super::GlobalBatch;
 use super::resume::Resume;
-use crate::cli;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::data::{Datasets, samples_per_rank};
 use crate::error::{Error, Result};
 use crate::launch::Job;
+use crate::output::Destination;
 use crate::store::{
     self, Attribute, CheckpointFolder, FileKind, Identity, RunIdentity, newest_checkpoint, newest_step, read_resumable,
 };
@@ -52,6 +52,15 @@ const ASKED_BATCH: &str = "asked_batch_per_rank";
 const DATA: &str = "data";
 const FINGERPRINT: &str = "data_fingerprint";
 const FORKED_FROM: &str = "forked_from_run_id";
+
+/// Where a training goes on from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ResumeFrom {
+    /// The newest whole checkpoint of the run file's own run, if there is one.
+    Newest,
+    /// The checkpoint in this file.
+    Checkpoint(PathBuf),
+}
 
 /// What is to be done.
 pub enum Start {
@@ -117,32 +126,39 @@ struct Now<'a> {
     fingerprint: String,
 }
 
-/// Where the run file is to be, if the user or the checkpoint to go on from says it.
+/// Where the run file is to be: `given` by the user, else `run.out`, else the place that the checkpoint to go on from belongs to.
 ///
 /// # Errors
-/// [`Error::ConfigSyntax`] if `--resume auto` has no file to look beside.
-pub fn output_path(config: &Config, resume: Option<&str>) -> Result<Option<PathBuf>> {
-    if !config.run.out.is_empty() {
-        return Ok(Some(PathBuf::from(&config.run.out)));
-    }
-    match resume {
-        Some("auto") => {
+/// [`Error::ConfigSyntax`] if the newest checkpoint is wanted and there is no file to look beside.
+pub fn destination(given: &Destination, run: &config::Run, resume: Option<&ResumeFrom>) -> Result<Destination> {
+    let configured = (!run.out.is_empty()).then(|| PathBuf::from(&run.out));
+    let path = match (given.path.clone().or(configured), resume) {
+        (Some(path), _) => Some(path),
+        (None, Some(ResumeFrom::Newest)) => {
             let message = "say of which run: give its run file with --out FILE.h5".into();
-            Err(Error::ConfigSyntax { place: "--resume auto".into(), message })
+            return Err(Error::ConfigSyntax { place: "--resume auto".into(), message });
         }
-        Some(checkpoint) => Ok(CheckpointFolder::run_file_of(Path::new(checkpoint))),
-        None => Ok(None),
-    }
+        (None, Some(ResumeFrom::Checkpoint(checkpoint))) => CheckpointFolder::run_file_of(checkpoint),
+        (None, None) => None,
+    };
+    Ok(Destination { path, force: given.force })
 }
 
 /// Finds out how to begin. A collective; rank 0, which owns the run file `out`, reads.
 ///
 /// # Errors
 /// What is there must stay, or is of another training; each names the file or the key, and the mend.
-pub fn find(args: &cli::Train, out: Option<&Path>, config: &Config, job: &Job, data: &Datasets) -> Result<Start> {
+pub fn find(
+    resume: Option<&ResumeFrom>,
+    out: Option<&Path>,
+    force: bool,
+    config: &Config,
+    job: &Job,
+    data: &Datasets,
+) -> Result<Start> {
     let look = |out: &Path| {
         let now = Now { config, ranks: job.world_size, data: &data.name, fingerprint: data.train.fingerprint() };
-        look(args.resume.as_deref(), out, args.force, &now)
+        look(resume, out, force, &now)
     };
     let found = job.agree(out.map(look).transpose())?;
     let is = |what: bool| f64::from(u8::from(what));
@@ -195,15 +211,15 @@ pub fn with_its_batch(config: &Config, job: &Job, how: Option<&Beginning>, sampl
 }
 
 /// How to begin; `None`: all is done.
-fn look(resume: Option<&str>, out: &Path, force: bool, now: &Now) -> Result<Option<Beginning>> {
+fn look(resume: Option<&ResumeFrom>, out: &Path, force: bool, now: &Now) -> Result<Option<Beginning>> {
     let folder = CheckpointFolder::path_beside(out);
     match resume {
         None => {
             nothing_there(out, &folder, force)?;
             Ok(Some(Beginning::new(Identity::new(FileKind::Training), now, force)))
         }
-        Some("auto") => automatic(out, &folder, force, now),
-        Some(checkpoint) => from_file(Path::new(checkpoint), out, &folder, force, now),
+        Some(ResumeFrom::Newest) => newest(out, &folder, force, now),
+        Some(ResumeFrom::Checkpoint(checkpoint)) => from_file(checkpoint, out, &folder, force, now),
     }
 }
 
@@ -217,7 +233,7 @@ fn nothing_there(out: &Path, folder: &Path, force: bool) -> Result<()> {
 }
 
 /// `--resume auto`: the newest whole checkpoint beside the run file, if it is of the same run.
-fn automatic(out: &Path, folder: &Path, force: bool, now: &Now) -> Result<Option<Beginning>> {
+fn newest(out: &Path, folder: &Path, force: bool, now: &Now) -> Result<Option<Beginning>> {
     let there = match RunThere::read(out) {
         Err(_) if force => None,
         there => there?,

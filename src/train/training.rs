@@ -12,7 +12,7 @@ use super::record::{EpochRow, Record};
 use super::resume::Resume;
 use super::sampling::{self, Sampling};
 use super::{GlobalBatch, weights};
-use crate::collective::progress;
+use crate::collective::{Communicator, progress};
 use crate::config::Config;
 use crate::data::{AugmentSeed, BatchPlan, Batches, Datasets, Feed, LoaderOptions, Sampler};
 use crate::device::StepRecorder;
@@ -31,7 +31,7 @@ const STATISTICS_IMAGES: usize = 2048;
 
 /// Everything that changes while a network is trained. All ranks call its methods together.
 pub struct Training<'a> {
-    pub(super) config: &'a Config,
+    pub(super) config: Config,
     pub(super) job: &'a Job,
     pub(super) gpus: Gpus,
     train_feed: Feed,
@@ -85,16 +85,16 @@ pub enum Progress {
 
 impl<'a> Training<'a> {
     /// Before the first epoch.
-    pub fn new(config: &'a Config, job: &'a Job, datasets: &'a Datasets) -> Result<Training<'a>> {
+    pub fn new(config: &Config, job: &'a Job, datasets: &Datasets) -> Result<Training<'a>> {
         let model = Model::new(&config.model, divergence::model_seed(config, job.rank));
         Training::with_model(config, job, datasets, model)
     }
 
     /// Where it was saved; `resume` is there on rank 0.
     pub fn resumed(
-        config: &'a Config,
+        config: &Config,
         job: &'a Job,
-        datasets: &'a Datasets,
+        datasets: &Datasets,
         resume: Option<&Resume>,
     ) -> Result<Training<'a>> {
         let mut model = Model::new(&config.model, config.run.seed);
@@ -106,7 +106,7 @@ impl<'a> Training<'a> {
         Ok(training)
     }
 
-    fn with_model(config: &'a Config, job: &'a Job, datasets: &'a Datasets, model: Model) -> Result<Training<'a>> {
+    fn with_model(config: &Config, job: &'a Job, datasets: &Datasets, model: Model) -> Result<Training<'a>> {
         let samples = datasets.train.len();
         let sampler = sampling::sampler(config, samples, job.world_size, job.rank);
         let global_batch = job.agree(GlobalBatch::new(config, samples, job.world_size))?;
@@ -128,7 +128,7 @@ impl<'a> Training<'a> {
             gpus: Gpus::new(job.target, &job.gpu_uuid),
             train_feed: Feed::new(datasets.train.clone(), device),
             test_feed: Feed::new(datasets.test.clone(), device),
-            config,
+            config: config.clone(),
             job,
             replica,
             sampler,
@@ -154,22 +154,23 @@ impl<'a> Training<'a> {
 
     /// Trains and tests (the rest of) one epoch and takes it into the record, unless `checkpoints` stops it before.
     pub fn epoch(&mut self, checkpoints: &mut Checkpoints) -> Result<Progress> {
-        let (config, job) = (self.config, self.job);
+        let job = self.job;
         if self.is_finished() {
             return Ok(Progress::Finished);
         }
-        let steps_left = match config.train.max_steps {
+        let train = self.config.train.clone();
+        let steps_left = match train.max_steps {
             0 => usize::MAX,
             most => most - self.steps_done,
         };
         let epoch = self.epochs_done;
         self.exchange_average(false);
-        self.sampler.set_epoch(if config.data.set_epoch { epoch as u64 } else { 0 });
+        self.sampler.set_epoch(if self.config.data.set_epoch { epoch as u64 } else { 0 });
         let mut plan = self.plan();
-        plan.skip(self.so_far.steps * config.train.accumulate);
-        plan.truncate(steps_left.saturating_mul(config.train.accumulate));
-        let steps = plan.sizes.len().div_ceil(config.train.accumulate);
-        let progress = progress_bar(job, epoch, config.train.epochs, steps + self.so_far.steps);
+        plan.skip(self.so_far.steps * train.accumulate);
+        plan.truncate(steps_left.saturating_mul(train.accumulate));
+        let steps = plan.sizes.len().div_ceil(train.accumulate);
+        let progress = progress_bar(job, epoch, train.epochs, steps + self.so_far.steps);
         progress.set_position(self.so_far.steps as u64);
         if let Some(signal) = self.train(plan, &progress, checkpoints)? {
             progress.finish_and_clear();
@@ -177,7 +178,7 @@ impl<'a> Training<'a> {
         }
         self.gpus.end_epoch(&job.communicator, epoch)?;
         if job.is_root() {
-            self.sampling.draw(config, job.world_size, epoch, self.so_far.steps);
+            self.sampling.draw(&self.config, job.world_size, epoch, self.so_far.steps);
         }
         let checksum = self.replica.agreed_checksum(epoch)?;
         let test_started = Instant::now();
@@ -250,7 +251,7 @@ impl<'a> Training<'a> {
     /// Counts what was drawn in the first so many epochs, as if this process had drawn it.
     pub(super) fn draw_again(&mut self, epochs: usize) {
         for epoch in 0..epochs {
-            self.sampling.draw(self.config, self.job.world_size, epoch, self.global_batch.steps_per_epoch);
+            self.sampling.draw(&self.config, self.job.world_size, epoch, self.global_batch.steps_per_epoch);
         }
     }
 
@@ -266,6 +267,16 @@ impl<'a> Training<'a> {
         std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.agreement.tables()).collect()
     }
 
+    /// Warnings of this run so far, on rank 0.
+    pub fn warnings(&self) -> Vec<String> {
+        self.job.warnings()
+    }
+
+    /// The ranks that train together.
+    pub fn communicator(&self) -> &Communicator {
+        &self.job.communicator
+    }
+
     /// The weights that were tested last, with PyTorch's names.
     pub fn checkpoint(&self) -> Checkpoint {
         weights::checkpoint(&self.replica, self.epochs_done, self.steps_done)
@@ -278,9 +289,10 @@ impl<'a> Training<'a> {
         progress: &ProgressBar,
         checkpoints: &mut Checkpoints,
     ) -> Result<Option<usize>> {
-        let (config, job, epoch) = (self.config, self.job, self.epochs_done);
+        let (job, epoch) = (self.job, self.epochs_done);
         let options = self.training_options();
-        let sizes_of_steps: Vec<Vec<usize>> = plan.sizes.chunks(config.train.accumulate).map(<[_]>::to_vec).collect();
+        let sizes_of_steps: Vec<Vec<usize>> =
+            plan.sizes.chunks(self.config.train.accumulate).map(<[_]>::to_vec).collect();
         if self.steps_done == 0 {
             self.agreement.after_step(&job.communicator, &self.replica.state, epoch, 0)?;
         }
@@ -296,7 +308,7 @@ impl<'a> Training<'a> {
                 }
             }
             let step = self.steps_done;
-            let lr = self.schedule.lr(step) * (1.0 + config.parallel.lr_spread * job.rank as f64);
+            let lr = self.schedule.lr(step) * (1.0 + self.config.parallel.lr_spread * job.rank as f64);
             let time = timed_step(&mut batches, sizes, &mut self.replica, &mut self.optimizer, job.world_size, lr)?;
             if self.replica.knows_at_once() {
                 self.take_result(step, lr)?;
@@ -359,7 +371,7 @@ impl<'a> Training<'a> {
     /// How the batches of the epoch under way are prepared.
     fn training_options(&self) -> LoaderOptions {
         let seed = AugmentSeed { seed: self.config.run.seed, epoch: self.epochs_done as u64 };
-        loader_options(self.config, &self.replica, self.config.data.augment.then_some(seed))
+        loader_options(&self.config, &self.replica, self.config.data.augment.then_some(seed))
     }
 
     /// Gives the averaged weights, which the model holds, batch norm's statistics of their own: those of the epoch's first
@@ -385,7 +397,7 @@ impl<'a> Training<'a> {
     fn test_share(&mut self, samples: Range<usize>) -> Result<StepResult> {
         let indices = (samples.start as u32..samples.end as u32).collect();
         let plan = BatchPlan::even(indices, self.config.train.test_batch);
-        for batch in self.test_feed.batches(plan, loader_options(self.config, &self.replica, None)) {
+        for batch in self.test_feed.batches(plan, loader_options(&self.config, &self.replica, None)) {
             self.replica.evaluate(&batch);
         }
         self.replica.take_result()
