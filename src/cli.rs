@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
+use crate::allreduce::{self, ElementType};
 use crate::config::{Algorithm, Device};
 use crate::output::Destination;
 use crate::train::ResumeFrom;
+use crate::{predict, report};
 
 /// Data-parallel training under MPI that measures what it costs.
 #[derive(Debug, Parser)]
@@ -322,7 +324,7 @@ pub struct Allreduce {
 }
 
 /// Arguments of `hpml report`.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Args)]
 pub struct Report {
     /// Run files (HDF5) of hpml train, sweep, allreduce or quantize
     #[arg(required = true, value_name = "FILE.h5")]
@@ -348,22 +350,35 @@ pub struct Report {
     pub force: bool,
 }
 
-impl Default for Allreduce {
-    fn default() -> Allreduce {
-        match Cli::parse_from(["hpml", "allreduce"]).command {
-            Some(Command::Allreduce(args)) => args,
-            _ => unreachable!("the command was named"),
+impl From<Predict> for predict::Request {
+    fn from(args: Predict) -> predict::Request {
+        let link = predict::Link { busbw: args.busbw.map(|gbs| gbs * 1e9), latency: args.latency.map(|us| us * 1e-6) };
+        let Predict { run, ranks, batch, model, save, .. } = args;
+        predict::Request { run, ranks: ranks.to_vec(), batch, link, model, save }
+    }
+}
+
+impl From<Allreduce> for allreduce::Request {
+    fn from(args: Allreduce) -> allreduce::Request {
+        let Allreduce { min, max, factor, seconds, iters, device, algorithms, types, out, force } = args;
+        allreduce::Request {
+            min,
+            max,
+            factor,
+            budget: allreduce::Budget { seconds, iterations: iters },
+            device,
+            algorithms,
+            types,
+            destination: Destination { path: out, force },
         }
     }
 }
 
-/// Types that can be all-reduced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ElementType {
-    /// IEEE single precision.
-    Float32,
-    /// bfloat16, summed in float32.
-    Bf16,
+impl From<Report> for report::Request {
+    fn from(args: Report) -> report::Request {
+        let Report { files, csv, markdown, table, html, plots, force } = args;
+        report::Request { files, csv, markdown, table, html, plots, force }
+    }
 }
 
 /// `8`, `64K`, `256M`, `1G` in bytes; at least 1, at most 64 GiB.
@@ -429,6 +444,13 @@ mod tests {
     fn the_commands_are_well_formed() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_defaults_of_the_command_line_are_those_of_the_library() {
+        let command = Cli::parse_from(["hpml", "allreduce"]).command;
+        let Some(Command::Allreduce(args)) = command else { panic!("the command was named") };
+        assert_eq!(allreduce::Request::from(args), allreduce::Request::default());
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! One way to all-reduce and the buffers for it, on the host or on a device.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tch::Tensor;
 
 use crate::collective::{AllReduce, Communicator, DeviceCollectives, Element, HostBuffer, WaitPolicy};
-use crate::config::{Algorithm, Config};
+use crate::config::Algorithm;
 use crate::device::{Target, seconds_between};
 use crate::error::Result;
 use crate::metrics::Kind;
@@ -42,22 +42,24 @@ pub struct DeviceBench {
 }
 
 impl<T: Element> Bench<T> {
-    /// On the ranks of `ranks`, of which this one has `target`, for buffers of at most `elements`; as [`Config`] says how long
-    /// ranks wait for each other.
+    /// Buffers of `elements` on each of `ranks`, in the memory of `target`, and what `algorithm` needs. On a GPU, ranks wait for each
+    /// other for `limit` at most.
+    ///
+    /// # Errors
+    /// There is no memory, or NCCL cannot be used.
     pub fn new(
         ranks: &Arc<Communicator>,
         target: Target,
         algorithm: Algorithm,
         elements: usize,
-        config: &Config,
+        limit: Duration,
     ) -> Result<Bench<T>> {
         if !target.is_gpu() {
             let all_reduce = AllReduce::new(ranks.clone(), algorithm)?;
             let (source, target) = (all_reduce.buffer(elements)?, all_reduce.buffer(elements)?);
             return Ok(Bench::Host(Box::new(HostBench { all_reduce, source, target })));
         }
-        let collectives =
-            DeviceCollectives::new(ranks.clone(), target, algorithm, elements, config.launch.comm_timeout())?;
+        let collectives = DeviceCollectives::new(ranks.clone(), target, algorithm, elements, limit)?;
         let [source, target] = [(); 2].map(|()| Tensor::zeros([elements as i64], (T::KIND, target.device())));
         Ok(Bench::Device(DeviceBench { collectives, source, target }))
     }

@@ -9,7 +9,7 @@ use crate::metrics::{Kind, mean, median, percentile};
 use crate::units::{Bytes, Second};
 
 /// How long one cell of the table is measured.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Budget {
     /// About so many seconds, warm-up apart.
     pub seconds: Second,

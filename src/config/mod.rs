@@ -1,13 +1,15 @@
 //! What the user asked for: a TOML file, typed by serde, then `--set section.key=value`, then one check of every value.
 //!
-//! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, and the text
-//! that goes into the run file. Knows nothing of ranks and devices; `launch` compares the hash over the ranks.
+//! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, as written; a [`Plan`], which
+//! is read-only, as a job of some ranks uses it; and the text that goes into the run file. Knows nothing of devices; `launch` compares
+//! the hash over the ranks.
 
 mod data;
 mod defaults;
 mod documented;
 mod experiments;
 mod parallel;
+mod plan;
 mod unread;
 mod validate;
 
@@ -21,6 +23,7 @@ pub use data::{Data, SYNTHETIC, Shares};
 pub use documented::documented_defaults;
 pub use experiments::{Study, Sweep, Variant, repeated};
 pub use parallel::{Algorithm, BufferSync, Compression, Parallel};
+pub use plan::Plan;
 pub use unread::Reader;
 
 /// The whole configuration, defaults filled in. Sections as in the TOML file.
@@ -345,23 +348,6 @@ impl Config {
     pub fn hash(&self) -> u64 {
         let digest = blake3::hash(self.to_toml().as_bytes());
         u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a blake3 hash has 32 bytes"))
-    }
-
-    /// The same for so many ranks: `train.global_batch` turned into `train.batch_per_rank`.
-    ///
-    /// Error: it does not divide by ranks and accumulated batches.
-    pub fn for_ranks(mut self, ranks: usize) -> Result<Config> {
-        let (global, parts) = (self.train.global_batch, ranks * self.train.accumulate);
-        if global > 0 {
-            if global % parts != 0 {
-                let expected =
-                    format!("must be a multiple of {ranks} ranks x train.accumulate = {}", self.train.accumulate);
-                let (place, key) = ("train".into(), "train.global_batch".into());
-                return Err(Error::ConfigValue { place, key, value: global.to_string(), expected });
-            }
-            self.train.batch_per_rank = global / parts;
-        }
-        Ok(self)
     }
 }
 

@@ -14,7 +14,7 @@ mod synthetic;
 
 use std::sync::Arc;
 
-use crate::config::Config;
+use crate::config;
 use crate::error::{Error, Result};
 pub use augment::AugmentSeed;
 pub use cifar10::append_records;
@@ -84,12 +84,12 @@ pub struct Datasets {
 /// Reads (or makes) the data that the configuration names.
 ///
 /// Errors: files that are missing, of the wrong size or with impossible labels; more samples asked for than there are.
-pub fn open(config: &Config) -> Result<Datasets> {
+pub fn open(data: &config::Data) -> Result<Datasets> {
     let wanted = |place: &str, most_train, most_test| {
-        let train = samples(place, "data.train_samples", config.data.train_samples, most_train)?;
-        Ok((train, samples(place, "data.test_samples", config.data.test_samples, most_test)?))
+        let train = samples(place, "data.train_samples", data.train_samples, most_train)?;
+        Ok((train, samples(place, "data.test_samples", data.test_samples, most_test)?))
     };
-    let (train, test, name) = match config.data.folder() {
+    let (train, test, name) = match data.folder() {
         Some(dir) => {
             let dir = cifar10::find(&dir)?;
             let (train, test) = wanted(&dir.display().to_string(), cifar10::TRAIN_SAMPLES, cifar10::TEST_SAMPLES)?;
@@ -120,7 +120,7 @@ mod tests {
 
     fn open_with(overrides: &[&str]) -> Result<Datasets> {
         let overrides: Vec<String> = overrides.iter().map(|given| given.to_string()).collect();
-        open(&Config::load(None, &overrides).unwrap())
+        open(&config::Config::load(None, &overrides).unwrap().data)
     }
 
     #[test]

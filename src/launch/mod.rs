@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::collective::{Combine, Communicator, DeviceCollectives, Universe, share_progress};
-use crate::config::{Config, Launch, Precision};
+use crate::config::{Launch, Plan, Precision};
 use crate::device::{self, Choice, Found, Target};
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
@@ -156,29 +156,29 @@ impl Job {
     }
 
     /// Checks that all ranks read the same configuration, takes the device and sets the threads.
-    pub fn configure(&mut self, config: &Config) -> Result<()> {
-        let hashes = self.communicator.all_gather(Kind::Control, &[config.hash()])?;
+    pub fn configure(&mut self, plan: &Plan) -> Result<()> {
+        let hashes = self.communicator.all_gather(Kind::Control, &[plan.hash()])?;
         let differing = hashes.iter().position(|&hash| hash != hashes[0]);
         self.agree(differing.map_or(Ok(()), |rank| Err(Error::ConfigDiffers { rank })))?;
         let host = hostname();
         let hosts = self.communicator.all_gather_text(Kind::Control, &host)?;
-        let devices = self.choose_device(config, &hosts)?;
-        self.places = self.find_places(config, hosts, devices)?;
+        let devices = self.choose_device(plan, &hosts)?;
+        self.places = self.find_places(plan.launch.threads, hosts, devices)?;
         tch::set_num_threads(self.places[self.rank].threads as i32);
-        let warnings = places::warnings(&self.places, config.launch.threads > 0, &Universe::library_version());
+        let warnings = places::warnings(&self.places, plan.launch.threads > 0, &Universe::library_version());
         warnings.into_iter().for_each(|warning| self.warn(warning));
         Ok(())
     }
 
     /// Asks every rank for its cores and shares them out.
-    fn find_places(&self, config: &Config, hosts: Vec<String>, devices: Vec<String>) -> Result<Vec<Place>> {
+    fn find_places(&self, threads: usize, hosts: Vec<String>, devices: Vec<String>) -> Result<Vec<Place>> {
         let own = Cpus::parse(&ancestors::own_cpus());
         let words = own.to_words();
         let all: Vec<Cpus> =
             self.communicator.all_gather(Kind::Control, &words)?.chunks(words.len()).map(Cpus::from_words).collect();
         let neighbours = || hosts.iter().zip(&all).filter(|(host, _)| **host == hosts[self.rank]).map(|(_, cpus)| cpus);
         let sharing = neighbours().filter(|cpus| cpus.overlaps(&own)).count().max(1);
-        let threads = match config.launch.threads {
+        let threads = match threads {
             0 => affinity::fair_share(&own, sharing),
             threads => threads,
         };
@@ -237,11 +237,11 @@ impl Job {
     }
 
     /// Finds this rank's device, before anything makes a tensor. Every rank's device in words.
-    fn choose_device(&mut self, config: &Config, hosts: &[String]) -> Result<Vec<String>> {
-        let own = device::look(config.launch.device);
+    fn choose_device(&mut self, plan: &Plan, hosts: &[String]) -> Result<Vec<String>> {
+        let own = device::look(plan.launch.device);
         let found = self.communicator.all_gather_text(Kind::Control, &own.to_text())?;
         let found: Vec<Found> = found.iter().map(|text| Found::from_text(text)).collect();
-        let choice = device::assign(&config.launch, hosts, &found).map_err(|reason| Error::Device { reason });
+        let choice = device::assign(&plan.launch, hosts, &found).map_err(|reason| Error::Device { reason });
         let Choice { targets, fallback } = self.agree(choice)?;
         let shared = targets.iter().any(|target| matches!(target, Target::Gpu { shared: true, .. }));
         if let Some(reason) = fallback {
@@ -251,9 +251,9 @@ impl Job {
             self.warn("ranks share a GPU: what is measured is not what each would do with its own".into());
         }
         self.target = targets[self.rank];
-        let through_host = DeviceCollectives::go_through_host(self.target, config.parallel.all_reduce);
-        self.agree(if self.target.is_gpu() { config.check_for_gpu(through_host) } else { Ok(()) })?;
-        self.agree(self.target.enter(config.model.precision == Precision::Tf32))?;
+        let through_host = DeviceCollectives::go_through_host(self.target, plan.parallel.all_reduce);
+        self.agree(if self.target.is_gpu() { plan.check_for_gpu(through_host) } else { Ok(()) })?;
+        self.agree(self.target.enter(plan.model.precision == Precision::Tf32))?;
         let name = match self.target {
             Target::Gpu { index, .. } => {
                 let gpu = &own.about[index];
@@ -267,9 +267,9 @@ impl Job {
 
     /// From now on a collective that takes longer than `launch.comm_timeout_s` ends the job, naming the rank that is missing.
     /// For commands in which all ranks always work together. A collective, once.
-    pub fn watch(&mut self, config: &Config) -> Result<()> {
+    pub fn watch(&mut self, launch: &Launch) -> Result<()> {
         share_progress(&self.communicator.split_by_host()?)?;
-        self.watchdog = watchdog::start(self, config.launch.comm_timeout());
+        self.watchdog = watchdog::start(self, launch.comm_timeout());
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use tch::Tensor;
 use super::worker::Worker;
 use super::{Bucket, Flat, FlatState, LocalSteps, Reducer};
 use crate::collective::{AllReduce, Communicator, DeviceCollectives, Finished, Region, Span, WaitPolicy};
-use crate::config::{self, Compression, Timing};
+use crate::config::{Compression, Plan, Timing};
 use crate::device::{Clock, StepRecorder, Target};
 use crate::error::Result;
 use crate::metrics::{Kind, Part};
@@ -27,17 +27,17 @@ impl Exchange {
         model: &Model,
         target: Target,
         communicator: &Arc<Communicator>,
-        config: &config::Config,
+        plan: &Plan,
     ) -> Result<(Exchange, Flat)> {
         let elements = model.parameter_count();
         if let Some(device) = target.own_memory() {
-            let exchange = DeviceExchange::new(elements, target, communicator.clone(), config)?;
+            let exchange = DeviceExchange::new(elements, target, communicator.clone(), plan)?;
             return Ok((Exchange::Device(Box::new(exchange)), Flat::zeros(elements, Some(device))));
         }
-        let all_reduce = Arc::new(AllReduce::new(communicator.clone(), config.parallel.all_reduce)?);
+        let all_reduce = Arc::new(AllReduce::new(communicator.clone(), plan.parallel.all_reduce)?);
         let gradients = Flat::Host(all_reduce.buffer(elements)?);
-        let reducer = Arc::new(Reducer::new(all_reduce.clone(), model, config)?);
-        let local = LocalSteps::new(all_reduce, config.parallel.local_steps);
+        let reducer = Arc::new(Reducer::new(all_reduce.clone(), model, &plan.parallel, plan.run.seed)?);
+        let local = LocalSteps::new(all_reduce, plan.parallel.local_steps);
         Ok((
             Exchange::Host(HostExchange { communicator: communicator.clone(), reducer, local, worker: None }),
             gradients,
@@ -218,16 +218,11 @@ pub(super) struct DeviceExchange {
 }
 
 impl DeviceExchange {
-    fn new(
-        elements: usize,
-        target: Target,
-        communicator: Arc<Communicator>,
-        config: &config::Config,
-    ) -> Result<DeviceExchange> {
-        let timing = config.metrics.timing;
-        let (algorithm, limit) = (config.parallel.all_reduce, config.launch.comm_timeout());
+    fn new(elements: usize, target: Target, communicator: Arc<Communicator>, plan: &Plan) -> Result<DeviceExchange> {
+        let timing = plan.metrics.timing;
+        let (algorithm, limit) = (plan.parallel.all_reduce, plan.launch.comm_timeout());
         let collectives = DeviceCollectives::new(communicator, target, algorithm, elements, limit)?;
-        let rounded = match config.parallel.compression {
+        let rounded = match plan.parallel.compression {
             _ if collectives.communicator().size() == 1 => None,
             Compression::Bf16 => Some(tch::Kind::BFloat16),
             Compression::Fp16 => Some(tch::Kind::Half),

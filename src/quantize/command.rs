@@ -16,7 +16,7 @@ use super::integer::{IntNet, predictions};
 use super::simulated::Simulated;
 use super::{checkpoint, onnx, scheme};
 use crate::collective::Combine;
-use crate::config::Config;
+use crate::config::{self, Config, Plan};
 use crate::data::{self, Dataset, Datasets};
 use crate::device::{self, Choice, Target};
 use crate::error::{Error, Result};
@@ -43,18 +43,18 @@ pub struct Quantized {
 ///
 /// # Errors
 /// A file cannot be read or written, or the configuration does not suit the network.
-pub fn quantize(config: &Config, job: &Job, run: &Path, destination: &Destination) -> Result<()> {
+pub fn quantize(plan: &Plan, job: &Job, run: &Path, destination: &Destination) -> Result<()> {
     let (out, force) = (&destination.path.clone().unwrap_or_else(|| beside(run)), destination.force);
     let checkpoint = job.agree(store::read_checkpoint(run).and_then(float_only(run)))?;
     job.agree(store::check_not_input(out, &[run]))?;
-    let datasets = job.agree(data::open(config))?;
+    let datasets = job.agree(data::open(&plan.data))?;
     let run_id = job.agree(store::read_identity(run))?.run_id;
     let owner = output::claim_at(job, out, force)?;
-    let file = owner.map(|owner| create(owner, force, config, (run, &run_id))).transpose();
+    let file = owner.map(|owner| create(owner, force, plan, (run, &run_id))).transpose();
     let mut file = job.agree(file)?;
-    let quantized = quantize_state(config, job, &checkpoint.tensors, &datasets)?;
+    let quantized = quantize_state(plan, job, &checkpoint.tensors, &datasets)?;
     let written = file.as_mut().map(|file| {
-        print(&quantized, config, job.target);
+        print(&quantized, plan, job.target);
         write(&quantized, job, file)
     });
     job.agree(written.unwrap_or(Ok(())))
@@ -67,16 +67,16 @@ pub fn quantize(config: &Config, job: &Job, run: &Path, destination: &Destinatio
 /// # Errors
 /// The training set has too few images, or the file cannot be written.
 pub fn prepare(
-    config: &Config,
+    plan: &Plan,
     job: &Job,
     train: &Dataset,
     source: Option<(&Path, &str)>,
     force: bool,
 ) -> Result<Option<RunFile>> {
-    job.agree(check_calibration(config, train))?;
+    job.agree(check_calibration(&plan.quantize, train))?;
     let out = source.map(|(run, _)| beside(run)).unwrap_or_default(); // rank 0's counts
     let owner = output::claim_at(job, &out, force)?;
-    let file = owner.zip(source).map(|(owner, source)| create(owner, force, config, source));
+    let file = owner.zip(source).map(|(owner, source)| create(owner, force, plan, source));
     job.agree(file.transpose())
 }
 
@@ -94,7 +94,7 @@ const SOURCE_RUN: &str = "source_run_id";
 ///
 /// # Errors
 /// Those of [`RunFile::create_owned`].
-fn create(owner: Owner, force: bool, config: &Config, source: (&Path, &str)) -> Result<RunFile> {
+fn create(owner: Owner, force: bool, plan: &Plan, source: (&Path, &str)) -> Result<RunFile> {
     let (run, run_id) = source;
     let environment = store::read_attributes(owner.target(), "environment").unwrap_or_default();
     let is_of_run =
@@ -104,7 +104,7 @@ fn create(owner: Owner, force: bool, config: &Config, source: (&Path, &str)) -> 
         (SOURCE_RUN.to_owned(), Attribute::Text(run_id.to_owned())),
     ];
     let identity = Identity::new(FileKind::Quantized);
-    RunFile::create_owned(owner, force || is_of_run, identity, config, environment, Vec::new())
+    RunFile::create_owned(owner, force || is_of_run, identity, plan, environment, Vec::new())
 }
 
 /// Writes the quantized network with its tables.
@@ -129,24 +129,24 @@ fn float_only(run: &Path) -> impl Fn(Checkpoint) -> Result<Checkpoint> {
 }
 
 /// Quantizes a `state_dict` on all ranks together: calibration and test are shared out.
-pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], datasets: &Datasets) -> Result<Quantized> {
-    let net = job.agree(FloatNet::from_state(state, config.data.mean, config.data.std))?;
-    let images = config.quantize.calibration_images;
-    job.agree(check_calibration(config, &datasets.train))?;
+pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &Datasets) -> Result<Quantized> {
+    let net = job.agree(FloatNet::from_state(state, plan.data.mean, plan.data.std))?;
+    let images = plan.quantize.calibration_images;
+    job.agree(check_calibration(&plan.quantize, &datasets.train))?;
     let pixels = &datasets.train.images[..images * IMAGE_BYTES];
     let gather = |words: &[u64]| job.communicator.all_gather(metrics::Kind::Metrics, words);
     let torch = FloatTorch::new(&net);
     let activations = calibration::activations(&torch, pixels, job.rank, job.world_size, &gather);
     let activations = job.agree(activations)?;
     let weights = job.agree(calibration::weights(&net))?;
-    let mut integers = job.agree(scheme::quantize(&net, &activations, &config.quantize))?;
+    let mut integers = job.agree(scheme::quantize(&net, &activations, &plan.quantize))?;
 
     let test = &datasets.test;
     let own = job.rank * test.len() / job.world_size..(job.rank + 1) * test.len() / job.world_size;
     let (pixels, labels) = (&test.images[own.start * IMAGE_BYTES..own.end * IMAGE_BYTES], &test.labels[own]);
     let mut accuracy = summed(job, accuracy::measure(&net, &integers, pixels, labels, job.target))?;
-    if config.quantize.finetune_epochs > 0.0 && loses_too_much(&accuracy, config) {
-        let finetuned = finetune::finetune(&net, &integers, &datasets.train, config, job)?;
+    if plan.quantize.finetune_epochs > 0.0 && loses_too_much(&accuracy, plan.quantize.max_drop) {
+        let finetuned = finetune::finetune(&net, &integers, &datasets.train, plan, job)?;
         // The same on every rank: so is what follows.
         match scheme::with_scales_of(&finetuned, &integers) {
             Ok(finetuned) => {
@@ -163,12 +163,12 @@ pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], dataset
             }
         }
     }
-    if loses_too_much(&accuracy, config) {
+    if loses_too_much(&accuracy, plan.quantize.max_drop) {
         job.warn(format!(
             "int8 loses {:.2} points, more than quantize.max_drop = {}: try quantize.per_channel = true, another \
              quantize.activation_range or quantize.finetune_epochs",
             accuracy.drop(),
-            config.quantize.max_drop
+            plan.quantize.max_drop
         ));
     }
     let tables = vec![histograms(&weights, &activations), accuracies(&accuracy, &net, &integers)];
@@ -183,17 +183,17 @@ fn summed(job: &Job, own: Result<AccuracyTable>) -> Result<AccuracyTable> {
     Ok(own.with_sums(&sums))
 }
 
-fn loses_too_much(accuracy: &AccuracyTable, config: &Config) -> bool {
+fn loses_too_much(accuracy: &AccuracyTable, max_drop: f64) -> bool {
     // Differences of percentages are not exact: 37.2 - 36.9 is a hair above 0.3.
-    accuracy.drop() > config.quantize.max_drop + 1e-9
+    accuracy.drop() > max_drop + 1e-9
 }
 
 /// Checks that the training set has the calibration images; before a training that is to be quantized, too.
 ///
 /// # Errors
 /// `quantize.calibration_images` is more than `train` has.
-fn check_calibration(config: &Config, train: &Dataset) -> Result<()> {
-    let images = config.quantize.calibration_images;
+fn check_calibration(quantize: &config::Quantize, train: &Dataset) -> Result<()> {
+    let images = quantize.calibration_images;
     if train.len() < images {
         let expected = format!("must be at most {}, the training images there are", train.len());
         let key = "quantize.calibration_images".into();
@@ -286,11 +286,9 @@ fn histograms(weights: &[Distribution], activations: &[Distribution]) -> Table {
 /// With `list` the class of every test image by the integer network is written there, a line each.
 pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> Result<String> {
     list.map_or(Ok(()), |list| store::check_not_input(list, &[file]).and_then(|()| store::check_output(list, force)))?;
-    let gpu = gpu(config)?; // before the first tensor
+    let gpu = gpu(&config.launch)?; // before the first tensor
     let net = load(file)?;
-    let mut config = config.clone();
-    (config.data.mean, config.data.std) = (net.mean, net.std);
-    let test = data::open(&config)?.test;
+    let test = data::open(&config.data)?.test;
     tch::set_num_threads(1);
 
     if let Some(list) = list {
@@ -335,9 +333,9 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
 }
 
 /// The GPU that `launch.device` takes, or what is missing for one. Error: it does not work.
-fn gpu(config: &Config) -> Result<Result<Option<Target>, String>> {
-    let found = device::look(config.launch.device);
-    let choice = device::assign(&config.launch, &["this host".to_owned()], &[found]);
+fn gpu(launch: &config::Launch) -> Result<Result<Option<Target>, String>> {
+    let found = device::look(launch.device);
+    let choice = device::assign(launch, &["this host".to_owned()], &[found]);
     let target = choice.map(|Choice { targets, .. }| targets.into_iter().find(|target| target.is_gpu()));
     if let Ok(Some(target)) = target {
         target.enter(false)?;

@@ -9,15 +9,14 @@ mod variants;
 
 use std::time::Instant;
 
-use crate::cli;
-use crate::config::Config;
+use crate::config::{Config, Plan};
 use crate::data;
 use crate::environment;
 use crate::error::Result;
 use crate::launch::Job;
 use crate::metrics::definitions::{self, WON_BACK};
 use crate::metrics::{self, Definition, Entry, Kind, Part};
-use crate::output;
+use crate::output::{self, Destination};
 use crate::store::{Column, FileKind, Identity, RunFile, Table, Values};
 use crate::train::{Checkpoints, EpochRow, Progress, Training, loss_and_accuracy};
 use crate::units::{Second, format_seconds, or_dash};
@@ -38,30 +37,32 @@ struct Row {
 }
 
 /// Trains every variant with every seed.
-pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
-    let datasets = job.agree(data::open(config))?;
+pub fn run(plan: &Plan, job: &Job, destination: &Destination) -> Result<()> {
+    let datasets = job.agree(data::open(&plan.data))?;
     let ground = Ground { ranks: job.world_size, samples: datasets.train.len(), target: job.target };
-    let variants = job.agree(variants(config, ground))?;
+    let variants = job.agree(variants(plan, ground))?;
     let environment = environment::attributes(job, Some(&datasets));
-    let owner = output::claim(job, &args.destination(), &format!("study-{}ranks", job.world_size))?;
+    let owner = output::claim(job, destination, &format!("study-{}ranks", job.world_size))?;
     let created = owner.map(|owner| {
         let identity = Identity::new(FileKind::Study);
-        RunFile::create_owned(owner, args.force, identity, config, environment, vec![environment::ranks(job)])
+        let ranks = vec![environment::ranks(job)];
+        let mut file = RunFile::create_owned(owner, destination.force, identity, plan, environment, ranks)?;
+        file.set_written(plan.as_written());
+        Ok(file)
     });
     let mut file = job.agree(created.transpose())?;
     if job.is_root() {
-        print_header(config, job, &datasets.name, &variants);
+        print_header(plan, job, &datasets.name, &variants);
     }
     let names: Vec<&str> = variants.iter().map(|variant| variant.name.as_str()).collect();
     let (mut rows, mut more_tables) = (Vec::new(), Vec::new());
-    let last = (*config.study.seeds.last().expect("checked: there are seeds"), variants.len() - 1);
-    for &seed in &config.study.seeds {
-        for (variant, Variant { name, config, .. }) in variants.iter().enumerate() {
+    let last = (*plan.study.seeds.last().expect("checked: there are seeds"), variants.len() - 1);
+    for &seed in &plan.study.seeds {
+        for (variant, Variant { name, plan, .. }) in variants.iter().enumerate() {
             let started = Instant::now();
-            let mut config = config.clone();
-            config.run.seed = seed;
+            let plan = job.agree(plan.adapted(|config| config.run.seed = seed))?;
             let first = rows.len();
-            let measured = train_one(&config, job, &datasets, variant, &mut rows)?;
+            let measured = train_one(&plan, job, &datasets, variant, &mut rows)?;
             tables::append(&mut more_tables, name, seed, measured);
             if let Some(file) = &mut file {
                 print_training(name, seed, &rows[first..], started.elapsed().as_secs_f64());
@@ -76,7 +77,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
         }
     }
     if let Some(file) = &file {
-        print_closing(&names, &rows, config.study.seeds.len());
+        print_closing(&names, &rows, plan.study.seeds.len());
         println!("\nwritten to {}\nnext: hpml report {}", file.path().display(), file.path().display());
     }
     Ok(())
@@ -84,14 +85,14 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
 
 /// One training into `rows`. Returns what it measured beside.
 fn train_one(
-    config: &Config,
+    plan: &Plan,
     job: &Job,
     datasets: &data::Datasets,
     variant: usize,
     rows: &mut Vec<Row>,
 ) -> Result<Vec<Table>> {
     let mut checkpoints = Checkpoints::none();
-    let mut training = Training::new(config, job, datasets)?.that_may_diverge();
+    let mut training = Training::new(plan, job, datasets)?.that_may_diverge();
     loop {
         let before = job.communicator.ledger();
         let more = training.epoch(&mut checkpoints)? == Progress::Epoch;
@@ -100,7 +101,7 @@ fn train_one(
         let [gradients, parameters] = [Kind::Gradients, Kind::Parameters].map(|kind| since.since(&before, kind));
         let gradients = gradients.and(parameters);
         let comm = training.record.last_epoch(Part::Comm);
-        let (seed, epoch) = (config.run.seed, row.epoch);
+        let (seed, epoch) = (plan.run.seed, row.epoch);
         let diverged = training.has_diverged();
         rows.push(Row { variant, seed, epoch, measured: (!diverged).then_some(row), gradients, comm });
         if diverged || !more {

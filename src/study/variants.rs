@@ -3,7 +3,7 @@
 
 use super::effect::{Ground, effect};
 use crate::collective::DeviceCollectives;
-use crate::config::{self, Config, Precision, Reader, repeated};
+use crate::config::{self, Config, Plan, Precision, Reader, repeated};
 use crate::error::{Error, Result};
 use crate::store::{Column, Table, Values};
 use crate::train::GlobalBatch;
@@ -13,7 +13,7 @@ pub struct Variant {
     /// In tables and plots, unlike any other's.
     pub name: String,
     /// As it is trained, but for the seed.
-    pub config: Config,
+    pub plan: Plan,
     /// What it changes, as written.
     pub set: Vec<String>,
     /// The steps of an epoch.
@@ -112,30 +112,30 @@ fn keys(variant: &config::Variant, config: &Config) -> Vec<String> {
 }
 
 fn one(variant: &config::Variant, config: &Config, ground: Ground) -> Result<Variant> {
-    let own = config.with_overrides(&variant.set, "study")?.for_ranks(ground.ranks)?;
-    let batch = GlobalBatch::new(&own, ground.samples, ground.ranks)?;
+    let plan = Plan::new(config.with_overrides(&variant.set, "study")?, ground.ranks)?;
+    let batch = GlobalBatch::new(&plan, ground.samples)?;
     let tf32 = |config: &Config| config.model.precision == Precision::Tf32;
     if ground.target.is_gpu() {
-        own.check_for_gpu(DeviceCollectives::go_through_host(ground.target, own.parallel.all_reduce))?;
+        plan.check_for_gpu(DeviceCollectives::go_through_host(ground.target, plan.parallel.all_reduce))?;
     }
-    if ground.target.is_gpu() && tf32(&own) != tf32(config) {
-        let (place, value) = ("study".into(), format!("{:?}", own.model.precision).to_lowercase());
+    if ground.target.is_gpu() && tf32(&plan) != tf32(config) {
+        let (place, value) = ("study".into(), format!("{:?}", plan.model.precision).to_lowercase());
         let expected = "tf32 is on or off for the whole job: make a study of its own for it".into();
         return Err(Error::ConfigValue { place, key: "model.precision".into(), value, expected });
     }
     let (name, set) = (variant.name.trim().to_owned(), variant.set.clone());
-    Ok(Variant { name, config: own, set, batch, note: None })
+    Ok(Variant { name, plan, set, batch, note: None })
 }
 
 /// Tells which variants change nothing, and which are another's training.
 fn note_effects(variants: &mut [Variant], config: &Config, ground: Ground) {
     let form = |config: &Config| {
-        let config = config.clone().for_ranks(ground.ranks).ok()?;
-        let batch = GlobalBatch::new(&config, ground.samples, ground.ranks).ok()?;
-        Some(effect(&config, ground, &batch))
+        let plan = Plan::new(config.clone(), ground.ranks).ok()?;
+        let batch = GlobalBatch::new(&plan, ground.samples).ok()?;
+        Some(effect(&plan, ground, &batch))
     };
     let configured = form(config); // `None`: not right without a variant's changes
-    let forms: Vec<Config> = variants.iter().map(|variant| effect(&variant.config, ground, &variant.batch)).collect();
+    let forms: Vec<Config> = variants.iter().map(|variant| effect(&variant.plan, ground, &variant.batch)).collect();
     for index in 0..variants.len() {
         let unchanged = !variants[index].set.is_empty() && configured.as_ref() == Some(&forms[index]);
         let twin = forms[..index].iter().position(|other| *other == forms[index]);
@@ -155,8 +155,8 @@ pub fn table(variants: &[Variant]) -> Table {
     let columns = vec![
         Column::new("variant", "1", "what is compared", texts(&|variant| variant.name.clone())),
         Column::new("set", "1", "what it changes", texts(&Variant::changes)),
-        Column::new("batch_per_rank", "1", "samples per rank and batch", integers(&|v| v.config.train.batch_per_rank)),
-        Column::new("accumulate", "1", "batches per step", integers(&|v| v.config.train.accumulate)),
+        Column::new("batch_per_rank", "1", "samples per rank and batch", integers(&|v| v.plan.train.batch_per_rank)),
+        Column::new("accumulate", "1", "batches per step", integers(&|v| v.plan.train.accumulate)),
         Column::new("global_batch", "1", "samples of a full step over all ranks", integers(&|v| v.batch.samples)),
         Column::new(
             "note",
@@ -187,7 +187,7 @@ mod tests {
     fn variants_are_checked_and_take_their_batch_from_the_ranks() {
         let config = study(&(variant("a", &[]) + &variant("b", &["train.global_batch=1024", "train.accumulate=2"])));
         let found = variants(&config, GROUND).unwrap();
-        let batches = [0, 1].map(|index: usize| (found[index].config.train.batch_per_rank, found[index].batch.samples));
+        let batches = [0, 1].map(|index: usize| (found[index].plan.train.batch_per_rank, found[index].batch.samples));
         assert_eq!(batches, [(64, 256), (128, 1024)]);
         assert!(found.iter().all(|variant| variant.note.is_none()));
     }

@@ -19,9 +19,8 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::allreduce::{self, Bench, Budget};
-use crate::cli;
 use crate::collective::{Communicator, WaitPolicy};
-use crate::config::{Config, ModelName};
+use crate::config::{Config, ModelName, Plan};
 use crate::data::{self, Datasets};
 use crate::error::Result;
 use crate::launch::Job;
@@ -29,7 +28,7 @@ use crate::metrics::Part;
 use crate::metrics::definitions::{
     EXPOSED_SHARE as EXPOSED, STEP_LOW, STEP_P50, SWEEP_IMAGES_PER_SECOND as IMAGES, TRIMMED_MEAN,
 };
-use crate::output;
+use crate::output::{self, Destination};
 use crate::report;
 use crate::units::{Bytes, format_seconds, or_dash};
 pub use case::{Case, cases};
@@ -38,36 +37,36 @@ pub use scaling::{Row, Status, rows};
 use visit::visit;
 
 /// Measures all cases that are not in the file yet.
-pub fn run(config: &Config, job: &Job, args: &cli::Sweep) -> Result<()> {
-    let datasets = job.agree(data::open(config))?;
-    let cases = job.agree(case::cases(config, job.world_size, datasets.train.len()))?;
+pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> Result<()> {
+    let datasets = job.agree(data::open(&plan.data))?;
+    let cases = job.agree(case::cases(&plan.sweep, plan.model.name, job.world_size, datasets.train.len()))?;
     let stem = format!("scaling-{}ranks", job.world_size);
-    let owner = output::claim(job, &args.destination(), &stem)?;
-    let opened = owner.map(|owner| Record::open(owner, args, config, job, &datasets, &cases));
+    let owner = output::claim(job, destination, &stem)?;
+    let opened = owner.map(|owner| Record::open(owner, destination.force, resume, plan, job, &datasets, &cases));
     let mut record = job.agree(opened.transpose())?;
     if let Some(record) = &record {
-        print_header(config, job, &datasets, &cases, record);
+        print_header(plan, job, &datasets, &cases, record);
     }
     let groups = groups(job, &cases)?;
-    measure_all_reduce(config, job, &cases, &groups, &mut record)?;
-    for round in 0..config.sweep.rounds {
-        for number in order(&cases, round, config.run.seed) {
+    measure_all_reduce(plan, job, &cases, &groups, &mut record)?;
+    for round in 0..plan.sweep.rounds {
+        for number in order(&cases, round, plan.run.seed) {
             let case = &cases[number];
-            let wanted = record.as_ref().is_some_and(|record| record.wants(number, round, config.sweep.precision));
+            let wanted = record.as_ref().is_some_and(|record| record.wants(number, round, plan.sweep.precision));
             if job.from_root([f64::from(wanted)])? == [0.0] {
                 continue;
             }
             let needed = record.as_ref().map_or(0, |record| record.memory_for(number));
             let [needed] = job.from_root([needed as f64])?;
             let group = groups.get(&case.ranks).expect("a group for every rank count");
-            let seconds = config.sweep.seconds / config.sweep.rounds as f64;
+            let seconds = plan.sweep.seconds / plan.sweep.rounds as f64;
             let outcome = match group {
-                Some(group) => Some(visit(case, config, job, group, &datasets.train, needed as Bytes, seconds)?),
+                Some(group) => Some(visit(case, plan, job, group, &datasets.train, needed as Bytes, seconds)?),
                 None => None,
             };
             if let (Some(record), Some(outcome)) = (&mut record, outcome) {
                 record.add(number, round, outcome)?;
-                print_visit(record, number, round, config.sweep.rounds);
+                print_visit(record, number, round, plan.sweep.rounds);
             }
             // Ranks that had no part in it sleep here.
             job.communicator.patient_barrier(WaitPolicy::Idle)?;
@@ -95,7 +94,7 @@ fn groups(job: &Job, cases: &[Case]) -> Result<BTreeMap<usize, Option<Arc<Commun
 
 /// The bare collective on every rank count: the yardstick of the bandwidth in training, and what a prediction is made of.
 fn measure_all_reduce(
-    config: &Config,
+    plan: &Plan,
     job: &Job,
     cases: &[Case],
     groups: &BTreeMap<usize, Option<Arc<Communicator>>>,
@@ -109,14 +108,16 @@ fn measure_all_reduce(
     let mut elements: Vec<usize> = SIZES.iter().map(|bytes| bytes / size_of::<f32>()).collect();
     let mut models: Vec<ModelName> = cases.iter().map(|case| case.model).collect();
     models.dedup();
-    elements.extend(models.into_iter().map(|model| visit::new_model(config, model).parameter_count()));
+    elements
+        .extend(models.into_iter().map(|model| visit::new_model(&plan.model, model, plan.run.seed).parameter_count()));
     elements.sort_unstable();
     elements.dedup();
     let mut rows = Vec::new();
     for (&ranks, group) in groups.iter().filter(|(ranks, _)| **ranks > 1) {
         if let Some(group) = group {
             let largest = *elements.last().expect("there are sizes");
-            let mut bench = Bench::<f32>::new(group, job.target, config.parallel.all_reduce, largest, config)?;
+            let mut bench =
+                Bench::<f32>::new(group, job.target, plan.parallel.all_reduce, largest, plan.launch.comm_timeout())?;
             for &elements in &elements {
                 rows.push(bench.measure(group, elements, &Budget { seconds: 0.2, iterations: 0 })?);
             }

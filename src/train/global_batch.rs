@@ -1,7 +1,7 @@
 //! Samples of an optimizer step: the one place that works them out, for the header, the schedule, checkpoints, studies and the
-//! run file. In: the configuration, the size of the training set, the ranks. Out: a [`GlobalBatch`].
+//! run file. In: the plan, the size of the training set. Out: a [`GlobalBatch`].
 
-use crate::config::Config;
+use crate::config::Plan;
 use crate::data::samples_per_rank;
 use crate::error::{Error, Result};
 
@@ -21,25 +21,26 @@ pub struct GlobalBatch {
 }
 
 impl GlobalBatch {
-    /// The steps of `ranks` ranks on `data` training samples.
+    /// The steps of `plan`'s ranks on `data` training samples.
     ///
     /// # Errors
     /// `train.global_batch` is more than the training set, or `data.drop_last` leaves no sample.
-    pub fn new(config: &Config, data: usize, ranks: usize) -> Result<GlobalBatch> {
+    pub fn new(plan: &Plan, data: usize) -> Result<GlobalBatch> {
+        let ranks = plan.world_size();
         let refuse = |key: &str, value: String, expected: String| {
             Err(Error::ConfigValue { place: "data".into(), key: key.into(), value, expected })
         };
-        let epoch_per_rank = samples_per_rank(data, ranks, config.data.drop_last);
+        let epoch_per_rank = samples_per_rank(data, ranks, plan.data.drop_last);
         if epoch_per_rank == 0 {
             // With drop_last and fewer samples than ranks, as in PyTorch; a run without a step is nobody's wish.
             let expected = format!("{data} samples on {ranks} ranks leave none: use fewer ranks");
             return refuse("data.drop_last", "true".into(), expected);
         }
-        if config.train.global_batch > data {
+        if plan.train.global_batch > data {
             let expected = format!("there are {data} training samples: lower it, or take more (data.train_samples)");
-            return refuse("train.global_batch", config.train.global_batch.to_string(), expected);
+            return refuse("train.global_batch", plan.train.global_batch.to_string(), expected);
         }
-        let per_rank = config.train.batch_per_rank * config.train.accumulate;
+        let per_rank = plan.train.batch_per_rank * plan.train.accumulate;
         Ok(GlobalBatch {
             samples: per_rank.min(epoch_per_rank) * ranks,
             asked: per_rank * ranks,
@@ -75,11 +76,12 @@ impl GlobalBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::data::{BatchPlan, Sampler};
 
     fn of(set: &[&str], data: usize, ranks: usize) -> Result<GlobalBatch> {
         let set: Vec<String> = set.iter().map(|text| text.to_string()).collect();
-        GlobalBatch::new(&Config::load(None, &set).unwrap().for_ranks(ranks)?, data, ranks)
+        GlobalBatch::new(&Plan::new(Config::load(None, &set).unwrap(), ranks)?, data)
     }
 
     #[test]

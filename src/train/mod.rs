@@ -1,4 +1,4 @@
-//! Training. In: a checked configuration and a job. Out: a run file, checkpoints, and on rank 0 one line per epoch and the closing
+//! Training. In: a [`Plan`] and a job. Out: a run file, checkpoints, and on rank 0 one line per epoch and the closing
 //! tables.
 //!
 //! [`begin`] checks, takes the output's name and finds out how the training begins; [`Begun::run`] trains; [`Trained`] holds the
@@ -21,7 +21,7 @@ mod weights;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::config::Config;
+use crate::config::Plan;
 use crate::data::{self, Datasets};
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -42,31 +42,31 @@ pub use weights::load;
 /// # Errors
 /// What is wrong with the data, the output or the checkpoint, before any file is written.
 pub fn begin<'a>(
-    config: &Config,
+    plan: &Plan,
     job: &'a Job,
     destination: &Destination,
     resume: Option<&ResumeFrom>,
 ) -> Result<Option<Begun<'a>>> {
-    let destination = job.agree(start::destination(destination, &config.run, resume))?;
-    let datasets = job.agree(data::open(config))?;
-    let stem = format!("{}-{}ranks", config.model.name.as_str(), job.world_size);
+    let destination = job.agree(start::destination(destination, &plan.run, resume))?;
+    let datasets = job.agree(data::open(&plan.data))?;
+    let stem = format!("{}-{}ranks", plan.model.name.as_str(), job.world_size);
     let owner = output::claim(job, &destination, &stem)?;
     let out = owner.as_ref().map(Owner::target);
-    let Start::Begin { is_resumed, how } = start::find(resume, out, destination.force, config, job, &datasets)? else {
+    let Start::Begin { is_resumed, how } = start::find(resume, out, destination.force, plan, job, &datasets)? else {
         if let Some(out) = out {
             println!("{} is finished: nothing to do", out.display());
         }
         return Ok(None);
     };
     let samples = datasets.train.len();
-    let config = start::with_its_batch(config, job, how.as_deref(), samples)?;
-    let batch = job.agree(GlobalBatch::new(&config, samples, job.world_size))?;
-    Ok(Some(Begun { config, job, datasets, batch, is_resumed, output: owner.zip(how) }))
+    let plan = start::with_its_batch(plan, job, how.as_deref(), samples)?;
+    let batch = job.agree(GlobalBatch::new(&plan, samples))?;
+    Ok(Some(Begun { plan, job, datasets, batch, is_resumed, output: owner.zip(how) }))
 }
 
 /// A training before its first step: everything is known of it, and nothing written.
 pub struct Begun<'a> {
-    config: Config,
+    plan: Plan,
     job: &'a Job,
     datasets: Datasets,
     batch: GlobalBatch,
@@ -77,9 +77,9 @@ pub struct Begun<'a> {
 }
 
 impl<'a> Begun<'a> {
-    /// The configuration as this training uses it: a resumed one keeps its global batch.
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// The plan as this training uses it: a resumed one keeps its global batch.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// The images.
@@ -99,21 +99,21 @@ impl<'a> Begun<'a> {
     /// [`Error::Stopped`] on every rank if a signal ended the training before its end; before the first step what cannot be written
     /// or resumed.
     pub fn run(self, has_sequel: bool) -> Result<Trained<'a>> {
-        let Begun { config, job, datasets, batch, is_resumed, output } = self;
+        let Begun { plan, job, datasets, batch, is_resumed, output } = self;
         let created = output
-            .map(|(owner, how)| Outputs::create(owner, *how, has_sequel, &config, job, &datasets, &batch))
+            .map(|(owner, how)| Outputs::create(owner, *how, has_sequel, &plan, job, &datasets, &batch))
             .transpose();
         let mut outputs = job.agree(created)?;
         let resume = outputs.as_mut().and_then(|outputs| outputs.resume.take());
         let from = resume.as_ref().map(|resume| resume.path.clone());
         let folder = outputs.as_mut().and_then(|outputs| outputs.folder.take());
-        let mut checkpoints = job.agree(Checkpoints::new(&config.checkpoint, folder, from.as_deref()))?;
+        let mut checkpoints = job.agree(Checkpoints::new(&plan.checkpoint, folder, from.as_deref()))?;
         let mut training = match is_resumed {
-            true => Training::resumed(&config, job, &datasets, resume.as_ref())?,
-            false => Training::new(&config, job, &datasets)?,
+            true => Training::resumed(&plan, job, &datasets, resume.as_ref())?,
+            false => Training::new(&plan, job, &datasets)?,
         };
         if job.is_root() {
-            console::print_header(&config, job, &datasets, &training.replica, &batch);
+            console::print_header(&plan, job, &datasets, &training.replica, &batch);
             if let Some(from) = &from {
                 println!("# goes on after step {} from {}", training.steps_done(), from.display());
             }
@@ -121,7 +121,7 @@ impl<'a> Begun<'a> {
         drop(resume); // its tensors are as large as the training's own
 
         let started = Instant::now();
-        let ended = epochs(&mut training, &mut checkpoints, outputs.as_mut(), config.train.epochs);
+        let ended = epochs(&mut training, &mut checkpoints, outputs.as_mut(), plan.train.epochs);
         if matches!(ended, Ok((Some(_), _))) {
             checkpoints.stopping();
         }
@@ -137,7 +137,7 @@ impl<'a> Begun<'a> {
             return Err(checkpoints::stopped(signal, training.steps_done(), checkpoint));
         }
         if let Some(outputs) = &outputs {
-            console::print_closing(&config, &training.tables(), outputs.path(), started.elapsed().as_secs_f64());
+            console::print_closing(&plan, &training.tables(), outputs.path(), started.elapsed().as_secs_f64());
         }
         drop(checkpoints); // from here on a signal ends the job: all is written, and what follows can be repeated
         Ok(Trained { training, datasets, outputs })

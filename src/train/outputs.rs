@@ -3,7 +3,7 @@
 use super::resume::Resume;
 use super::start::Beginning;
 use super::{GlobalBatch, Training};
-use crate::config::Config;
+use crate::config::Plan;
 use crate::data::Datasets;
 use crate::environment;
 use crate::error::Result;
@@ -32,7 +32,7 @@ impl Outputs {
         owner: Owner,
         how: Beginning,
         has_sequel: bool,
-        config: &Config,
+        plan: &Plan,
         job: &Job,
         datasets: &Datasets,
         batch: &GlobalBatch,
@@ -45,10 +45,11 @@ impl Outputs {
             resume.as_ref().map(|resume| ("resumed_at_steps".to_owned(), Attribute::Ints(resume.resumed_at()))),
         );
         let mut run_file =
-            RunFile::create_owned(owner, replace, identity, config, environment, vec![environment::ranks(job)])?;
+            RunFile::create_owned(owner, replace, identity, plan, environment, vec![environment::ranks(job)])?;
+        run_file.set_written(plan.as_written());
         run_file.set_warnings(job.warnings()); // checkpoints have them, too
         let from = resume.as_ref().map(|resume| resume.path.as_path());
-        let folder = CheckpointFolder::new(&run_file, config.checkpoint.keep, from, force)?;
+        let folder = CheckpointFolder::new(&run_file, plan.checkpoint.keep, from, force)?;
         Ok(Outputs { run_file, has_sequel, steps_there, folder: Some(folder), resume })
     }
 

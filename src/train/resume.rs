@@ -101,7 +101,7 @@ fn receive(job: &Job, resume: Option<&Resume>, name: &str, length: usize, own: b
 impl Training<'_> {
     /// Whether each rank has parameters of its own, between two steps.
     fn ranks_are_apart(&self) -> bool {
-        !self.config.parallel.keeps_ranks_equal() || self.config.parallel.local_steps > 1
+        !self.plan.parallel.keeps_ranks_equal() || self.plan.parallel.local_steps > 1
     }
 
     /// Everything that [`restore`](Self::restore) needs, on rank 0; and how long the copy took. A collective between two
@@ -113,7 +113,7 @@ impl Training<'_> {
         let was_averaged = self.averaged;
         self.exchange_average(false);
         if !self.replica.knows_at_once() && self.steps_done > 0 {
-            self.take_result(self.steps_done - 1, self.config.train.lr)?; // waits for the device
+            self.take_result(self.steps_done - 1, self.plan.train.lr)?; // waits for the device
         }
         self.gather_times()?;
         let result = Replica::sum_over_ranks(&self.job.communicator, self.so_far.result)?;

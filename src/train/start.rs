@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::GlobalBatch;
 use super::resume::Resume;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Plan};
 use crate::data::{Datasets, samples_per_rank};
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -95,7 +95,7 @@ pub struct Beginning {
 
 impl Beginning {
     fn new(identity: Identity, now: &Now, force: bool) -> Beginning {
-        let asked = now.config.train.batch_per_rank as i64;
+        let asked = now.plan.train.batch_per_rank as i64;
         Beginning {
             resume: None,
             identity,
@@ -120,8 +120,7 @@ impl Beginning {
 
 /// The training that the user wants now.
 struct Now<'a> {
-    config: &'a Config,
-    ranks: usize,
+    plan: &'a Plan,
     data: &'a str,
     fingerprint: String,
 }
@@ -152,12 +151,12 @@ pub fn find(
     resume: Option<&ResumeFrom>,
     out: Option<&Path>,
     force: bool,
-    config: &Config,
+    plan: &Plan,
     job: &Job,
     data: &Datasets,
 ) -> Result<Start> {
     let look = |out: &Path| {
-        let now = Now { config, ranks: job.world_size, data: &data.name, fingerprint: data.train.fingerprint() };
+        let now = Now { plan, data: &data.name, fingerprint: data.train.fingerprint() };
         look(resume, out, force, &now)
     };
     let found = job.agree(out.map(look).transpose())?;
@@ -177,37 +176,35 @@ pub fn find(
 ///
 /// # Errors
 /// [`Error::ConfigValue`] if that batch does not divide by the ranks.
-pub fn with_its_batch(config: &Config, job: &Job, how: Option<&Beginning>, samples: usize) -> Result<Config> {
+pub fn with_its_batch(plan: &Plan, job: &Job, how: Option<&Beginning>, samples: usize) -> Result<Plan> {
     let [nominal, ranks] = job.from_root(how.map_or([0.0; 2], |how| how.saved_batch.map(|number| number as f64)))?;
-    let (mut nominal, parts) = (nominal as usize, job.world_size * config.train.accumulate);
-    let mut config = config.clone();
+    let (mut nominal, parts) = (nominal as usize, job.world_size * plan.train.accumulate);
     if nominal == 0 {
-        return Ok(config);
+        return Ok(plan.clone());
     }
-    let now = job.agree(GlobalBatch::new(&config, samples, job.world_size))?;
+    let now = job.agree(GlobalBatch::new(plan, samples))?;
     let ranks = ranks as usize;
     // A step that took the whole epoch takes it on any number of ranks.
-    if nominal >= ranks * samples_per_rank(samples, ranks, config.data.drop_last) {
+    if nominal >= ranks * samples_per_rank(samples, ranks, plan.data.drop_last) {
         if now.is_whole_epoch() {
-            return Ok(config);
+            return Ok(plan.clone());
         }
-        nominal = now.epoch_per_rank.div_ceil(config.train.accumulate) * parts;
+        nominal = now.epoch_per_rank.div_ceil(plan.train.accumulate) * parts;
     }
     if nominal % parts != 0 {
         let expected = format!(
             "this training's global batch is {nominal}, which does not divide by {} ranks x train.accumulate = {}: use \
              another number of ranks",
-            job.world_size, config.train.accumulate
+            job.world_size, plan.train.accumulate
         );
         let (place, key) = ("--resume".into(), "train.batch_per_rank".into());
-        let value = config.train.batch_per_rank.to_string();
+        let value = plan.train.batch_per_rank.to_string();
         return job.agree(Err(Error::ConfigValue { place, key, value, expected }));
     }
-    if job.is_root() && config.train.batch_per_rank != nominal / parts {
+    if job.is_root() && plan.train.batch_per_rank != nominal / parts {
         log::info!("train.batch_per_rank = {}, so that the global batch stays {nominal}", nominal / parts);
     }
-    config.train.batch_per_rank = nominal / parts;
-    Ok(config)
+    job.agree(plan.adapted(|config| config.train.batch_per_rank = nominal / parts))
 }
 
 /// How to begin; `None`: all is done.
@@ -358,14 +355,14 @@ impl Saved {
 
     /// Refuses a configuration that makes another training of it, by the first key that differs.
     fn check(&self, now: &Now) -> Result<()> {
-        let mut differences = self.config.differences(now.config).into_iter();
+        let mut differences = self.config.differences(now.plan).into_iter();
         if let Some((key, saved, other)) =
             differences.find(|(key, ..)| !MAY_DIFFER.iter().any(|free| key.starts_with(free)))
         {
             return Err(self.differs(&key, saved.to_string(), other.to_string()));
         }
         let is_other = self.fingerprint.as_ref().is_some_and(|saved| *saved != now.fingerprint);
-        let kinds = [&self.config, now.config].map(|config| config.data.folder().is_some());
+        let kinds = [&self.config.data, &now.plan.data].map(|data| data.folder().is_some());
         if is_other || kinds[0] != kinds[1] {
             let which = |name: &str| format!("{name:?}");
             return Err(self.differs(
@@ -380,8 +377,8 @@ impl Saved {
     /// The key that asks for another global batch than the run has. On other ranks the batch per rank that the run began
     /// with stands for the one that keeps the global batch.
     fn batch_differs(&self, now: &Now) -> Option<Error> {
-        let (saved, train) = (&self.config.train, &now.config.train);
-        if train.batch_per_rank * train.accumulate * now.ranks == self.nominal_batch() {
+        let (saved, train) = (&self.config.train, &now.plan.train);
+        if train.batch_per_rank * train.accumulate * now.plan.world_size() == self.nominal_batch() {
             return None;
         }
         let (key, saved, other) = match train {
@@ -434,7 +431,7 @@ impl RunThere {
 
     /// Whether the finished run is what the user wants; false if more epochs are wanted.
     fn is_done(&self, now: &Now) -> Result<bool> {
-        let differences = self.saved.config.differences(now.config);
+        let differences = self.saved.config.differences(now.plan);
         let mut other =
             differences.iter().filter(|(key, ..)| !NO_MATTER_AT_THE_END.iter().any(|free| key.starts_with(free)));
         if other.clone().any(|(key, ..)| key == "train.epochs") {
@@ -478,7 +475,7 @@ impl RunThere {
 
 /// Refuses to train less than is done already.
 fn not_behind(path: &Path, epochs: usize, now: &Now) -> Result<()> {
-    let asked = now.config.train.epochs;
+    let asked = now.plan.train.epochs;
     if asked >= epochs {
         return Ok(());
     }

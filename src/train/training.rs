@@ -13,7 +13,7 @@ use super::resume::Resume;
 use super::sampling::{self, Sampling};
 use super::{GlobalBatch, weights};
 use crate::collective::{Communicator, progress};
-use crate::config::Config;
+use crate::config::{self, Plan};
 use crate::data::{AugmentSeed, BatchPlan, Batches, Datasets, Feed, LoaderOptions, Sampler};
 use crate::device::StepRecorder;
 use crate::error::{Error, Result};
@@ -31,7 +31,7 @@ const STATISTICS_IMAGES: usize = 2048;
 
 /// Everything that changes while a network is trained. All ranks call its methods together.
 pub struct Training<'a> {
-    pub(super) config: Config,
+    pub(super) plan: Plan,
     pub(super) job: &'a Job,
     pub(super) gpus: Gpus,
     train_feed: Feed,
@@ -85,50 +85,51 @@ pub enum Progress {
 
 impl<'a> Training<'a> {
     /// Before the first epoch.
-    pub fn new(config: &Config, job: &'a Job, datasets: &Datasets) -> Result<Training<'a>> {
-        let model = Model::new(&config.model, divergence::model_seed(config, job.rank));
-        Training::with_model(config, job, datasets, model)
+    pub fn new(plan: &Plan, job: &'a Job, datasets: &Datasets) -> Result<Training<'a>> {
+        let model = Model::new(&plan.model, divergence::model_seed(plan, job.rank));
+        Training::with_model(plan, job, datasets, model)
     }
 
     /// Where it was saved; `resume` is there on rank 0.
-    pub fn resumed(
-        config: &Config,
-        job: &'a Job,
-        datasets: &Datasets,
-        resume: Option<&Resume>,
-    ) -> Result<Training<'a>> {
-        let mut model = Model::new(&config.model, config.run.seed);
+    pub fn resumed(plan: &Plan, job: &'a Job, datasets: &Datasets, resume: Option<&Resume>) -> Result<Training<'a>> {
+        let mut model = Model::new(&plan.model, plan.run.seed);
         let load =
             |resume: &Resume| weights::load(&mut model, &resume.content.model.tensors, &resume.path, "checkpoint");
         job.agree(resume.map_or(Ok(()), load))?;
-        let mut training = Training::with_model(config, job, datasets, model)?;
+        let mut training = Training::with_model(plan, job, datasets, model)?;
         training.restore(resume)?;
         Ok(training)
     }
 
-    fn with_model(config: &Config, job: &'a Job, datasets: &Datasets, model: Model) -> Result<Training<'a>> {
+    fn with_model(plan: &Plan, job: &'a Job, datasets: &Datasets, model: Model) -> Result<Training<'a>> {
         let samples = datasets.train.len();
-        let sampler = sampling::sampler(config, samples, job.world_size, job.rank);
-        let global_batch = job.agree(GlobalBatch::new(config, samples, job.world_size))?;
-        let most = if config.train.max_steps == 0 { usize::MAX } else { config.train.max_steps };
-        let total = (config.train.epochs * global_batch.steps_per_epoch).min(most);
+        let sampler = sampling::sampler(plan, samples, job.world_size, job.rank);
+        let global_batch = job.agree(GlobalBatch::new(plan, samples))?;
+        let most = if plan.train.max_steps == 0 { usize::MAX } else { plan.train.max_steps };
+        let total = (plan.train.epochs * global_batch.steps_per_epoch).min(most);
 
-        let replica = Replica::new(model, job.target, job.communicator.clone(), config)?;
+        let replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
         let device = job.target.own_memory();
         Ok(Training {
-            optimizer: Optimizer::new(&replica.state, &config.optim),
-            average: Average::new(config.optim.ema, &replica.state),
+            optimizer: Optimizer::new(&replica.state, &plan.optim),
+            average: Average::new(plan.optim.ema, &replica.state),
             averaged: false,
             must_be_finite: true,
             diverged: false,
-            schedule: Schedule::new(config, total, global_batch.steps_per_epoch, global_batch.samples),
-            record: Record::new(config, job.world_size),
-            agreement: Divergence::new(config.metrics.spread_steps),
+            schedule: Schedule::new(
+                &plan.schedule,
+                plan.train.lr,
+                total,
+                global_batch.steps_per_epoch,
+                global_batch.samples,
+            ),
+            record: Record::new(plan, job.world_size),
+            agreement: Divergence::new(plan.metrics.spread_steps),
             sampling: Sampling::new(samples),
             gpus: Gpus::new(job.target, &job.gpu_uuid),
             train_feed: Feed::new(datasets.train.clone(), device),
             test_feed: Feed::new(datasets.test.clone(), device),
-            config: config.clone(),
+            plan: plan.clone(),
             job,
             replica,
             sampler,
@@ -158,15 +159,15 @@ impl<'a> Training<'a> {
         if self.is_finished() {
             return Ok(Progress::Finished);
         }
-        let train = self.config.train.clone();
+        let train = self.plan.train.clone();
         let steps_left = match train.max_steps {
             0 => usize::MAX,
             most => most - self.steps_done,
         };
         let epoch = self.epochs_done;
         self.exchange_average(false);
-        self.sampler.set_epoch(if self.config.data.set_epoch { epoch as u64 } else { 0 });
-        let mut plan = self.plan();
+        self.sampler.set_epoch(if self.plan.data.set_epoch { epoch as u64 } else { 0 });
+        let mut plan = self.batches();
         plan.skip(self.so_far.steps * train.accumulate);
         plan.truncate(steps_left.saturating_mul(train.accumulate));
         let steps = plan.sizes.len().div_ceil(train.accumulate);
@@ -178,7 +179,7 @@ impl<'a> Training<'a> {
         }
         self.gpus.end_epoch(&job.communicator, epoch)?;
         if job.is_root() {
-            self.sampling.draw(&self.config, job.world_size, epoch, self.so_far.steps);
+            self.sampling.draw(&self.plan, job.world_size, epoch, self.so_far.steps);
         }
         let checksum = self.replica.agreed_checksum(epoch)?;
         let test_started = Instant::now();
@@ -239,8 +240,8 @@ impl<'a> Training<'a> {
 
     /// Whether no step is left.
     pub fn is_finished(&self) -> bool {
-        let most = self.config.train.max_steps;
-        self.epochs_done >= self.config.train.epochs || most > 0 && self.steps_done >= most
+        let most = self.plan.train.max_steps;
+        self.epochs_done >= self.plan.train.epochs || most > 0 && self.steps_done >= most
     }
 
     /// How many steps are done.
@@ -251,7 +252,7 @@ impl<'a> Training<'a> {
     /// Counts what was drawn in the first so many epochs, as if this process had drawn it.
     pub(super) fn draw_again(&mut self, epochs: usize) {
         for epoch in 0..epochs {
-            self.sampling.draw(&self.config, self.job.world_size, epoch, self.global_batch.steps_per_epoch);
+            self.sampling.draw(&self.plan, self.job.world_size, epoch, self.global_batch.steps_per_epoch);
         }
     }
 
@@ -292,7 +293,7 @@ impl<'a> Training<'a> {
         let (job, epoch) = (self.job, self.epochs_done);
         let options = self.training_options();
         let sizes_of_steps: Vec<Vec<usize>> =
-            plan.sizes.chunks(self.config.train.accumulate).map(<[_]>::to_vec).collect();
+            plan.sizes.chunks(self.plan.train.accumulate).map(<[_]>::to_vec).collect();
         if self.steps_done == 0 {
             self.agreement.after_step(&job.communicator, &self.replica.state, epoch, 0)?;
         }
@@ -308,7 +309,7 @@ impl<'a> Training<'a> {
                 }
             }
             let step = self.steps_done;
-            let lr = self.schedule.lr(step) * (1.0 + self.config.parallel.lr_spread * job.rank as f64);
+            let lr = self.schedule.lr(step) * (1.0 + self.plan.parallel.lr_spread * job.rank as f64);
             let time = timed_step(&mut batches, sizes, &mut self.replica, &mut self.optimizer, job.world_size, lr)?;
             if self.replica.knows_at_once() {
                 self.take_result(step, lr)?;
@@ -364,14 +365,14 @@ impl<'a> Training<'a> {
     }
 
     /// This rank's batches of the epoch under way.
-    fn plan(&self) -> BatchPlan {
-        BatchPlan::even(self.sampler.indices(), self.config.train.batch_per_rank)
+    fn batches(&self) -> BatchPlan {
+        BatchPlan::even(self.sampler.indices(), self.plan.train.batch_per_rank)
     }
 
     /// How the batches of the epoch under way are prepared.
     fn training_options(&self) -> LoaderOptions {
-        let seed = AugmentSeed { seed: self.config.run.seed, epoch: self.epochs_done as u64 };
-        loader_options(&self.config, &self.replica, self.config.data.augment.then_some(seed))
+        let seed = AugmentSeed { seed: self.plan.run.seed, epoch: self.epochs_done as u64 };
+        loader_options(&self.plan.data, &self.replica, self.plan.data.augment.then_some(seed))
     }
 
     /// Gives the averaged weights, which the model holds, batch norm's statistics of their own: those of the epoch's first
@@ -380,8 +381,8 @@ impl<'a> Training<'a> {
         if self.average.is_none() || self.replica.state.buffers.is_empty() {
             return Ok(());
         }
-        let mut plan = self.plan();
-        plan.truncate(STATISTICS_IMAGES.div_ceil(self.config.train.batch_per_rank * self.job.world_size));
+        let mut plan = self.batches();
+        plan.truncate(STATISTICS_IMAGES.div_ceil(self.plan.train.batch_per_rank * self.job.world_size));
         let batches = self.train_feed.batches(plan, self.training_options());
         self.replica.measure_statistics(batches)
     }
@@ -396,8 +397,8 @@ impl<'a> Training<'a> {
     /// This rank's network on these test samples.
     fn test_share(&mut self, samples: Range<usize>) -> Result<StepResult> {
         let indices = (samples.start as u32..samples.end as u32).collect();
-        let plan = BatchPlan::even(indices, self.config.train.test_batch);
-        for batch in self.test_feed.batches(plan, loader_options(&self.config, &self.replica, None)) {
+        let plan = BatchPlan::even(indices, self.plan.train.test_batch);
+        for batch in self.test_feed.batches(plan, loader_options(&self.plan.data, &self.replica, None)) {
             self.replica.evaluate(&batch);
         }
         self.replica.take_result()
@@ -454,13 +455,13 @@ pub fn timed_step(
 }
 
 /// How batches are prepared for this model.
-pub fn loader_options(config: &Config, replica: &Replica, augment: Option<AugmentSeed>) -> LoaderOptions {
+pub fn loader_options(data: &config::Data, replica: &Replica, augment: Option<AugmentSeed>) -> LoaderOptions {
     LoaderOptions {
-        mean: config.data.mean,
-        std: config.data.std,
+        mean: data.mean,
+        std: data.std,
         augment,
         channels_last: replica.model.channels_last,
-        prefetch: config.data.prefetch,
+        prefetch: data.prefetch,
     }
 }
 

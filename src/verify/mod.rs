@@ -17,7 +17,7 @@ use tch::Tensor;
 
 use self::judgement::{Judgement, Reached, relative};
 use crate::collective::Combine;
-use crate::config::{BufferSync, Config, ModelName};
+use crate::config::{BufferSync, ModelName, Plan};
 use crate::data::{self, BatchPlan, Dataset, Feed};
 use crate::device::StepRecorder;
 use crate::error::{Error, Result};
@@ -85,16 +85,16 @@ pub fn conclude(job: &Job, result: Result<String>) -> Result<()> {
 ///
 /// # Errors
 /// What lies out of bounds, what there is no reference for, and whatever kept a model from being computed.
-pub fn run(config: &Config, job: &Job, path: &Path) -> Result<String> {
+pub fn run(plan: &Plan, job: &Job, path: &Path) -> Result<String> {
     let parities = job.agree(store::read_parity(path))?;
-    if config.data.folder().is_none() {
+    if plan.data.folder().is_none() {
         let mend = "give the CIFAR-10 folder that the parity file was made from with --data".into();
         job.agree(Err(Error::DataMissing { path: path.to_owned(), mend }))?;
     }
-    let datasets = job.agree(data::open(config))?;
+    let datasets = job.agree(data::open(&plan.data))?;
     let (mut passed, mut failures) = (Vec::new(), Vec::new());
     for parity in &parities {
-        let found = verify(config, job, parity, &datasets.train, path)?;
+        let found = verify(plan, job, parity, &datasets.train, path)?;
         if found.is_empty() {
             passed.push(format!("{} ({} steps)", parity.model, parity.input_sum.len()));
         }
@@ -106,31 +106,33 @@ pub fn run(config: &Config, job: &Job, path: &Path) -> Result<String> {
 }
 
 /// One model. Returns what was out of bounds, the same on all ranks.
-fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: &Path) -> Result<Vec<String>> {
-    let mut config = config.clone();
-    config.model.name = job.agree(model_name(parity, path))?;
-    config.model.bias = parity.init.iter().any(|tensor| tensor.name == "fc3.bias");
-    (config.data.mean, config.data.std) = (parity.mean, parity.std);
-    config.optim.momentum = parity.momentum;
-    config.optim.weight_decay = 0.0;
-    let mut model = Model::new(&config.model, parity.seed);
+fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: &Path) -> Result<Vec<String>> {
+    let name = job.agree(model_name(parity, path))?;
+    let settings = job.agree(plan.adapted(|config| {
+        config.model.name = name;
+        config.model.bias = parity.init.iter().any(|tensor| tensor.name == "fc3.bias");
+        (config.data.mean, config.data.std) = (parity.mean, parity.std);
+        config.optim.momentum = parity.momentum;
+        config.optim.weight_decay = 0.0;
+    }))?;
+    let mut model = Model::new(&settings.model, parity.seed);
     if !parity.init.is_empty() {
         job.agree(load(&mut model, &parity.init, path, "init"))?;
     }
     let has_batch_norm = model.state.iter().any(|entry| entry.role == Role::Buffer);
     // Groups of samples that batch norm takes statistics of their own over.
-    let groups = if has_batch_norm && config.parallel.buffers != BufferSync::Sync { job.world_size } else { 1 };
+    let groups = if has_batch_norm && settings.parallel.buffers != BufferSync::Sync { job.world_size } else { 1 };
     let Some(reference) = parity.references.iter().find(|reference| reference.ranks == groups) else {
         return Ok(vec![no_reference(parity, groups, path)]);
     };
     job.agree(same_parameters(&model, parity, reference, path))?;
 
-    let mut replica = Replica::new(model, job.target, job.communicator.clone(), &config)?;
-    let mut optimizer = Optimizer::new(&replica.state, &config.optim);
+    let mut replica = Replica::new(model, job.target, job.communicator.clone(), &settings)?;
+    let mut optimizer = Optimizer::new(&replica.state, &settings.optim);
     let initial: Vec<Tensor> = replica.model.parameters().map(|entry| entry.tensor.detach().copy()).collect();
     let plan = job.agree(own_samples(job, parity, images, path))?;
     let feed = Feed::new(images.clone(), job.target.own_memory());
-    let batches = feed.batches(plan, loader_options(&config, &replica, None));
+    let batches = feed.batches(plan, loader_options(&settings.data, &replica, None));
     let mut reached = Reached::default();
     for (batch, expected_sum) in batches.zip(&parity.input_sum) {
         let mut sum = [batch.images.sum(tch::Kind::Double).double_value(&[])];
@@ -218,6 +220,7 @@ fn own_samples(job: &Job, parity: &Parity, images: &Dataset, path: &Path) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn only_what_leaves_the_result_alone_may_be_set() {
