@@ -87,7 +87,7 @@ fn sweep(job: &mut Job, loaded: Result<Config>, args: &cli::Sweep) -> Result<()>
     let plan = loaded.and_then(|config| Plan::with_batch_as_written(config, job.world_size));
     let plan = job.agree(plan)?;
     job.configure(&plan)?;
-    job.let_ranks_wait(); // while others are measured
+    job.disable_watchdog(); // while others are measured
     sweep::run(&plan, job, &args.destination(), args.resume)
 }
 

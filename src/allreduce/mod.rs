@@ -80,7 +80,7 @@ pub fn run(request: &Request, job: &mut Job) -> Result<()> {
     let plan = Plan::with_batch_as_written(Config { launch, ..Config::default() }, job.world_size)?;
     job.configure(&plan)?;
     let chosen = job.agree(chosen(request, job.target))?;
-    job.let_ranks_wait();
+    job.disable_watchdog();
     let Destination { path, force } = &request.destination;
     let owner = path.as_ref().map(|path| output::claim_at(job, path, *force)).transpose()?.flatten();
     let file = owner.map(|owner| create(owner, *force, &plan, job));

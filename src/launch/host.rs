@@ -8,7 +8,7 @@ use crate::sys::gpu;
 /// A line for each thing that hpml computes or communicates with, and what is missing.
 pub fn describe_host() -> String {
     let mut lines = vec![
-        format!("host         {}", super::hostname()),
+        format!("host         {}", name()),
         format!("cores        {}", Cpus::parse(&own_cpus()).count()),
         format!("libtorch     {}", env!("HPML_LIBTORCH_VERSION")),
         format!("MPI          {}", Universe::library_version()),
@@ -30,4 +30,9 @@ pub fn describe_host() -> String {
     };
     lines.push(format!("launch.device = \"auto\" takes {verdict}"));
     lines.join("\n")
+}
+
+/// Name of this host.
+pub(super) fn name() -> String {
+    sysinfo::System::host_name().filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".into())
 }

@@ -21,10 +21,9 @@ use crate::sys::gpu::range;
 
 /// The model on this rank. All ranks call its methods together.
 pub struct Replica {
-    /// The network; its tensors are views of `state`.
-    pub model: Model,
-    /// Its flat memory.
-    pub state: FlatState,
+    /// The network, whose tensors are views of `state`.
+    model: Model,
+    state: FlatState,
     communicator: Arc<Communicator>,
     exchange: Exchange,
     buckets: Vec<Bucket>,
@@ -90,6 +89,21 @@ impl Replica {
             },
             tally: Tally::new(target),
         })
+    }
+
+    /// The network. Its tensors are views of [`state`](Self::state).
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Parameters, gradients and buffers of the network, in flat memory.
+    pub fn state(&self) -> &FlatState {
+        &self.state
+    }
+
+    /// Parameters, gradients and buffers of the network, to be overwritten: values change, the memory stays the model's.
+    pub fn state_mut(&mut self) -> &mut FlatState {
+        &mut self.state
     }
 
     /// Bytes of what one step all-reduces, as sent: compressed, or nothing where gradients stay on their rank.

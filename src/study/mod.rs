@@ -92,15 +92,15 @@ fn train_one(
     rows: &mut Vec<Row>,
 ) -> Result<Vec<Table>> {
     let mut checkpoints = Checkpoints::none();
-    let mut training = Training::new(plan, job, datasets)?.that_may_diverge();
+    let mut training = Training::new(plan, job, datasets)?.tolerating_divergence();
     loop {
         let before = job.communicator.ledger();
         let more = training.epoch(&mut checkpoints)? == Progress::Epoch;
-        let Some(row) = training.record.take_last() else { return Ok(training.more_tables()) };
+        let Some(row) = training.record_mut().take_last() else { return Ok(training.more_tables()) };
         let since = job.communicator.ledger();
         let [gradients, parameters] = [Kind::Gradients, Kind::Parameters].map(|kind| since.since(&before, kind));
         let gradients = gradients.and(parameters);
-        let comm = training.record.last_epoch(Part::Comm);
+        let comm = training.record().last_epoch(Part::Comm);
         let (seed, epoch) = (plan.run.seed, row.epoch);
         let diverged = training.has_diverged();
         rows.push(Row { variant, seed, epoch, measured: (!diverged).then_some(row), gradients, comm });

@@ -115,7 +115,7 @@ pub(super) fn visit(
         return Ok(outcome);
     }
 
-    let mut optimizer = Optimizer::new(&replica.state, &plan.optim);
+    let mut optimizer = Optimizer::new(replica.state(), &plan.optim);
     let mut batches = feed.batches(batches, loader_options(&plan.data, &replica, None));
     let sizes = [case.batch_per_rank];
     let mut step =

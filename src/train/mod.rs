@@ -11,10 +11,12 @@ mod divergence;
 mod global_batch;
 mod gpus;
 mod outputs;
+mod partial_epoch;
 mod record;
 mod resume;
 mod sampling;
 mod start;
+mod step;
 mod training;
 mod weights;
 
@@ -33,7 +35,8 @@ use outputs::Outputs;
 pub use record::{EpochRow, Record, loss_and_accuracy};
 pub use start::ResumeFrom;
 use start::{Beginning, Start};
-pub use training::{Progress, Training, loader_options, timed_step};
+pub use step::{loader_options, timed_step};
+pub use training::{Progress, Training};
 pub use weights::load;
 
 /// Begins a training: opens the data, takes the output's name, and finds out whether it starts anew or goes on. `None` if it is
@@ -113,7 +116,7 @@ impl<'a> Begun<'a> {
             false => Training::new(&plan, job, &datasets)?,
         };
         if job.is_root() {
-            console::print_header(&plan, job, &datasets, &training.replica, &batch);
+            console::print_header(&plan, job, &datasets, training.replica(), &batch);
             if let Some(from) = &from {
                 println!("# goes on after step {} from {}", training.steps_done(), from.display());
             }
@@ -193,11 +196,11 @@ fn epochs(
             Progress::Finished => return Ok((None, written)),
         }
         if let Some(outputs) = &mut outputs {
-            console::print_epoch(training.record.epochs(), all);
+            console::print_epoch(training.record().epochs(), all);
             written = match outputs.flush(training) {
                 // There may be room again later, and the training need not be lost for it.
                 Err(error @ Error::Output { .. }) => {
-                    let epoch = training.record.epochs().len();
+                    let epoch = training.record().epochs().len();
                     log::error!(
                         "run file not written after epoch {epoch}: {error}; training continues and tries again after the next epoch"
                     );

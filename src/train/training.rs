@@ -1,96 +1,106 @@
-//! A training under way: one epoch after the other.
+//! A training under way: trains, tests, records and saves one epoch after the other.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::checkpoints::{Checkpoints, Verdict};
+use super::checkpoints::{Checkpoints, Decision};
 use super::divergence::{self, Divergence};
 use super::gpus::Gpus;
+use super::partial_epoch::PartialEpoch;
 use super::record::{EpochRow, Record};
-use super::resume::Resume;
+use super::resume::{self, Restoring, Resume, Saving};
 use super::sampling::{self, Sampling};
+use super::step::{loader_options, timed_step};
 use super::{GlobalBatch, weights};
 use crate::collective::{Communicator, progress};
-use crate::config::{self, Plan};
-use crate::data::{AugmentSeed, BatchPlan, Batches, Datasets, Feed, LoaderOptions, Sampler};
+use crate::config::Plan;
+use crate::data::{AugmentSeed, BatchPlan, Datasets, Feed, LoaderOptions, Sampler};
 use crate::device::StepRecorder;
 use crate::error::{Error, Result};
 use crate::launch::Job;
-use crate::metrics::{Part, StepTimes};
 use crate::model::Model;
 use crate::optim::{Average, Optimizer, Schedule};
 use crate::parallel::{Replica, StepResult};
-use crate::store::{Checkpoint, Table};
-use crate::sys::gpu::range;
+use crate::store::{Attribute, Checkpoint, Resumable, Table};
 
-/// Training images over all ranks, rounded up to whole batches, in which the averaged weights' statistics are measured at an epoch's
-/// end: means within 2 % of a standard deviation, for 1.4 % of the time of an epoch of CIFAR-10.
+/// Training images over all ranks, rounded up to whole batches, over which batch norm's statistics of the averaged weights are measured
+/// at an epoch's end. Gives means within 2 % of a standard deviation, and takes 1.4 % of the time of an epoch of CIFAR-10.
 const STATISTICS_IMAGES: usize = 2048;
 
-/// Everything that changes while a network is trained. All ranks call its methods together.
+/// A training: the replica, what it is trained with, and what is measured. All ranks call its methods together.
+///
+/// # Examples
+/// ```no_run
+/// use hpml::config::{Config, Plan};
+/// use hpml::train::{Checkpoints, Progress, Training};
+///
+/// # fn main() -> std::process::ExitCode {
+/// let config = Config::default();
+/// hpml::launch::run(&config.launch.clone(), |job| {
+///     let plan = Plan::new(config, job.world_size)?;
+///     job.configure(&plan)?;
+///     let datasets = hpml::data::open(&plan.data)?;
+///     let mut training = Training::new(&plan, job, &datasets)?;
+///     while training.epoch(&mut Checkpoints::none())? == Progress::Epoch {}
+///     Ok(())
+/// })
+/// # }
+/// ```
 pub struct Training<'a> {
-    pub(super) plan: Plan,
-    pub(super) job: &'a Job,
-    pub(super) gpus: Gpus,
+    plan: Plan,
+    job: &'a Job,
+    gpus: Gpus,
     train_feed: Feed,
     test_feed: Feed,
-    /// The model on this rank.
-    pub replica: Replica,
-    /// What was measured.
-    pub record: Record,
-    pub(super) agreement: Divergence,
-    pub(super) sampling: Sampling,
-    pub(super) optimizer: Optimizer,
-    pub(super) average: Option<Average>,
+    replica: Replica,
+    record: Record,
+    divergence: Divergence,
+    sampling: Sampling,
+    optimizer: Optimizer,
+    average: Option<Average>,
     /// Whether the model holds the averaged weights at the moment: between two epochs, if there is an average.
-    pub(super) averaged: bool,
-    /// Whether a loss or a weight that is NaN or infinite ends the job.
+    averaged: bool,
+    /// Whether a loss or a weight that is NaN or infinite is an error.
     must_be_finite: bool,
-    /// Whether there was one where it does not.
+    /// Whether a loss or a weight became NaN or infinite without being an error.
     diverged: bool,
     sampler: Sampler,
     schedule: Schedule,
-    pub(super) global_batch: GlobalBatch,
-    pub(super) epochs_done: usize,
-    pub(super) steps_done: usize,
-    /// The epoch under way.
-    pub(super) so_far: EpochSoFar,
-    /// The steps at which this training was resumed.
-    pub(super) resumed_at: Vec<i64>,
+    global_batch: GlobalBatch,
+    epochs_done: usize,
+    steps_done: usize,
+    epoch: PartialEpoch,
+    /// Steps at which this training was resumed.
+    resumed_at: Vec<i64>,
 }
 
-/// What this rank has done of an epoch.
-#[derive(Default)]
-pub(super) struct EpochSoFar {
-    pub(super) steps: usize,
-    pub(super) result: StepResult,
-    /// From the first step's start to the last one's end, without what lay between two jobs.
-    pub(super) seconds: f64,
-    /// Of the steps whose times rank 0 does not have yet.
-    times: Vec<StepRecorder>,
-}
-
-/// How far a training has come.
+/// What a call of [`Training::epoch`] has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// An epoch more was trained and tested.
+    /// Trained and tested one more epoch.
     Epoch,
-    /// A signal stopped it, and it is saved.
+    /// Stopped within the epoch by the signal of this number, and saved.
     Stopped(usize),
-    /// All was done already.
+    /// Nothing: all epochs were done before.
     Finished,
 }
 
 impl<'a> Training<'a> {
-    /// Before the first epoch.
+    /// A training before its first epoch.
+    ///
+    /// # Errors
+    /// The data do not suit the plan, or a rank or the device fails.
     pub fn new(plan: &Plan, job: &'a Job, datasets: &Datasets) -> Result<Training<'a>> {
         let model = Model::new(&plan.model, divergence::model_seed(plan, job.rank));
         Training::with_model(plan, job, datasets, model)
     }
 
-    /// Where it was saved; `resume` is there on rank 0.
+    /// A training at the step where it was saved, with the checkpoint `resume` on rank 0.
+    ///
+    /// # Errors
+    /// The checkpoint does not suit the model or the ranks, or holds values that are NaN or infinite.
     pub fn resumed(plan: &Plan, job: &'a Job, datasets: &Datasets, resume: Option<&Resume>) -> Result<Training<'a>> {
         let mut model = Model::new(&plan.model, plan.run.seed);
         let load =
@@ -111,8 +121,8 @@ impl<'a> Training<'a> {
         let replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
         let device = job.target.own_memory();
         Ok(Training {
-            optimizer: Optimizer::new(&replica.state, &plan.optim),
-            average: Average::new(plan.optim.ema, &replica.state),
+            optimizer: Optimizer::new(replica.state(), &plan.optim),
+            average: Average::new(plan.optim.ema, replica.state()),
             averaged: false,
             must_be_finite: true,
             diverged: false,
@@ -124,7 +134,7 @@ impl<'a> Training<'a> {
                 global_batch.samples,
             ),
             record: Record::new(plan, job.world_size),
-            agreement: Divergence::new(plan.metrics.spread_steps),
+            divergence: Divergence::new(plan.metrics.spread_steps),
             sampling: Sampling::new(samples),
             gpus: Gpus::new(job.target, &job.gpu_uuid),
             train_feed: Feed::new(datasets.train.clone(), device),
@@ -136,14 +146,14 @@ impl<'a> Training<'a> {
             global_batch,
             epochs_done: 0,
             steps_done: 0,
-            so_far: EpochSoFar::default(),
+            epoch: PartialEpoch::default(),
             resumed_at: Vec::new(),
         })
     }
 
-    /// Makes a loss or a weight that is NaN or infinite no error:
-    /// [`has_diverged`](Self::has_diverged) tells.
-    pub fn that_may_diverge(mut self) -> Training<'a> {
+    /// Accepts a loss or a weight that is NaN or infinite, which otherwise is an error; [`has_diverged`](Self::has_diverged) tells
+    /// whether there was one.
+    pub fn tolerating_divergence(mut self) -> Training<'a> {
         self.must_be_finite = false;
         self
     }
@@ -153,7 +163,11 @@ impl<'a> Training<'a> {
         self.diverged
     }
 
-    /// Trains and tests (the rest of) one epoch and takes it into the record, unless `checkpoints` stops it before.
+    /// Trains (the rest of) one epoch, tests, and records both, unless `checkpoints` stops it before the epoch's end.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if a loss or a weight is NaN or infinite, unless that is tolerated; [`Error::ParametersDiffer`]; a rank or the
+    /// device has failed.
     pub fn epoch(&mut self, checkpoints: &mut Checkpoints) -> Result<Progress> {
         let job = self.job;
         if self.is_finished() {
@@ -167,34 +181,35 @@ impl<'a> Training<'a> {
         let epoch = self.epochs_done;
         self.exchange_average(false);
         self.sampler.set_epoch(if self.plan.data.set_epoch { epoch as u64 } else { 0 });
-        let mut plan = self.batches();
-        plan.skip(self.so_far.steps * train.accumulate);
-        plan.truncate(steps_left.saturating_mul(train.accumulate));
-        let steps = plan.sizes.len().div_ceil(train.accumulate);
-        let progress = progress_bar(job, epoch, train.epochs, steps + self.so_far.steps);
-        progress.set_position(self.so_far.steps as u64);
-        if let Some(signal) = self.train(plan, &progress, checkpoints)? {
+        let mut batches = self.batches();
+        batches.skip(self.epoch.steps() * train.accumulate);
+        batches.truncate(steps_left.saturating_mul(train.accumulate));
+        let steps = batches.sizes.len().div_ceil(train.accumulate);
+        let progress = progress_bar(job, epoch, train.epochs, steps + self.epoch.steps());
+        progress.set_position(self.epoch.steps() as u64);
+        if let Some(signal) = self.train(batches, &progress, checkpoints)? {
             progress.finish_and_clear();
             return Ok(Progress::Stopped(signal));
         }
         self.gpus.end_epoch(&job.communicator, epoch)?;
         if job.is_root() {
-            self.sampling.draw(&self.plan, job.world_size, epoch, self.so_far.steps);
+            self.sampling.draw(&self.plan, job.world_size, epoch, self.epoch.steps());
         }
         let checksum = self.replica.agreed_checksum(epoch)?;
         let test_started = Instant::now();
         self.exchange_average(true);
         self.measure_statistics()?;
         let test = self.test()?;
-        if self.agreement.is_measured() {
+        if self.divergence.is_measured() {
             let own = self.test_share(0..self.test_feed.len())?;
-            self.agreement.after_epoch(&job.communicator, &self.replica.state, epoch, &own)?;
+            self.divergence.after_epoch(&job.communicator, self.replica.state(), epoch, &own)?;
         }
         progress.finish_and_clear();
 
         self.gather_times()?;
-        let EpochSoFar { result, seconds, .. } = std::mem::take(&mut self.so_far);
-        let train = Replica::sum_over_ranks(&job.communicator, result)?;
+        let done = std::mem::take(&mut self.epoch);
+        let seconds = done.seconds();
+        let train = Replica::sum_over_ranks(&job.communicator, done.result())?;
         let loss = |name: &str, sum: f64| (!sum.is_finite()).then(|| format!("{name} loss is {sum}"));
         let found = weights::not_finite(&self.checkpoint()).or_else(|| loss("test", test.loss_sum));
         self.agree_on_finite(found.or_else(|| loss("training", train.loss_sum)))?;
@@ -213,28 +228,103 @@ impl<'a> Training<'a> {
         Ok(Progress::Epoch)
     }
 
-    /// After an epoch, when its results are safe: the signal, if one asks to stop here.
+    /// Saves between two epochs if `checkpoints` says so. Returns the signal that stops the training, if one has come. To be called
+    /// when the run file holds the last epoch.
+    ///
+    /// # Errors
+    /// Those of saving: a value is NaN or infinite.
     pub fn between_epochs(&mut self, checkpoints: &mut Checkpoints) -> Result<Option<usize>> {
-        let verdict = checkpoints.after_epoch(self.job, self.epochs_done, self.steps_done)?;
-        self.obey(verdict, checkpoints)
+        let decision = checkpoints.after_epoch(self.job, self.epochs_done, self.steps_done)?;
+        self.carry_out(decision, checkpoints)
     }
 
-    /// Saves if asked to. The signal, if it is one that stops the training.
-    fn obey(&mut self, verdict: Verdict, checkpoints: &mut Checkpoints) -> Result<Option<usize>> {
-        if verdict != Verdict::GoOn {
+    /// Saves if that was decided. Returns the signal, if the decision is to stop.
+    fn carry_out(&mut self, decision: Decision, checkpoints: &mut Checkpoints) -> Result<Option<usize>> {
+        if decision != Decision::Continue {
             let (content, copied) = self.capture()?;
             checkpoints.write(self.steps_done, content, copied);
         }
-        Ok(match verdict {
-            Verdict::Stop(signal) => Some(signal),
-            Verdict::GoOn | Verdict::Save => None,
+        Ok(match decision {
+            Decision::Stop(signal) => Some(signal),
+            Decision::Continue | Decision::Save => None,
         })
     }
 
-    /// The times of the steps since the last call go to rank 0.
-    pub(super) fn gather_times(&mut self) -> Result<()> {
-        let times = std::mem::take(&mut self.so_far.times);
-        let times: Vec<StepTimes> = times.into_iter().map(|mut times| times.resolve()).collect::<Result<_>>()?;
+    /// Whether each rank has parameters of its own, between two steps.
+    fn ranks_are_apart(&self) -> bool {
+        !self.plan.parallel.keeps_ranks_equal() || self.plan.parallel.local_steps > 1
+    }
+
+    /// Copies everything that [`restore`](Self::restore) needs, to rank 0. Returns the copy and how long it took. A collective between
+    /// two steps.
+    ///
+    /// # Errors
+    /// A value is NaN or infinite, unless that is tolerated.
+    fn capture(&mut self) -> Result<(Option<Resumable>, Duration)> {
+        let started = Instant::now();
+        let was_averaged = self.averaged;
+        self.exchange_average(false);
+        if !self.replica.knows_at_once() && self.steps_done > 0 {
+            self.take_result(self.steps_done - 1, self.plan.train.lr)?; // waits for the device
+        }
+        self.gather_times()?;
+        let result = Replica::sum_over_ranks(&self.job.communicator, self.epoch.result())?;
+        let mut saving = Saving::new(self.job, self.ranks_are_apart());
+        saving.optimizer(&self.optimizer)?;
+        saving.average(self.average.as_ref())?;
+        saving.replica(&mut self.replica)?;
+        self.epoch.capture(result, &mut saving);
+        for (name, count) in [
+            ("steps", self.steps_done),
+            ("epochs", self.epochs_done),
+            ("world_size", self.job.world_size),
+            ("global_batch", self.global_batch.samples),
+        ] {
+            saving.attribute(name, Attribute::Int(count as i64));
+        }
+        saving.attribute("resumed_at_steps", Attribute::Ints(self.resumed_at.clone()));
+        let content = self.job.is_root().then(|| Resumable {
+            tables: self.tables(),
+            model: self.checkpoint(),
+            state: saving.end(),
+        });
+        self.agree_on_finite(content.as_ref().and_then(resume::not_finite))?;
+        self.exchange_average(was_averaged);
+        Ok((content, started.elapsed()))
+    }
+
+    /// Restores everything but the model, which was loaded before. `resume` is there on rank 0. A collective.
+    fn restore(&mut self, resume: Option<&Resume>) -> Result<()> {
+        let from = Restoring::new(self.job, resume, self.ranks_are_apart())?;
+        from.check_ranks(&self.replica)?;
+        (self.steps_done, self.epochs_done) = (from.number("steps") as usize, from.number("epochs") as usize);
+        self.epoch = PartialEpoch::restored(&from);
+        from.optimizer(&mut self.optimizer)?;
+        from.average(self.average.as_mut())?;
+        from.replica(&mut self.replica)?;
+        let tables = resume.map_or(&[][..], |resume| &resume.content.tables);
+        self.record.resume(self.steps_done, tables);
+        self.divergence.resume(tables);
+        self.gpus.resume(tables);
+        if let Some(resume) = resume {
+            self.resumed_at = resume.resumed_at();
+            self.draw_again();
+        }
+        // Between two epochs the model holds what was tested, and what a run file without another epoch would hold.
+        self.exchange_average(self.epoch.steps() == 0);
+        Ok(())
+    }
+
+    /// Repeats the sampling of the epochs that are done, so that `/sampling` has those before a resume.
+    fn draw_again(&mut self) {
+        for epoch in 0..self.epochs_done {
+            self.sampling.draw(&self.plan, self.job.world_size, epoch, self.global_batch.steps_per_epoch);
+        }
+    }
+
+    /// Sends the times of the steps since the last call to rank 0. A collective.
+    fn gather_times(&mut self) -> Result<()> {
+        let times = self.epoch.take_times()?;
         self.record.add_steps(&self.job.communicator, self.epochs_done, self.steps_done - times.len(), &times)
     }
 
@@ -244,28 +334,37 @@ impl<'a> Training<'a> {
         self.epochs_done >= self.plan.train.epochs || most > 0 && self.steps_done >= most
     }
 
-    /// How many steps are done.
+    /// Optimizer steps done.
     pub fn steps_done(&self) -> usize {
         self.steps_done
     }
 
-    /// Counts what was drawn in the first so many epochs, as if this process had drawn it.
-    pub(super) fn draw_again(&mut self, epochs: usize) {
-        for epoch in 0..epochs {
-            self.sampling.draw(&self.plan, self.job.world_size, epoch, self.global_batch.steps_per_epoch);
-        }
+    /// The model on this rank.
+    pub fn replica(&self) -> &Replica {
+        &self.replica
     }
 
-    /// All that was measured, as the run file holds it.
+    /// Steps and epochs as measured.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Steps and epochs as measured, to take rows out of them.
+    pub fn record_mut(&mut self) -> &mut Record {
+        &mut self.record
+    }
+
+    /// Tables of all measurements, as the run file holds them.
     pub fn tables(&self) -> Vec<Table> {
         let mut tables = self.record.tables(&self.job.communicator.ledger());
         tables.extend(self.more_tables());
         tables
     }
 
-    /// What was measured beside the record: `/sampling`, `/gpu` where there are GPUs, `/spread` and `/ranks` where asked for.
+    /// Tables beside those of the record: `/sampling`, `/gpu` where there are GPUs, `/spread` and `/ranks` with
+    /// `metrics.spread_steps`.
     pub fn more_tables(&self) -> Vec<Table> {
-        std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.agreement.tables()).collect()
+        std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.divergence.tables()).collect()
     }
 
     /// Warnings of this run so far, on rank 0.
@@ -278,33 +377,33 @@ impl<'a> Training<'a> {
         &self.job.communicator
     }
 
-    /// The weights that were tested last, with PyTorch's names.
+    /// Weights that were tested last, with PyTorch's names.
     pub fn checkpoint(&self) -> Checkpoint {
         weights::checkpoint(&self.replica, self.epochs_done, self.steps_done)
     }
 
-    /// The signal that stopped it, if one did.
+    /// Trains on `batches`, the rest of an epoch. Returns the signal that stopped it, if one did.
     fn train(
         &mut self,
-        plan: BatchPlan,
+        batches: BatchPlan,
         progress: &ProgressBar,
         checkpoints: &mut Checkpoints,
     ) -> Result<Option<usize>> {
         let (job, epoch) = (self.job, self.epochs_done);
         let options = self.training_options();
         let sizes_of_steps: Vec<Vec<usize>> =
-            plan.sizes.chunks(self.plan.train.accumulate).map(<[_]>::to_vec).collect();
+            batches.sizes.chunks(self.plan.train.accumulate).map(<[_]>::to_vec).collect();
         if self.steps_done == 0 {
-            self.agreement.after_step(&job.communicator, &self.replica.state, epoch, 0)?;
+            self.divergence.after_step(&job.communicator, self.replica.state(), epoch, 0)?;
         }
         self.gpus.begin_epoch();
-        let (before, started) = (self.so_far.seconds, Instant::now());
-        let mut batches = self.train_feed.batches(plan, options);
+        let (before, started) = (self.epoch.seconds(), Instant::now());
+        let mut batches = self.train_feed.batches(batches, options);
         for (done, sizes) in sizes_of_steps.iter().enumerate() {
-            // Between two steps of an epoch; at its end the epoch's own question follows.
+            // Between two steps; what follows the last one is decided after the epoch.
             if done > 0 {
-                let verdict = checkpoints.after_step(job, self.steps_done)?;
-                if let Some(signal) = self.obey(verdict, checkpoints)? {
+                let decision = checkpoints.after_step(job, self.steps_done)?;
+                if let Some(signal) = self.carry_out(decision, checkpoints)? {
                     return Ok(Some(signal));
                 }
             }
@@ -315,32 +414,34 @@ impl<'a> Training<'a> {
                 self.take_result(step, lr)?;
             }
             if let Some(average) = &mut self.average {
-                average.update(&self.replica.state.parameters, step + 1);
+                average.update(&self.replica.state().parameters, step + 1);
             }
-            self.so_far.times.push(time);
-            self.so_far.steps += 1;
+            self.epoch.add_step(time);
             self.steps_done += 1;
             progress::set_step(self.steps_done);
-            self.agreement.after_step(&job.communicator, &self.replica.state, epoch, self.steps_done)?;
-            self.so_far.seconds = before + started.elapsed().as_secs_f64();
+            self.divergence.after_step(&job.communicator, self.replica.state(), epoch, self.steps_done)?;
+            self.epoch.set_seconds(before + started.elapsed().as_secs_f64());
             progress.inc(1);
         }
         if !self.replica.knows_at_once() {
             self.take_result(self.steps_done - 1, self.schedule.lr(self.steps_done - 1))?; // waits for the device
         }
-        // Of the last step, unless its times have gone to rank 0 already.
+        // Not recorded if the times of the last step have gone to rank 0 already.
         let mut unseen = StepRecorder::default();
-        let last = self.so_far.times.last_mut().unwrap_or(&mut unseen);
+        let last = self.epoch.last_times().unwrap_or(&mut unseen);
         self.replica.end_local_steps(self.optimizer.moments(), last)?;
-        self.so_far.seconds = before + started.elapsed().as_secs_f64();
+        self.epoch.set_seconds(before + started.elapsed().as_secs_f64());
         self.replica.end_epoch()?;
         Ok(None)
     }
 
-    /// Counts what the steps since the last call gave, of which `step` was the last.
-    pub(super) fn take_result(&mut self, step: usize, lr: f64) -> Result<()> {
+    /// Adds the results of the steps since the last call, the last of which is `step`.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if the loss is NaN or infinite, unless that is tolerated.
+    fn take_result(&mut self, step: usize, lr: f64) -> Result<()> {
         let result = self.replica.take_result()?;
-        self.so_far.result.add(result);
+        self.epoch.add_result(result);
         if self.must_be_finite && !result.loss_sum.is_finite() {
             let what = format!("loss is {} on rank {}", result.loss_sum, self.job.rank);
             return Err(Error::NotFinite { what, epoch: self.epochs_done, step, lr });
@@ -348,10 +449,11 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
-    /// Holds what is to be saved after the last step to be finite; `found` says what on this rank is not. A collective.
+    /// Learns whether a value is NaN or infinite after the last step; `found` names the one on this rank. A collective.
     ///
-    /// Error on every rank: any rank has found something, unless the training may diverge.
-    pub(super) fn agree_on_finite(&mut self, found: Option<String>) -> Result<()> {
+    /// # Errors
+    /// [`Error::NotFinite`] on all ranks if there is one on any rank, unless that is tolerated.
+    fn agree_on_finite(&mut self, found: Option<String>) -> Result<()> {
         let step = self.steps_done.saturating_sub(1);
         let (epoch, lr) = (self.epochs_done, self.schedule.lr(step));
         let own = found.map_or(Ok(()), |what| Err(Error::NotFinite { what, epoch, step, lr }));
@@ -369,16 +471,16 @@ impl<'a> Training<'a> {
         BatchPlan::even(self.sampler.indices(), self.plan.train.batch_per_rank)
     }
 
-    /// How the batches of the epoch under way are prepared.
+    /// Options of the loader of the epoch under way.
     fn training_options(&self) -> LoaderOptions {
         let seed = AugmentSeed { seed: self.plan.run.seed, epoch: self.epochs_done as u64 };
         loader_options(&self.plan.data, &self.replica, self.plan.data.augment.then_some(seed))
     }
 
-    /// Gives the averaged weights, which the model holds, batch norm's statistics of their own: those of the epoch's first
-    /// batches, as they were trained on.
+    /// Measures batch norm's statistics of the averaged weights, which the model holds, over the first batches of the epoch, as they
+    /// were trained on.
     fn measure_statistics(&mut self) -> Result<()> {
-        if self.average.is_none() || self.replica.state.buffers.is_empty() {
+        if self.average.is_none() || self.replica.state().buffers.is_empty() {
             return Ok(());
         }
         let mut plan = self.batches();
@@ -387,14 +489,14 @@ impl<'a> Training<'a> {
         self.replica.measure_statistics(batches)
     }
 
-    /// Loss and accuracy over the whole test set, each rank testing its own share of it, no sample twice.
+    /// Tests on the whole test set, of which each rank takes its share, no sample twice. Returns the sum over the ranks.
     fn test(&mut self) -> Result<StepResult> {
         let (rank, ranks, samples) = (self.job.rank, self.job.world_size, self.test_feed.len());
         let own = self.test_share(rank * samples / ranks..(rank + 1) * samples / ranks)?;
         Replica::sum_over_ranks(&self.job.communicator, own)
     }
 
-    /// This rank's network on these test samples.
+    /// Tests this rank's network on these `samples`.
     fn test_share(&mut self, samples: Range<usize>) -> Result<StepResult> {
         let indices = (samples.start as u32..samples.end as u32).collect();
         let plan = BatchPlan::even(indices, self.plan.train.test_batch);
@@ -404,68 +506,18 @@ impl<'a> Training<'a> {
         self.replica.take_result()
     }
 
-    /// Puts the averaged weights into the model, or the trained ones back.
-    pub(super) fn exchange_average(&mut self, averaged: bool) {
+    /// Puts the averaged weights into the model (`averaged`), or the trained ones.
+    fn exchange_average(&mut self, averaged: bool) {
         if let Some(average) = &mut self.average
             && self.averaged != averaged
         {
-            average.swap(&mut self.replica.state);
+            average.swap(self.replica.state_mut());
             self.averaged = averaged;
         }
     }
 }
 
-/// One optimiser step on the next `batches`, which have these `sizes`, and how long each part of it takes on this rank.
-pub fn timed_step(
-    batches: &mut Batches,
-    sizes: &[usize],
-    replica: &mut Replica,
-    optimizer: &mut Optimizer,
-    ranks: usize,
-    lr: f64,
-) -> Result<StepRecorder> {
-    let _range = range(c"step");
-    let mut time = StepRecorder::default();
-    let clock = replica.clock().clone();
-    let started = clock.now()?;
-    // The sampler pads, so every rank has as many samples as this one.
-    let global_batch = sizes.iter().sum::<usize>() * ranks;
-    for number in 1..=sizes.len() {
-        let waiting = clock.now()?;
-        let batch = {
-            let _range = range(c"batch");
-            batches.next().expect("every batch of the plan comes")
-        };
-        time.since(Part::Data, waiting, &clock)?;
-        if number < sizes.len() {
-            replica.accumulate(&batch, global_batch, &mut time)?;
-        } else {
-            replica.step(&batch, global_batch, &mut time)?;
-        }
-    }
-    let update = clock.now()?;
-    {
-        let _range = range(c"optimizer");
-        optimizer.step(&mut replica.state, lr)?;
-    }
-    time.since(Part::Optimizer, update, &clock)?;
-    replica.updated(optimizer.moments(), &mut time)?;
-    time.since(Part::Step, started, &clock)?;
-    Ok(time)
-}
-
-/// How batches are prepared for this model.
-pub fn loader_options(data: &config::Data, replica: &Replica, augment: Option<AugmentSeed>) -> LoaderOptions {
-    LoaderOptions {
-        mean: data.mean,
-        std: data.std,
-        augment,
-        channels_last: replica.model.channels_last,
-        prefetch: data.prefetch,
-    }
-}
-
-/// Rank 0's, on a terminal only.
+/// Progress bar of one epoch on stderr: shown on rank 0, and on a terminal only.
 fn progress_bar(job: &Job, epoch: usize, epochs: usize, steps: usize) -> ProgressBar {
     if !job.is_root() {
         return ProgressBar::hidden();

@@ -11,9 +11,11 @@ use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues};
 
 /// The model with PyTorch's names, shapes and order, ready for `load_state_dict`.
 pub fn checkpoint(replica: &Replica, epochs: usize, steps: usize) -> Checkpoint {
-    let tensors = replica.model.state.iter().map(|entry| match entry.role {
+    let tensors = replica.model().state.iter().map(|entry| match entry.role {
         // PyTorch counts the batches of each batch norm; all of ours have seen the same.
-        Role::Counter => NamedTensor::new(&entry.name, vec![], TensorValues::I64(vec![replica.state.batches_tracked])),
+        Role::Counter => {
+            NamedTensor::new(&entry.name, vec![], TensorValues::I64(vec![replica.state().batches_tracked]))
+        }
         Role::Parameter | Role::Buffer => {
             let mut values = vec![0.0; entry.tensor.numel()];
             entry.tensor.detach().contiguous().copy_data(&mut values, entry.tensor.numel());

@@ -128,8 +128,8 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
     job.agree(same_parameters(&model, parity, reference, path))?;
 
     let mut replica = Replica::new(model, job.target, job.communicator.clone(), &settings)?;
-    let mut optimizer = Optimizer::new(&replica.state, &settings.optim);
-    let initial: Vec<Tensor> = replica.model.parameters().map(|entry| entry.tensor.detach().copy()).collect();
+    let mut optimizer = Optimizer::new(replica.state(), &settings.optim);
+    let initial: Vec<Tensor> = replica.model().parameters().map(|entry| entry.tensor.detach().copy()).collect();
     let plan = job.agree(own_samples(job, parity, images, path))?;
     let feed = Feed::new(images.clone(), job.target.own_memory());
     let batches = feed.batches(plan, loader_options(&settings.data, &replica, None));
@@ -139,14 +139,14 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
         job.communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sum)?;
         reached.input_difference = reached.input_difference.max(relative(sum[0], *expected_sum));
         replica.step(&batch, parity.global_batch, &mut StepRecorder::default())?;
-        optimizer.step(&mut replica.state, parity.lr)?;
+        optimizer.step(replica.state_mut(), parity.lr)?;
         let total = Replica::sum_over_ranks(&job.communicator, replica.take_result()?)?;
         reached.loss.push(total.loss_sum / total.samples as f64);
-        reached.update.push(movements(&replica.model, &initial));
+        reached.update.push(movements(replica.model(), &initial));
     }
     replica.agreed_checksum(0)?;
 
-    let names: Vec<&str> = replica.model.parameters().map(|entry| entry.name.as_str()).collect();
+    let names: Vec<&str> = replica.model().parameters().map(|entry| entry.name.as_str()).collect();
     let judgement = Judgement::new(&parity.model, reference, &reached, &names);
     if job.is_root() {
         let Parity { model, lr, momentum, global_batch, .. } = parity;
