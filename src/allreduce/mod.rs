@@ -1,6 +1,6 @@
-//! `hpml allreduce`: how fast the ranks of this job sum a buffer, by size, type and algorithm, with nccl-tests' columns.
-//! In: the ranks and a list of sizes. Out: rows of times, bandwidths and wrong sums; printed as they come, and tables for a
-//! run file. Never touches a model: it is the yardstick beside which a training's own collectives are held.
+//! `hpml allreduce`: time and bandwidth of an all-reduce by size, type and algorithm, with nccl-tests' columns. In: the ranks, and a
+//! [`Request`]. Out: rows of times, bandwidths and wrong sums, printed as they are measured, and a table for the run file. Needs no
+//! model: the collectives of a training are compared with these.
 
 mod bench;
 mod measure;
@@ -18,10 +18,21 @@ pub use bench::Bench;
 pub use measure::{Budget, Row, Timing};
 pub use table::table;
 
-/// Gradients of the two networks, in elements: what training all-reduces. (A test compares them with the models.)
+/// Elements of the gradients that the two networks all-reduce. (A test compares them with the models.)
 const MODEL_ELEMENTS: [usize; 2] = [61_770, 11_173_962];
 
-/// What is measured.
+/// Sizes, types and algorithms to measure. The default is that of the command line.
+///
+/// # Examples
+/// ```no_run
+/// use hpml::allreduce::{self, Request};
+/// use hpml::config::Launch;
+///
+/// # fn main() -> std::process::ExitCode {
+/// let request = Request { min: 1 << 20, max: 64 << 20, ..Request::default() };
+/// hpml::launch::run(&Launch::default(), |job| allreduce::run(&request, job))
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// Smallest buffer, in bytes.
@@ -66,10 +77,10 @@ pub enum ElementType {
     Bf16,
 }
 
-/// Measures what is requested, prints on rank 0, and writes the run file if one is named.
+/// Measures what is requested, prints on rank 0, and writes the run file if one is named. A collective.
 ///
 /// # Errors
-/// The request contradicts itself or this machine, or the run file cannot be written.
+/// The request contradicts itself or does not suit the devices, or the run file cannot be written.
 pub fn run(request: &Request, job: &mut Job) -> Result<()> {
     if request.min > request.max {
         let (place, key, value) = ("command line".into(), "--max".into(), request.max.to_string());
@@ -130,7 +141,7 @@ fn chosen(request: &Request, target: Target) -> Result<Vec<(ElementType, Vec<Alg
     Ok(chosen)
 }
 
-/// All sizes of one type. The algorithms take turns at each size, so that drift of the machine meets them alike.
+/// Measures all sizes of one type. The algorithms take turns at each size, so that drift of the machine affects them alike.
 fn measure_type<T: Element>(
     request: &Request,
     algorithms: &[Algorithm],
@@ -163,7 +174,7 @@ fn measure_type<T: Element>(
     Ok(rows)
 }
 
-/// From `min` to `max` bytes by `factor`, `max` itself and the networks' gradients; ascending, each once.
+/// Buffer sizes in elements: from `min` to `max` bytes by `factor`, `max`, and the networks' gradients; ascending, each once.
 fn element_counts(request: &Request, element_bytes: usize) -> Vec<usize> {
     let &Request { min, max, factor, .. } = request;
     let steps = std::iter::successors(Some(min), |bytes| bytes.checked_mul(factor));

@@ -1,4 +1,4 @@
-//! `hpml quantize`, `hpml eval` and `hpml export`: from a file to a file or a table. The only part that knows of ranks.
+//! `hpml quantize`, `hpml eval` and `hpml export`: from a file to a file or a table. Knows of ranks, files and the configuration.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -28,13 +28,13 @@ use crate::store::{
 };
 use crate::units::{Second, format_bytes};
 
-/// What quantization gave, on every rank.
+/// Result of a quantization, on every rank.
 pub struct Quantized {
     /// The integer network.
     pub net: IntNet,
-    /// Accuracy case by case over the whole test set.
+    /// Accuracy of each case over the whole test set.
     pub accuracy: AccuracyTable,
-    /// `/histograms` and `/quantization`.
+    /// Tables `/histograms` and `/quantization`.
     pub tables: Vec<Table>,
 }
 
@@ -80,17 +80,17 @@ pub fn prepare(
     job.agree(file.transpose())
 }
 
-/// Where the quantized form of `run` goes by default: `net.h5` to `net-int8.h5`.
+/// Default path of the quantized form of `run`: `net-int8.h5` beside `net.h5`.
 pub fn beside(run: &Path) -> PathBuf {
     let name = run.file_name().unwrap_or_default().to_string_lossy();
     run.with_file_name(format!("{}-int8.h5", name.strip_suffix(".h5").unwrap_or(&name)))
 }
 
-/// Attribute of `/environment`: the run that was quantized.
+/// Attribute of `/environment` with the id of the run that was quantized.
 const SOURCE_RUN: &str = "source_run_id";
 
-/// Prepares the file of a quantized network; `source` is the run file it comes from and that run's id. Replaces a file that
-/// was made from the same run, any other only with `force`.
+/// Creates the file of a network to be quantized; `source` is the run file it comes from and that run's id. Replaces a file that
+/// was made from the same run; any other only with `force`.
 ///
 /// # Errors
 /// Those of [`RunFile::create_owned`].
@@ -107,7 +107,7 @@ fn create(owner: Owner, force: bool, plan: &Plan, source: (&Path, &str)) -> Resu
     RunFile::create_owned(owner, force || is_of_run, identity, plan, environment, Vec::new())
 }
 
-/// Writes the quantized network with its tables.
+/// Writes the quantized network with its tables, and prints how to go on.
 ///
 /// # Errors
 /// Those of [`RunFile::finish`].
@@ -128,7 +128,10 @@ fn float_only(run: &Path) -> impl Fn(Checkpoint) -> Result<Checkpoint> {
     }
 }
 
-/// Quantizes a `state_dict` on all ranks together: calibration and test are shared out.
+/// Quantizes a `state_dict` on all ranks together, each of which takes its share of calibration and test. A collective.
+///
+/// # Errors
+/// The training set has too few images, the state is of no known network or holds values that are NaN or infinite, or a rank fails.
 pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &Datasets) -> Result<Quantized> {
     let net = job.agree(FloatNet::from_state(state, plan.data.mean, plan.data.std))?;
     let images = plan.quantize.calibration_images;
@@ -147,7 +150,7 @@ pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &
     let mut accuracy = summed(job, accuracy::measure(&net, &integers, pixels, labels, job.target))?;
     if plan.quantize.finetune_epochs > 0.0 && loses_too_much(&accuracy, plan.quantize.max_drop) {
         let finetuned = finetune::finetune(&net, &integers, &datasets.train, plan, job)?;
-        // The same on every rank: so is what follows.
+        // `finetuned` is the same on every rank, so all take the same branch.
         match scheme::with_scales_of(&finetuned, &integers) {
             Ok(finetuned) => {
                 let with_it =
@@ -155,7 +158,10 @@ pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &
                 if with_it.drop() < accuracy.drop() {
                     (accuracy, integers) = (with_it, finetuned);
                 } else {
-                    job.warn(format!("finetuned int8 loses {:.2} points, no less: it is not kept", with_it.drop()));
+                    job.warn(format!(
+                        "finetuned int8 loses {:.2} points, not less than before: the finetuned network is not kept",
+                        with_it.drop()
+                    ));
                 }
             }
             Err(error) => {
@@ -175,7 +181,7 @@ pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &
     Ok(Quantized { net: integers, accuracy, tables })
 }
 
-/// What all ranks have counted together.
+/// Sum of the counts over the ranks.
 fn summed(job: &Job, own: Result<AccuracyTable>) -> Result<AccuracyTable> {
     let own = job.agree(own)?;
     let mut sums = own.to_sums();
@@ -188,7 +194,7 @@ fn loses_too_much(accuracy: &AccuracyTable, max_drop: f64) -> bool {
     accuracy.drop() > max_drop + 1e-9
 }
 
-/// Checks that the training set has the calibration images; before a training that is to be quantized, too.
+/// Checks that the training set has enough images to calibrate.
 ///
 /// # Errors
 /// `quantize.calibration_images` is more than `train` has.
@@ -281,9 +287,12 @@ fn histograms(weights: &[Distribution], activations: &[Distribution]) -> Table {
     Table::new("histograms", "tensor", columns)
 }
 
-/// `hpml eval FILE`: accuracy and speed of a quantized file, on one thread of this process.
+/// `hpml eval FILE`: accuracy and speed of a quantized file, on one thread of this process. Returns the table to print.
 ///
-/// With `list` the class of every test image by the integer network is written there, a line each.
+/// Writes the class that the integer network predicts for each test image to `list`, one per line.
+///
+/// # Errors
+/// A file cannot be read, or `list` not be written; `launch.device` is a GPU that does not work.
 pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> Result<String> {
     list.map_or(Ok(()), |list| store::check_not_input(list, &[file]).and_then(|()| store::check_output(list, force)))?;
     let gpu = gpu(&config.launch)?; // before the first tensor
@@ -332,7 +341,10 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
     Ok(text)
 }
 
-/// The GPU that `launch.device` takes, or what is missing for one. Error: it does not work.
+/// GPU that `launch.device` takes, or the reason why there is none.
+///
+/// # Errors
+/// The GPU does not work.
 fn gpu(launch: &config::Launch) -> Result<Result<Option<Target>, String>> {
     let found = device::look(launch.device);
     let choice = device::assign(launch, &["this host".to_owned()], &[found]);
@@ -343,7 +355,7 @@ fn gpu(launch: &config::Launch) -> Result<Result<Option<Target>, String>> {
     Ok(target)
 }
 
-/// The float network whose weights and biases are those integers times their scales.
+/// Float network whose weights and biases are the integers of `net` times their scales.
 fn as_float(net: &IntNet) -> FloatNet {
     use super::graph::Floats;
     let nodes = net.nodes.iter().map(|node| {
@@ -374,7 +386,11 @@ fn images_per_second(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec
     Ok((pixels.len() / IMAGE_BYTES) as f64 / best)
 }
 
-/// `hpml export FILE --onnx OUT`. An existing file is replaced only with `force`; a failed write leaves nothing behind.
+/// `hpml export FILE --onnx OUT`: writes a quantized file as ONNX. Replaces an existing file only with `force`; a failed write leaves
+/// nothing behind. Returns the text to print.
+///
+/// # Errors
+/// The file holds no int8 network, or `out` cannot be written.
 pub fn export(file: &Path, out: &Path, force: bool) -> Result<String> {
     store::check_not_input(out, &[file])?;
     store::check_output(out, force)?;

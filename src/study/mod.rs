@@ -1,7 +1,6 @@
-//! `hpml study`: the same training with one thing changed at a time, over several seeds, in one job. In: a configuration
-//! whose `[study]` section names the variants. Out: `/variants`, `/study`, a row a variant, seed and epoch, and the table that
-//! answers the question. The variants take turns seed by seed, so that a job that is cut has whole seeds; after each training
-//! the file is whole.
+//! `hpml study`: variants of one training, over several seeds, in one job. In: a configuration whose `[study]` section names the
+//! variants. Out: `/variants`; `/study` with one row per variant, seed and epoch; and the table that compares the variants. The
+//! variants take turns seed by seed, so that an interrupted job has whole seeds. The file is complete after each training.
 
 mod effect;
 mod tables;
@@ -28,15 +27,18 @@ struct Row {
     variant: usize,
     seed: u64,
     epoch: usize,
-    /// `None` after a loss or a weight has become NaN or infinite.
+    /// Losses, accuracies and times; `None` once a loss or a weight was NaN or infinite (the training diverged).
     measured: Option<EpochRow>,
-    /// All-reduces of gradients, or of parameters between local steps, in this epoch, on rank 0.
+    /// All-reduces of gradients, or of parameters between local steps, in this epoch on rank 0.
     gradients: Entry,
-    /// Seconds of the steps' `comm` in this epoch, on rank 0.
+    /// Sum over the steps of this epoch of `comm`, in seconds, on rank 0.
     comm: Second,
 }
 
-/// Trains every variant with every seed.
+/// Trains every variant with every seed, and writes the results to `destination`. A collective.
+///
+/// # Errors
+/// A variant is wrong, the file cannot be written, or a rank fails. A training that diverges is a result, no error.
 pub fn run(plan: &Plan, job: &Job, destination: &Destination) -> Result<()> {
     let datasets = job.agree(data::open(&plan.data))?;
     let ground = Ground { ranks: job.world_size, samples: datasets.train.len(), target: job.target };
@@ -83,7 +85,7 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination) -> Result<()> {
     Ok(())
 }
 
-/// One training into `rows`. Returns what it measured beside.
+/// Trains one variant with one seed, and appends its epochs to `rows`. Returns the training's other tables.
 fn train_one(
     plan: &Plan,
     job: &Job,
@@ -140,7 +142,7 @@ fn table(names: &[&str], rows: &[Row]) -> Table {
     Table::new("study", "row", columns)
 }
 
-/// Last test accuracy of each training of a variant; NaN where it diverged.
+/// Test accuracy after the last epoch of each training of a variant, in percent; NaN where it diverged.
 fn last_accuracies(rows: &[Row], variant: usize) -> Vec<f64> {
     let mut last: Vec<(u64, f64)> = Vec::new();
     for row in rows.iter().filter(|row| row.variant == variant) {

@@ -1,10 +1,10 @@
 //! `hpml sweep`: one job measures every case of network x batch per rank x ranks x timing mode. In: the `[sweep]` section.
 //! Out: a run file with every counted step of every rank in `/steps`, the bare all-reduce of each rank count in
-//! `/allreduce`, and in `/scaling` a row a case, which is made of those two alone.
+//! `/allreduce`, and one row per case in `/scaling`, computed from those two alone.
 //!
-//! A case with fewer ranks than the job runs on the first of them while the others sleep. It is visited several times in
-//! a changing order, so that a machine that slows down meanwhile does not look like scaling. After each visit the file
-//! is whole: a sweep that was cut goes on from there with `--resume`.
+//! A case with fewer ranks than the job runs on the first of them while the others sleep. Each case is visited several times, in
+//! a changing order, so that a machine that slows down meanwhile does not look like scaling. The file is complete after each
+//! visit: an interrupted sweep resumes from there.
 
 mod case;
 mod memory;
@@ -36,7 +36,10 @@ use record::Record;
 pub use scaling::{Row, Status, rows};
 use visit::visit;
 
-/// Measures all cases that are not in the file yet.
+/// Measures all cases of the plan into the run file at `destination`; to `resume` only those that it lacks. A collective.
+///
+/// # Errors
+/// The cases do not suit the ranks, the file cannot be written or is of another sweep, or a rank fails.
 pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> Result<()> {
     let datasets = job.agree(data::open(&plan.data))?;
     let cases = job.agree(case::cases(&plan.sweep, plan.model.name, job.world_size, datasets.train.len()))?;
@@ -68,7 +71,7 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
                 record.add(number, round, outcome)?;
                 print_visit(record, number, round, plan.sweep.rounds);
             }
-            // Ranks that had no part in it sleep here.
+            // Ranks that are not in the group sleep here.
             job.communicator.patient_barrier(WaitPolicy::Idle)?;
         }
     }
@@ -79,7 +82,7 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
     Ok(())
 }
 
-/// The first ranks of the job for each rank count; `None` on a rank that is not among them.
+/// Communicators over the first ranks of the job, one per rank count; `None` on a rank that is not among those.
 fn groups(job: &Job, cases: &[Case]) -> Result<BTreeMap<usize, Option<Arc<Communicator>>>> {
     let mut counts: Vec<usize> = cases.iter().map(|case| case.ranks).collect();
     counts.sort_unstable();
@@ -92,7 +95,7 @@ fn groups(job: &Job, cases: &[Case]) -> Result<BTreeMap<usize, Option<Arc<Commun
     Ok(groups)
 }
 
-/// The bare collective on every rank count: the yardstick of the bandwidth in training, and what a prediction is made of.
+/// Measures the bare all-reduce on every rank count, for comparison with the bandwidth in training, and for predictions.
 fn measure_all_reduce(
     plan: &Plan,
     job: &Job,
@@ -133,8 +136,8 @@ fn measure_all_reduce(
     }
 }
 
-/// The cases of one round. The first goes from small batches to large ones, which tells how much memory the next needs;
-/// the others are shuffled.
+/// Order of the cases in a round. The first round goes from small batches to large ones, so that the memory of a case can be
+/// extrapolated from smaller ones; the other rounds are shuffled.
 fn order(cases: &[Case], round: usize, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..cases.len()).collect();
     if round == 0 {

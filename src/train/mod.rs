@@ -8,6 +8,7 @@
 mod checkpoints;
 mod console;
 mod divergence;
+mod found;
 mod global_batch;
 mod gpus;
 mod outputs;
