@@ -144,7 +144,7 @@ impl<T: Element> Bench<T> {
 }
 
 impl Timing {
-    /// Of each iteration's slowest and fastest rank.
+    /// Statistics over the iterations, from the time of each one's slowest and fastest rank.
     fn of(slowest: &[Second], fastest: &[Second], wrong: u64) -> Timing {
         let mut times = slowest.to_vec();
         times.sort_by(f64::total_cmp);

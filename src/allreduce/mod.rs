@@ -43,7 +43,7 @@ pub struct Request {
     pub factor: usize,
     /// How long each size, type, algorithm and place is measured.
     pub budget: Budget,
-    /// Where the buffers lie.
+    /// Device in whose memory the buffers lie.
     pub device: config::Device,
     /// Algorithms; empty: `auto` and `mpi`.
     pub algorithms: Vec<Algorithm>,

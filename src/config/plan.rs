@@ -6,7 +6,7 @@ use std::ops::Deref;
 use super::Config;
 use crate::error::{Error, Result};
 
-/// What a message calls the place of a value that no file and no command line holds.
+/// Place, in messages, of a value that stands in no file and on no command line.
 const PLACE: &str = "configuration";
 
 /// A checked configuration, as a job of [`world_size`](Self::world_size) ranks uses it. Sections are read as those of [`Config`].

@@ -1,4 +1,4 @@
-//! What a host has, for people: `hpml devices`.
+//! Description of a host for users (`hpml devices`), and its name.
 
 use super::affinity::Cpus;
 use super::ancestors::own_cpus;

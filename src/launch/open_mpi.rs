@@ -4,7 +4,7 @@ use super::variable;
 
 /// Sets Open MPI's parameters for a fast all-reduce on one host: no kernel-assisted copies, segmented ring.
 ///
-/// Its defaults are 2 to 4 times slower there (44.7 MB on 2 ranks: 18.4 -> 5.3 ms). Only if all ranks are on one host,
+/// Open MPI's defaults are 2 to 4 times slower there (44.7 MB on 2 ranks: 18.4 -> 5.3 ms). Only if all ranks are on one host,
 /// by the launcher's variables, and only what the user has not set: over a network the cluster's own settings stand.
 pub(super) fn tune() {
     let ranks = variable("OMPI_COMM_WORLD_SIZE");

@@ -93,7 +93,7 @@ const SOURCE_RUN: &str = "source_run_id";
 /// was made from the same run; any other only with `force`.
 ///
 /// # Errors
-/// Those of [`RunFile::create_owned`].
+/// As [`RunFile::create_owned`].
 fn create(owner: Owner, force: bool, plan: &Plan, source: (&Path, &str)) -> Result<RunFile> {
     let (run, run_id) = source;
     let environment = store::read_attributes(owner.target(), "environment").unwrap_or_default();
@@ -110,7 +110,7 @@ fn create(owner: Owner, force: bool, plan: &Plan, source: (&Path, &str)) -> Resu
 /// Writes the quantized network with its tables, and prints how to go on.
 ///
 /// # Errors
-/// Those of [`RunFile::finish`].
+/// As [`RunFile::finish`].
 pub fn write(quantized: &Quantized, job: &Job, file: &mut RunFile) -> Result<()> {
     file.set_warnings(job.warnings());
     file.finish(&quantized.tables, Some(&checkpoint::to_checkpoint(&quantized.net)))?;

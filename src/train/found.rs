@@ -1,4 +1,4 @@
-//! What a run file or a checkpoint tells of its training, and whether that is the training that the user wants now.
+//! Trainings found in run files and checkpoints, and the checks whether they are the training that the user wants now.
 
 use std::path::{Path, PathBuf};
 
@@ -60,12 +60,15 @@ pub struct Now<'a> {
 /// Description of a training in its run file or in a checkpoint.
 pub struct Saved {
     path: PathBuf,
+    /// Id, kind and status of the run.
     pub identity: RunIdentity,
     /// Configuration as used.
     config: Config,
+    /// Ranks of the run.
     pub world_size: usize,
     /// `train.batch_per_rank` as the user gave it when the run began.
     pub asked_batch: usize,
+    /// Name of the data.
     data: String,
     /// Fingerprint of the training samples; `None` in files of earlier versions.
     fingerprint: Option<String>,

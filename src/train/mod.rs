@@ -44,7 +44,7 @@ pub use weights::load;
 /// finished already. A collective.
 ///
 /// # Errors
-/// What is wrong with the data, the output or the checkpoint, before any file is written.
+/// The data, the output or the checkpoint cannot be used; no file has been written.
 pub fn begin<'a>(
     plan: &Plan,
     job: &'a Job,
@@ -68,7 +68,7 @@ pub fn begin<'a>(
     Ok(Some(Begun { plan, job, datasets, batch, is_resumed, output: owner.zip(how) }))
 }
 
-/// A training before its first step: everything is known of it, and nothing written.
+/// Training before its first step: checked, with its output's name taken, but with nothing written.
 pub struct Begun<'a> {
     plan: Plan,
     job: &'a Job,
@@ -148,7 +148,7 @@ impl<'a> Begun<'a> {
     }
 }
 
-/// A training after its last step.
+/// Training after its last step.
 pub struct Trained<'a> {
     training: Training<'a>,
     datasets: Datasets,

@@ -61,7 +61,7 @@ impl Outputs {
     /// Writes the run file as it is now, unless that would take away what an earlier job of the run had done.
     ///
     /// # Errors
-    /// Those of [`RunFile::flush`].
+    /// As [`RunFile::flush`].
     pub fn flush(&mut self, training: &Training) -> Result<()> {
         if training.steps_done() < self.steps_there {
             return Ok(());
@@ -77,7 +77,7 @@ impl Outputs {
     /// Writes the run file for the last time, with the tables of what followed the training.
     ///
     /// # Errors
-    /// Those of [`RunFile::finish`].
+    /// As [`RunFile::finish`].
     pub fn finish(&mut self, training: &Training, weights: &Checkpoint, more: &[Table]) -> Result<()> {
         self.run_file.set_warnings(training.warnings());
         let mut tables = training.tables();

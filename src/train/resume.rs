@@ -124,7 +124,7 @@ impl<'a> Saving<'a> {
         self.tensor("buffers", &replica.state().buffers.read(), true)
     }
 
-    /// What was added, on rank 0.
+    /// State that was added, on rank 0.
     pub fn end(self) -> Checkpoint {
         self.state
     }

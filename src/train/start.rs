@@ -19,10 +19,10 @@ use crate::store::{
 /// Attribute of `/environment`: the run whose checkpoint this run began from.
 const FORKED_FROM: &str = "forked_from_run_id";
 
-/// Where a training goes on from.
+/// Checkpoint that a training goes on from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResumeFrom {
-    /// The newest whole checkpoint of the run file's own run, if there is one.
+    /// The newest whole checkpoint beside the run file, of the same run; anew without one.
     Newest,
     /// The checkpoint in this file.
     Checkpoint(PathBuf),
@@ -84,7 +84,7 @@ impl Beginning {
     }
 }
 
-/// Where the run file is to be: `given` by the user, else `run.out`, else the place that the checkpoint to go on from belongs to.
+/// Destination of the run file: `given` by the user, else `run.out`, else the run file that the checkpoint to go on from belongs to.
 ///
 /// # Errors
 /// [`Error::ConfigSyntax`] if the newest checkpoint is wanted, but no run file is named beside which it would lie.

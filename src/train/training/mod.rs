@@ -1,5 +1,7 @@
 //! A training under way: trains, tests, records and saves one epoch after the other.
 
+mod saving;
+
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,7 @@ use super::divergence::{self, Divergence};
 use super::gpus::Gpus;
 use super::partial_epoch::PartialEpoch;
 use super::record::{EpochRow, Record};
-use super::resume::{self, Restoring, Resume, Saving};
+use super::resume::Resume;
 use super::sampling::{self, Sampling};
 use super::step::{loader_options, timed_step};
 use super::{GlobalBatch, weights};
@@ -23,7 +25,7 @@ use crate::launch::Job;
 use crate::model::Model;
 use crate::optim::{Average, Optimizer, Schedule};
 use crate::parallel::{Replica, StepResult};
-use crate::store::{Attribute, Checkpoint, Resumable, Table};
+use crate::store::{Checkpoint, Table};
 
 /// Training images over all ranks, rounded up to whole batches, over which batch norm's statistics of the averaged weights are measured
 /// at an epoch's end. Gives means within 2 % of a standard deviation, and takes 1.4 % of the time of an epoch of CIFAR-10.
@@ -76,7 +78,7 @@ pub struct Training<'a> {
     resumed_at: Vec<i64>,
 }
 
-/// What a call of [`Training::epoch`] has done.
+/// Work done by a call of [`Training::epoch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// Trained and tested one more epoch.
@@ -232,7 +234,7 @@ impl<'a> Training<'a> {
     /// when the run file holds the last epoch.
     ///
     /// # Errors
-    /// Those of saving: a value is NaN or infinite.
+    /// [`Error::NotFinite`] if a value to be saved is NaN or infinite, unless that is tolerated.
     pub fn between_epochs(&mut self, checkpoints: &mut Checkpoints) -> Result<Option<usize>> {
         let decision = checkpoints.after_epoch(self.job, self.epochs_done, self.steps_done)?;
         self.carry_out(decision, checkpoints)
@@ -248,78 +250,6 @@ impl<'a> Training<'a> {
             Decision::Stop(signal) => Some(signal),
             Decision::Continue | Decision::Save => None,
         })
-    }
-
-    /// Whether each rank has parameters of its own, between two steps.
-    fn ranks_are_apart(&self) -> bool {
-        !self.plan.parallel.keeps_ranks_equal() || self.plan.parallel.local_steps > 1
-    }
-
-    /// Copies everything that [`restore`](Self::restore) needs, to rank 0. Returns the copy and how long it took. A collective between
-    /// two steps.
-    ///
-    /// # Errors
-    /// A value is NaN or infinite, unless that is tolerated.
-    fn capture(&mut self) -> Result<(Option<Resumable>, Duration)> {
-        let started = Instant::now();
-        let was_averaged = self.averaged;
-        self.exchange_average(false);
-        if !self.replica.knows_at_once() && self.steps_done > 0 {
-            self.take_result(self.steps_done - 1, self.plan.train.lr)?; // waits for the device
-        }
-        self.gather_times()?;
-        let result = Replica::sum_over_ranks(&self.job.communicator, self.epoch.result())?;
-        let mut saving = Saving::new(self.job, self.ranks_are_apart());
-        saving.optimizer(&self.optimizer)?;
-        saving.average(self.average.as_ref())?;
-        saving.replica(&mut self.replica)?;
-        self.epoch.capture(result, &mut saving);
-        for (name, count) in [
-            ("steps", self.steps_done),
-            ("epochs", self.epochs_done),
-            ("world_size", self.job.world_size),
-            ("global_batch", self.global_batch.samples),
-        ] {
-            saving.attribute(name, Attribute::Int(count as i64));
-        }
-        saving.attribute("resumed_at_steps", Attribute::Ints(self.resumed_at.clone()));
-        let content = self.job.is_root().then(|| Resumable {
-            tables: self.tables(),
-            model: self.checkpoint(),
-            state: saving.end(),
-        });
-        self.agree_on_finite(content.as_ref().and_then(resume::not_finite))?;
-        self.exchange_average(was_averaged);
-        Ok((content, started.elapsed()))
-    }
-
-    /// Restores everything but the model, which was loaded before. `resume` is there on rank 0. A collective.
-    fn restore(&mut self, resume: Option<&Resume>) -> Result<()> {
-        let from = Restoring::new(self.job, resume, self.ranks_are_apart())?;
-        from.check_ranks(&self.replica)?;
-        (self.steps_done, self.epochs_done) = (from.number("steps") as usize, from.number("epochs") as usize);
-        self.epoch = PartialEpoch::restored(&from);
-        from.optimizer(&mut self.optimizer)?;
-        from.average(self.average.as_mut())?;
-        from.replica(&mut self.replica)?;
-        let tables = resume.map_or(&[][..], |resume| &resume.content.tables);
-        self.record.resume(self.steps_done, tables);
-        self.divergence.resume(tables);
-        self.gpus.resume(tables);
-        if let Some(resume) = resume {
-            self.resumed_at = resume.resumed_at();
-            self.draw_again();
-        }
-        // Between two epochs the model holds what was tested, and what a run file without another epoch would hold.
-        self.exchange_average(self.epoch.steps() == 0);
-        Ok(())
-    }
-
-    /// Repeats the sampling of the epochs that are done, so that `/sampling` has those before a resume.
-    fn draw_again(&mut self) {
-        for epoch in 0..self.epochs_done {
-            self.sampling.draw(&self.plan, self.job.world_size, epoch, self.global_batch.steps_per_epoch);
-        }
     }
 
     /// Sends the times of the steps since the last call to rank 0. A collective.
