@@ -52,8 +52,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts the ranks, which wait for each other as long as the configuration says. A configuration with an error is reported by the
-/// ranks once they have met, which they do with the defaults.
+/// Starts the ranks, which wait for each other as long as the configuration says. A configuration with an error is reported by
+/// the ranks once they have met, which they do with the defaults.
 fn start(config: Result<Config>, work: impl FnOnce(&mut Job, Result<Config>) -> Result<()>) -> ExitCode {
     // A wrong configuration is reported by each process, ranks of one job or not.
     let unknown = || Launch { allow_singletons: true, ..Launch::default() };

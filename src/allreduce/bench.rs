@@ -42,8 +42,8 @@ pub struct DeviceBench {
 }
 
 impl<T: Element> Bench<T> {
-    /// Buffers of `elements` on each of `ranks`, in the memory of `target`, and what `algorithm` needs. On a GPU, ranks wait for each
-    /// other for `limit` at most.
+    /// Buffers of `elements` on each of `ranks`, in the memory of `target`, and what `algorithm` needs. On a GPU, ranks wait for
+    /// each other for `limit` at most.
     ///
     /// # Errors
     /// There is no memory, or NCCL cannot be used.

@@ -1,6 +1,6 @@
-//! `hpml allreduce`: time and bandwidth of an all-reduce by size, type and algorithm, with nccl-tests' columns. In: the ranks, and a
-//! [`Request`]. Out: rows of times, bandwidths and wrong sums, printed as they are measured, and a table for the run file. Needs no
-//! model: the collectives of a training are compared with these.
+//! `hpml allreduce`: time and bandwidth of an all-reduce by size, type and algorithm, with nccl-tests' columns. In: the ranks,
+//! and a [`Request`]. Out: rows of times, bandwidths and wrong sums, printed as they are measured, and a table for the run file.
+//! Needs no model: the collectives of a training are compared with these.
 
 mod bench;
 mod measure;

@@ -1,8 +1,8 @@
 //! What the user asked for: a TOML file, typed by serde, then `--set section.key=value`, then one check of every value.
 //!
-//! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, as written; a [`Plan`], which
-//! is read-only, as a job of some ranks uses it; and the text that goes into the run file. Knows nothing of devices; `launch` compares
-//! the hash over the ranks.
+//! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, as written; a [`Plan`],
+//! which is read-only, as a job of some ranks uses it; and the text that goes into the run file. Knows nothing of devices;
+//! `launch` compares the hash over the ranks.
 
 mod data;
 mod defaults;

@@ -1,5 +1,5 @@
-//! The configuration of a running job, as it is used. In: a [`Config`] as written, and the number of ranks. Out: a [`Plan`], which
-//! can be read but not changed: whoever needs another one makes it with [`Plan::adapted`], which checks it again.
+//! The configuration of a running job, as it is used. In: a [`Config`] as written, and the number of ranks. Out: a [`Plan`],
+//! which can be read but not changed: whoever needs another one makes it with [`Plan::adapted`], which checks it again.
 
 use std::ops::Deref;
 
@@ -56,8 +56,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The plan of a command whose batches do not come from `train.global_batch` on these ranks: cases of a sweep and variants of a
-    /// study have batches of their own, and a network is quantized with the `train.batch_per_rank` that it was trained with.
+    /// The plan of a command whose batches do not come from `train.global_batch` on these ranks: cases of a sweep and variants of
+    /// a study have batches of their own, and a network is quantized with the `train.batch_per_rank` that it was trained with.
     ///
     /// # Errors
     /// A value is out of range.

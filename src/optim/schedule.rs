@@ -16,8 +16,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule of a training of `total` steps, `per_epoch` steps per epoch and `global_batch` samples per step, whose learning
-    /// rate is `lr` at the base batch.
+    /// The schedule of a training of `total` steps, `per_epoch` steps per epoch and `global_batch` samples per step, whose
+    /// learning rate is `lr` at the base batch.
     ///
     /// Sources: linear scaling and gradual warm-up: Goyal et al., Accurate, Large Minibatch SGD, 2017. Square-root scaling:
     /// Krizhevsky, One weird trick, 2014. Warm-up, cosine and steps as PyTorch's LinearLR, CosineAnnealingLR and

@@ -61,8 +61,8 @@ pub fn quantize(plan: &Plan, job: &Job, run: &Path, destination: &Destination) -
 }
 
 /// Prepares the file of the network that a training is going to be quantized to, [`beside`] its run file, before the first step:
-/// checks the calibration images, takes the name, and creates the file, which is on rank 0. `source` is the run file and its run's
-/// id, on rank 0. A collective.
+/// checks the calibration images, takes the name, and creates the file, which is on rank 0. `source` is the run file and its
+/// run's id, on rank 0. A collective.
 ///
 /// # Errors
 /// The training set has too few images, or the file cannot be written.
@@ -131,7 +131,8 @@ fn float_only(run: &Path) -> impl Fn(Checkpoint) -> Result<Checkpoint> {
 /// Quantizes a `state_dict` on all ranks together, each of which takes its share of calibration and test. A collective.
 ///
 /// # Errors
-/// The training set has too few images, the state is of no known network or holds values that are NaN or infinite, or a rank fails.
+/// The training set has too few images, the state is of no known network or holds values that are NaN or infinite, or a rank
+/// fails.
 pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &Datasets) -> Result<Quantized> {
     let net = job.agree(FloatNet::from_state(state, plan.data.mean, plan.data.std))?;
     let images = plan.quantize.calibration_images;
@@ -386,8 +387,8 @@ fn images_per_second(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec
     Ok((pixels.len() / IMAGE_BYTES) as f64 / best)
 }
 
-/// `hpml export FILE --onnx OUT`: writes a quantized file as ONNX. Replaces an existing file only with `force`; a failed write leaves
-/// nothing behind. Returns the text to print.
+/// `hpml export FILE --onnx OUT`: writes a quantized file as ONNX. Replaces an existing file only with `force`; a failed write
+/// leaves nothing behind. Returns the text to print.
 ///
 /// # Errors
 /// The file holds no int8 network, or `out` cannot be written.

@@ -13,7 +13,8 @@ use crate::metrics::Kind;
 use crate::store::{CheckpointFolder, Resumable, Written};
 use crate::units::{format_bytes, format_seconds};
 
-/// Interval at which the ranks ask each other about signals and the clock; steps that take longer are each followed by a question.
+/// Interval at which the ranks ask each other about signals and the clock; steps that take longer are each followed by a
+/// question.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// Next action of a training after a step, the same on all ranks.
@@ -59,7 +60,8 @@ impl Checkpoints {
         }
     }
 
-    /// Checkpoints as configured, in the `folder` that rank 0 gives; `last` is the newest one there. From now on signals are caught.
+    /// Checkpoints as configured, in the `folder` that rank 0 gives; `last` is the newest one there. From now on signals are
+    /// caught.
     ///
     /// # Errors
     /// [`Error::Signals`] if signals cannot be caught.
@@ -108,7 +110,8 @@ impl Checkpoints {
             self.collect();
         }
         let signal = self.signals.as_ref().map_or(0, Signals::received);
-        // Rank 0's clock decides. While a file is being written the answer is no: the next question comes soon enough, and no step waits.
+        // Rank 0's clock decides. While a file is being written the answer is no: the next question comes soon enough, and no
+        // step waits.
         let timely = self.every.is_some_and(|every| self.saved.elapsed() >= every) && self.writing.is_none();
         let steps = match self.asked {
             Some((before, first)) if step > first => {
@@ -129,8 +132,8 @@ impl Checkpoints {
         })
     }
 
-    /// Writes the `content` that rank 0 gives, on another thread; waits only for a file that is still being written. `copied` is the
-    /// time that the copy took.
+    /// Writes the `content` that rank 0 gives, on another thread; waits only for a file that is still being written. `copied` is
+    /// the time that the copy took.
     pub fn write(&mut self, step: usize, content: Option<Resumable>, copied: Duration) {
         self.saved = Instant::now();
         self.collect();
@@ -157,8 +160,8 @@ impl Checkpoints {
         }
     }
 
-    /// Waits for the file that is being written, if there is one. A failure is logged and the training continues: the checkpoint before
-    /// is still there, and the disk may have room again.
+    /// Waits for the file that is being written, if there is one. A failure is logged and the training continues: the checkpoint
+    /// before is still there, and the disk may have room again.
     fn collect(&mut self) -> Option<Error> {
         let Writing { step, copied, thread } = self.writing.take()?;
         let outcome = thread.join().expect("a panic ends the job");

@@ -7,8 +7,8 @@ use crate::config::{Config, Plan};
 use crate::error::{Error, Result};
 use crate::store::{self, Attribute, FileKind, Identity, RunIdentity};
 
-/// Keys and sections that may change when a training is resumed: how fast, how long and on how many ranks it trains. Keys that decide
-/// which samples make a step, and what is done with them, are not among these.
+/// Keys and sections that may change when a training is resumed: how fast, how long and on how many ranks it trains. Keys that
+/// decide which samples make a step, and what is done with them, are not among these.
 const MAY_DIFFER: [&str; 16] = [
     "run.out",
     "launch.",
@@ -140,8 +140,8 @@ impl Saved {
         self.batch_differs(now).map_or(Ok(()), Err)
     }
 
-    /// Error that names the key by which the global batch differs from that of the run. On another number of ranks, the batch per rank
-    /// that the run began with means the one that keeps the global batch.
+    /// Error that names the key by which the global batch differs from that of the run. On another number of ranks, the batch per
+    /// rank that the run began with means the one that keeps the global batch.
     fn batch_differs(&self, now: &Now) -> Option<Error> {
         let (saved, train) = (&self.config.train, &now.plan.train);
         if train.batch_per_rank * train.accumulate * now.plan.world_size() == self.nominal_batch() {

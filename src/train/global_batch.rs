@@ -1,4 +1,5 @@
-//! Samples of an optimizer step, computed in this one place for the header, the schedule, checkpoints, studies and the run file. In: the plan, the size of the training set. Out: a [`GlobalBatch`].
+//! Samples of an optimizer step, computed in this one place for the header, the schedule, checkpoints, studies and the run file.
+//! In: the plan, the size of the training set. Out: a [`GlobalBatch`].
 
 use crate::config::Plan;
 use crate::data::samples_per_rank;

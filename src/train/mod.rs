@@ -100,8 +100,8 @@ impl<'a> Begun<'a> {
     /// sequel (`has_sequel`) the run file is finished by [`Trained::finish`]. A collective.
     ///
     /// # Errors
-    /// [`Error::Stopped`] on every rank if a signal ended the training before its end; before the first step what cannot be written
-    /// or resumed.
+    /// [`Error::Stopped`] on every rank if a signal ended the training before its end; before the first step what cannot be
+    /// written or resumed.
     pub fn run(self, has_sequel: bool) -> Result<Trained<'a>> {
         let Begun { plan, job, datasets, batch, is_resumed, output } = self;
         let created = output
@@ -203,7 +203,8 @@ fn epochs(
                 Err(error @ Error::Output { .. }) => {
                     let epoch = training.record().epochs().len();
                     log::error!(
-                        "run file not written after epoch {epoch}: {error}; training continues and tries again after the next epoch"
+                        "run file not written after epoch {epoch}: {error}; training continues and tries again after the next \
+                         epoch"
                     );
                     false
                 }

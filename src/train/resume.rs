@@ -20,8 +20,8 @@ pub struct Resume {
 }
 
 impl Resume {
-    /// This checkpoint, after a check of the counts that the training goes on with: in a damaged or foreign file they may have any
-    /// size.
+    /// This checkpoint, after a check of the counts that the training goes on with: in a damaged or foreign file they may have
+    /// any size.
     ///
     /// # Errors
     /// [`Error::Dataset`] names the count.
@@ -155,8 +155,8 @@ const NUMBERS: [&str; 9] = [
     "average_batches",
 ];
 
-/// Resumable state of a training on its way out of a checkpoint, which rank 0 has read: components take their part of it, in the same
-/// order on all ranks.
+/// Resumable state of a training on its way out of a checkpoint, which rank 0 has read: components take their part of it, in the
+/// same order on all ranks.
 pub struct Restoring<'a> {
     job: &'a Job,
     resume: Option<&'a Resume>,

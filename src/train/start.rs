@@ -1,6 +1,6 @@
-//! How a training begins: anew, or where a run of the same configuration left off. In: the plan, and the files at the destination.
-//! Out: a [`Start`]. Decides which of these files belong to the run, and refuses what would lose a result or claim work that was not
-//! done. Writes nothing.
+//! How a training begins: anew, or where a run of the same configuration left off. In: the plan, and the files at the
+//! destination. Out: a [`Start`]. Decides which of these files belong to the run, and refuses what would lose a result or claim
+//! work that was not done. Writes nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -84,7 +84,8 @@ impl Beginning {
     }
 }
 
-/// Destination of the run file: `given` by the user, else `run.out`, else the run file that the checkpoint to go on from belongs to.
+/// Destination of the run file: `given` by the user, else `run.out`, else the run file that the checkpoint to go on from belongs
+/// to.
 ///
 /// # Errors
 /// [`Error::ConfigSyntax`] if the newest checkpoint is wanted, but no run file is named beside which it would lie.
@@ -129,8 +130,8 @@ pub fn find(
     Ok(Start::Begin { is_resumed: is_resumed > 0.0, how: how.map(Box::new) })
 }
 
-/// The plan with the `train.batch_per_rank` that keeps the global batch of the run, so that each step trains on the samples that it
-/// would have had: step t of an epoch takes the t-th piece of that epoch's order, on any number of ranks. The training set has
+/// The plan with the `train.batch_per_rank` that keeps the global batch of the run, so that each step trains on the samples that
+/// it would have had: step t of an epoch takes the t-th piece of that epoch's order, on any number of ranks. The training set has
 /// `samples` samples. A collective.
 ///
 /// # Errors

@@ -9,8 +9,8 @@ use crate::optim::Optimizer;
 use crate::parallel::Replica;
 use crate::sys::gpu::range;
 
-/// Takes one optimizer step on the next batches, one per entry of `sizes` (samples of this rank), on each of `ranks` ranks. Returns
-/// how long each part of the step takes on this rank.
+/// Takes one optimizer step on the next batches, one per entry of `sizes` (samples of this rank), on each of `ranks` ranks.
+/// Returns how long each part of the step takes on this rank.
 ///
 /// # Errors
 /// The device has failed, or a rank is gone.

@@ -9,7 +9,8 @@ use crate::model::{Model, Role};
 use crate::parallel::Replica;
 use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues};
 
-/// State of the model after `epochs` epochs and `steps` steps, with PyTorch's names, shapes and order: what `load_state_dict` reads.
+/// State of the model after `epochs` epochs and `steps` steps, with PyTorch's names, shapes and order: what `load_state_dict`
+/// reads.
 pub fn checkpoint(replica: &Replica, epochs: usize, steps: usize) -> Checkpoint {
     let tensors = replica.model().state.iter().map(|entry| match entry.role {
         // PyTorch counts the batches of each batch norm; here all have seen the same.

@@ -1,4 +1,5 @@
-//! Exchange of a replica whose gradients are in host memory: through MPI or shared memory, on a thread of its own or by the caller.
+//! Exchange of a replica whose gradients are in host memory: through MPI or shared memory, on a thread of its own or by the
+//! caller.
 
 use std::sync::Arc;
 
@@ -49,8 +50,8 @@ impl HostExchange {
     /// Starts the communication thread.
     pub fn overlap(&mut self) -> Result<()> {
         self.communicator.may_change_threads()?;
-        // `Sleep`: a collective that spins for a slower rank would take half of the core from the backward pass that this rank still
-        // computes.
+        // `Sleep`: a collective that spins for a slower rank would take half of the core from the backward pass that this rank
+        // still computes.
         let reducer = self.reducer.clone();
         self.worker = Some(Worker::start(move |region: &mut Region| reducer.reduce(region, WaitPolicy::Sleep)));
         Ok(())

@@ -27,8 +27,9 @@ use crate::optim::{Average, Optimizer, Schedule};
 use crate::parallel::{Replica, StepResult};
 use crate::store::{Checkpoint, Table};
 
-/// Training images over all ranks, rounded up to whole batches, over which batch norm's statistics of the averaged weights are measured
-/// at an epoch's end. Gives means within 2 % of a standard deviation, and takes 1.4 % of the time of an epoch of CIFAR-10.
+/// Training images over all ranks, rounded up to whole batches, over which batch norm's statistics of the averaged weights are
+/// measured at an epoch's end. Gives means within 2 % of a standard deviation, and takes 1.4 % of the time of an epoch of
+/// CIFAR-10.
 const STATISTICS_IMAGES: usize = 2048;
 
 /// A training: the replica, what it is trained with, and what is measured. All ranks call its methods together.
@@ -153,8 +154,8 @@ impl<'a> Training<'a> {
         })
     }
 
-    /// Accepts a loss or a weight that is NaN or infinite, which otherwise is an error; [`has_diverged`](Self::has_diverged) tells
-    /// whether there was one.
+    /// Accepts a loss or a weight that is NaN or infinite, which otherwise is an error; [`has_diverged`](Self::has_diverged)
+    /// tells whether there was one.
     pub fn tolerating_divergence(mut self) -> Training<'a> {
         self.must_be_finite = false;
         self
@@ -168,8 +169,8 @@ impl<'a> Training<'a> {
     /// Trains (the rest of) one epoch, tests, and records both, unless `checkpoints` stops it before the epoch's end.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] if a loss or a weight is NaN or infinite, unless that is tolerated; [`Error::ParametersDiffer`]; a rank or the
-    /// device has failed.
+    /// [`Error::NotFinite`] if a loss or a weight is NaN or infinite, unless that is tolerated; [`Error::ParametersDiffer`]; a
+    /// rank or the device has failed.
     pub fn epoch(&mut self, checkpoints: &mut Checkpoints) -> Result<Progress> {
         let job = self.job;
         if self.is_finished() {
@@ -230,8 +231,8 @@ impl<'a> Training<'a> {
         Ok(Progress::Epoch)
     }
 
-    /// Saves between two epochs if `checkpoints` says so. Returns the signal that stops the training, if one has come. To be called
-    /// when the run file holds the last epoch.
+    /// Saves between two epochs if `checkpoints` says so. Returns the signal that stops the training, if one has come. To be
+    /// called when the run file holds the last epoch.
     ///
     /// # Errors
     /// [`Error::NotFinite`] if a value to be saved is NaN or infinite, unless that is tolerated.
@@ -407,8 +408,8 @@ impl<'a> Training<'a> {
         loader_options(&self.plan.data, &self.replica, self.plan.data.augment.then_some(seed))
     }
 
-    /// Measures batch norm's statistics of the averaged weights, which the model holds, over the first batches of the epoch, as they
-    /// were trained on.
+    /// Measures batch norm's statistics of the averaged weights, which the model holds, over the first batches of the epoch, as
+    /// they were trained on.
     fn measure_statistics(&mut self) -> Result<()> {
         if self.average.is_none() || self.replica.state().buffers.is_empty() {
             return Ok(());

@@ -15,8 +15,8 @@ impl Training<'_> {
         !self.plan.parallel.keeps_ranks_equal() || self.plan.parallel.local_steps > 1
     }
 
-    /// Copies everything that [`restore`](Self::restore) needs, to rank 0. Returns the copy and how long it took. A collective between
-    /// two steps.
+    /// Copies everything that [`restore`](Self::restore) needs, to rank 0. Returns the copy and how long it took. A collective
+    /// between two steps.
     ///
     /// # Errors
     /// A value is NaN or infinite, unless that is tolerated.
