@@ -19,7 +19,7 @@ pub struct Destination {
     pub force: bool,
 }
 
-/// Owns the output that `destination` names, or a new one called after `stem`, the Slurm job if there is one, and the time. A
+/// Owns the output that rank 0's `destination` names, or a new one called after `stem`, the Slurm job if there is one, and the time. A
 /// collective; the owner is on rank 0.
 ///
 /// `force` takes a name from the job that owns it; whether a file of that name may be replaced is not decided here.
@@ -28,9 +28,11 @@ pub struct Destination {
 /// [`OutputOwned`](crate::error::Error::OutputOwned) if a living job writes there, [`Output`](crate::error::Error::Output)
 /// if there is no such place.
 pub fn claim(job: &Job, destination: &Destination, stem: &str) -> Result<Option<Owner>> {
-    match &destination.path {
-        Some(path) => claim_at(job, path, destination.force),
-        None => job.agree(job.is_root().then(|| new_name(stem)).transpose()),
+    // Rank 0's destination counts, also where a launcher has started ranks with different arguments.
+    let [is_named] = job.from_root([f64::from(u8::from(destination.path.is_some()))])?;
+    match is_named > 0.0 {
+        true => claim_at(job, destination.path.as_deref().unwrap_or(Path::new("")), destination.force),
+        false => job.agree(job.is_root().then(|| new_name(stem)).transpose()),
     }
 }
 
