@@ -12,9 +12,13 @@
 use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
+use crate::allreduce::{self, ElementType};
 use crate::config::{Algorithm, Device};
+use crate::output::Destination;
+use crate::train::ResumeFrom;
+use crate::{predict, report};
 
 /// Data-parallel training under MPI that measures what it costs.
 #[derive(Debug, Parser)]
@@ -236,6 +240,42 @@ pub struct Verify {
     pub common: Common,
 }
 
+impl Train {
+    /// File that `--out` and `--force` name.
+    pub fn destination(&self) -> Destination {
+        Destination { path: self.out.clone(), force: self.force }
+    }
+
+    /// Checkpoint that `--resume` names.
+    pub fn resume_from(&self) -> Option<ResumeFrom> {
+        self.resume.as_deref().map(|given| match given {
+            "auto" => ResumeFrom::Newest,
+            file => ResumeFrom::Checkpoint(file.into()),
+        })
+    }
+}
+
+impl Sweep {
+    /// File that `--out` and `--force` name.
+    pub fn destination(&self) -> Destination {
+        Destination { path: self.out.clone(), force: self.force }
+    }
+}
+
+impl Study {
+    /// File that `--out` and `--force` name.
+    pub fn destination(&self) -> Destination {
+        Destination { path: self.out.clone(), force: self.force }
+    }
+}
+
+impl Quantize {
+    /// File that `--out` and `--force` name.
+    pub fn destination(&self) -> Destination {
+        Destination { path: self.out.clone(), force: self.force }
+    }
+}
+
 /// Arguments that several commands share.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Common {
@@ -291,7 +331,7 @@ pub struct Allreduce {
 }
 
 /// Arguments of `hpml report`.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Args)]
 pub struct Report {
     /// Run files (HDF5) of hpml train, sweep, study, allreduce or quantize
     #[arg(required = true, value_name = "FILE.h5")]
@@ -317,22 +357,35 @@ pub struct Report {
     pub force: bool,
 }
 
-impl Default for Allreduce {
-    fn default() -> Allreduce {
-        match Cli::parse_from(["hpml", "allreduce"]).command {
-            Some(Command::Allreduce(args)) => args,
-            _ => unreachable!("the command was named"),
+impl From<Predict> for predict::Request {
+    fn from(args: Predict) -> predict::Request {
+        let link = predict::Link { busbw: args.busbw.map(|gbs| gbs * 1e9), latency: args.latency.map(|us| us * 1e-6) };
+        let Predict { run, ranks, batch, model, save, .. } = args;
+        predict::Request { run, ranks: ranks.to_vec(), batch, link, model, save }
+    }
+}
+
+impl From<Allreduce> for allreduce::Request {
+    fn from(args: Allreduce) -> allreduce::Request {
+        let Allreduce { min, max, factor, seconds, iters, device, algorithms, types, out, force } = args;
+        allreduce::Request {
+            min,
+            max,
+            factor,
+            budget: allreduce::Budget { seconds, iterations: iters },
+            device,
+            algorithms,
+            types,
+            destination: Destination { path: out, force },
         }
     }
 }
 
-/// Element types of `hpml allreduce`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ElementType {
-    /// IEEE single precision.
-    Float32,
-    /// bfloat16, summed in float32.
-    Bf16,
+impl From<Report> for report::Request {
+    fn from(args: Report) -> report::Request {
+        let Report { files, csv, markdown, table, html, plots, force } = args;
+        report::Request { files, csv, markdown, table, html, plots, force }
+    }
 }
 
 /// Parses `8`, `64K`, `256M`, `1G` into bytes, 1 to 64 GiB. Written by hand because clap's ranges know no suffixes.
@@ -393,6 +446,13 @@ mod tests {
     fn the_commands_are_well_formed() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_defaults_of_the_command_line_are_those_of_the_library() {
+        let command = Cli::parse_from(["hpml", "allreduce"]).command;
+        let Some(Command::Allreduce(args)) = command else { panic!("the command was named") };
+        assert_eq!(allreduce::Request::from(args), allreduce::Request::default());
     }
 
     #[test]

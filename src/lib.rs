@@ -1,8 +1,8 @@
 //! hpml: data-parallel training under MPI that measures what it costs.
 //!
-//! The program is `src/main.rs`; this library is its parts, so that tests, benches and fuzzers can reach them. The way
-//! of the data: `config` -> `launch` (over `device`) -> `data` -> `model` -> `parallel` (over `collective`) -> `train` ->
-//! `store` -> `report`.
+//! The program is `src/main.rs`; this library has its parts, so that tests, benches, fuzzers and other programs can reach them.
+//! Data flow: `config` -> `launch` (over `device`) -> `data` -> `model` -> `parallel` (over `collective`) -> `optim` -> `train`
+//! -> `store` -> `report`.
 
 pub mod allreduce;
 pub mod cli;

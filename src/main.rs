@@ -1,4 +1,5 @@
-//! hpml: data-parallel training under MPI that measures what it costs. This file is the table of contents of a run.
+//! hpml: data-parallel training under MPI that measures what it costs. This file is the table of contents of a run: it parses the
+//! command line, starts the ranks, and calls the command.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -6,10 +7,11 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use hpml::cli::{self, Cli, Command, Common};
-use hpml::config::{self, Config, Device, Launch, Reader};
+use hpml::config::{self, Config, Device, Launch, Plan, Reader};
 use hpml::error::Result;
 use hpml::launch::{self, Job};
-use hpml::{allreduce, predict, quantize, report, store, study, sweep, sys, train, verify};
+use hpml::quantize::command as int8;
+use hpml::{allreduce, predict, report, store, study, sweep, sys, train, verify};
 
 fn main() -> ExitCode {
     sys::keep_freed_memory();
@@ -26,7 +28,7 @@ fn main() -> ExitCode {
             })
         }
         Command::Verify(args) => start(verify_config(&args.common), |job, config| verify(job, config, &args)),
-        Command::Allreduce(args) => start(Ok(Config::default()), |job, _| allreduce::run(&args, job)),
+        Command::Allreduce(args) => start(Ok(Config::default()), |job, _| allreduce::run(&args.into(), job)),
         Command::Sweep(args) => {
             start(load_config(Reader::Sweep, args.config.as_deref(), &args.common), |job, config| {
                 sweep(job, config, &args)
@@ -38,52 +40,66 @@ fn main() -> ExitCode {
         Command::Quantize(args) => {
             start(config_of(Reader::Quantize, &args.run, &args.common), |job, config| quantize(job, config, &args))
         }
-        Command::Predict(args) => print(predict::run(&args)),
+        Command::Predict(args) => print(predict::run(&args.into())),
         Command::Eval { file, predictions, force, common } => {
             print(eval(&file, predictions.as_deref(), force, &common))
         }
-        Command::Export { file, onnx, force } => print(quantize::command::export(&file, &onnx, force)),
+        Command::Export { file, onnx, force } => print(int8::export(&file, &onnx, force)),
         Command::Config => print(Ok(config::documented_defaults())),
         Command::Devices => print(Ok(launch::describe_host())),
         Command::Inspect { file } => print(store::inspect(&file)),
-        Command::Report(args) => print(report::report(&args)),
+        Command::Report(args) => print(report::report(&args.into())),
     }
 }
 
-/// Starts the ranks, which wait for each other as long as the configuration says; the default if it is not even right, which
-/// they tell when they have met.
+/// Starts the ranks, which wait for each other as long as the configuration says. A configuration with an error is reported by
+/// the ranks once they have met, which they do with the defaults.
 fn start(config: Result<Config>, work: impl FnOnce(&mut Job, Result<Config>) -> Result<()>) -> ExitCode {
-    // A wrong configuration is told by each process, ranks of one job or not.
+    // A wrong configuration is reported by each process, ranks of one job or not.
     let unknown = || Launch { allow_singletons: true, ..Launch::default() };
     let launch = config.as_ref().map_or_else(|_| unknown(), |config| config.launch.clone());
     launch::run(&launch, |job| work(job, config))
 }
 
+/// Trains, and quantizes the result if `[quantize] enabled` says so: its file is prepared before the first step.
 fn train(job: &mut Job, loaded: Result<Config>, args: &cli::Train) -> Result<()> {
-    let loaded = loaded.and_then(|config| config.for_ranks(job.world_size)).map(|mut config| {
-        if let Some(out) = &args.out {
-            config.run.out = out.display().to_string();
-        }
-        config
+    let plan = loaded.and_then(|config| Plan::new(config, job.world_size));
+    let plan = watched(job, plan)?;
+    let destination = args.destination();
+    let Some(begun) = train::begin(&plan, job, &destination, args.resume_from().as_ref())? else { return Ok(()) };
+    if !begun.plan().quantize.enabled {
+        return begun.run(false).map(drop);
+    }
+    let plan = begun.plan().clone();
+    let file = int8::prepare(&plan, job, &begun.datasets().train, begun.output(), destination.force)?;
+    let trained = begun.run(true)?;
+    let weights = trained.weights()?;
+    let quantized = int8::quantize_state(&plan, job, &weights.tensors, trained.datasets())?;
+    let written = file.map_or(Ok(()), |mut file| {
+        int8::print(&quantized, &plan.quantize);
+        int8::write(&quantized, job, &mut file)?;
+        trained.finish(&weights, &quantized.tables)
     });
-    let config = watched(job, loaded)?;
-    train::run(&config, job, args)
+    job.agree(written)
 }
 
 fn sweep(job: &mut Job, loaded: Result<Config>, args: &cli::Sweep) -> Result<()> {
-    let config = job.agree(loaded)?;
-    job.configure(&config)?;
+    let plan = loaded.and_then(|config| Plan::with_batch_as_written(config, job.world_size));
+    let plan = job.agree(plan)?;
+    job.configure(&plan)?;
     job.disable_watchdog(); // while others are measured
-    sweep::run(&config, job, args)
+    sweep::run(&plan, job, &args.destination(), args.resume)
 }
 
 fn study(job: &mut Job, loaded: Result<Config>, args: &cli::Study) -> Result<()> {
-    let config = watched(job, loaded)?;
-    study::run(&config, job, args)
+    let plan = loaded.and_then(|config| Plan::with_batch_as_written(config, job.world_size));
+    let plan = watched(job, plan)?;
+    study::run(&plan, job, &args.destination())
 }
 
 fn verify(job: &mut Job, loaded: Result<Config>, args: &cli::Verify) -> Result<()> {
-    let result = watched(job, loaded).and_then(|config| verify::run(&config, job, &args.parity));
+    let plan = loaded.and_then(|config| Plan::with_batch_as_written(config, job.world_size));
+    let result = watched(job, plan).and_then(|plan| verify::run(&plan, job, &args.parity));
     verify::conclude(job, result)
 }
 
@@ -100,25 +116,24 @@ fn quantize(job: &mut Job, loaded: Result<Config>, args: &cli::Quantize) -> Resu
         true => config,
         false => Config { launch: Launch { device: Device::Auto, ..config.launch }, ..config },
     };
-    let loaded = loaded.map(anywhere);
-    let config = watched(job, loaded)?;
-    let out = args.out.clone().unwrap_or_else(|| quantize::command::beside(&args.run));
-    quantize::command::quantize(&config, job, &args.run, &out, args.force)
+    let plan = loaded.map(anywhere).and_then(|config| Plan::with_batch_as_written(config, job.world_size));
+    let plan = watched(job, plan)?;
+    int8::quantize(&plan, job, &args.run, &args.destination())
 }
 
-/// The configuration, right and the same on all ranks before any work; from now on no rank waits for ever.
-fn watched(job: &mut Job, loaded: Result<Config>) -> Result<Config> {
-    let config = job.agree(loaded)?;
-    job.configure(&config)?;
-    job.watch(&config)?;
-    Ok(config)
+/// The plan, after it was found to be right and the same on all ranks. From then on no rank waits for ever.
+fn watched(job: &mut Job, plan: Result<Plan>) -> Result<Plan> {
+    let plan = job.agree(plan)?;
+    job.configure(&plan)?;
+    job.watch(&plan.launch)?;
+    Ok(plan)
 }
 
 fn eval(file: &Path, predictions: Option<&Path>, force: bool, common: &Common) -> Result<String> {
-    quantize::command::eval(&config_of(Reader::Eval, file, common)?, file, predictions, force)
+    int8::eval(&config_of(Reader::Eval, file, common)?, file, predictions, force)
 }
 
-/// The configuration that a run file was made with, and what the command line changes in it, the kind of the data apart.
+/// The configuration that a run file was made with, changed by the command line; the kind of the data must stay.
 fn config_of(reader: Reader, run: &Path, common: &Common) -> Result<Config> {
     let trained = store::read_config(run)?;
     let config = trained.with_overrides(&common.overrides(), &run.display().to_string())?;
@@ -133,12 +148,12 @@ fn load_config(reader: Reader, file: Option<&Path>, common: &Common) -> Result<C
     Ok(config)
 }
 
-/// For the commands that need no ranks.
+/// Prints the result of a command that needs no ranks.
 fn print(text: Result<String>) -> ExitCode {
     match text {
         Ok(text) => {
             use std::io::Write;
-            // A closed pipe (`| head`) is no error of ours.
+            // A closed pipe (`| head`) is no error of hpml's.
             let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
             ExitCode::SUCCESS
         }

@@ -18,18 +18,29 @@ use crate::store::{Attempt, CheckpointFolder, Claim, Owner};
 /// Folder of run files without a name from the user.
 const FOLDER: &str = "runs";
 
-/// Owns the output `given`, or a new one called after `stem`, the Slurm job if there is one, and the time. Returns the owner on
-/// rank 0, `None` on the others. A collective.
+/// File that the user wants to have written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Destination {
+    /// The file; `None`: a new one under a name that the command chooses.
+    pub path: Option<PathBuf>,
+    /// Whether a file that is there may be replaced, and the name be taken from a job that writes it.
+    pub force: bool,
+}
+
+/// Owns the output that rank 0's `destination` names, or a new one called after `stem`, the Slurm job if there is one, and the time.
+/// Returns the owner on rank 0, `None` on the others. A collective.
 ///
 /// `force` takes a name from the job that owns it; whether a file of that name may be replaced is not decided here.
 ///
 /// # Errors
 /// Returns [`OutputOwned`](crate::error::Error::OutputOwned) if a living job writes there, and
 /// [`Output`](crate::error::Error::Output) if nothing can be written there.
-pub fn claim(job: &Job, given: Option<&Path>, stem: &str, force: bool) -> Result<Option<Owner>> {
-    match given {
-        Some(path) => claim_at(job, path, force),
-        None => job.agree(job.is_root().then(|| new_name(stem)).transpose()),
+pub fn claim(job: &Job, destination: &Destination, stem: &str) -> Result<Option<Owner>> {
+    // Rank 0's destination counts, also where a launcher has started ranks with different arguments.
+    let [is_named] = job.from_root([f64::from(u8::from(destination.path.is_some()))])?;
+    match is_named > 0.0 {
+        true => claim_at(job, destination.path.as_deref().unwrap_or(Path::new("")), destination.force),
+        false => job.agree(job.is_root().then(|| new_name(stem)).transpose()),
     }
 }
 

@@ -1,40 +1,40 @@
-//! One way to all-reduce and the buffers for it, on the host or on a device.
+//! One algorithm and the buffers that it reduces, in host or device memory.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tch::Tensor;
 
 use crate::collective::{AllReduce, Communicator, DeviceCollectives, Element, HostBuffer, WaitPolicy};
-use crate::config::{Algorithm, Config};
+use crate::config::Algorithm;
 use crate::device::{Target, seconds_between};
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::units::Second;
 
-/// From one buffer into another, or within one.
+/// Buffers of an all-reduce: one that is overwritten (in place), or two (out of place).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     In,
     Out,
 }
 
-/// What is measured. In place the target is the source as well.
+/// An algorithm with its buffers. In place, the target is also the source.
 pub enum Bench<T: Element> {
-    /// In the host's memory.
+    /// Buffers in host memory.
     Host(Box<HostBench<T>>),
-    /// In a device's.
+    /// Buffers in device memory.
     Device(DeviceBench),
 }
 
-/// In the host's memory.
+/// Buffers in host memory, and the all-reduce over them.
 pub struct HostBench<T: Element> {
     all_reduce: AllReduce,
     source: HostBuffer<T>,
     target: HostBuffer<T>,
 }
 
-/// In a device's memory: `[elements]` each.
+/// Buffers in device memory, `[elements]` each, and the collectives over them.
 pub struct DeviceBench {
     collectives: DeviceCollectives,
     source: Tensor,
@@ -42,27 +42,29 @@ pub struct DeviceBench {
 }
 
 impl<T: Element> Bench<T> {
-    /// On the ranks of `ranks`, of which this one has `target`, for buffers of at most `elements`; as [`Config`] says how long
-    /// ranks wait for each other.
+    /// Buffers of `elements` on each of `ranks`, in the memory of `target`, and what `algorithm` needs. On a GPU, ranks wait for
+    /// each other for `limit` at most.
+    ///
+    /// # Errors
+    /// There is no memory, or NCCL cannot be used.
     pub fn new(
         ranks: &Arc<Communicator>,
         target: Target,
         algorithm: Algorithm,
         elements: usize,
-        config: &Config,
+        limit: Duration,
     ) -> Result<Bench<T>> {
         if !target.is_gpu() {
             let all_reduce = AllReduce::new(ranks.clone(), algorithm)?;
             let (source, target) = (all_reduce.buffer(elements)?, all_reduce.buffer(elements)?);
             return Ok(Bench::Host(Box::new(HostBench { all_reduce, source, target })));
         }
-        let collectives =
-            DeviceCollectives::new(ranks.clone(), target, algorithm, elements, config.launch.comm_timeout())?;
+        let collectives = DeviceCollectives::new(ranks.clone(), target, algorithm, elements, limit)?;
         let [source, target] = [(); 2].map(|()| Tensor::zeros([elements as i64], (T::KIND, target.device())));
         Ok(Bench::Device(DeviceBench { collectives, source, target }))
     }
 
-    /// What carries a buffer of so many bytes.
+    /// Name of the algorithm that reduces a buffer of `bytes` bytes; never `auto`.
     pub(super) fn algorithm(&self, bytes: usize) -> &'static str {
         match self {
             Bench::Host(host) => host.all_reduce.algorithm_for(bytes).as_str(),
@@ -71,7 +73,7 @@ impl<T: Element> Bench<T> {
         }
     }
 
-    /// Fills the first `elements` of what is read in `place`.
+    /// Fills the first `elements` of the source for `place` with `value(index)`.
     pub(super) fn fill(&mut self, place: Place, elements: usize, value: impl Fn(usize) -> f32) {
         match self {
             Bench::Host(host) => {
@@ -87,7 +89,7 @@ impl<T: Element> Bench<T> {
         }
     }
 
-    /// The first `elements` of the result.
+    /// First `elements` of the result.
     pub(super) fn result(&self, elements: usize) -> Vec<f32> {
         match self {
             Bench::Host(host) => host.target.as_slice()[..elements].iter().map(|element| element.to_f32()).collect(),
@@ -100,7 +102,10 @@ impl<T: Element> Bench<T> {
         }
     }
 
-    /// One all-reduce, without asking first whether all have come. This rank's seconds.
+    /// Runs one all-reduce without a barrier before it. Returns this rank's seconds.
+    ///
+    /// # Errors
+    /// A rank is gone, or the device has failed.
     pub(super) fn once(&mut self, place: Place, elements: usize) -> Result<Second> {
         match self {
             Bench::Host(host) => {

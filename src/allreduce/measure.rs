@@ -1,4 +1,4 @@
-//! One size: the loop that is timed, and whether its sums were right.
+//! Measurement of one size: the timed loop, and the check of its sums.
 
 use std::time::Instant;
 
@@ -8,31 +8,31 @@ use crate::error::Result;
 use crate::metrics::{Kind, mean, median, percentile};
 use crate::units::{Bytes, Second};
 
-/// How long one cell of the table is measured.
-#[derive(Debug, Clone, Copy)]
+/// Duration of the measurement of one size, type, algorithm and place.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Budget {
-    /// About so many seconds, warm-up apart.
+    /// Approximate duration without the warm-up, in seconds.
     pub seconds: Second,
-    /// So many iterations instead; 0: the seconds decide.
+    /// Number of timed iterations; 0: as many as fit `seconds`.
     pub iterations: usize,
 }
 
-/// One size, type and algorithm.
+/// Measurement of one size, type and algorithm.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// How many ranks summed.
+    /// Ranks that summed.
     pub ranks: usize,
-    /// The buffer on one rank.
+    /// Size of the buffer on one rank.
     pub bytes: Bytes,
-    /// Its elements.
+    /// Elements of the buffer on one rank.
     pub elements: usize,
-    /// `float32` or `bf16`.
+    /// Type of the elements: `float32` or `bf16`.
     pub element: &'static str,
-    /// What was used; never `auto`.
+    /// Algorithm that was used; never `auto`.
     pub algorithm: &'static str,
-    /// From one buffer into another.
+    /// Times from one buffer into another.
     pub out_of_place: Timing,
-    /// Within one buffer.
+    /// Times within one buffer.
     pub in_place: Timing,
 }
 
@@ -45,19 +45,21 @@ pub struct Timing {
     pub p50: Second,
     /// 99th percentile (nearest rank).
     pub p99: Second,
-    /// The least.
+    /// Minimum.
     pub min: Second,
-    /// Median over the iterations of slowest minus fastest rank: how far apart the ranks came and left. Needs no common
-    /// clock, so it holds between hosts.
+    /// Median over the iterations of the slowest minus the fastest rank's time. Needs no common clock, so it holds between hosts.
     pub skew: Second,
-    /// How many iterations were timed.
+    /// Number of timed iterations.
     pub iterations: usize,
-    /// Elements that differ from the exact sum, over all ranks.
+    /// Number of elements that differ from the exact sum, over all ranks.
     pub wrong: u64,
 }
 
 impl<T: Element> Bench<T> {
-    /// Measures and checks the first `elements` of the buffers.
+    /// Times the all-reduce of the first `elements` of the buffers, and checks the sums. A collective.
+    ///
+    /// # Errors
+    /// A rank is gone, or the device has failed.
     pub fn measure(&mut self, communicator: &Communicator, elements: usize, budget: &Budget) -> Result<Row> {
         let bytes = elements * size_of::<T>();
         Ok(Row {
@@ -88,7 +90,7 @@ impl<T: Element> Bench<T> {
         for _ in 0..WARM_UP {
             self.after_all(communicator, place, elements)?;
         }
-        // Seconds since then on the rank where most have passed: the same number on all, so that all decide alike.
+        // The longest time over the ranks: the same number on all, so that all decide alike.
         let longest = |since: Instant| -> Result<Second> {
             let mut seconds = [since.elapsed().as_secs_f64()];
             communicator.all_reduce(Kind::Control, Combine::Max, &mut seconds)?;
@@ -105,7 +107,7 @@ impl<T: Element> Bench<T> {
             while slowest.len() < until {
                 slowest.push(self.after_all(communicator, place, elements)?);
             }
-            // A host that became busy after the warm-up would take many times the seconds.
+            // A host that became busy after the warm-up would take many times `budget.seconds`.
             if budget.iterations == 0 && longest(started)? >= budget.seconds {
                 break;
             }
@@ -117,13 +119,13 @@ impl<T: Element> Bench<T> {
         Ok(Timing::of(&slowest, &fastest, wrong))
     }
 
-    /// One iteration: a barrier, then the collective, of which this rank's seconds are returned.
+    /// Runs one iteration: a barrier, then the collective. Returns this rank's seconds of the collective.
     fn after_all(&mut self, communicator: &Communicator, place: Place, elements: usize) -> Result<Second> {
         communicator.barrier()?;
         self.once(place, elements)
     }
 
-    /// Sums small integers, which is exact in any order, and counts over all ranks what is not.
+    /// Sums small integers, which is exact in any order. Returns the number of wrong sums over all ranks.
     fn wrong(&mut self, communicator: &Communicator, place: Place, elements: usize) -> Result<u64> {
         let ranks = communicator.size();
         // bf16 holds integers up to 256; ranks beyond that many would need another check.
@@ -142,7 +144,7 @@ impl<T: Element> Bench<T> {
 }
 
 impl Timing {
-    /// Of each iteration's slowest and fastest rank.
+    /// Statistics over the iterations, from the time of each one's slowest and fastest rank.
     fn of(slowest: &[Second], fastest: &[Second], wrong: u64) -> Timing {
         let mut times = slowest.to_vec();
         times.sort_by(f64::total_cmp);

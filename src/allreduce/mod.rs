@@ -1,51 +1,110 @@
-//! `hpml allreduce`: how fast the ranks of this job sum a buffer, by size, type and algorithm, with nccl-tests' columns.
-//! In: the ranks and a list of sizes. Out: rows of times, bandwidths and wrong sums; printed as they come, and tables for a
-//! run file. Never touches a model: it is the yardstick beside which a training's own collectives are held.
+//! `hpml allreduce`: time and bandwidth of an all-reduce by size, type and algorithm, with nccl-tests' columns. In: the ranks,
+//! and a [`Request`]. Out: rows of times, bandwidths and wrong sums, printed as they are measured, and a table for the run file.
+//! Needs no model: the collectives of a training are compared with these.
 
 mod bench;
 mod measure;
 mod table;
 
-use crate::cli::{self, ElementType};
 use crate::collective::{Bf16, DeviceCollectives, Element};
-use crate::config::{Algorithm, Config, Launch};
+use crate::config::{self, Algorithm, Config, Launch, Plan};
 use crate::device::Target;
 use crate::environment;
 use crate::error::{Error, Result};
 use crate::launch::Job;
-use crate::output;
+use crate::output::{self, Destination};
 use crate::report;
 use crate::store::{FileKind, Identity, Owner, RunFile};
 pub use bench::Bench;
 pub use measure::{Budget, Row, Timing};
 pub use table::{empty_table, table};
 
-/// Gradients of the two networks, in elements: what training all-reduces. (A test compares them with the models.)
+/// Elements of the gradients that the two networks all-reduce. (A test compares them with the models.)
 const MODEL_ELEMENTS: [usize; 2] = [61_770, 11_173_962];
 
-/// Measures as asked, prints on rank 0 and writes the run file if one is named.
-pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
-    if args.min > args.max {
-        let (place, key, value) = ("command line".into(), "--max".into(), args.max.to_string());
-        let expected = format!("must be at least --min, {}", args.min);
+/// Sizes, types and algorithms to measure. The default is that of the command line.
+///
+/// # Examples
+/// ```no_run
+/// use hpml::allreduce::{self, Request};
+/// use hpml::config::Launch;
+///
+/// # fn main() -> std::process::ExitCode {
+/// let request = Request { min: 1 << 20, max: 64 << 20, ..Request::default() };
+/// hpml::launch::run(&Launch::default(), |job| allreduce::run(&request, job))
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Smallest buffer, in bytes.
+    pub min: usize,
+    /// Largest buffer, in bytes.
+    pub max: usize,
+    /// Ratio of one size to the one before.
+    pub factor: usize,
+    /// How long each size, type, algorithm and place is measured.
+    pub budget: Budget,
+    /// Device in whose memory the buffers lie.
+    pub device: config::Device,
+    /// Algorithms; empty: `auto` and `mpi`.
+    pub algorithms: Vec<Algorithm>,
+    /// Types of the elements; empty: float32, and bf16 where an algorithm has it.
+    pub types: Vec<ElementType>,
+    /// Run file to write; none if it has no path.
+    pub destination: Destination,
+}
+
+impl Default for Request {
+    fn default() -> Request {
+        Request {
+            min: 8,
+            max: 256 << 20,
+            factor: 4,
+            budget: Budget { seconds: 0.2, iterations: 0 },
+            device: config::Device::Cpu,
+            algorithms: Vec::new(),
+            types: Vec::new(),
+            destination: Destination::default(),
+        }
+    }
+}
+
+/// Types that can be all-reduced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ElementType {
+    /// IEEE single precision.
+    Float32,
+    /// bfloat16, summed in float32.
+    Bf16,
+}
+
+/// Measures what is requested, prints on rank 0, and writes the run file if one is named. A collective.
+///
+/// # Errors
+/// The request contradicts itself or does not suit the devices, or the run file cannot be written.
+pub fn run(request: &Request, job: &mut Job) -> Result<()> {
+    if request.min > request.max {
+        let (place, key, value) = ("command line".into(), "--max".into(), request.max.to_string());
+        let expected = format!("must be at least --min, {}", request.min);
         return job.agree(Err(Error::ConfigValue { place, key, value, expected }));
     }
-    let mut config = Config::default();
-    config.launch = Launch { device: args.device, allow_gpu_sharing: true, ..config.launch };
-    job.configure(&config)?;
-    let plan = job.agree(plan(args, job.target))?;
+    let launch = Launch { device: request.device, allow_gpu_sharing: true, ..Launch::default() };
+    let plan = Plan::with_batch_as_written(Config { launch, ..Config::default() }, job.world_size)?;
+    job.configure(&plan)?;
+    let chosen = job.agree(chosen(request, job.target))?;
     job.disable_watchdog();
-    let owner = args.out.as_ref().map(|out| output::claim_at(job, out, args.force)).transpose()?.flatten();
-    let file = owner.map(|owner| create(owner, args.force, &config, job));
+    let Destination { path, force } = &request.destination;
+    let owner = path.as_ref().map(|path| output::claim_at(job, path, *force)).transpose()?.flatten();
+    let file = owner.map(|owner| create(owner, *force, &plan, job));
     let mut file = job.agree(file.transpose())?;
     if job.is_root() {
         table::print_header(job);
     }
     let mut rows = Vec::new();
-    for (kind, algorithms) in &plan {
+    for (kind, algorithms) in &chosen {
         rows.extend(match kind {
-            ElementType::Float32 => measure_type::<f32>(args, algorithms, job, &config)?,
-            ElementType::Bf16 => measure_type::<Bf16>(args, algorithms, job, &config)?,
+            ElementType::Float32 => measure_type::<f32>(request, algorithms, job, &plan.launch)?,
+            ElementType::Bf16 => measure_type::<Bf16>(request, algorithms, job, &plan.launch)?,
         });
     }
     if job.is_root() {
@@ -59,55 +118,57 @@ pub fn run(args: &cli::Allreduce, job: &mut Job) -> Result<()> {
     Ok(())
 }
 
-/// The types that are measured, and by which algorithms each: what was asked for, or else what exists on such a `target`. Error:
-/// what was asked for does not.
-fn plan(args: &cli::Allreduce, target: Target) -> Result<Vec<(ElementType, Vec<Algorithm>)>> {
-    let or =
-        |asked: &[Algorithm]| if asked.is_empty() { vec![Algorithm::Auto, Algorithm::Mpi] } else { asked.to_vec() };
-    let types = if args.types.is_empty() { &[ElementType::Float32, ElementType::Bf16] } else { &args.types[..] };
-    let mut plan = Vec::new();
+/// The types that are measured, each with its algorithms: those of the `request`, or else those that exist on such a `target`.
+///
+/// # Errors
+/// A requested type and algorithm do not exist together on `target`.
+fn chosen(request: &Request, target: Target) -> Result<Vec<(ElementType, Vec<Algorithm>)>> {
+    const ALGORITHMS: [Algorithm; 2] = [Algorithm::Auto, Algorithm::Mpi];
+    const TYPES: [ElementType; 2] = [ElementType::Float32, ElementType::Bf16];
+    let algorithms = if request.algorithms.is_empty() { &ALGORITHMS[..] } else { &request.algorithms };
+    let types = if request.types.is_empty() { &TYPES[..] } else { &request.types };
+    let mut chosen = Vec::new();
     for &kind in types {
         let through_host = |&algorithm: &Algorithm| DeviceCollectives::go_through_host(target, algorithm);
         let lacking = |algorithm: &Algorithm| target.is_gpu() && kind == ElementType::Bf16 && through_host(algorithm);
-        let (lacking, algorithms): (Vec<_>, Vec<_>) = or(&args.algorithms).into_iter().partition(lacking);
-        let asked = !args.types.is_empty();
-        if asked && !lacking.is_empty() && (algorithms.is_empty() || !args.algorithms.is_empty()) {
+        let (lacking, algorithms): (Vec<_>, Vec<_>) = algorithms.iter().copied().partition(lacking);
+        let requested = !request.types.is_empty();
+        if requested && !lacking.is_empty() && (algorithms.is_empty() || !request.algorithms.is_empty()) {
             let (place, key, value) = ("command line".into(), "--type".into(), "bf16".into());
             let expected = "goes from GPU to GPU by NCCL alone (--algorithm auto): leave it out".into();
             return Err(Error::ConfigValue { place, key, value, expected });
         }
         if !algorithms.is_empty() {
-            plan.push((kind, algorithms));
+            chosen.push((kind, algorithms));
         }
     }
-    Ok(plan)
+    Ok(chosen)
 }
 
-/// All sizes of one type. The algorithms take turns at each size, so that drift of the machine meets them alike.
+/// Measures all sizes of one type. The algorithms take turns at each size, so that drift of the machine affects them alike.
 fn measure_type<T: Element>(
-    args: &cli::Allreduce,
+    request: &Request,
     algorithms: &[Algorithm],
     job: &Job,
-    config: &Config,
+    launch: &Launch,
 ) -> Result<Vec<Row>> {
-    let counts = element_counts(args, size_of::<T>());
+    let counts = element_counts(request, size_of::<T>());
     let largest = counts.last().copied().unwrap_or(0);
     let benches: Result<Vec<_>> = algorithms
         .iter()
-        .map(|&algorithm| Bench::<T>::new(&job.communicator, job.target, algorithm, largest, config))
+        .map(|&algorithm| Bench::<T>::new(&job.communicator, job.target, algorithm, largest, launch.comm_timeout()))
         .collect();
     let mut benches = job.agree(benches)?;
-    let budget = Budget { seconds: args.seconds, iterations: args.iters };
     let mut rows = Vec::new();
     for elements in counts {
         let mut measured: Vec<&str> = Vec::new();
         for bench in &mut benches {
             let algorithm = bench.algorithm(elements * size_of::<T>());
             if measured.contains(&algorithm) {
-                continue; // auto chose what was asked for by name, too
+                continue; // auto chose an algorithm that is named beside it
             }
             measured.push(algorithm);
-            let row = bench.measure(&job.communicator, elements, &budget)?;
+            let row = bench.measure(&job.communicator, elements, &request.budget)?;
             if job.is_root() {
                 table::log_row(&row);
             }
@@ -117,25 +178,26 @@ fn measure_type<T: Element>(
     Ok(rows)
 }
 
-/// From `min` to `max` bytes by `factor`, `max` itself and the networks' gradients; ascending, each once.
-fn element_counts(args: &cli::Allreduce, element_bytes: usize) -> Vec<usize> {
-    let steps = std::iter::successors(Some(args.min), |bytes| bytes.checked_mul(args.factor));
-    let mut counts: Vec<usize> = steps.take_while(|&bytes| bytes < args.max).chain([args.max]).collect();
+/// Buffer sizes in elements: from `min` to `max` bytes by `factor`, `max`, and the networks' gradients; ascending, each once.
+fn element_counts(request: &Request, element_bytes: usize) -> Vec<usize> {
+    let &Request { min, max, factor, .. } = request;
+    let steps = std::iter::successors(Some(min), |bytes| bytes.checked_mul(factor));
+    let mut counts: Vec<usize> = steps.take_while(|&bytes| bytes < max).chain([max]).collect();
     counts.iter_mut().for_each(|bytes| *bytes = (*bytes / element_bytes).max(1));
-    let inside = |&elements: &usize| (args.min..=args.max).contains(&(elements * element_bytes));
+    let inside = |&elements: &usize| (min..=max).contains(&(elements * element_bytes));
     counts.extend(MODEL_ELEMENTS.into_iter().filter(inside));
     counts.sort_unstable();
     counts.dedup();
     counts
 }
 
-fn create(owner: Owner, force: bool, config: &Config, job: &Job) -> Result<RunFile> {
+fn create(owner: Owner, force: bool, plan: &Plan, job: &Job) -> Result<RunFile> {
     let identity = Identity::new(FileKind::Allreduce);
     RunFile::create_owned(
         owner,
         force,
         identity,
-        config,
+        plan,
         environment::attributes(job, None),
         vec![environment::table(job)],
     )
@@ -144,11 +206,10 @@ fn create(owner: Owner, force: bool, config: &Config, job: &Job) -> Result<RunFi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config;
     use crate::model::Model;
 
     fn counts(min: usize, max: usize, factor: usize, element_bytes: usize) -> Vec<usize> {
-        element_counts(&cli::Allreduce { min, max, factor, ..Default::default() }, element_bytes)
+        element_counts(&Request { min, max, factor, ..Default::default() }, element_bytes)
     }
 
     #[test]

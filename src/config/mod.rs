@@ -1,9 +1,9 @@
 //! Configuration: a TOML file, typed by serde, then `--set section.key=value`, then one check of every value.
 //!
-//! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, and the text that
-//! goes into the run file. Knows nothing of ranks and devices; `launch` compares the hash over the ranks. A key is a field of
-//! its section's struct: the field's doc comment is its help in `hpml config`, `defaults` holds its default, `validate` its
-//! range.
+//! In: a path or nothing (built-in defaults), overrides. Out: a [`Config`] whose values are all in range, as written; a [`Plan`],
+//! which is read-only, as a job of some ranks uses it; and the text that goes into the run file. Knows nothing of devices;
+//! `launch` compares the hash over the ranks. A key is a field of its section's struct: the field's doc comment is its help in
+//! `hpml config`, `defaults` holds its default, `validate` its range.
 
 mod data;
 mod defaults;
@@ -11,6 +11,7 @@ mod experiments;
 mod help;
 mod load;
 mod parallel;
+mod plan;
 mod sections;
 mod unread;
 mod validate;
@@ -18,11 +19,11 @@ mod validate;
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
 pub use data::{Data, SYNTHETIC, Shares};
 pub use experiments::{Study, Sweep, Variant, repeated};
 pub use help::documented_defaults;
 pub use parallel::{Algorithm, BufferSync, Compression, Parallel};
+pub use plan::Plan;
 pub use sections::{
     Anneal, Checkpoint, Device, Launch, Metrics, Model, ModelName, Optim, OptimName, Precision, Quantize, RangeFrom,
     Run, Scaling, Schedule, Timing, Train,
@@ -66,22 +67,5 @@ impl Config {
     pub fn hash(&self) -> u64 {
         let digest = blake3::hash(self.to_toml().as_bytes());
         u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a blake3 hash has 32 bytes"))
-    }
-
-    /// The same for so many ranks: `train.global_batch` turned into `train.batch_per_rank`.
-    ///
-    /// Error: it does not divide by ranks and accumulated batches.
-    pub fn for_ranks(mut self, ranks: usize) -> Result<Config> {
-        let (global, parts) = (self.train.global_batch, ranks * self.train.accumulate);
-        if global > 0 {
-            if global % parts != 0 {
-                let expected =
-                    format!("must be a multiple of {ranks} ranks x train.accumulate = {}", self.train.accumulate);
-                let (place, key) = ("train".into(), "train.global_batch".into());
-                return Err(Error::ConfigValue { place, key, value: global.to_string(), expected });
-            }
-            self.train.batch_per_rank = global / parts;
-        }
-        Ok(self)
     }
 }

@@ -14,7 +14,7 @@ mod synthetic;
 
 use std::sync::Arc;
 
-use crate::config::Config;
+use crate::config;
 use crate::error::{Error, Result};
 pub use augment::AugmentSeed;
 pub use cifar10::append_records;
@@ -84,19 +84,19 @@ pub struct Datasets {
 /// Reads (or makes) the data that the configuration names.
 ///
 /// ```
-/// let datasets = hpml::data::open(&hpml::config::Config::default())?; // the embedded synthetic set
+/// let datasets = hpml::data::open(&hpml::config::Data::default())?; // the embedded synthetic set
 /// assert_eq!(datasets.test.image(0).len(), 3 * 32 * 32);
 /// # Ok::<(), hpml::error::Error>(())
 /// ```
 ///
 /// # Errors
 /// A file is missing, has the wrong size or holds an impossible label, or the configuration wants more samples than there are.
-pub fn open(config: &Config) -> Result<Datasets> {
+pub fn open(data: &config::Data) -> Result<Datasets> {
     let wanted = |place: &str, most_train, most_test| {
-        let train = samples(place, "data.train_samples", config.data.train_samples, most_train)?;
-        Ok((train, samples(place, "data.test_samples", config.data.test_samples, most_test)?))
+        let train = samples(place, "data.train_samples", data.train_samples, most_train)?;
+        Ok((train, samples(place, "data.test_samples", data.test_samples, most_test)?))
     };
-    let (train, test, name) = match config.data.folder() {
+    let (train, test, name) = match data.folder() {
         Some(dir) => {
             let dir = cifar10::find(&dir)?;
             let (train, test) = wanted(&dir.display().to_string(), cifar10::TRAIN_SAMPLES, cifar10::TEST_SAMPLES)?;
@@ -127,7 +127,7 @@ mod tests {
 
     fn open_with(overrides: &[&str]) -> Result<Datasets> {
         let overrides: Vec<String> = overrides.iter().map(|given| given.to_string()).collect();
-        open(&Config::load(None, &overrides).unwrap())
+        open(&config::Config::load(None, &overrides).unwrap().data)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Description of a host, for people: `hpml devices`.
+//! Description of a host for users (`hpml devices`), and its name.
 
 use super::cpus::Cpus;
 use crate::collective::{Universe, nccl_version};
@@ -7,7 +7,7 @@ use crate::sys::gpu;
 /// The host's cores, GPUs and communication libraries, one per line, with the reason for each that is missing.
 pub fn describe_host() -> String {
     let mut lines = vec![
-        format!("host         {}", super::hostname()),
+        format!("host         {}", name()),
         format!("cores        {}", Cpus::of_this_process().count()),
         format!("libtorch     {}", env!("HPML_LIBTORCH_VERSION")),
         format!("MPI          {}", Universe::library_version()),
@@ -29,4 +29,9 @@ pub fn describe_host() -> String {
     };
     lines.push(format!("launch.device = \"auto\" takes {verdict}"));
     lines.join("\n")
+}
+
+/// Name of this host.
+pub(super) fn name() -> String {
+    sysinfo::System::host_name().filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".into())
 }

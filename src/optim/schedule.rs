@@ -1,6 +1,6 @@
 //! The learning rate of each step: scaled with the batch, warmed up, then annealed.
 
-use crate::config::{Anneal, Config, Scaling};
+use crate::config::{self, Anneal, Scaling};
 
 /// The learning rates of a whole training, equal on every rank.
 ///
@@ -22,13 +22,13 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule of a training of `total` steps, with `per_epoch` steps per epoch and `global_batch` samples per step.
+    /// The schedule of a training of `total` steps, `per_epoch` steps per epoch and `global_batch` samples per step, whose
+    /// learning rate is `lr` at the base batch.
     ///
     /// Sources: linear scaling and gradual warm-up: Goyal et al., Accurate, Large Minibatch SGD, 2017. Square-root scaling:
     /// Krizhevsky, One weird trick, 2014. Warm-up, cosine and steps as PyTorch's LinearLR, CosineAnnealingLR and
     /// MultiStepLR one after the other; one cycle as OneCycleLR (`pct_start` the warm-up's share, cosine).
-    pub fn new(config: &Config, total: usize, per_epoch: usize, global_batch: usize) -> Schedule {
-        let schedule = &config.schedule;
+    pub fn new(schedule: &config::Schedule, lr: f64, total: usize, per_epoch: usize, global_batch: usize) -> Schedule {
         let ratio = global_batch as f64 / schedule.base_batch.max(1) as f64;
         let scale = match schedule.scaling {
             Scaling::None => 1.0,
@@ -36,7 +36,7 @@ impl Schedule {
             Scaling::Sqrt => ratio.sqrt(),
         };
         Schedule {
-            peak: config.train.lr * scale,
+            peak: lr * scale,
             anneal: schedule.anneal,
             warmup: (schedule.warmup_epochs * per_epoch as f64).round(),
             start: schedule.warmup_start,
@@ -94,8 +94,8 @@ mod tests {
         for line in EXPECTED.lines() {
             let (settings, rates) = line.split_once(" : ").unwrap();
             let settings: Vec<String> = settings.split_whitespace().map(str::to_owned).collect();
-            let config = Config::load(None, &settings).unwrap();
-            let schedule = Schedule::new(&config, 20, 5, 256);
+            let config = config::Config::load(None, &settings).unwrap();
+            let schedule = Schedule::new(&config.schedule, config.train.lr, 20, 5, 256);
             for (step, expected) in rates.split_whitespace().enumerate() {
                 let expected: f64 = expected.parse().unwrap();
                 let found = schedule.lr(step);

@@ -11,7 +11,7 @@ use super::pass::{Pass, Recorder, Segment, Segments};
 use super::tally::{StepResult, Tally};
 use super::{Bucket, FlatState, LocalSteps, SyncBatchNorm};
 use crate::collective::{Combine, Communicator, Finished};
-use crate::config::{self, BufferSync, Timing};
+use crate::config::{BufferSync, Plan, Timing};
 use crate::data::Batch;
 use crate::device::{Clock, Moment, StepRecorder, Target};
 use crate::error::{Error, Result};
@@ -39,9 +39,9 @@ use crate::sys::gpu::range;
 /// ```
 pub struct Replica {
     /// The network; its tensors are views of `state`.
-    pub model: Model,
+    model: Model,
     /// Flat memory of the model's parameters, gradients and buffers.
-    pub state: FlatState,
+    state: FlatState,
     communicator: Arc<Communicator>,
     exchange: Exchange,
     buckets: Vec<Bucket>,
@@ -67,28 +67,23 @@ impl Replica {
     ///
     /// # Errors
     /// Memory cannot be allocated, a collective failed, or MPI does not allow the communication thread.
-    pub fn new(
-        mut model: Model,
-        target: Target,
-        communicator: Arc<Communicator>,
-        config: &config::Config,
-    ) -> Result<Replica> {
-        let (mut exchange, gradients) = Exchange::new(&model, target, &communicator, config)?;
+    pub fn new(mut model: Model, target: Target, communicator: Arc<Communicator>, plan: &Plan) -> Result<Replica> {
+        let (mut exchange, gradients) = Exchange::new(&model, target, &communicator, plan)?;
         let mut state = FlatState::adopt(&mut model, gradients);
         // The worker would call MPI concurrently with the collectives that synchronized batch norm makes in the backward pass.
-        let sync = config.parallel.buffers == BufferSync::Sync && communicator.size() > 1;
-        let sync_batch_norm = sync.then(|| SyncBatchNorm::new(communicator.clone(), config.metrics.timing));
+        let sync = plan.parallel.buffers == BufferSync::Sync && communicator.size() > 1;
+        let sync_batch_norm = sync.then(|| SyncBatchNorm::new(communicator.clone(), plan.metrics.timing));
         let bytes = match communicator.size() {
             // Within a segment no value may lie on both sides of a cut, as a block's input with its skip connection would.
             _ if sync => 0.0,
-            ranks if ranks > 1 && !exchange.is_local() => config.parallel.bucket_mb * 1e6,
+            ranks if ranks > 1 && !exchange.is_local() => plan.parallel.bucket_mb * 1e6,
             _ => f64::INFINITY, // nothing to reduce: one bucket, so that the backward pass is not cut
         };
         let buckets = Bucket::plan(&state.stage_elements, bytes);
-        if config.metrics.timing == Timing::Overlap && buckets.len() > 1 && !sync {
+        if plan.metrics.timing == Timing::Overlap && buckets.len() > 1 && !sync {
             exchange.overlap()?; // first, so that nothing has been sent if MPI does not allow it
         }
-        if config.parallel.broadcast_parameters {
+        if plan.parallel.broadcast_parameters {
             for flat in [&mut state.parameters, &mut state.buffers].into_iter().filter(|flat| !flat.is_empty()) {
                 let mut values = flat.read().into_owned();
                 communicator.broadcast(Kind::Parameters, &mut values)?;
@@ -102,19 +97,34 @@ impl Replica {
             communicator,
             exchange,
             buckets,
-            buffer_sync: config.parallel.buffers,
+            buffer_sync: plan.parallel.buffers,
             sync_batch_norm,
-            timing: config.metrics.timing,
-            clock: Clock::of(target, config.metrics.timing)?,
-            label_smoothing: config.train.label_smoothing,
-            keeps_ranks_equal: config.parallel.keeps_ranks_equal(),
+            timing: plan.metrics.timing,
+            clock: Clock::of(target, plan.metrics.timing)?,
+            label_smoothing: plan.train.label_smoothing,
+            keeps_ranks_equal: plan.parallel.keeps_ranks_equal(),
             accumulated: false,
             recorder: match target {
-                Target::Gpu { index, .. } if config.launch.cuda_graphs => Recorder::new(index),
+                Target::Gpu { index, .. } if plan.launch.cuda_graphs => Recorder::new(index),
                 _ => None,
             },
             tally: Tally::new(target),
         })
+    }
+
+    /// The network. Its tensors are views of [`state`](Self::state).
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Parameters, gradients and buffers of the network, in flat memory.
+    pub fn state(&self) -> &FlatState {
+        &self.state
+    }
+
+    /// Parameters, gradients and buffers of the network, to be overwritten: values change, the memory stays the model's.
+    pub fn state_mut(&mut self) -> &mut FlatState {
+        &mut self.state
     }
 
     /// Bytes that one step all-reduces, as sent: after compression; 0 where gradients stay on their rank.

@@ -6,9 +6,8 @@ mod cost;
 mod points;
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::cli;
 use crate::error::{Error, Result};
 use crate::metrics::definitions;
 use crate::store::RunFile;
@@ -24,10 +23,30 @@ pub const COLUMNS: [&str; 8] =
 /// Efficiency at which `batch_for_90_percent` is.
 const WANTED: f64 = 0.9;
 
-/// Predicts as asked and returns the text to print.
-pub fn run(args: &cli::Predict) -> Result<String> {
+/// What is predicted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Run file of a sweep on 1 and on several ranks.
+    pub run: PathBuf,
+    /// Rank counts, ascending.
+    pub ranks: Vec<usize>,
+    /// Samples per rank and step; `None`: the middle one of the measured.
+    pub batch: Option<usize>,
+    /// What is known of the network between the ranks; the rest is fitted.
+    pub link: Link,
+    /// The only model to predict; `None`: all.
+    pub model: Option<String>,
+    /// Whether the prediction is also written to the run file, as `/prediction`.
+    pub save: bool,
+}
+
+/// Predicts what is requested, and returns the text to print.
+///
+/// # Errors
+/// The run file cannot be read or, to save, written, or does not hold cases on 1 and on several ranks.
+pub fn run(args: &Request) -> Result<String> {
     let (points, collectives) = read(&args.run)?;
-    let link = Link { busbw: args.busbw.map(|gbs| gbs * 1e9), latency: args.latency.map(|us| us * 1e-6) };
+    let link = args.link;
     let mut text = String::new();
     let mut rows = Vec::new();
     for (model, timing) in series(&points, args.model.as_deref(), &args.run)? {

@@ -1,4 +1,4 @@
-//! `hpml quantize`, `hpml eval` and `hpml export`: from a file to a file or a table. The only part that knows of ranks.
+//! `hpml quantize`, `hpml eval` and `hpml export`: from a file to a file or a table. Knows of ranks, files and the configuration.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -16,60 +16,85 @@ use super::integer::{IntNet, predictions};
 use super::simulated::Simulated;
 use super::{checkpoint, onnx, scheme};
 use crate::collective::Combine;
-use crate::config::Config;
+use crate::config::{self, Config, Plan};
 use crate::data::{self, Dataset, Datasets};
 use crate::device::{self, Choice, Target};
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics;
-use crate::output;
+use crate::output::{self, Destination};
 use crate::report;
 use crate::store::{self, Checkpoint, FileKind, Identity, NamedTensor, Owner, RunFile};
 use crate::table::{Attribute, Cell, Column, Schema, Sheet, Table, Values, attribute, terminal, terminal_width};
 use crate::units::{Second, format_bytes};
 
-/// What quantization gave, on every rank.
+/// Result of a quantization, on every rank.
 pub struct Quantized {
     /// The integer network.
     pub net: IntNet,
-    /// Accuracy case by case over the whole test set.
+    /// Accuracy of each case over the whole test set.
     pub accuracy: AccuracyTable,
-    /// `/histograms` and `/quantization`.
+    /// Tables `/histograms` and `/quantization`.
     pub tables: Vec<Table>,
 }
 
-/// `hpml quantize RUN.h5`: reads the checkpoint, quantizes it, prints the table, writes `out`.
-pub fn quantize(config: &Config, job: &Job, run: &Path, out: &Path, force: bool) -> Result<()> {
+/// `hpml quantize RUN.h5`: reads the checkpoint, quantizes it, prints the table, and writes the int8 network, to a file
+/// [`beside`] the run file if the user names none.
+///
+/// # Errors
+/// A file cannot be read or written, or the configuration does not suit the network.
+pub fn quantize(plan: &Plan, job: &Job, run: &Path, destination: &Destination) -> Result<()> {
+    let (out, force) = (&destination.path.clone().unwrap_or_else(|| beside(run)), destination.force);
     let checkpoint = job.agree(store::read_checkpoint(run).and_then(float_only(run)))?;
     job.agree(store::check_not_input(out, &[run]))?;
-    let datasets = job.agree(data::open(config))?;
+    let datasets = job.agree(data::open(&plan.data))?;
     let run_id = job.agree(store::read_identity(run))?.run_id;
     let owner = output::claim_at(job, out, force)?;
-    let file = owner.map(|owner| create(owner, force, config, (run, &run_id))).transpose();
+    let file = owner.map(|owner| create(owner, force, plan, (run, &run_id))).transpose();
     let mut file = job.agree(file)?;
-    let quantized = quantize_state(config, job, &checkpoint.tensors, &datasets)?;
+    let quantized = quantize_state(plan, job, &checkpoint.tensors, &datasets)?;
     let written = file.as_mut().map(|file| {
-        print(&quantized, config);
+        print(&quantized, &plan.quantize);
         write(&quantized, job, file)
     });
     job.agree(written.unwrap_or(Ok(())))
 }
 
-/// Where the quantized form of `run` goes by default: `net.h5` to `net-int8.h5`.
+/// Prepares the file of the network that a training is going to be quantized to, [`beside`] its run file, before the first step:
+/// checks the calibration images, takes the name, and creates the file, which is on rank 0. `source` is the run file and its
+/// run's id, on rank 0. A collective.
+///
+/// # Errors
+/// The training set has too few images, or the file cannot be written.
+pub fn prepare(
+    plan: &Plan,
+    job: &Job,
+    train: &Dataset,
+    source: Option<(&Path, &str)>,
+    force: bool,
+) -> Result<Option<RunFile>> {
+    job.agree(check_calibration(&plan.quantize, train))?;
+    let out = source.map(|(run, _)| beside(run)).unwrap_or_default(); // rank 0's counts
+    let owner = output::claim_at(job, &out, force)?;
+    let file = owner.zip(source).map(|(owner, source)| create(owner, force, plan, source));
+    job.agree(file.transpose())
+}
+
+/// Default path of the quantized form of `run`: `net-int8.h5` beside `net.h5`.
 pub fn beside(run: &Path) -> PathBuf {
     let name = run.file_name().unwrap_or_default().to_string_lossy();
     run.with_file_name(format!("{}-int8.h5", name.strip_suffix(".h5").unwrap_or(&name)))
 }
 
-/// Attribute of `/environment`: the run that was quantized.
+/// Attribute of `/environment` with the id of the run that was quantized.
 const SOURCE_RUN: &str = "source_run_id";
 
-/// Prepares the file of a quantized network; `source` is the run file it comes from and that run's id. Replaces a file that
-/// was made from the same run, any other only with `force`.
+/// Creates the file of a network to be quantized; `source` is the run file it comes from and that run's id. Replaces a file that
+/// was made from the same run; any other only with `force`.
 ///
 /// # Errors
-/// Those of [`RunFile::create_owned`].
-pub fn create(owner: Owner, force: bool, config: &Config, source: (&Path, &str)) -> Result<RunFile> {
+/// As [`RunFile::create_owned`].
+fn create(owner: Owner, force: bool, plan: &Plan, source: (&Path, &str)) -> Result<RunFile> {
     let (run, run_id) = source;
     let environment = store::read_attributes(owner.target(), "environment").unwrap_or_default();
     let is_of_run =
@@ -79,13 +104,13 @@ pub fn create(owner: Owner, force: bool, config: &Config, source: (&Path, &str))
         (SOURCE_RUN.to_owned(), Attribute::Text(run_id.to_owned())),
     ];
     let identity = Identity::new(FileKind::Quantized);
-    RunFile::create_owned(owner, force || is_of_run, identity, config, environment, Vec::new())
+    RunFile::create_owned(owner, force || is_of_run, identity, plan, environment, Vec::new())
 }
 
-/// Writes the quantized network with its tables.
+/// Writes the quantized network with its tables, and prints how to go on.
 ///
 /// # Errors
-/// Those of [`RunFile::finish`].
+/// As [`RunFile::finish`].
 pub fn write(quantized: &Quantized, job: &Job, file: &mut RunFile) -> Result<()> {
     file.set_warnings(job.warnings());
     file.finish(&quantized.tables, Some(&checkpoint::to_checkpoint(&quantized.net)))?;
@@ -103,26 +128,30 @@ fn float_only(run: &Path) -> impl Fn(Checkpoint) -> Result<Checkpoint> {
     }
 }
 
-/// Quantizes a `state_dict` on all ranks together: calibration and test are shared out.
-pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], datasets: &Datasets) -> Result<Quantized> {
-    let net = job.agree(FloatNet::from_state(state, config.data.mean, config.data.std))?;
-    let images = config.quantize.calibration_images;
-    job.agree(check_calibration(config, &datasets.train))?;
+/// Quantizes a `state_dict` on all ranks together, each of which takes its share of calibration and test. A collective.
+///
+/// # Errors
+/// The training set has too few images, the state is of no known network or holds values that are NaN or infinite, or a rank
+/// fails.
+pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &Datasets) -> Result<Quantized> {
+    let net = job.agree(FloatNet::from_state(state, plan.data.mean, plan.data.std))?;
+    let images = plan.quantize.calibration_images;
+    job.agree(check_calibration(&plan.quantize, &datasets.train))?;
     let pixels = &datasets.train.images[..images * IMAGE_BYTES];
     let gather = |words: &[u64]| job.communicator.all_gather(metrics::Kind::Metrics, words);
     let torch = FloatTorch::new(&net);
     let activations = calibration::activations(&torch, pixels, job.rank, job.world_size, &gather);
     let activations = job.agree(activations)?;
     let weights = job.agree(calibration::weights(&net))?;
-    let mut integers = job.agree(scheme::quantize(&net, &activations, &config.quantize))?;
+    let mut integers = job.agree(scheme::quantize(&net, &activations, &plan.quantize))?;
 
     let test = &datasets.test;
     let own = job.rank * test.len() / job.world_size..(job.rank + 1) * test.len() / job.world_size;
     let (pixels, labels) = (&test.images[own.start * IMAGE_BYTES..own.end * IMAGE_BYTES], &test.labels[own]);
     let mut accuracy = summed(job, accuracy::measure(&net, &integers, pixels, labels, job.target))?;
-    if config.quantize.finetune_epochs > 0.0 && loses_too_much(&accuracy, config) {
-        let finetuned = finetune::finetune(&net, &integers, &datasets.train, config, job)?;
-        // The same on every rank: so is what follows.
+    if plan.quantize.finetune_epochs > 0.0 && loses_too_much(&accuracy, plan.quantize.max_drop) {
+        let finetuned = finetune::finetune(&net, &integers, &datasets.train, plan, job)?;
+        // `finetuned` is the same on every rank, so all take the same branch.
         match scheme::with_scales_of(&finetuned, &integers) {
             Ok(finetuned) => {
                 let with_it =
@@ -130,7 +159,10 @@ pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], dataset
                 if with_it.drop() < accuracy.drop() {
                     (accuracy, integers) = (with_it, finetuned);
                 } else {
-                    job.warn(format!("finetuned int8 loses {:.2} points, no less: it is not kept", with_it.drop()));
+                    job.warn(format!(
+                        "finetuned int8 loses {:.2} points, not less than before: the finetuned network is not kept",
+                        with_it.drop()
+                    ));
                 }
             }
             Err(error) => {
@@ -138,12 +170,12 @@ pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], dataset
             }
         }
     }
-    if loses_too_much(&accuracy, config) {
+    if loses_too_much(&accuracy, plan.quantize.max_drop) {
         job.warn(format!(
             "int8 loses {:.2} points, more than quantize.max_drop = {}: try quantize.per_channel = true, another \
              quantize.activation_range or quantize.finetune_epochs",
             accuracy.drop(),
-            config.quantize.max_drop
+            plan.quantize.max_drop
         ));
     }
     let kernel = match job.target.is_gpu() {
@@ -154,7 +186,7 @@ pub fn quantize_state(config: &Config, job: &Job, state: &[NamedTensor], dataset
     Ok(Quantized { net: integers, accuracy, tables })
 }
 
-/// What all ranks have counted together.
+/// Sum of the counts over the ranks.
 fn summed(job: &Job, own: Result<AccuracyTable>) -> Result<AccuracyTable> {
     let own = job.agree(own)?;
     let mut sums = own.to_sums();
@@ -162,17 +194,17 @@ fn summed(job: &Job, own: Result<AccuracyTable>) -> Result<AccuracyTable> {
     Ok(own.with_sums(&sums))
 }
 
-fn loses_too_much(accuracy: &AccuracyTable, config: &Config) -> bool {
+fn loses_too_much(accuracy: &AccuracyTable, max_drop: f64) -> bool {
     // Differences of percentages are not exact: 37.2 - 36.9 is a hair above 0.3.
-    accuracy.drop() > config.quantize.max_drop + 1e-9
+    accuracy.drop() > max_drop + 1e-9
 }
 
-/// Checks that the training set has the calibration images; before a training that is to be quantized, too.
+/// Checks that the training set has enough images to calibrate.
 ///
 /// # Errors
 /// `quantize.calibration_images` is more than `train` has.
-pub fn check_calibration(config: &Config, train: &Dataset) -> Result<()> {
-    let images = config.quantize.calibration_images;
+fn check_calibration(quantize: &config::Quantize, train: &Dataset) -> Result<()> {
+    let images = quantize.calibration_images;
     if train.len() < images {
         let expected = format!("must be at most {}, the training images there are", train.len());
         let key = "quantize.calibration_images".into();
@@ -182,8 +214,7 @@ pub fn check_calibration(config: &Config, train: &Dataset) -> Result<()> {
 }
 
 /// Prints the accuracy table on stdout, as the report of the file shows it.
-pub fn print(quantized: &Quantized, config: &Config) {
-    let quantize = &config.quantize;
+pub fn print(quantized: &Quantized, quantize: &config::Quantize) {
     println!(
         "\nint8: weights {:?} {}, activations {:?} over {} images\n",
         quantize.weight_range,
@@ -261,16 +292,17 @@ fn histograms(weights: &[Distribution], activations: &[Distribution]) -> Table {
     table
 }
 
-/// `hpml eval FILE`: accuracy and speed of a quantized file, on one thread of this process.
+/// `hpml eval FILE`: accuracy and speed of a quantized file, on one thread of this process. Returns the table to print.
 ///
-/// With `list` the class of every test image by the integer network is written there, a line each.
+/// Writes the class that the integer network predicts for each test image to `list`, one per line.
+///
+/// # Errors
+/// A file cannot be read, or `list` not be written; `launch.device` is a GPU that does not work.
 pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> Result<String> {
     list.map_or(Ok(()), |list| store::check_not_input(list, &[file]).and_then(|()| store::check_output(list, force)))?;
-    let gpu = gpu(config)?; // before the first tensor
+    let gpu = gpu(&config.launch)?; // before the first tensor
     let net = load(file)?;
-    let mut config = config.clone();
-    (config.data.mean, config.data.std) = (net.mean, net.std);
-    let test = data::open(&config)?.test;
+    let test = data::open(&config.data)?.test;
     tch::set_num_threads(1);
 
     if let Some(list) = list {
@@ -320,10 +352,13 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
     Ok(terminal(&sheet, terminal_width()))
 }
 
-/// The GPU that `launch.device` takes, or what is missing for one. Error: it does not work.
-fn gpu(config: &Config) -> Result<Result<Option<Target>, String>> {
-    let found = device::look(config.launch.device);
-    let choice = device::assign(&config.launch, &["this host".to_owned()], &[found]);
+/// GPU that `launch.device` takes, or the reason why there is none.
+///
+/// # Errors
+/// The GPU does not work.
+fn gpu(launch: &config::Launch) -> Result<Result<Option<Target>, String>> {
+    let found = device::look(launch.device);
+    let choice = device::assign(launch, &["this host".to_owned()], &[found]);
     let target = choice.map(|Choice { targets, .. }| targets.into_iter().find(|target| target.is_gpu()));
     if let Ok(Some(target)) = target {
         target.enter(false)?;
@@ -331,7 +366,7 @@ fn gpu(config: &Config) -> Result<Result<Option<Target>, String>> {
     Ok(target)
 }
 
-/// The float network whose weights and biases are those integers times their scales.
+/// Float network whose weights and biases are the integers of `net` times their scales.
 fn as_float(net: &IntNet) -> FloatNet {
     use super::graph::Floats;
     let nodes = net.nodes.iter().map(|node| {
@@ -362,7 +397,11 @@ fn images_per_second(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec
     Ok((pixels.len() / IMAGE_BYTES) as f64 / best)
 }
 
-/// `hpml export FILE --onnx OUT`. An existing file is replaced only with `force`; a failed write leaves nothing behind.
+/// `hpml export FILE --onnx OUT`: writes a quantized file as ONNX. Replaces an existing file only with `force`; a failed write
+/// leaves nothing behind. Returns the text to print.
+///
+/// # Errors
+/// The file holds no int8 network, or `out` cannot be written.
 pub fn export(file: &Path, out: &Path, force: bool) -> Result<String> {
     store::check_not_input(out, &[file])?;
     store::check_output(out, force)?;

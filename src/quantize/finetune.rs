@@ -14,7 +14,7 @@ use super::graph::{FloatNet, Node, Operation};
 use super::integer::{IntNet, Integers, Quantization};
 use super::scheme::{ACTIVATION_MAX, WEIGHT_MAX};
 use crate::collective::{AllReduce, HostBuffer, WaitPolicy};
-use crate::config::{self, Config};
+use crate::config::{self, Plan};
 use crate::data::{AugmentSeed, BatchPlan, Dataset, Loader, LoaderOptions, Sampler};
 use crate::error::Result;
 use crate::launch::Job;
@@ -34,24 +34,24 @@ pub fn finetune(
     net: &FloatNet,
     integers: &IntNet,
     train: &Arc<Dataset>,
-    config: &Config,
+    settings: &Plan,
     job: &Job,
 ) -> Result<FloatNet> {
-    let all_reduce = AllReduce::new(job.communicator.clone(), config.parallel.all_reduce)?;
+    let all_reduce = AllReduce::new(job.communicator.clone(), settings.parallel.all_reduce)?;
     let elements = elements(net);
     let mut rounded = Rounded::new(net, integers, all_reduce.buffer(elements)?);
     let mut optimizer = Optimizer::new(&rounded.state, &config::Optim::default());
-    let plan = plan(train.len(), config, job);
+    let plan = plan(train.len(), settings, job);
     let steps = plan.sizes.len();
     let options = LoaderOptions {
         mean: net.mean,
         std: net.std,
-        augment: config
+        augment: settings
             .data
             .augment
-            .then_some(AugmentSeed { seed: config.run.seed, epoch: config.train.epochs as u64 }),
+            .then_some(AugmentSeed { seed: settings.run.seed, epoch: settings.train.epochs as u64 }),
         channels_last: false,
-        prefetch: config.data.prefetch,
+        prefetch: settings.data.prefetch,
     };
     for (step, batch) in Loader::start(train.clone(), plan, options).enumerate() {
         rounded.state.gradients.zero();
@@ -63,7 +63,7 @@ pub fn finetune(
             let mut gradients = rounded.state.gradients.host_mut().region(0..elements);
             all_reduce.reduce(Kind::Gradients, &mut gradients, WaitPolicy::Spin)?;
         }
-        let lr = config.quantize.finetune_lr * (steps - step) as f64 / steps as f64;
+        let lr = settings.quantize.finetune_lr * (steps - step) as f64 / steps as f64;
         optimizer.step(&mut rounded.state, lr)?;
     }
     Ok(rounded.into_net(net))
@@ -75,11 +75,11 @@ pub(super) fn elements(net: &FloatNet) -> usize {
 }
 
 /// This rank's batches of `samples` samples per epoch, from the epochs after the training's last one.
-fn plan(samples: usize, config: &Config, job: &Job) -> BatchPlan {
-    let mut sampler = Sampler::new(samples, job.world_size, job.rank, config.data.shuffle, false, config.run.seed);
-    let wanted = (config.quantize.finetune_epochs * samples.div_ceil(job.world_size) as f64).ceil() as usize;
+fn plan(samples: usize, settings: &Plan, job: &Job) -> BatchPlan {
+    let mut sampler = Sampler::new(samples, job.world_size, job.rank, settings.data.shuffle, false, settings.run.seed);
+    let wanted = (settings.quantize.finetune_epochs * samples.div_ceil(job.world_size) as f64).ceil() as usize;
     let mut indices = Vec::with_capacity(wanted);
-    for epoch in config.train.epochs.. {
+    for epoch in settings.train.epochs.. {
         sampler.set_epoch(epoch as u64);
         indices.extend(sampler.indices());
         if indices.len() >= wanted {
@@ -87,7 +87,7 @@ fn plan(samples: usize, config: &Config, job: &Job) -> BatchPlan {
         }
     }
     indices.truncate(wanted);
-    BatchPlan::even(indices, config.train.batch_per_rank)
+    BatchPlan::even(indices, settings.train.batch_per_rank)
 }
 
 /// The network being trained; each weight and tensor is rounded before it is read.

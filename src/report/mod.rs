@@ -13,9 +13,8 @@ mod section;
 mod sections;
 mod source;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::cli;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::store;
@@ -28,10 +27,29 @@ use source::Source;
 /// Tables that `--csv` looks for, the first that is there.
 const CSV_TABLES: [&str; 5] = ["scaling", "study", "allreduce", "epochs", "quantization"];
 
+/// What is reported, and in which form.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Request {
+    /// Run files.
+    pub files: Vec<PathBuf>,
+    /// Whether one table goes to stdout as CSV: that of `table`, else the first that a list of known names finds.
+    pub csv: bool,
+    /// Whether tables go to stdout as GitHub's Markdown.
+    pub markdown: bool,
+    /// The only table to show.
+    pub table: Option<String>,
+    /// Page to write with all tables and plots.
+    pub html: Option<PathBuf>,
+    /// Folder to write each plot to, as SVG and PNG.
+    pub plots: Option<PathBuf>,
+    /// Whether files that exist may be replaced.
+    pub force: bool,
+}
+
 /// `hpml report FILE...`: writes the files asked for and returns what belongs on stdout.
 ///
 /// Errors: a file that is no run file, has no table of that name or nothing to report; an output that exists.
-pub fn report(args: &cli::Report) -> Result<String> {
+pub fn report(args: &Request) -> Result<String> {
     let sources = source::open_all(&args.files)?;
     let mut text = None;
     if args.csv || args.table.is_some() {
@@ -78,7 +96,7 @@ fn in_terminal<'a>(sheets: impl Iterator<Item = &'a Sheet>) -> String {
 }
 
 /// The HTML page and the plots. Looks at every target before it writes the first. Returns what was written, a line each.
-fn write_files(args: &cli::Report, sources: &[Source], sections: &[Section]) -> Result<String> {
+fn write_files(args: &Request, sources: &[Source], sections: &[Section]) -> Result<String> {
     let figures = || sections.iter().flat_map(|section| &section.figures);
     let mut targets = Vec::new();
     if let Some(folder) = &args.plots {

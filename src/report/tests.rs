@@ -119,16 +119,16 @@ fn all_reduce(with_ranks: bool) -> Table {
     Table { attributes: vec![("ranks".into(), Attribute::Int(4))], ..Table::new("allreduce", "row", columns) }
 }
 
-fn ask(files: &[PathBuf]) -> cli::Report {
-    cli::Report { files: files.to_vec(), ..Default::default() }
+fn ask(files: &[PathBuf]) -> Request {
+    Request { files: files.to_vec(), ..Default::default() }
 }
 
 /// Every form of the report; returns what the terminal shows.
 fn all_forms(folder: &Path, files: &[PathBuf]) -> String {
     let html = folder.join("out.html");
     let plots = folder.join("plots");
-    report(&cli::Report { html: Some(html.clone()), plots: Some(plots), force: true, ..ask(files) }).unwrap();
-    report(&cli::Report { markdown: true, ..ask(files) }).unwrap();
+    report(&Request { html: Some(html.clone()), plots: Some(plots), force: true, ..ask(files) }).unwrap();
+    report(&Request { markdown: true, ..ask(files) }).unwrap();
     assert!(std::fs::read_to_string(html).unwrap().ends_with("</html>\n"));
     report(&ask(files)).unwrap()
 }
@@ -155,7 +155,7 @@ fn a_sweep_is_shown_from_all_sides() {
             assert!(folder.path().join(format!("plots/{plot}.{extension}")).is_file(), "{plot}.{extension}");
         }
     }
-    let csv = report(&cli::Report { csv: true, ..ask(&[file]) }).unwrap();
+    let csv = report(&Request { csv: true, ..ask(&[file]) }).unwrap();
     assert!(csv.starts_with("case,model,ranks,batch_per_rank,timing,status,"), "{csv}");
     assert_eq!(csv.lines().count(), 31);
 }
@@ -167,7 +167,7 @@ fn two_files_stand_side_by_side() {
         [("a.h5", sweep(8, 12e9)), ("b.h5", sweep(16, 3e9))].map(|(name, t)| write(&folder.path().join(name), &[t]));
     let text = all_forms(folder.path(), &files);
     assert!(text.contains("file") && text.contains("  a ") && text.contains("  b "), "{text}");
-    let csv = report(&cli::Report { csv: true, ..ask(&files) }).unwrap();
+    let csv = report(&Request { csv: true, ..ask(&files) }).unwrap();
     assert!(csv.starts_with("file,case,model") && csv.contains("\na,0,") && csv.contains("\nb,0,"), "{csv}");
     let svg = std::fs::read_to_string(folder.path().join("plots/scaling.svg")).unwrap();
     assert!(svg.contains("a: batch 32") && svg.contains("b: batch 512") && svg.contains("ideal"));
@@ -278,8 +278,8 @@ fn odd_files_are_reported_without_a_panic() {
         all_forms(folder.path(), std::slice::from_ref(&file));
         for table in ["scaling", "histograms", "steps"] {
             let table = Some(table.to_owned());
-            report(&cli::Report { table: table.clone(), csv: true, ..ask(std::slice::from_ref(&file)) }).unwrap();
-            report(&cli::Report { table, ..ask(std::slice::from_ref(&file)) }).unwrap();
+            report(&Request { table: table.clone(), csv: true, ..ask(std::slice::from_ref(&file)) }).unwrap();
+            report(&Request { table, ..ask(std::slice::from_ref(&file)) }).unwrap();
         }
         files.push(file);
     }
@@ -291,8 +291,8 @@ fn odd_files_are_reported_without_a_panic() {
 fn what_is_missing_is_named_with_what_is_there() {
     let folder = tempfile::tempdir().unwrap();
     let file = write(&folder.path().join("a.h5"), &[all_reduce(true)]);
-    let message = |args: cli::Report| report(&args).unwrap_err().to_string();
-    let missing = message(cli::Report { table: Some("/scaling".into()), ..ask(std::slice::from_ref(&file)) });
+    let message = |args: Request| report(&args).unwrap_err().to_string();
+    let missing = message(Request { table: Some("/scaling".into()), ..ask(std::slice::from_ref(&file)) });
     assert!(missing.ends_with("a.h5: scaling: no such table here: the file holds allreduce"), "{missing}");
 
     let nothing = write(&folder.path().join("nothing.h5"), &[]);
@@ -314,7 +314,7 @@ fn nothing_is_overwritten_without_force_and_nothing_is_written_by_halves() {
     let file = write(&folder.path().join("a.h5"), &[all_reduce(true)]);
     let (html, plots) = (folder.path().join("out.html"), folder.path().join("plots"));
     std::fs::write(&html, "precious").unwrap();
-    let args = |force| cli::Report {
+    let args = |force| Request {
         html: Some(html.clone()),
         plots: Some(plots.clone()),
         force,
@@ -327,7 +327,7 @@ fn nothing_is_overwritten_without_force_and_nothing_is_written_by_halves() {
     assert!(matches!(report(&args(false)), Err(Error::OutputExists { .. })));
     for (place, reason) in [(folder.path().to_owned(), "it is a folder"), (file.join("out.html"), "File exists")] {
         let message =
-            report(&cli::Report { html: Some(place), ..ask(std::slice::from_ref(&file)) }).unwrap_err().to_string();
+            report(&Request { html: Some(place), ..ask(std::slice::from_ref(&file)) }).unwrap_err().to_string();
         assert!(message.contains(reason) && !message.contains('\n'), "{message}");
     }
 }

@@ -3,7 +3,7 @@
 use hdf5::Group;
 
 use super::groups::{exists, group};
-use super::schema::{CHECKPOINT, CONFIG, ENVIRONMENT, FORMAT_VERSION, TOML, VERSION, WARNINGS};
+use super::schema::{CHECKPOINT, CONFIG, ENVIRONMENT, FORMAT_VERSION, TOML, TOML_AS_WRITTEN, VERSION, WARNINGS};
 use super::values::{write_attribute, write_attributes};
 use super::{Attribute, Checkpoint, Identity, Table, checkpoint, table};
 use crate::config::Config;
@@ -14,6 +14,8 @@ pub(super) struct Header {
     identity: Identity,
     /// Configuration as TOML.
     toml: String,
+    /// Configuration as the user wrote it, if it is known.
+    toml_as_written: Option<String>,
     /// Values of the configuration as (`section.key`, value).
     keys: Vec<(String, Attribute)>,
     environment: Vec<(String, Attribute)>,
@@ -28,7 +30,7 @@ impl Header {
         tables: Vec<Table>,
     ) -> Header {
         let keys = config.flattened().into_iter().map(|(key, value)| (key, attribute(&value))).collect();
-        Header { identity, toml: config.to_toml(), keys, environment, tables }
+        Header { identity, toml: config.to_toml(), toml_as_written: None, keys, environment, tables }
     }
 
     /// UUID of the run.
@@ -42,12 +44,20 @@ impl Header {
         self.environment.extend((!warnings.is_empty()).then(|| (WARNINGS.to_owned(), Attribute::Texts(warnings))));
     }
 
+    /// Adds the configuration as the user wrote it.
+    pub(super) fn set_written(&mut self, toml: &str) {
+        self.toml_as_written = Some(toml.to_owned());
+    }
+
     /// Writes the header into a new file.
     pub(super) fn write(&self, root: &Group) -> hdf5::Result<()> {
         write_attribute(root, VERSION, &Attribute::Int(FORMAT_VERSION))?;
         self.identity.write(root)?;
         let config = group(root, CONFIG)?;
         write_attribute(&config, TOML, &Attribute::Text(self.toml.clone()))?;
+        if let Some(toml) = &self.toml_as_written {
+            write_attribute(&config, TOML_AS_WRITTEN, &Attribute::Text(toml.clone()))?;
+        }
         write_attributes(&config, &self.keys)?;
         write_attributes(&*group(root, ENVIRONMENT)?, &self.environment)?;
         self.tables.iter().try_for_each(|table| table::write(root, table))

@@ -149,6 +149,15 @@ impl RunFile {
         }
     }
 
+    /// Adds the configuration as the user wrote it, before it was fitted to ranks and data, to `/config` from the next
+    /// [`flush`](RunFile::flush) on: as TOML in the attribute `toml_as_written`, beside `toml`, the configuration as used. An
+    /// [opened](RunFile::open) file keeps its own.
+    pub fn set_written(&mut self, toml: &str) {
+        if let Content::New(header) = &mut self.content {
+            header.set_written(toml);
+        }
+    }
+
     /// What it holds from the start; `None` if it existed before.
     pub(super) fn header(&self) -> Option<&Header> {
         match &self.content {

@@ -9,8 +9,10 @@ pub(super) const RUN_ID: &str = "run_id";
 pub(super) const KIND: &str = "run_kind";
 pub(super) const STATUS: &str = "status";
 pub(super) const CONFIG: &str = "config";
-/// Attribute of [`CONFIG`]: the whole configuration.
+/// Attribute of [`CONFIG`]: the whole configuration as used.
 pub(super) const TOML: &str = "toml";
+/// Attribute of [`CONFIG`]: the whole configuration as the user wrote it, before it was fitted to ranks and data.
+pub(super) const TOML_AS_WRITTEN: &str = "toml_as_written";
 pub(super) const ENVIRONMENT: &str = "environment";
 /// Attribute of [`ENVIRONMENT`]: warnings of the run, one text each; missing if there are none.
 pub const WARNINGS: &str = "warnings";

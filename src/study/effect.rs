@@ -121,14 +121,15 @@ fn parallel(config: &Config, default: &Config, ground: Ground) -> Parallel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Plan;
 
     /// Normal forms of the default configuration with these keys set, on 2 CPU ranks and 100 samples.
     fn forms(sets: &[&[&str]]) -> Vec<Config> {
         let ground = Ground { ranks: 2, samples: 100, target: Target::Cpu };
         let form = |set: &&[&str]| {
             let set: Vec<String> = set.iter().map(|text| text.to_string()).collect();
-            let config = Config::load(None, &set).unwrap().for_ranks(ground.ranks).unwrap();
-            effect(&config, ground, &GlobalBatch::new(&config, ground.samples, ground.ranks).unwrap())
+            let plan = Plan::new(Config::load(None, &set).unwrap(), ground.ranks).unwrap();
+            effect(&plan, ground, &GlobalBatch::new(&plan, ground.samples).unwrap())
         };
         sets.iter().map(form).collect()
     }

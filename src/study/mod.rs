@@ -1,7 +1,6 @@
-//! `hpml study`: the same training with one thing changed at a time, over several seeds, in one job. In: a configuration
-//! whose `[study]` section names the variants. Out: `/variants`, `/study`, a row a variant, seed and epoch, and the table that
-//! answers the question. The variants take turns seed by seed, so that a job that is cut has whole seeds; after each training
-//! the file is whole.
+//! `hpml study`: variants of one training, over several seeds, in one job. In: a configuration whose `[study]` section names the
+//! variants. Out: `/variants`; `/study` with one row per variant, seed and epoch; and the table that compares the variants. The
+//! variants take turns seed by seed, so that an interrupted job has whole seeds. The file is complete after each training.
 
 mod effect;
 mod tables;
@@ -9,14 +8,13 @@ mod variants;
 
 use std::time::Instant;
 
-use crate::cli;
-use crate::config::Config;
+use crate::config::{Config, Plan};
 use crate::data;
 use crate::environment;
 use crate::error::Result;
 use crate::launch::Job;
 use crate::metrics::{Entry, Kind, Part, definitions};
-use crate::output;
+use crate::output::{self, Destination};
 use crate::report;
 use crate::store::{FileKind, Identity, RunFile};
 use crate::table::{Schema, Table};
@@ -30,11 +28,11 @@ struct Row {
     variant: String,
     seed: u64,
     epoch: usize,
-    /// `None` after a loss or a weight has become NaN or infinite.
+    /// Losses, accuracies and times; `None` once a loss or a weight was NaN or infinite (the training diverged).
     measured: Option<EpochRow>,
-    /// All-reduces of gradients, or of parameters between local steps, in this epoch, on rank 0.
+    /// All-reduces of gradients, or of parameters between local steps, in this epoch on rank 0.
     gradients: Entry,
-    /// Seconds of the steps' `comm` in this epoch, on rank 0.
+    /// Sum over the steps of this epoch of `comm`, in seconds, on rank 0.
     comm: Second,
 }
 
@@ -44,30 +42,35 @@ pub fn empty_tables() -> Vec<Table> {
     vec![variants::schema().table(&[]), schema().table(&[])]
 }
 
-/// Trains every variant with every seed.
-pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
-    let datasets = job.agree(data::open(config))?;
+/// Trains every variant with every seed, and writes the results to `destination`. A collective.
+///
+/// # Errors
+/// A variant is wrong, the file cannot be written, or a rank fails. A training that diverges is a result, no error.
+pub fn run(plan: &Plan, job: &Job, destination: &Destination) -> Result<()> {
+    let datasets = job.agree(data::open(&plan.data))?;
     let ground = Ground { ranks: job.world_size, samples: datasets.train.len(), target: job.target };
-    let variants = job.agree(variants(config, ground))?;
+    let variants = job.agree(variants(plan, ground))?;
     let environment = environment::attributes(job, Some(&datasets));
-    let owner = output::claim(job, args.out.as_deref(), &format!("study-{}ranks", job.world_size), args.force)?;
+    let owner = output::claim(job, destination, &format!("study-{}ranks", job.world_size))?;
     let created = owner.map(|owner| {
         let identity = Identity::new(FileKind::Study);
-        RunFile::create_owned(owner, args.force, identity, config, environment, vec![environment::table(job)])
+        let ranks = vec![environment::table(job)];
+        let mut file = RunFile::create_owned(owner, destination.force, identity, plan, environment, ranks)?;
+        file.set_written(plan.as_written());
+        Ok(file)
     });
     let mut file = job.agree(created.transpose())?;
     if job.is_root() {
-        print_header(config, job, &datasets.name, &variants);
+        print_header(plan, job, &datasets.name, &variants);
     }
     let (mut rows, mut more_tables) = (Vec::new(), Vec::new());
-    let last = (*config.study.seeds.last().expect("checked: there are seeds"), variants.len() - 1);
-    for &seed in &config.study.seeds {
-        for (variant, Variant { name, config, .. }) in variants.iter().enumerate() {
+    let last = (*plan.study.seeds.last().expect("checked: there are seeds"), variants.len() - 1);
+    for &seed in &plan.study.seeds {
+        for (variant, Variant { name, plan, .. }) in variants.iter().enumerate() {
             let started = Instant::now();
-            let mut config = config.clone();
-            config.run.seed = seed;
+            let plan = job.agree(plan.adapted(|config| config.run.seed = seed))?;
             let first = rows.len();
-            let measured = train_one(&config, job, &datasets, name, &mut rows)?;
+            let measured = train_one(&plan, job, &datasets, name, &mut rows)?;
             tables::append(&mut more_tables, name, seed, measured);
             if let Some(file) = &mut file {
                 print_training(name, seed, &rows[first..], started.elapsed().as_secs_f64());
@@ -88,25 +91,25 @@ pub fn run(config: &Config, job: &Job, args: &cli::Study) -> Result<()> {
     Ok(())
 }
 
-/// One training into `rows`. Returns what it measured beside.
+/// Trains one variant with one seed, and appends its epochs to `rows`. Returns the training's other tables.
 fn train_one(
-    config: &Config,
+    plan: &Plan,
     job: &Job,
     datasets: &data::Datasets,
     variant: &str,
     rows: &mut Vec<Row>,
 ) -> Result<Vec<Table>> {
     let mut checkpoints = Checkpoints::none();
-    let mut training = Training::new(config, job, datasets)?.that_may_diverge();
+    let mut training = Training::new(plan, job, datasets)?.tolerating_divergence();
     loop {
         let before = job.communicator.ledger();
         let more = training.epoch(&mut checkpoints)? == Progress::Epoch;
-        let Some(row) = training.record.take_last() else { return Ok(training.more_tables()) };
+        let Some(row) = training.record_mut().take_last() else { return Ok(training.more_tables()) };
         let since = job.communicator.ledger();
         let [gradients, parameters] = [Kind::Gradients, Kind::Parameters].map(|kind| since.since(&before, kind));
         let gradients = gradients.and(parameters);
-        let comm = training.record.last_epoch(Part::Comm);
-        let (seed, epoch) = (config.run.seed, row.epoch);
+        let comm = training.record().last_epoch(Part::Comm);
+        let (seed, epoch) = (plan.run.seed, row.epoch);
         let diverged = training.has_diverged();
         let variant = variant.to_owned();
         rows.push(Row { variant, seed, epoch, measured: (!diverged).then_some(row), gradients, comm });

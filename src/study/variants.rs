@@ -3,7 +3,7 @@
 
 use super::effect::{Ground, effect};
 use crate::collective::DeviceCollectives;
-use crate::config::{self, Config, Precision, Reader, repeated};
+use crate::config::{self, Config, Plan, Precision, Reader, repeated};
 use crate::error::{Error, Result};
 use crate::metrics::definitions;
 use crate::table::Schema;
@@ -13,8 +13,8 @@ use crate::train::GlobalBatch;
 pub struct Variant {
     /// Name in tables and plots, unique in the study.
     pub name: String,
-    /// Configuration that is trained, except for the seed.
-    pub config: Config,
+    /// Plan of the training, except for the seed.
+    pub plan: Plan,
     /// Settings that differ from the study's configuration, as written.
     pub set: Vec<String>,
     /// Batch and steps of an epoch.
@@ -113,30 +113,30 @@ fn keys(variant: &config::Variant, config: &Config) -> Vec<String> {
 }
 
 fn one(variant: &config::Variant, config: &Config, ground: Ground) -> Result<Variant> {
-    let own = config.with_overrides(&variant.set, "study")?.for_ranks(ground.ranks)?;
-    let batch = GlobalBatch::new(&own, ground.samples, ground.ranks)?;
+    let plan = Plan::new(config.with_overrides(&variant.set, "study")?, ground.ranks)?;
+    let batch = GlobalBatch::new(&plan, ground.samples)?;
     let tf32 = |config: &Config| config.model.precision == Precision::Tf32;
     if ground.target.is_gpu() {
-        own.check_for_gpu(DeviceCollectives::go_through_host(ground.target, own.parallel.all_reduce))?;
+        plan.check_for_gpu(DeviceCollectives::go_through_host(ground.target, plan.parallel.all_reduce))?;
     }
-    if ground.target.is_gpu() && tf32(&own) != tf32(config) {
-        let (place, value) = ("study".into(), format!("{:?}", own.model.precision).to_lowercase());
+    if ground.target.is_gpu() && tf32(&plan) != tf32(config) {
+        let (place, value) = ("study".into(), format!("{:?}", plan.model.precision).to_lowercase());
         let expected = "tf32 is on or off for the whole job: run a separate study for it".into();
         return Err(Error::ConfigValue { place, key: "model.precision".into(), value, expected });
     }
     let (name, set) = (variant.name.trim().to_owned(), variant.set.clone());
-    Ok(Variant { name, config: own, set, batch, note: None })
+    Ok(Variant { name, plan, set, batch, note: None })
 }
 
 /// Notes which variants change nothing, and which repeat another variant's training.
 fn note_effects(variants: &mut [Variant], config: &Config, ground: Ground) {
     let form = |config: &Config| {
-        let config = config.clone().for_ranks(ground.ranks).ok()?;
-        let batch = GlobalBatch::new(&config, ground.samples, ground.ranks).ok()?;
-        Some(effect(&config, ground, &batch))
+        let plan = Plan::new(config.clone(), ground.ranks).ok()?;
+        let batch = GlobalBatch::new(&plan, ground.samples).ok()?;
+        Some(effect(&plan, ground, &batch))
     };
     let configured = form(config); // `None`: invalid without a variant's settings
-    let forms: Vec<Config> = variants.iter().map(|variant| effect(&variant.config, ground, &variant.batch)).collect();
+    let forms: Vec<Config> = variants.iter().map(|variant| effect(&variant.plan, ground, &variant.batch)).collect();
     for index in 0..variants.len() {
         let unchanged = !variants[index].set.is_empty() && configured.as_ref() == Some(&forms[index]);
         let twin = forms[..index].iter().position(|other| *other == forms[index]);
@@ -154,8 +154,8 @@ pub fn schema() -> Schema<Variant> {
     Schema::new("variants", "row")
         .text(&definitions::VARIANT, |variant: &Variant| variant.name.clone())
         .text(("set", "1", "changes to the configuration"), Variant::changes)
-        .count(("batch_per_rank", "1", "samples per rank and batch"), |variant| variant.config.train.batch_per_rank)
-        .count(("accumulate", "1", "batches per step"), |variant| variant.config.train.accumulate)
+        .count(("batch_per_rank", "1", "samples per rank and batch"), |variant| variant.plan.train.batch_per_rank)
+        .count(("accumulate", "1", "batches per step"), |variant| variant.plan.train.accumulate)
         .count(("global_batch", "1", "samples of a full step over all ranks"), |variant| variant.batch.samples)
         .text(("note", "1", "whether the changes have an effect of their own; - if they have"), |variant| {
             variant.note.clone().unwrap_or_else(|| "-".into())
@@ -181,7 +181,7 @@ mod tests {
     fn variants_are_checked_and_take_their_batch_from_the_ranks() {
         let config = study(&(variant("a", &[]) + &variant("b", &["train.global_batch=1024", "train.accumulate=2"])));
         let found = variants(&config, GROUND).unwrap();
-        let batches = [0, 1].map(|index: usize| (found[index].config.train.batch_per_rank, found[index].batch.samples));
+        let batches = [0, 1].map(|index: usize| (found[index].plan.train.batch_per_rank, found[index].batch.samples));
         assert_eq!(batches, [(64, 256), (128, 1024)]);
         assert!(found.iter().all(|variant| variant.note.is_none()));
     }

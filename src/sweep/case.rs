@@ -1,6 +1,6 @@
 //! The cases of a sweep.
 
-use crate::config::{Config, ModelName, Timing, repeated};
+use crate::config::{self, ModelName, Timing, repeated};
 use crate::error::{Error, Result};
 
 /// One case of a sweep: network, ranks, batch and timing.
@@ -24,13 +24,12 @@ impl Case {
     }
 }
 
-/// Lists all cases of the configuration on `world_size` ranks, in an order that depends on nothing else. Default batch sizes go
-/// up to `samples`, the size of the training set.
+/// Lists all cases of `sweep` on `world_size` ranks, of `model` unless it names networks itself, in an order that depends on nothing
+/// else. Default batch sizes go up to `samples`, the size of the training set.
 ///
 /// # Errors
 /// `sweep.ranks` holds more ranks than the job has, or a list holds a value twice.
-pub fn cases(config: &Config, world_size: usize, samples: usize) -> Result<Vec<Case>> {
-    let sweep = &config.sweep;
+pub fn cases(sweep: &config::Sweep, model: ModelName, world_size: usize, samples: usize) -> Result<Vec<Case>> {
     let refuse = |key: &str, value: String, expected: String| {
         Err(Error::ConfigValue { place: "sweep".into(), key: key.into(), value, expected })
     };
@@ -46,7 +45,7 @@ pub fn cases(config: &Config, world_size: usize, samples: usize) -> Result<Vec<C
     if let Some((key, value)) = twice.into_iter().find_map(|(key, value)| value.map(|value| (key, value))) {
         return refuse(key, value, "is listed twice: list each once".into());
     }
-    let models = if sweep.model.is_empty() { vec![config.model.name] } else { sweep.model.clone() };
+    let models = if sweep.model.is_empty() { vec![model] } else { sweep.model.clone() };
     let batches = if sweep.batch_per_rank.is_empty() { default_batches(samples) } else { sweep.batch_per_rank.clone() };
     let ranks = if sweep.ranks.is_empty() { powers_of_two(world_size) } else { sweep.ranks.clone() };
     let mut cases = Vec::new();
@@ -78,10 +77,11 @@ fn powers_of_two(most: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn the_default_is_every_power_of_two_and_batches_up_to_the_data_set() {
-        let cases = cases(&Config::default(), 6, 10_000).unwrap();
+        let cases = cases(&config::Sweep::default(), ModelName::Net, 6, 10_000).unwrap();
         let of = |ranks: usize, batch: usize| {
             cases.iter().filter(|case| case.ranks == ranks && case.batch_per_rank == batch).count()
         };
@@ -95,7 +95,8 @@ mod tests {
     fn what_cannot_be_measured_is_refused_by_name() {
         let cases_of = |overrides: &[&str]| {
             let overrides: Vec<String> = overrides.iter().map(|given| given.to_string()).collect();
-            cases(&Config::load(None, &overrides).unwrap(), 2, 1000).map_err(|error| error.to_string())
+            cases(&Config::load(None, &overrides).unwrap().sweep, ModelName::Net, 2, 1000)
+                .map_err(|error| error.to_string())
         };
         assert!(cases_of(&["sweep.ranks=[1, 4]"]).unwrap_err().contains("the job has 2 ranks"));
         for (set, named) in [
@@ -112,7 +113,7 @@ mod tests {
     #[test]
     fn no_case_is_left_out_for_lack_of_samples() {
         let overrides = ["sweep.batch_per_rank=[900, 4000]".to_owned()];
-        let cases = cases(&Config::load(None, &overrides).unwrap(), 2, 1000).unwrap();
+        let cases = cases(&Config::load(None, &overrides).unwrap().sweep, ModelName::Net, 2, 1000).unwrap();
         assert_eq!(cases.len(), 8); // 2 batches x 2 rank counts x 2 timings
         assert_eq!(cases.iter().map(Case::global_batch).max(), Some(8000));
         assert_eq!(default_batches(20), [32]);

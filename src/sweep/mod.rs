@@ -1,10 +1,10 @@
 //! `hpml sweep`: one job measures every case of network x batch per rank x ranks x timing mode. In: the `[sweep]` section.
 //! Out: a run file with every counted step of every rank in `/steps`, the bare all-reduce of each rank count in
-//! `/allreduce`, and in `/scaling` a row a case, which is made of those two alone.
+//! `/allreduce`, and one row per case in `/scaling`, computed from those two alone.
 //!
-//! A case with fewer ranks than the job runs on the first of them while the others sleep. It is visited several times in
-//! a changing order, so that a machine that slows down meanwhile does not look like scaling. After each visit the file
-//! is whole: a sweep that was cut goes on from there with `--resume`.
+//! A case with fewer ranks than the job runs on the first of them while the others sleep. Each case is visited several times, in
+//! a changing order, so that a machine that slows down meanwhile does not look like scaling. The file is complete after each
+//! visit: an interrupted sweep resumes from there.
 
 mod case;
 mod memory;
@@ -19,13 +19,12 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::allreduce::{self, Bench, Budget};
-use crate::cli;
 use crate::collective::{Communicator, WaitPolicy};
-use crate::config::{Config, ModelName};
+use crate::config::{Config, ModelName, Plan};
 use crate::data::{self, Datasets};
 use crate::error::Result;
 use crate::launch::Job;
-use crate::output;
+use crate::output::{self, Destination};
 use crate::report;
 use crate::table::Table;
 use crate::units::{Bytes, format_seconds};
@@ -39,39 +38,42 @@ pub fn empty_tables() -> Vec<Table> {
     vec![scaling::schema(true).table(&[]), record::steps().table(&[])]
 }
 
-/// Measures all cases that are not in the file yet.
-pub fn run(config: &Config, job: &Job, args: &cli::Sweep) -> Result<()> {
-    let datasets = job.agree(data::open(config))?;
-    let cases = job.agree(case::cases(config, job.world_size, datasets.train.len()))?;
+/// Measures all cases of the plan into the run file at `destination`; to `resume` only those that it lacks. A collective.
+///
+/// # Errors
+/// The cases do not suit the ranks, the file cannot be written or is of another sweep, or a rank fails.
+pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> Result<()> {
+    let datasets = job.agree(data::open(&plan.data))?;
+    let cases = job.agree(case::cases(&plan.sweep, plan.model.name, job.world_size, datasets.train.len()))?;
     let stem = format!("scaling-{}ranks", job.world_size);
-    let owner = output::claim(job, args.out.as_deref(), &stem, args.force)?;
-    let opened = owner.map(|owner| Record::open(owner, args, config, job, &datasets, &cases));
+    let owner = output::claim(job, destination, &stem)?;
+    let opened = owner.map(|owner| Record::open(owner, destination.force, resume, plan, job, &datasets, &cases));
     let mut record = job.agree(opened.transpose())?;
     if let Some(record) = &record {
-        print_header(config, job, &datasets, &cases, record);
+        print_header(plan, job, &datasets, &cases, record);
     }
     let groups = groups(job, &cases)?;
-    measure_all_reduce(config, job, &cases, &groups, &mut record)?;
-    for round in 0..config.sweep.rounds {
-        for number in order(&cases, round, config.run.seed) {
+    measure_all_reduce(plan, job, &cases, &groups, &mut record)?;
+    for round in 0..plan.sweep.rounds {
+        for number in order(&cases, round, plan.run.seed) {
             let case = &cases[number];
-            let wanted = record.as_ref().is_some_and(|record| record.wants(number, round, config.sweep.precision));
+            let wanted = record.as_ref().is_some_and(|record| record.wants(number, round, plan.sweep.precision));
             if job.from_root([f64::from(wanted)])? == [0.0] {
                 continue;
             }
             let needed = record.as_ref().map_or(0, |record| record.memory_for(number));
             let [needed] = job.from_root([needed as f64])?;
             let group = groups.get(&case.ranks).expect("a group for every rank count");
-            let seconds = config.sweep.seconds / config.sweep.rounds as f64;
+            let seconds = plan.sweep.seconds / plan.sweep.rounds as f64;
             let outcome = match group {
-                Some(group) => Some(visit(case, config, job, group, &datasets.train, needed as Bytes, seconds)?),
+                Some(group) => Some(visit(case, plan, job, group, &datasets.train, needed as Bytes, seconds)?),
                 None => None,
             };
             if let (Some(record), Some(outcome)) = (&mut record, outcome) {
                 record.add(number, round, outcome)?;
-                log_visit(record, number, round, config.sweep.rounds);
+                log_visit(record, number, round, plan.sweep.rounds);
             }
-            // Ranks that had no part in it sleep here.
+            // Ranks that are not in the group sleep here.
             job.communicator.patient_barrier(WaitPolicy::Idle)?;
         }
     }
@@ -82,7 +84,7 @@ pub fn run(config: &Config, job: &Job, args: &cli::Sweep) -> Result<()> {
     Ok(())
 }
 
-/// The first ranks of the job for each rank count; `None` on a rank that is not among them.
+/// Communicators over the first ranks of the job, one per rank count; `None` on a rank that is not among those.
 fn groups(job: &Job, cases: &[Case]) -> Result<BTreeMap<usize, Option<Arc<Communicator>>>> {
     let mut counts: Vec<usize> = cases.iter().map(|case| case.ranks).collect();
     counts.sort_unstable();
@@ -95,9 +97,9 @@ fn groups(job: &Job, cases: &[Case]) -> Result<BTreeMap<usize, Option<Arc<Commun
     Ok(groups)
 }
 
-/// The bare collective on every rank count: the yardstick of the bandwidth in training, and what a prediction is made of.
+/// Measures the bare all-reduce on every rank count, for comparison with the bandwidth in training, and for predictions.
 fn measure_all_reduce(
-    config: &Config,
+    plan: &Plan,
     job: &Job,
     cases: &[Case],
     groups: &BTreeMap<usize, Option<Arc<Communicator>>>,
@@ -111,14 +113,16 @@ fn measure_all_reduce(
     let mut elements: Vec<usize> = SIZES.iter().map(|bytes| bytes / size_of::<f32>()).collect();
     let mut models: Vec<ModelName> = cases.iter().map(|case| case.model).collect();
     models.dedup();
-    elements.extend(models.into_iter().map(|model| visit::new_model(config, model).parameter_count()));
+    elements
+        .extend(models.into_iter().map(|model| visit::new_model(&plan.model, model, plan.run.seed).parameter_count()));
     elements.sort_unstable();
     elements.dedup();
     let mut rows = Vec::new();
     for (&ranks, group) in groups.iter().filter(|(ranks, _)| **ranks > 1) {
         if let Some(group) = group {
             let largest = *elements.last().expect("there are sizes");
-            let mut bench = Bench::<f32>::new(group, job.target, config.parallel.all_reduce, largest, config)?;
+            let mut bench =
+                Bench::<f32>::new(group, job.target, plan.parallel.all_reduce, largest, plan.launch.comm_timeout())?;
             for &elements in &elements {
                 rows.push(bench.measure(group, elements, &Budget { seconds: 0.2, iterations: 0 })?);
             }
@@ -134,8 +138,8 @@ fn measure_all_reduce(
     }
 }
 
-/// The cases of one round. The first goes from small batches to large ones, which tells how much memory the next needs;
-/// the others are shuffled.
+/// Order of the cases in a round. The first round goes from small batches to large ones, so that the memory of a case can be
+/// extrapolated from smaller ones; the other rounds are shuffled.
 fn order(cases: &[Case], round: usize, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..cases.len()).collect();
     if round == 0 {

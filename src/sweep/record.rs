@@ -6,8 +6,7 @@ use std::path::Path;
 use super::scaling::{self, Measurement, Row, Status};
 use super::visit::{GpuUse, Outcome};
 use super::{Case, memory};
-use crate::cli;
-use crate::config::Config;
+use crate::config::{Config, Plan};
 use crate::data::Datasets;
 use crate::environment;
 use crate::error::{Error, Result};
@@ -41,26 +40,28 @@ struct About {
 }
 
 impl Record {
-    /// A new file, or with `--resume` the one that is there.
+    /// A new file, or to `resume` the one that is there.
     pub(super) fn open(
         owner: Owner,
-        args: &cli::Sweep,
-        config: &Config,
+        force: bool,
+        resume: bool,
+        plan: &Plan,
         job: &Job,
         datasets: &Datasets,
         cases: &[Case],
     ) -> Result<Record> {
         let out = owner.target().to_owned();
-        let resumed = args.resume && out.exists();
+        let resumed = resume && out.exists();
         if resumed {
-            same_sweep(&out, config, job)?;
+            same_sweep(&out, plan, job)?;
         }
         let environment = environment::attributes(job, Some(datasets));
         let (identity, ranks) = (Identity::new(FileKind::Sweep), vec![environment::table(job)]);
         let mut file = match resumed {
             true => RunFile::open_owned(owner)?,
-            false => RunFile::create_owned(owner, args.force, identity, config, environment, ranks)?,
+            false => RunFile::create_owned(owner, force, identity, plan, environment, ranks)?,
         };
+        file.set_written(plan.as_written());
         file.set_warnings(job.warnings());
         let (cases, samples) = (cases.to_vec(), datasets.train.len());
         let about = vec![About::default(); cases.len()];

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{Case, memory};
 use crate::collective::{Combine, Communicator};
-use crate::config::{Config, ModelName};
+use crate::config::{self, Config, ModelName, Plan};
 use crate::data::{BatchPlan, Dataset, Feed, Sampler};
 use crate::device::{GpuMonitor, Reading, StepRecorder, Target};
 use crate::error::Result;
@@ -70,15 +70,17 @@ impl GpuUse {
 /// Visits `case` on the ranks of `group` (all of them call this). `needed` is the memory a rank probably takes, 0 if unknown.
 pub(super) fn visit(
     case: &Case,
-    config: &Config,
+    plan: &Plan,
     job: &Job,
     group: &Arc<Communicator>,
     dataset: &Arc<Dataset>,
     needed: Bytes,
     seconds: Second,
 ) -> Result<Outcome> {
-    let mut config = config.clone();
-    (config.model.name, config.metrics.timing) = (case.model, case.timing);
+    let plan = plan.adapted(|config| {
+        config.model = model_of(&config.model, case.model);
+        config.metrics.timing = case.timing;
+    })?;
     let host = &job.places[job.rank].host;
     let sharing = job.places[..case.ranks].iter().filter(|place| place.host == *host).count();
     // A tenth is left to other processes.
@@ -97,15 +99,15 @@ pub(super) fn visit(
     }
 
     memory::forget_peak();
-    let mut replica = Replica::new(new_model(&config, case.model), job.target, group.clone(), &config)?;
+    let mut replica = Replica::new(Model::new(&plan.model, plan.run.seed), job.target, group.clone(), &plan)?;
     let feed = Feed::new(dataset.clone(), job.target.own_memory());
     (outcome.gradient_bytes, outcome.overlaps) = (replica.gradient_bytes(), replica.overlaps());
-    let warmup = config.metrics.warmup_steps.max(1);
-    let plan = plan(case, &config, group.rank(), dataset.len(), warmup + MOST_STEPS);
+    let warmup = plan.metrics.warmup_steps.max(1);
+    let batches = batches(case, &plan, group.rank(), dataset.len(), warmup + MOST_STEPS);
     // One step without communication first, on which no rank waits, so that running out of memory is a result and not a failure.
     // A GPU always reports a lack of memory, and each batch size would have cuDNN try its algorithms.
     let step_by_step = needed == 0 && !matches!(job.target, Target::Gpu { .. });
-    let fits = fits_alone(&mut replica, &plan.indices[..case.batch_per_rank], &config, &feed, room, step_by_step);
+    let fits = fits_alone(&mut replica, &batches.indices[..case.batch_per_rank], &plan.data, &feed, room, step_by_step);
     if any(group, !fits)? {
         outcome.peak_memory = memory::peak();
         drop(replica);
@@ -113,11 +115,11 @@ pub(super) fn visit(
         return Ok(outcome);
     }
 
-    let mut optimizer = Optimizer::new(&replica.state, &config.optim);
-    let mut batches = feed.batches(plan, loader_options(&config, &replica, None));
+    let mut optimizer = Optimizer::new(replica.state(), &plan.optim);
+    let mut batches = feed.batches(batches, loader_options(&plan.data, &replica, None));
     let sizes = [case.batch_per_rank];
     let mut step =
-        |replica: &mut Replica| timed_step(&mut batches, &sizes, replica, &mut optimizer, case.ranks, config.train.lr);
+        |replica: &mut Replica| timed_step(&mut batches, &sizes, replica, &mut optimizer, case.ranks, plan.train.lr);
     let started = Instant::now();
     let mut warm = 0.0;
     for done in 1..=warmup {
@@ -171,7 +173,7 @@ pub(super) fn visit(
 fn fits_alone(
     replica: &mut Replica,
     indices: &[u32],
-    config: &Config,
+    data: &config::Data,
     feed: &Feed,
     room: Bytes,
     step_by_step: bool,
@@ -184,7 +186,7 @@ fn fits_alone(
             return false;
         }
         let plan = BatchPlan { indices: indices[..size].to_vec(), sizes: vec![size] };
-        let batch = feed.batches(plan, loader_options(config, replica, None)).next();
+        let batch = feed.batches(plan, loader_options(data, replica, None)).next();
         let batch = batch.expect("a plan of one batch");
         sys::give_back_freed_memory();
         memory::forget_peak();
@@ -197,15 +199,19 @@ fn fits_alone(
     true
 }
 
-/// Network of a case, with PyTorch's initial values.
-pub(super) fn new_model(config: &Config, name: ModelName) -> Model {
-    let bias = config.model.bias && name == ModelName::Net;
-    Model::new(&crate::config::Model { name, bias, ..config.model.clone() }, config.run.seed)
+/// The network of a case, with PyTorch's initial values.
+pub(super) fn new_model(model: &config::Model, name: ModelName, seed: u64) -> Model {
+    Model::new(&model_of(model, name), seed)
+}
+
+/// The `[model]` section of a case whose network is `name`.
+fn model_of(model: &config::Model, name: ModelName) -> config::Model {
+    config::Model { name, bias: model.bias && name == ModelName::Net, ..model.clone() }
 }
 
 /// Plans full batches over consecutive epochs: a batch may span the end of one epoch and the start of the next or, for a small
 /// data set, several whole epochs.
-fn plan(case: &Case, config: &Config, rank: usize, samples: usize, steps: usize) -> BatchPlan {
+fn batches(case: &Case, config: &Config, rank: usize, samples: usize, steps: usize) -> BatchPlan {
     let mut sampler = Sampler::new(samples, case.ranks, rank, config.data.shuffle, false, config.run.seed);
     let mut indices = Vec::new();
     for epoch in 0.. {
@@ -242,7 +248,7 @@ mod tests {
     fn a_plan_has_full_batches_over_as_many_epochs_as_it_takes() {
         let case = Case { model: ModelName::Net, ranks: 2, batch_per_rank: 4, timing: Timing::Overlap };
         for samples in [21, 5, 1] {
-            let plan = plan(&case, &Config::default(), 1, samples, 5);
+            let plan = batches(&case, &Config::default(), 1, samples, 5);
             assert_eq!(plan.sizes, [4; 5]);
             assert!(plan.indices.iter().all(|&index| (index as usize) < samples));
         }

@@ -1,5 +1,5 @@
-//! When a training is saved, and when it stops: by the clock, by epochs, by a signal. All ranks decide together, at the
-//! same step. The file is written on a thread of its own; the step waits for the copy only.
+//! When a training is saved and when it stops: by the clock, by epochs, by a signal. All ranks decide together, at the same step.
+//! The file is written on a thread of its own; the step waits for the copy only.
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -13,17 +13,18 @@ use crate::metrics::Kind;
 use crate::store::{CheckpointFolder, Resumable, Written};
 use crate::units::{format_bytes, format_seconds};
 
-/// The ranks ask each other about signals and the clock so often, and after every step that takes longer.
+/// Interval at which the ranks ask each other about signals and the clock; steps that take longer are each followed by a
+/// question.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
-/// What to do after a step.
+/// Next action of a training after a step, the same on all ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The next step.
-    GoOn,
-    /// Save, then the next step.
+pub enum Decision {
+    /// Take the next step.
+    Continue,
+    /// Save, then take the next step.
     Save,
-    /// Save and end: this signal has come.
+    /// Save and end: the signal of this number has come.
     Stop(usize),
 }
 
@@ -32,19 +33,19 @@ pub struct Checkpoints {
     every: Option<Duration>,
     every_epochs: usize,
     signals: Option<Signals>,
-    /// On rank 0, while nothing is being written.
+    /// Folder of the checkpoints, on rank 0 while no file is being written.
     folder: Option<CheckpointFolder>,
     writing: Option<Writing>,
     saved: Instant,
-    /// When the ranks last asked, and before which step.
+    /// Time of the ranks' last question, and the step that it came before.
     asked: Option<(Instant, usize)>,
     ask_at: usize,
-    /// The last that is safe.
+    /// Newest checkpoint that is written and complete.
     last: Option<PathBuf>,
 }
 
 impl Checkpoints {
-    /// None, and signals do what they always do.
+    /// No checkpoints; signals end the process, as they do by default.
     pub fn none() -> Checkpoints {
         Checkpoints {
             every: None,
@@ -59,7 +60,11 @@ impl Checkpoints {
         }
     }
 
-    /// As configured, into `folder`, which rank 0 gives. Signals are listened to from now on.
+    /// Checkpoints as configured, in the `folder` that rank 0 gives; `last` is the newest one there. From now on signals are
+    /// caught.
+    ///
+    /// # Errors
+    /// [`Error::Signals`] if signals cannot be caught.
     pub fn new(
         config: &config::Checkpoint,
         folder: Option<CheckpointFolder>,
@@ -68,7 +73,7 @@ impl Checkpoints {
         let signals = Signals::listen().map_err(|error| Error::Signals { reason: error.to_string() })?;
         let seconds = 60.0 * config.every_minutes;
         Ok(Checkpoints {
-            // What is too long for a clock is never.
+            // An interval too long for a clock is none.
             every: Duration::try_from_secs_f64(seconds).ok().filter(|every| !every.is_zero()),
             every_epochs: config.every_epochs,
             signals: Some(signals),
@@ -78,34 +83,41 @@ impl Checkpoints {
         })
     }
 
-    /// After the step before `step`; a collective, which ranks enter at the same steps.
-    pub fn after_step(&mut self, job: &Job, step: usize) -> Result<Verdict> {
+    /// Decides between two steps, before `step`. A collective, which the ranks enter at the same steps.
+    ///
+    /// # Errors
+    /// A rank is gone.
+    pub fn after_step(&mut self, job: &Job, step: usize) -> Result<Decision> {
         if self.signals.is_none() || step < self.ask_at {
-            return Ok(Verdict::GoOn);
+            return Ok(Decision::Continue);
         }
         self.ask(job, step, false)
     }
 
-    /// After so many epochs, before `step`; a collective.
-    pub fn after_epoch(&mut self, job: &Job, epochs: usize, step: usize) -> Result<Verdict> {
+    /// Decides after `epochs` epochs, before `step`. A collective.
+    ///
+    /// # Errors
+    /// A rank is gone.
+    pub fn after_epoch(&mut self, job: &Job, epochs: usize, step: usize) -> Result<Decision> {
         if self.signals.is_none() {
-            return Ok(Verdict::GoOn);
+            return Ok(Decision::Continue);
         }
         self.ask(job, step, self.every_epochs > 0 && epochs.is_multiple_of(self.every_epochs))
     }
 
-    fn ask(&mut self, job: &Job, step: usize, due: bool) -> Result<Verdict> {
+    fn ask(&mut self, job: &Job, step: usize, due: bool) -> Result<Decision> {
         if self.writing.as_ref().is_some_and(|writing| writing.thread.is_finished()) {
             self.collect();
         }
         let signal = self.signals.as_ref().map_or(0, Signals::received);
-        // Rank 0's clock decides. A file that is still being written is waited for by the next question, not by the step.
+        // Rank 0's clock decides. While a file is being written the answer is no: the next question comes soon enough, and no
+        // step waits.
         let timely = self.every.is_some_and(|every| self.saved.elapsed() >= every) && self.writing.is_none();
         let steps = match self.asked {
             Some((before, first)) if step > first => {
                 ASK_EVERY.as_secs_f64() * (step - first) as f64 / before.elapsed().as_secs_f64()
             }
-            _ => 1.0, // nothing is known of the time of a step
+            _ => 1.0, // the time of a step is not known yet
         };
         let steps = steps.clamp(1.0, 1000.0).floor();
         let mut answers = [signal as f64, f64::from(job.is_root() && timely), if job.is_root() { steps } else { 0.0 }];
@@ -114,13 +126,14 @@ impl Checkpoints {
         self.asked = Some((Instant::now(), step));
         self.ask_at = step + steps;
         Ok(match signal {
-            0 if due || timely > 0 => Verdict::Save,
-            0 => Verdict::GoOn,
-            signal => Verdict::Stop(signal),
+            0 if due || timely > 0 => Decision::Save,
+            0 => Decision::Continue,
+            signal => Decision::Stop(signal),
         })
     }
 
-    /// Writes what rank 0 gives, on another thread; waits only if the one before is still being written.
+    /// Writes the `content` that rank 0 gives, on another thread; waits only for a file that is still being written. `copied` is
+    /// the time that the copy took.
     pub fn write(&mut self, step: usize, content: Option<Resumable>, copied: Duration) {
         self.saved = Instant::now();
         self.collect();
@@ -129,9 +142,10 @@ impl Checkpoints {
         }
     }
 
-    /// Waits for the file that is being written. On rank 0 the newest that is safe.
+    /// Waits for the file that is being written. Returns the newest complete checkpoint, on rank 0.
     ///
-    /// Error: it could not be written.
+    /// # Errors
+    /// The file could not be written.
     pub fn finish(&mut self) -> Result<Option<&Path>> {
         match self.collect() {
             Some(error) => Err(error),
@@ -139,15 +153,15 @@ impl Checkpoints {
         }
     }
 
-    /// The training stops: until the process has ended, its status is its own whatever signals come.
+    /// Ignores further signals until the process has ended, so that its exit status is the one of the stopped training.
     pub fn stopping(&mut self) {
         if let Some(signals) = self.signals.take() {
             signals.keep();
         }
     }
 
-    /// Waits for the file that is being written, if there is one. One that failed is told, and the training goes on: the one
-    /// before is still there, and there may be room again.
+    /// Waits for the file that is being written, if there is one. A failure is logged and the training continues: the checkpoint
+    /// before is still there, and the disk may have room again.
     fn collect(&mut self) -> Option<Error> {
         let Writing { step, copied, thread } = self.writing.take()?;
         let outcome = thread.join().expect("a panic ends the job");
@@ -165,20 +179,22 @@ impl Checkpoints {
                 None
             }
             Err(error) => {
-                log::error!("no checkpoint of step {step}: {error}");
+                log::error!(
+                    "checkpoint of step {step} not written: {error}; training continues, and the checkpoint before it stays"
+                );
                 Some(error)
             }
         }
     }
 }
 
-/// The error with which a training ends that was stopped.
+/// Error with which a training ends that `signal` has stopped before `step`, with its last `checkpoint`.
 pub fn stopped(signal: usize, step: usize, checkpoint: Option<&Path>) -> Error {
     let checkpoint = checkpoint.map(Path::to_owned).unwrap_or_default();
     Error::Stopped { signal: signal_name(signal), step, checkpoint }
 }
 
-/// A file on its way to the disk.
+/// Checkpoint that a thread is writing.
 struct Writing {
     step: usize,
     copied: Duration,

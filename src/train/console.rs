@@ -31,7 +31,7 @@ pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &R
     println!(
         "# model {}: {} parameters, {} of gradients in {} bucket(s); batch_per_rank {}{accumulated}, global batch {}",
         config.model.name.as_str(),
-        replica.model.parameter_count(),
+        replica.model().parameter_count(),
         format_bytes(replica.gradient_bytes()),
         replica.buckets().len(),
         config.train.batch_per_rank,

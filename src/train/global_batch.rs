@@ -1,48 +1,49 @@
-//! Samples of an optimizer step: the one place that works them out, for the header, the schedule, checkpoints, studies and the
-//! run file. In: the configuration, the size of the training set, the ranks. Out: a [`GlobalBatch`].
+//! Samples of an optimizer step, computed in this one place for the header, the schedule, checkpoints, studies and the run file.
+//! In: the plan, the size of the training set. Out: a [`GlobalBatch`].
 
-use crate::config::Config;
+use crate::config::Plan;
 use crate::data::samples_per_rank;
 use crate::error::{Error, Result};
 
-/// How an epoch is cut into optimizer steps.
+/// Division of an epoch into optimizer steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GlobalBatch {
-    /// Samples of a full step over all ranks, as drawn: the sampler's padding counts, and no step has more than an epoch.
+    /// Samples of a full step over all ranks, as drawn: with the sampler's padding, and at most an epoch.
     pub samples: usize,
-    /// `train.batch_per_rank` x `train.accumulate` x ranks, of which the data may give less.
-    pub asked: usize,
-    /// Optimizer steps of an epoch; the last one may have fewer samples.
+    /// `train.batch_per_rank` x `train.accumulate` x ranks; `samples` is less if the data have fewer.
+    pub configured: usize,
+    /// Optimizer steps per epoch; the last one may have fewer samples.
     pub steps_per_epoch: usize,
-    /// Samples that each rank draws in an epoch.
+    /// Samples that each rank draws per epoch.
     pub epoch_per_rank: usize,
     data: usize,
     ranks: usize,
 }
 
 impl GlobalBatch {
-    /// The steps of `ranks` ranks on `data` training samples.
+    /// The steps of `plan`'s ranks on `data` training samples.
     ///
     /// # Errors
-    /// `train.global_batch` is more than the training set, or `data.drop_last` leaves no sample.
-    pub fn new(config: &Config, data: usize, ranks: usize) -> Result<GlobalBatch> {
+    /// [`Error::ConfigValue`] if `train.global_batch` is more than the training set, or `data.drop_last` leaves no sample.
+    pub fn new(plan: &Plan, data: usize) -> Result<GlobalBatch> {
+        let ranks = plan.world_size();
         let refuse = |key: &str, value: String, expected: String| {
             Err(Error::ConfigValue { place: "data".into(), key: key.into(), value, expected })
         };
-        let epoch_per_rank = samples_per_rank(data, ranks, config.data.drop_last);
+        let epoch_per_rank = samples_per_rank(data, ranks, plan.data.drop_last);
         if epoch_per_rank == 0 {
-            // With drop_last and fewer samples than ranks, as in PyTorch; a run without a step is nobody's wish.
+            // drop_last with fewer samples than ranks: PyTorch would train no step and say nothing.
             let expected = format!("{data} samples on {ranks} ranks leave none: use fewer ranks");
             return refuse("data.drop_last", "true".into(), expected);
         }
-        if config.train.global_batch > data {
+        if plan.train.global_batch > data {
             let expected = format!("there are {data} training samples: lower it, or take more (data.train_samples)");
-            return refuse("train.global_batch", config.train.global_batch.to_string(), expected);
+            return refuse("train.global_batch", plan.train.global_batch.to_string(), expected);
         }
-        let per_rank = config.train.batch_per_rank * config.train.accumulate;
+        let per_rank = plan.train.batch_per_rank * plan.train.accumulate;
         Ok(GlobalBatch {
             samples: per_rank.min(epoch_per_rank) * ranks,
-            asked: per_rank * ranks,
+            configured: per_rank * ranks,
             steps_per_epoch: epoch_per_rank.div_ceil(per_rank),
             epoch_per_rank,
             data,
@@ -50,21 +51,21 @@ impl GlobalBatch {
         })
     }
 
-    /// Whether one step takes the whole epoch.
+    /// Whether one step takes a whole epoch.
     pub fn is_whole_epoch(&self) -> bool {
         self.steps_per_epoch == 1
     }
 
-    /// The reason if the data give less than was configured, or a step has samples twice.
+    /// Message for the user if the data have fewer samples than a configured step, or a step has samples twice.
     pub fn note(&self) -> Option<String> {
-        let GlobalBatch { samples, asked, data, ranks, epoch_per_rank, .. } = self;
+        let GlobalBatch { samples, configured, data, ranks, epoch_per_rank, .. } = self;
         let again = match samples.saturating_sub(*data) {
             0 => String::new(),
             again => format!(", {again} of them drawn again within the step"),
         };
-        if asked > samples {
+        if configured > samples {
             return Some(format!(
-                "global batch {samples}, not {asked}: an epoch of {data} samples gives each of {ranks} rank(s) \
+                "global batch {samples}, not {configured}: an epoch of {data} samples gives each of {ranks} rank(s) \
                  {epoch_per_rank}{again}; lower train.batch_per_rank, or take more samples"
             ));
         }
@@ -75,11 +76,12 @@ impl GlobalBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::data::{BatchPlan, Sampler};
 
     fn of(set: &[&str], data: usize, ranks: usize) -> Result<GlobalBatch> {
         let set: Vec<String> = set.iter().map(|text| text.to_string()).collect();
-        GlobalBatch::new(&Config::load(None, &set).unwrap().for_ranks(ranks)?, data, ranks)
+        GlobalBatch::new(&Plan::new(Config::load(None, &set).unwrap(), ranks)?, data)
     }
 
     #[test]
@@ -100,8 +102,8 @@ mod tests {
                 };
                 let first: usize = (0..ranks).map(|rank| steps(rank)[0]).sum();
                 assert_eq!((found.samples, found.steps_per_epoch), (first, steps(0).len()), "{set:?} {data} {ranks}");
-                assert!(found.samples <= found.asked);
-                assert_eq!(found.note().is_some(), found.samples < found.asked || found.samples > data);
+                assert!(found.samples <= found.configured);
+                assert_eq!(found.note().is_some(), found.samples < found.configured || found.samples > data);
             }
         }
     }

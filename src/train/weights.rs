@@ -1,4 +1,4 @@
-//! The model's state as named tensors, and back.
+//! State of the model as named tensors: into a checkpoint, out of one, and to all ranks.
 
 use std::path::Path;
 
@@ -9,11 +9,14 @@ use crate::model::{Model, Role};
 use crate::parallel::Replica;
 use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues};
 
-/// The model with PyTorch's names, shapes and order, ready for `load_state_dict`.
+/// State of the model after `epochs` epochs and `steps` steps, with PyTorch's names, shapes and order: what `load_state_dict`
+/// reads.
 pub fn checkpoint(replica: &Replica, epochs: usize, steps: usize) -> Checkpoint {
-    let tensors = replica.model.state.iter().map(|entry| match entry.role {
-        // PyTorch counts the batches of each batch norm; all of ours have seen the same.
-        Role::Counter => NamedTensor::new(&entry.name, vec![], TensorValues::I64(vec![replica.state.batches_tracked])),
+    let tensors = replica.model().state.iter().map(|entry| match entry.role {
+        // PyTorch counts the batches of each batch norm; here all have seen the same.
+        Role::Counter => {
+            NamedTensor::new(&entry.name, vec![], TensorValues::I64(vec![replica.state().batches_tracked]))
+        }
         Role::Parameter | Role::Buffer => {
             let mut values = vec![0.0; entry.tensor.numel()];
             entry.tensor.detach().contiguous().copy_data(&mut values, entry.tensor.numel());
@@ -26,12 +29,12 @@ pub fn checkpoint(replica: &Replica, epochs: usize, steps: usize) -> Checkpoint 
     Checkpoint { tensors: tensors.collect(), attributes }
 }
 
-/// The first number of a checkpoint that is NaN or infinite, as in `fc1.weight[17] is NaN`.
+/// Name of the first value of a checkpoint that is NaN or infinite, as in `fc1.weight[17] is NaN`; `None` if all are finite.
 pub fn not_finite(checkpoint: &Checkpoint) -> Option<String> {
     checkpoint.tensors.iter().find_map(|tensor| {
         let TensorValues::F32(values) = &tensor.values else { return None };
-        // Pieces without a way out half-way, so that the compiler vectorises the one pass over memory.
-        let is_finite = |piece: &[f32]| piece.iter().fold(true, |so_far, value| so_far & value.is_finite());
+        // No early exit within a piece, so that the compiler vectorizes the one pass over memory.
+        let is_finite = |piece: &[f32]| piece.iter().fold(true, |all, value| all & value.is_finite());
         if values.chunks(1024).all(is_finite) {
             return None;
         }
@@ -40,7 +43,10 @@ pub fn not_finite(checkpoint: &Checkpoint) -> Option<String> {
     })
 }
 
-/// Gives every rank rank 0's, for work that all share: batch norm's statistics may be each rank's own.
+/// Broadcasts rank 0's values, for work that all ranks share: batch norm's statistics may differ between ranks.
+///
+/// # Errors
+/// A rank is gone.
 pub fn share(ranks: &Communicator, checkpoint: &mut Checkpoint) -> Result<()> {
     for tensor in &mut checkpoint.tensors {
         if let TensorValues::F32(values) = &mut tensor.values {
@@ -50,8 +56,10 @@ pub fn share(ranks: &Communicator, checkpoint: &mut Checkpoint) -> Result<()> {
     Ok(())
 }
 
-/// Copies tensors under PyTorch's names into the model, each of which must be there in the right shape. `path` and `group`
-/// are where they were read.
+/// Copies `tensors`, which have PyTorch's names, into the model. `path` and `group` tell where they were read.
+///
+/// # Errors
+/// [`Error::Dataset`] if a tensor of the model is missing or has another shape.
 pub fn load(model: &mut Model, tensors: &[NamedTensor], path: &Path, group: &str) -> Result<()> {
     for entry in model.state.iter_mut().filter(|entry| entry.role != Role::Counter) {
         let refuse = |message: String| Error::Dataset {

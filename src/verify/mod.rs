@@ -17,7 +17,7 @@ use tch::Tensor;
 
 use self::judgement::{Judgement, Reached, relative};
 use crate::collective::Combine;
-use crate::config::{BufferSync, Config, ModelName};
+use crate::config::{BufferSync, ModelName, Plan};
 use crate::data::{self, BatchPlan, Dataset, Feed};
 use crate::device::StepRecorder;
 use crate::error::{Error, Result};
@@ -93,16 +93,16 @@ pub fn conclude(job: &Job, result: Result<String>) -> Result<()> {
 ///
 /// # Errors
 /// A value is out of bounds, a model has no reference for this number of ranks, or a model could not be computed.
-pub fn run(config: &Config, job: &Job, path: &Path) -> Result<String> {
+pub fn run(plan: &Plan, job: &Job, path: &Path) -> Result<String> {
     let parities = job.agree(store::read_parity(path))?;
-    if config.data.folder().is_none() {
+    if plan.data.folder().is_none() {
         let mend = "give the CIFAR-10 folder that the parity file was made from with --data".into();
         job.agree(Err(Error::DataMissing { path: path.to_owned(), mend }))?;
     }
-    let datasets = job.agree(data::open(config))?;
+    let datasets = job.agree(data::open(&plan.data))?;
     let (mut passed, mut failures) = (Vec::new(), Vec::new());
     for parity in &parities {
-        let found = verify(config, job, parity, &datasets.train, path)?;
+        let found = verify(plan, job, parity, &datasets.train, path)?;
         if found.is_empty() {
             passed.push(format!("{} ({} steps)", parity.model, parity.input_sum.len()));
         }
@@ -114,45 +114,47 @@ pub fn run(config: &Config, job: &Job, path: &Path) -> Result<String> {
 }
 
 /// Verifies one model. Returns descriptions of what is out of bounds, identical on all ranks.
-fn verify(config: &Config, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: &Path) -> Result<Vec<String>> {
-    let mut config = config.clone();
-    config.model.name = job.agree(model_name(parity, path))?;
-    config.model.bias = parity.init.iter().any(|tensor| tensor.name == "fc3.bias");
-    (config.data.mean, config.data.std) = (parity.mean, parity.std);
-    config.optim.momentum = parity.momentum;
-    config.optim.weight_decay = 0.0;
-    let mut model = Model::new(&config.model, parity.seed);
+fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: &Path) -> Result<Vec<String>> {
+    let name = job.agree(model_name(parity, path))?;
+    let settings = job.agree(plan.adapted(|config| {
+        config.model.name = name;
+        config.model.bias = parity.init.iter().any(|tensor| tensor.name == "fc3.bias");
+        (config.data.mean, config.data.std) = (parity.mean, parity.std);
+        config.optim.momentum = parity.momentum;
+        config.optim.weight_decay = 0.0;
+    }))?;
+    let mut model = Model::new(&settings.model, parity.seed);
     if !parity.init.is_empty() {
         job.agree(load(&mut model, &parity.init, path, "init"))?;
     }
     let has_batch_norm = model.state.iter().any(|entry| entry.role == Role::Buffer);
     // Number of sample groups over which batch norm takes separate statistics.
-    let groups = if has_batch_norm && config.parallel.buffers != BufferSync::Sync { job.world_size } else { 1 };
+    let groups = if has_batch_norm && settings.parallel.buffers != BufferSync::Sync { job.world_size } else { 1 };
     let Some(reference) = parity.references.iter().find(|reference| reference.ranks == groups) else {
         return Ok(vec![no_reference(parity, groups, path)]);
     };
     job.agree(same_parameters(&model, parity, reference, path))?;
 
-    let mut replica = Replica::new(model, job.target, job.communicator.clone(), &config)?;
-    let mut optimizer = Optimizer::new(&replica.state, &config.optim);
-    let initial: Vec<Tensor> = replica.model.parameters().map(|entry| entry.tensor.detach().copy()).collect();
+    let mut replica = Replica::new(model, job.target, job.communicator.clone(), &settings)?;
+    let mut optimizer = Optimizer::new(replica.state(), &settings.optim);
+    let initial: Vec<Tensor> = replica.model().parameters().map(|entry| entry.tensor.detach().copy()).collect();
     let plan = job.agree(own_samples(job, parity, images, path))?;
     let feed = Feed::new(images.clone(), job.target.own_memory());
-    let batches = feed.batches(plan, loader_options(&config, &replica, None));
+    let batches = feed.batches(plan, loader_options(&settings.data, &replica, None));
     let mut reached = Reached::default();
     for (batch, expected_sum) in batches.zip(&parity.input_sum) {
         let mut sum = [batch.images.sum(tch::Kind::Double).double_value(&[])];
         job.communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sum)?;
         reached.input_difference = reached.input_difference.max(relative(sum[0], *expected_sum));
         replica.step(&batch, parity.global_batch, &mut StepRecorder::default())?;
-        optimizer.step(&mut replica.state, parity.lr)?;
+        optimizer.step(replica.state_mut(), parity.lr)?;
         let total = Replica::sum_over_ranks(&job.communicator, replica.take_result()?)?;
         reached.loss.push(total.loss_sum / total.samples as f64);
-        reached.update.push(movements(&replica.model, &initial));
+        reached.update.push(movements(replica.model(), &initial));
     }
     replica.agreed_checksum(0)?;
 
-    let names: Vec<&str> = replica.model.parameters().map(|entry| entry.name.as_str()).collect();
+    let names: Vec<&str> = replica.model().parameters().map(|entry| entry.name.as_str()).collect();
     let judgement = Judgement::new(&parity.model, reference, &reached, &names);
     if job.is_root() {
         let Parity { model, lr, momentum, global_batch, .. } = parity;
@@ -226,6 +228,7 @@ fn own_samples(job: &Job, parity: &Parity, images: &Dataset, path: &Path) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn only_what_leaves_the_result_alone_may_be_set() {

@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 
 use hdf5::types::{TypeDescriptor, VarLenUnicode};
 use hdf5::{Dataset, Group, H5Type, Location};
-use hpml::cli;
 use hpml::config::Config;
 use hpml::quantize::{Engine, Kernel, from_checkpoint};
 use hpml::store::{
@@ -268,7 +267,7 @@ pub fn tables(folder: &Path) -> Case {
             };
             file.write_all_at(&value.to_le_bytes()[..width], offset).unwrap();
         }
-        let mut args = cli::Report { files: vec![path.clone()], ..cli::Report::default() };
+        let mut args = report::Request { files: vec![path.clone()], ..report::Request::default() };
         match random.below(30) {
             0 => {
                 args.html = Some(path.with_extension("html"));
@@ -283,17 +282,17 @@ pub fn tables(folder: &Path) -> Case {
         let _ = report::report(&args);
         let _ = store::inspect(&path);
         let ranks = [1, 2, 3, 1000, 1 << 24];
-        let mut predict = cli::Predict {
+        let mut predict = predict::Request {
             run: path.clone(),
-            ranks: ranks.as_slice().into(),
+            ranks: ranks.to_vec(),
             batch: None,
-            busbw: None,
-            latency: None,
+            link: predict::Link::default(),
             model: None,
             save: false,
         };
         if random.one_in(4) {
-            (predict.busbw, predict.latency, predict.batch) = (Some(1e-300), Some(1e300), Some(1 << 20));
+            predict.link = predict::Link { busbw: Some(1e-291), latency: Some(1e294) };
+            predict.batch = Some(1 << 20);
         }
         let _ = predict::run(&predict);
     })
@@ -378,7 +377,7 @@ pub fn cifar(folder: &Path) -> Case {
         config.data.dir = data.display().to_string();
         config.data.train_samples = random.below(50_001);
         config.data.test_samples = random.below(10_001);
-        let _ = data::open(&config);
+        let _ = data::open(&config.data);
         fs::write(&path, &whole).unwrap();
     })
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::Parser;
 use hpml::cli::Cli;
-use hpml::config::{Config, documented_defaults};
+use hpml::config::{Config, Plan, documented_defaults};
 use hpml::data::{BatchPlan, Dataset, Sampler, append_records};
 
 use super::Case;
@@ -150,8 +150,8 @@ pub fn config(folder: &Path) -> Case {
                 let again: Config = toml::from_str(&config.to_toml()).expect("what hpml writes it reads");
                 assert_eq!(again, config, "{overrides:?}");
                 assert!(again.with_overrides(&[], "again").is_ok());
-                if let Ok(config) = config.for_ranks(1 + random.below(1 << 20)) {
-                    assert!(config.train.batch_per_rank > 0);
+                if let Ok(plan) = Plan::new(config, 1 + random.below(1 << 20)) {
+                    assert!(plan.train.batch_per_rank > 0);
                 }
             }
             Err(error) => {

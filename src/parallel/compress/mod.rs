@@ -52,9 +52,8 @@ impl Reducer {
     ///
     /// # Errors
     /// The compression's buffers cannot be allocated.
-    pub fn new(all_reduce: Arc<AllReduce>, model: &Model, config: &config::Config) -> Result<Reducer> {
+    pub fn new(all_reduce: Arc<AllReduce>, model: &Model, parallel: &config::Parallel, seed: u64) -> Result<Reducer> {
         let elements = model.parameter_count();
-        let parallel = &config.parallel;
         let compressor: Option<Box<dyn Compressor>> = match parallel.compression {
             _ if all_reduce.communicator().size() == 1 => None,
             Compression::None => None,
@@ -63,7 +62,7 @@ impl Reducer {
             Compression::Int8 => Some(Box::new(Int8::new(elements, parallel.compression_block))),
             Compression::PowerSgd => {
                 let shapes: Vec<Vec<i64>> = model.parameters().map(|entry| entry.tensor.size()).collect();
-                Some(Box::new(PowerSgd::new(&all_reduce, &shapes, parallel.compression_rank, config.run.seed)?))
+                Some(Box::new(PowerSgd::new(&all_reduce, &shapes, parallel.compression_rank, seed)?))
             }
         };
         Ok(Reducer {

@@ -1,0 +1,143 @@
+//! Exchange of a replica whose gradients are in device memory: by NCCL, or through host memory.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tch::Tensor;
+
+use crate::collective::{Communicator, DeviceCollectives, Span};
+use crate::config::{Compression, Plan, Timing};
+use crate::device::{Clock, StepRecorder, Target};
+use crate::error::Result;
+use crate::metrics::{Kind, Part};
+use crate::parallel::{Bucket, Flat, FlatState};
+
+/// Exchange from device memory.
+pub struct DeviceExchange {
+    collectives: DeviceCollectives,
+    clock: Clock,
+    /// Whether each bucket is sent as soon as it is complete.
+    overlaps: bool,
+    /// Type that gradients are rounded to for the collectives.
+    rounded: Option<tch::Kind>,
+    /// Gradients whose rounded sums are in flight: (destination, sums).
+    under_way: Vec<(Tensor, Tensor)>,
+}
+
+impl DeviceExchange {
+    /// Creates the exchange for `elements` gradients in the memory of `target`.
+    pub fn new(
+        elements: usize,
+        target: Target,
+        communicator: Arc<Communicator>,
+        plan: &Plan,
+    ) -> Result<DeviceExchange> {
+        let timing = plan.metrics.timing;
+        let (algorithm, limit) = (plan.parallel.all_reduce, plan.launch.comm_timeout());
+        let collectives = DeviceCollectives::new(communicator, target, algorithm, elements, limit)?;
+        let rounded = match plan.parallel.compression {
+            _ if collectives.communicator().size() == 1 => None,
+            Compression::Bf16 => Some(tch::Kind::BFloat16),
+            Compression::Fp16 => Some(tch::Kind::Half),
+            Compression::None | Compression::Int8 | Compression::PowerSgd => None, // refused by Config::check_for_gpu
+        };
+        let overlaps = timing == Timing::Overlap && collectives.communicator().size() > 1;
+        let clock = Clock::of(target, timing)?;
+        Ok(DeviceExchange { collectives, clock, overlaps, rounded, under_way: Vec::new() })
+    }
+
+    /// Whether collectives progress while the caller computes.
+    pub fn overlaps(&self) -> bool {
+        self.overlaps && !self.collectives.is_through_host()
+    }
+
+    /// Bytes that the ledger counts for all-reducing `bucket`.
+    pub fn bytes(&self, bucket: &Bucket) -> u64 {
+        let element = self.rounded.map_or(size_of::<f32>(), tch::Kind::elt_size_in_bytes);
+        (bucket.elements.len() * element) as u64
+    }
+
+    /// Hands over a bucket whose gradients are complete.
+    pub fn ready(&mut self, bucket: &Bucket, state: &FlatState, times: &mut StepRecorder) -> Result<()> {
+        if self.overlaps { self.reduce(bucket, state, times) } else { Ok(()) }
+    }
+
+    /// Enqueues the all-reduce of a bucket.
+    fn reduce(&mut self, bucket: &Bucket, state: &FlatState, times: &mut StepRecorder) -> Result<()> {
+        let Flat::Device(gradients) = &state.gradients else { unreachable!("one memory for all") };
+        let values = gradients.narrow(0, bucket.elements.start as i64, bucket.elements.len() as i64);
+        let started = Instant::now();
+        let span = match self.rounded {
+            None => self.collectives.all_reduce(Kind::Gradients, &values)?,
+            Some(kind) => {
+                let sums = tch::no_grad(|| values.to_kind(kind));
+                let span = self.collectives.all_reduce(Kind::Gradients, &sums)?;
+                self.under_way.push((values, sums));
+                span
+            }
+        };
+        if self.collectives.is_through_host() && self.overlaps {
+            times.add(Part::CommExposed, started.elapsed().as_secs_f64()); // the caller waited for it
+        }
+        add_span(times, span);
+        Ok(())
+    }
+
+    /// Reduces the buckets left for after the backward pass, and waits for the collectives in flight.
+    pub fn finish(&mut self, buckets: &[Bucket], state: &FlatState, times: &mut StepRecorder) -> Result<()> {
+        if self.collectives.communicator().size() == 1 {
+            return Ok(());
+        }
+        if !self.overlaps {
+            for bucket in buckets {
+                self.barrier(times)?;
+                let from = self.clock.now()?;
+                self.reduce(bucket, state, times)?;
+                self.collectives.join()?;
+                times.since(Part::CommExposed, from, &self.clock)?;
+            }
+        } else {
+            let from = self.clock.now()?;
+            self.collectives.join()?;
+            times.since(Part::CommExposed, from, &self.clock)?;
+        }
+        tch::no_grad(|| self.under_way.drain(..).for_each(|(mut values, sums)| values.copy_(&sums)));
+        Ok(())
+    }
+
+    /// Waits until every rank is here and its device has completed all enqueued work.
+    fn barrier(&mut self, times: &mut StepRecorder) -> Result<()> {
+        self.clock.now()?; // profile mode: waits for the device
+        let wait = self.collectives.communicator().barrier()?;
+        times.add(Part::CommWait, wait);
+        times.add(Part::CommExposed, wait);
+        Ok(())
+    }
+
+    /// Broadcasts rank 0's batch-norm statistics; a `barrier` before separates waiting for late ranks from the transfer.
+    pub fn broadcast(&mut self, barrier: bool, buffers: &Flat, times: &mut StepRecorder) -> Result<()> {
+        let Flat::Device(buffers) = buffers else { unreachable!("one memory for all") };
+        if self.collectives.communicator().size() == 1 {
+            return Ok(());
+        }
+        if barrier {
+            self.barrier(times)?;
+        }
+        let from = self.clock.now()?;
+        let span = self.collectives.broadcast(Kind::Buffers, buffers)?;
+        self.collectives.join()?;
+        times.since(Part::CommExposed, from, &self.clock)?;
+        add_span(times, span);
+        Ok(())
+    }
+
+    /// Returns when no collective is in flight.
+    pub fn settle(&mut self) -> Result<()> {
+        self.collectives.finish()
+    }
+}
+
+fn add_span(times: &mut StepRecorder, span: Span) {
+    times.add(Part::CommWait, span.wait);
+    times.span(Part::Comm, span.from, span.to);
+}

@@ -1,0 +1,87 @@
+//! Files of a training, on rank 0: the run file, and the folder of its checkpoints. Known to be writable before the first step.
+
+use super::resume::Resume;
+use super::start::Beginning;
+use super::{GlobalBatch, Training};
+use crate::config::Plan;
+use crate::data::Datasets;
+use crate::environment;
+use crate::error::Result;
+use crate::launch::Job;
+use crate::store::{Attribute, Checkpoint, CheckpointFolder, Owner, RunFile, Table};
+
+/// Run file of a training, and what its checkpoints begin with.
+pub struct Outputs {
+    run_file: RunFile,
+    /// Whether the run file is finished by what follows the training.
+    has_sequel: bool,
+    /// Steps in the run file that is there: it stays until this training has done as many.
+    steps_there: usize,
+    /// Folder of the checkpoints, until [`Checkpoints`](super::Checkpoints) writes there.
+    pub folder: Option<CheckpointFolder>,
+    /// Checkpoint to go on from, until the training has taken it in.
+    pub resume: Option<Resume>,
+}
+
+impl Outputs {
+    /// Prepares the run file at the place that `owner` owns, and its folder of checkpoints.
+    ///
+    /// # Errors
+    /// A place cannot be written, or holds what `how` does not allow to be replaced.
+    pub fn create(
+        owner: Owner,
+        how: Beginning,
+        has_sequel: bool,
+        plan: &Plan,
+        job: &Job,
+        datasets: &Datasets,
+        batch: &GlobalBatch,
+    ) -> Result<Outputs> {
+        let Beginning { resume, identity, replace, force, steps_there, .. } = how;
+        let mut environment = environment::attributes(job, Some(datasets));
+        environment.extend(how.environment);
+        environment.push(("global_batch".to_owned(), Attribute::Int(batch.samples as i64)));
+        environment.extend(
+            resume.as_ref().map(|resume| ("resumed_at_steps".to_owned(), Attribute::Ints(resume.resumed_at()))),
+        );
+        let mut run_file =
+            RunFile::create_owned(owner, replace, identity, plan, environment, vec![environment::table(job)])?;
+        run_file.set_written(plan.as_written());
+        run_file.set_warnings(job.warnings()); // checkpoints have them, too
+        let from = resume.as_ref().map(|resume| resume.path.as_path());
+        let folder = CheckpointFolder::new(&run_file, plan.checkpoint.keep, from, force)?;
+        Ok(Outputs { run_file, has_sequel, steps_there, folder: Some(folder), resume })
+    }
+
+    /// Path of the run file.
+    pub fn path(&self) -> &std::path::Path {
+        self.run_file.path()
+    }
+
+    /// Writes the run file as it is now, unless that would take away what an earlier job of the run had done.
+    ///
+    /// # Errors
+    /// As [`RunFile::flush`].
+    pub fn flush(&mut self, training: &Training) -> Result<()> {
+        if training.steps_done() < self.steps_there {
+            return Ok(());
+        }
+        self.run_file.set_warnings(training.warnings());
+        let (tables, checkpoint) = (training.tables(), training.checkpoint());
+        match training.is_finished() && !self.has_sequel {
+            true => self.run_file.finish(&tables, Some(&checkpoint)),
+            false => self.run_file.flush(&tables, Some(&checkpoint)),
+        }
+    }
+
+    /// Writes the run file for the last time, with the tables of what followed the training.
+    ///
+    /// # Errors
+    /// As [`RunFile::finish`].
+    pub fn finish(&mut self, training: &Training, weights: &Checkpoint, more: &[Table]) -> Result<()> {
+        self.run_file.set_warnings(training.warnings());
+        let mut tables = training.tables();
+        tables.extend_from_slice(more);
+        self.run_file.finish(&tables, Some(weights))
+    }
+}

@@ -1,0 +1,64 @@
+//! One timed optimizer step, as trainings and sweeps take it.
+
+use crate::config;
+use crate::data::{AugmentSeed, Batches, LoaderOptions};
+use crate::device::StepRecorder;
+use crate::error::Result;
+use crate::metrics::Part;
+use crate::optim::Optimizer;
+use crate::parallel::Replica;
+use crate::sys::gpu::range;
+
+/// Takes one optimizer step on the next batches, one per entry of `sizes` (samples of this rank), on each of `ranks` ranks.
+/// Returns how long each part of the step takes on this rank.
+///
+/// # Errors
+/// The device has failed, or a rank is gone.
+pub fn timed_step(
+    batches: &mut Batches,
+    sizes: &[usize],
+    replica: &mut Replica,
+    optimizer: &mut Optimizer,
+    ranks: usize,
+    lr: f64,
+) -> Result<StepRecorder> {
+    let _range = range(c"step");
+    let mut time = StepRecorder::default();
+    let clock = replica.clock().clone();
+    let started = clock.now()?;
+    // The sampler pads, so every rank has as many samples as this one.
+    let global_batch = sizes.iter().sum::<usize>() * ranks;
+    for number in 1..=sizes.len() {
+        let waiting = clock.now()?;
+        let batch = {
+            let _range = range(c"batch");
+            batches.next().expect("every batch of the plan comes")
+        };
+        time.since(Part::Data, waiting, &clock)?;
+        if number < sizes.len() {
+            replica.accumulate(&batch, global_batch, &mut time)?;
+        } else {
+            replica.step(&batch, global_batch, &mut time)?;
+        }
+    }
+    let update = clock.now()?;
+    {
+        let _range = range(c"optimizer");
+        optimizer.step(replica.state_mut(), lr)?;
+    }
+    time.since(Part::Optimizer, update, &clock)?;
+    replica.updated(optimizer.moments(), &mut time)?;
+    time.since(Part::Step, started, &clock)?;
+    Ok(time)
+}
+
+/// Options of a loader that prepares batches of `data` in the layout of the replica's model, augmented if `augment` has a seed.
+pub fn loader_options(data: &config::Data, replica: &Replica, augment: Option<AugmentSeed>) -> LoaderOptions {
+    LoaderOptions {
+        mean: data.mean,
+        std: data.std,
+        augment,
+        channels_last: replica.model().channels_last,
+        prefetch: data.prefetch,
+    }
+}

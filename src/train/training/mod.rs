@@ -1,0 +1,463 @@
+//! A training under way: trains, tests, records and saves one epoch after the other.
+
+mod saving;
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::checkpoints::{Checkpoints, Decision};
+use super::divergence::{self, Divergence};
+use super::gpus::Gpus;
+use super::partial_epoch::PartialEpoch;
+use super::record::{EpochRow, Record};
+use super::resume::Resume;
+use super::sampling::{self, Sampling};
+use super::step::{loader_options, timed_step};
+use super::{GlobalBatch, weights};
+use crate::collective::{Communicator, progress};
+use crate::config::Plan;
+use crate::data::{AugmentSeed, BatchPlan, Datasets, Feed, LoaderOptions, Sampler};
+use crate::device::StepRecorder;
+use crate::error::{Error, Result};
+use crate::launch::Job;
+use crate::model::Model;
+use crate::optim::{Average, Optimizer, Schedule};
+use crate::parallel::{Replica, StepResult};
+use crate::store::{Checkpoint, Table};
+
+/// Training images over all ranks, rounded up to whole batches, over which batch norm's statistics of the averaged weights are
+/// measured at an epoch's end. Gives means within 2 % of a standard deviation, and takes 1.4 % of the time of an epoch of
+/// CIFAR-10.
+const STATISTICS_IMAGES: usize = 2048;
+
+/// A training: the replica, what it is trained with, and what is measured. All ranks call its methods together.
+///
+/// # Examples
+/// ```no_run
+/// use hpml::config::{Config, Plan};
+/// use hpml::train::{Checkpoints, Progress, Training};
+///
+/// # fn main() -> std::process::ExitCode {
+/// let config = Config::default();
+/// hpml::launch::run(&config.launch.clone(), |job| {
+///     let plan = Plan::new(config, job.world_size)?;
+///     job.configure(&plan)?;
+///     let datasets = hpml::data::open(&plan.data)?;
+///     let mut training = Training::new(&plan, job, &datasets)?;
+///     while training.epoch(&mut Checkpoints::none())? == Progress::Epoch {}
+///     Ok(())
+/// })
+/// # }
+/// ```
+pub struct Training<'a> {
+    plan: Plan,
+    job: &'a Job,
+    gpus: Gpus,
+    train_feed: Feed,
+    test_feed: Feed,
+    replica: Replica,
+    record: Record,
+    divergence: Divergence,
+    sampling: Sampling,
+    optimizer: Optimizer,
+    average: Option<Average>,
+    /// Whether the model holds the averaged weights at the moment: between two epochs, if there is an average.
+    averaged: bool,
+    /// Whether a loss or a weight that is NaN or infinite is an error.
+    must_be_finite: bool,
+    /// Whether a loss or a weight became NaN or infinite without being an error.
+    diverged: bool,
+    sampler: Sampler,
+    schedule: Schedule,
+    global_batch: GlobalBatch,
+    epochs_done: usize,
+    steps_done: usize,
+    epoch: PartialEpoch,
+    /// Steps at which this training was resumed.
+    resumed_at: Vec<i64>,
+}
+
+/// Work done by a call of [`Training::epoch`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Trained and tested one more epoch.
+    Epoch,
+    /// Stopped within the epoch by the signal of this number, and saved.
+    Stopped(usize),
+    /// Nothing: all epochs were done before.
+    Finished,
+}
+
+impl<'a> Training<'a> {
+    /// A training before its first epoch.
+    ///
+    /// # Errors
+    /// The data do not suit the plan, or a rank or the device fails.
+    pub fn new(plan: &Plan, job: &'a Job, datasets: &Datasets) -> Result<Training<'a>> {
+        let model = Model::new(&plan.model, divergence::model_seed(plan, job.rank));
+        Training::with_model(plan, job, datasets, model)
+    }
+
+    /// A training at the step where it was saved, with the checkpoint `resume` on rank 0.
+    ///
+    /// # Errors
+    /// The checkpoint does not suit the model or the ranks, or holds values that are NaN or infinite.
+    pub fn resumed(plan: &Plan, job: &'a Job, datasets: &Datasets, resume: Option<&Resume>) -> Result<Training<'a>> {
+        let mut model = Model::new(&plan.model, plan.run.seed);
+        let load =
+            |resume: &Resume| weights::load(&mut model, &resume.content.model.tensors, &resume.path, "checkpoint");
+        job.agree(resume.map_or(Ok(()), load))?;
+        let mut training = Training::with_model(plan, job, datasets, model)?;
+        training.restore(resume)?;
+        Ok(training)
+    }
+
+    fn with_model(plan: &Plan, job: &'a Job, datasets: &Datasets, model: Model) -> Result<Training<'a>> {
+        let samples = datasets.train.len();
+        let sampler = sampling::sampler(plan, samples, job.world_size, job.rank);
+        let global_batch = job.agree(GlobalBatch::new(plan, samples))?;
+        let most = if plan.train.max_steps == 0 { usize::MAX } else { plan.train.max_steps };
+        let total = (plan.train.epochs * global_batch.steps_per_epoch).min(most);
+
+        let replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
+        let device = job.target.own_memory();
+        Ok(Training {
+            optimizer: Optimizer::new(replica.state(), &plan.optim),
+            average: Average::new(plan.optim.ema, replica.state()),
+            averaged: false,
+            must_be_finite: true,
+            diverged: false,
+            schedule: Schedule::new(
+                &plan.schedule,
+                plan.train.lr,
+                total,
+                global_batch.steps_per_epoch,
+                global_batch.samples,
+            ),
+            record: Record::new(plan, job.world_size),
+            divergence: Divergence::new(plan.metrics.spread_steps),
+            sampling: Sampling::new(samples),
+            gpus: Gpus::new(job.target, &job.gpu_uuid),
+            train_feed: Feed::new(datasets.train.clone(), device),
+            test_feed: Feed::new(datasets.test.clone(), device),
+            plan: plan.clone(),
+            job,
+            replica,
+            sampler,
+            global_batch,
+            epochs_done: 0,
+            steps_done: 0,
+            epoch: PartialEpoch::default(),
+            resumed_at: Vec::new(),
+        })
+    }
+
+    /// Accepts a loss or a weight that is NaN or infinite, which otherwise is an error; [`has_diverged`](Self::has_diverged)
+    /// tells whether there was one.
+    pub fn tolerating_divergence(mut self) -> Training<'a> {
+        self.must_be_finite = false;
+        self
+    }
+
+    /// Whether an epoch ended with a loss or a weight that is NaN or infinite.
+    pub fn has_diverged(&self) -> bool {
+        self.diverged
+    }
+
+    /// Trains (the rest of) one epoch, tests, and records both, unless `checkpoints` stops it before the epoch's end.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if a loss or a weight is NaN or infinite, unless that is tolerated; [`Error::ParametersDiffer`]; a
+    /// rank or the device has failed.
+    pub fn epoch(&mut self, checkpoints: &mut Checkpoints) -> Result<Progress> {
+        let job = self.job;
+        if self.is_finished() {
+            return Ok(Progress::Finished);
+        }
+        let train = self.plan.train.clone();
+        let steps_left = match train.max_steps {
+            0 => usize::MAX,
+            most => most - self.steps_done,
+        };
+        let epoch = self.epochs_done;
+        self.exchange_average(false);
+        self.sampler.set_epoch(if self.plan.data.set_epoch { epoch as u64 } else { 0 });
+        let mut batches = self.batches();
+        batches.skip(self.epoch.steps() * train.accumulate);
+        batches.truncate(steps_left.saturating_mul(train.accumulate));
+        let steps = batches.sizes.len().div_ceil(train.accumulate);
+        let progress = progress_bar(job, epoch, train.epochs, steps + self.epoch.steps());
+        progress.set_position(self.epoch.steps() as u64);
+        if let Some(signal) = self.train(batches, &progress, checkpoints)? {
+            progress.finish_and_clear();
+            return Ok(Progress::Stopped(signal));
+        }
+        self.gpus.end_epoch(&job.communicator, epoch)?;
+        if job.is_root() {
+            self.sampling.draw(&self.plan, job.world_size, epoch, self.epoch.steps());
+        }
+        let checksum = self.replica.agreed_checksum(epoch)?;
+        let test_started = Instant::now();
+        self.exchange_average(true);
+        self.measure_statistics()?;
+        let test = self.test()?;
+        if self.divergence.is_measured() {
+            let own = self.test_share(0..self.test_feed.len())?;
+            self.divergence.after_epoch(&job.communicator, self.replica.state(), epoch, &own)?;
+        }
+        progress.finish_and_clear();
+
+        self.gather_times()?;
+        let done = std::mem::take(&mut self.epoch);
+        let seconds = done.seconds();
+        let train = Replica::sum_over_ranks(&job.communicator, done.result())?;
+        let loss = |name: &str, sum: f64| (!sum.is_finite()).then(|| format!("{name} loss is {sum}"));
+        let found = weights::not_finite(&self.checkpoint()).or_else(|| loss("test", test.loss_sum));
+        self.agree_on_finite(found.or_else(|| loss("training", train.loss_sum)))?;
+        self.epochs_done += 1;
+        self.record.add_epoch(EpochRow {
+            epoch,
+            world_size: job.world_size,
+            train: train.into(),
+            test: test.into(),
+            seconds,
+            test_seconds: test_started.elapsed().as_secs_f64(),
+            images_per_second: train.samples as f64 / seconds,
+            lr: self.schedule.lr(self.steps_done - 1),
+            checksum,
+        });
+        Ok(Progress::Epoch)
+    }
+
+    /// Saves between two epochs if `checkpoints` says so. Returns the signal that stops the training, if one has come. To be
+    /// called when the run file holds the last epoch.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if a value to be saved is NaN or infinite, unless that is tolerated.
+    pub fn between_epochs(&mut self, checkpoints: &mut Checkpoints) -> Result<Option<usize>> {
+        let decision = checkpoints.after_epoch(self.job, self.epochs_done, self.steps_done)?;
+        self.carry_out(decision, checkpoints)
+    }
+
+    /// Saves if that was decided. Returns the signal, if the decision is to stop.
+    fn carry_out(&mut self, decision: Decision, checkpoints: &mut Checkpoints) -> Result<Option<usize>> {
+        if decision != Decision::Continue {
+            let (content, copied) = self.capture()?;
+            checkpoints.write(self.steps_done, content, copied);
+        }
+        Ok(match decision {
+            Decision::Stop(signal) => Some(signal),
+            Decision::Continue | Decision::Save => None,
+        })
+    }
+
+    /// Sends the times of the steps since the last call to rank 0. A collective.
+    fn gather_times(&mut self) -> Result<()> {
+        let times = self.epoch.take_times()?;
+        self.record.add_steps(&self.job.communicator, self.epochs_done, self.steps_done - times.len(), &times)
+    }
+
+    /// Whether no step is left.
+    pub fn is_finished(&self) -> bool {
+        let most = self.plan.train.max_steps;
+        self.epochs_done >= self.plan.train.epochs || most > 0 && self.steps_done >= most
+    }
+
+    /// Optimizer steps done.
+    pub fn steps_done(&self) -> usize {
+        self.steps_done
+    }
+
+    /// The model on this rank.
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// Steps and epochs as measured.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Steps and epochs as measured, to take rows out of them.
+    pub fn record_mut(&mut self) -> &mut Record {
+        &mut self.record
+    }
+
+    /// Tables of all measurements, as the run file holds them.
+    pub fn tables(&self) -> Vec<Table> {
+        let mut tables = self.record.tables(&self.job.communicator.ledger());
+        tables.extend(self.more_tables());
+        tables
+    }
+
+    /// Tables beside those of the record: `/sampling`, `/gpu` where there are GPUs, `/spread` and `/ranks` with
+    /// `metrics.spread_steps`.
+    pub fn more_tables(&self) -> Vec<Table> {
+        std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.divergence.tables()).collect()
+    }
+
+    /// Warnings of this run so far, on rank 0.
+    pub fn warnings(&self) -> Vec<String> {
+        self.job.warnings()
+    }
+
+    /// The ranks that train together.
+    pub fn communicator(&self) -> &Communicator {
+        &self.job.communicator
+    }
+
+    /// Weights that were tested last, with PyTorch's names.
+    pub fn checkpoint(&self) -> Checkpoint {
+        weights::checkpoint(&self.replica, self.epochs_done, self.steps_done)
+    }
+
+    /// Trains on `batches`, the rest of an epoch. Returns the signal that stopped it, if one did.
+    fn train(
+        &mut self,
+        batches: BatchPlan,
+        progress: &ProgressBar,
+        checkpoints: &mut Checkpoints,
+    ) -> Result<Option<usize>> {
+        let (job, epoch) = (self.job, self.epochs_done);
+        let options = self.training_options();
+        let sizes_of_steps: Vec<Vec<usize>> =
+            batches.sizes.chunks(self.plan.train.accumulate).map(<[_]>::to_vec).collect();
+        if self.steps_done == 0 {
+            self.divergence.after_step(&job.communicator, self.replica.state(), epoch, 0)?;
+        }
+        self.gpus.begin_epoch();
+        let (before, started) = (self.epoch.seconds(), Instant::now());
+        let mut batches = self.train_feed.batches(batches, options);
+        for (done, sizes) in sizes_of_steps.iter().enumerate() {
+            // Between two steps; what follows the last one is decided after the epoch.
+            if done > 0 {
+                let decision = checkpoints.after_step(job, self.steps_done)?;
+                if let Some(signal) = self.carry_out(decision, checkpoints)? {
+                    return Ok(Some(signal));
+                }
+            }
+            let step = self.steps_done;
+            let lr = self.schedule.lr(step) * (1.0 + self.plan.parallel.lr_spread * job.rank as f64);
+            let time = timed_step(&mut batches, sizes, &mut self.replica, &mut self.optimizer, job.world_size, lr)?;
+            if self.replica.knows_at_once() {
+                self.take_result(step, lr)?;
+            }
+            if let Some(average) = &mut self.average {
+                average.update(&self.replica.state().parameters, step + 1);
+            }
+            self.epoch.add_step(time);
+            self.steps_done += 1;
+            progress::set_step(self.steps_done);
+            self.divergence.after_step(&job.communicator, self.replica.state(), epoch, self.steps_done)?;
+            self.epoch.set_seconds(before + started.elapsed().as_secs_f64());
+            progress.inc(1);
+        }
+        if !self.replica.knows_at_once() {
+            self.take_result(self.steps_done - 1, self.schedule.lr(self.steps_done - 1))?; // waits for the device
+        }
+        // Not recorded if the times of the last step have gone to rank 0 already.
+        let mut unseen = StepRecorder::default();
+        let last = self.epoch.last_times().unwrap_or(&mut unseen);
+        self.replica.end_local_steps(self.optimizer.moments(), last)?;
+        self.epoch.set_seconds(before + started.elapsed().as_secs_f64());
+        self.replica.end_epoch()?;
+        Ok(None)
+    }
+
+    /// Adds the results of the steps since the last call, the last of which is `step`.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if the loss is NaN or infinite, unless that is tolerated.
+    fn take_result(&mut self, step: usize, lr: f64) -> Result<()> {
+        let result = self.replica.take_result()?;
+        self.epoch.add_result(result);
+        if self.must_be_finite && !result.loss_sum.is_finite() {
+            let what = format!("loss is {} on rank {}", result.loss_sum, self.job.rank);
+            return Err(Error::NotFinite { what, epoch: self.epochs_done, step, lr });
+        }
+        Ok(())
+    }
+
+    /// Learns whether a value is NaN or infinite after the last step; `found` names the one on this rank. A collective.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] on all ranks if there is one on any rank, unless that is tolerated.
+    fn agree_on_finite(&mut self, found: Option<String>) -> Result<()> {
+        let step = self.steps_done.saturating_sub(1);
+        let (epoch, lr) = (self.epochs_done, self.schedule.lr(step));
+        let own = found.map_or(Ok(()), |what| Err(Error::NotFinite { what, epoch, step, lr }));
+        match self.job.agree(own) {
+            Err(Error::Agreed(_) | Error::OnRank { .. }) if !self.must_be_finite => {
+                self.diverged = true;
+                Ok(())
+            }
+            agreed => agreed,
+        }
+    }
+
+    /// This rank's batches of the epoch under way.
+    fn batches(&self) -> BatchPlan {
+        BatchPlan::even(self.sampler.indices(), self.plan.train.batch_per_rank)
+    }
+
+    /// Options of the loader of the epoch under way.
+    fn training_options(&self) -> LoaderOptions {
+        let seed = AugmentSeed { seed: self.plan.run.seed, epoch: self.epochs_done as u64 };
+        loader_options(&self.plan.data, &self.replica, self.plan.data.augment.then_some(seed))
+    }
+
+    /// Measures batch norm's statistics of the averaged weights, which the model holds, over the first batches of the epoch, as
+    /// they were trained on.
+    fn measure_statistics(&mut self) -> Result<()> {
+        if self.average.is_none() || self.replica.state().buffers.is_empty() {
+            return Ok(());
+        }
+        let mut plan = self.batches();
+        plan.truncate(STATISTICS_IMAGES.div_ceil(self.plan.train.batch_per_rank * self.job.world_size));
+        let batches = self.train_feed.batches(plan, self.training_options());
+        self.replica.measure_statistics(batches)
+    }
+
+    /// Tests on the whole test set, of which each rank takes its share, no sample twice. Returns the sum over the ranks.
+    fn test(&mut self) -> Result<StepResult> {
+        let (rank, ranks, samples) = (self.job.rank, self.job.world_size, self.test_feed.len());
+        let own = self.test_share(rank * samples / ranks..(rank + 1) * samples / ranks)?;
+        Replica::sum_over_ranks(&self.job.communicator, own)
+    }
+
+    /// Tests this rank's network on these `samples`.
+    fn test_share(&mut self, samples: Range<usize>) -> Result<StepResult> {
+        let indices = (samples.start as u32..samples.end as u32).collect();
+        let plan = BatchPlan::even(indices, self.plan.train.test_batch);
+        for batch in self.test_feed.batches(plan, loader_options(&self.plan.data, &self.replica, None)) {
+            self.replica.evaluate(&batch);
+        }
+        self.replica.take_result()
+    }
+
+    /// Puts the averaged weights into the model (`averaged`), or the trained ones.
+    fn exchange_average(&mut self, averaged: bool) {
+        if let Some(average) = &mut self.average
+            && self.averaged != averaged
+        {
+            average.swap(self.replica.state_mut());
+            self.averaged = averaged;
+        }
+    }
+}
+
+/// Progress bar of one epoch on stderr: shown on rank 0, and on a terminal only.
+fn progress_bar(job: &Job, epoch: usize, epochs: usize, steps: usize) -> ProgressBar {
+    if !job.is_root() {
+        return ProgressBar::hidden();
+    }
+    let template = "epoch {msg} [{bar:40}] {pos}/{len} steps, {per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(template).expect("the template is valid").progress_chars("=> ");
+    let target = ProgressDrawTarget::stderr_with_hz(4);
+    let bar = ProgressBar::with_draw_target(Some(steps as u64), target).with_style(style);
+    bar.set_message(format!("{}/{epochs}", epoch + 1));
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}
