@@ -146,7 +146,9 @@ fn a_killed_rank_ends_the_job_and_leaves_the_last_epoch_readable() {
         assert!(!epochs.is_empty());
         assert_eq!(common::column(&out, "epochs/test_accuracy").len(), epochs.len());
         let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
-        assert!(left.len() <= 2, "{left:?}"); // at most one temporary file beside it
+        // Beside it the mark of its dead owner, and at most one temporary: the kill may have met a flush.
+        let temporaries = left.iter().filter(|name| text(Path::new(name)).ends_with(".part")).count();
+        assert!(temporaries <= 1 && left.len() <= 2 + temporaries, "{left:?}");
     }
 }
 
