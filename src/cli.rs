@@ -313,7 +313,7 @@ pub struct Allreduce {
     /// Timed iterations; 0: as many as fit --seconds
     #[arg(long, default_value = "0")]
     pub iters: usize,
-    /// Memory to reduce in: cpu, cuda (NCCL; other algorithms stage through the host) or auto
+    /// Memory to reduce in: cpu, cuda (a GPU per rank; NCCL, other algorithms stage through the host) or auto
     #[arg(long, default_value = "cpu")]
     pub device: Device,
     /// Algorithm to measure, as in parallel.all_reduce; may be repeated [default: auto mpi]
@@ -336,7 +336,7 @@ pub struct Report {
     /// Run files (HDF5) of hpml train, sweep, study, allreduce or quantize
     #[arg(required = true, value_name = "FILE.h5")]
     pub files: Vec<PathBuf>,
-    /// Print one table as CSV with all digits: --table, or the first found of scaling, allreduce, epochs, quantization
+    /// Print one table as CSV with all digits: --table, or the first found of scaling, study, allreduce, epochs, quantization
     #[arg(long, conflicts_with = "markdown")]
     pub csv: bool,
     /// Print the tables as GitHub-flavored Markdown

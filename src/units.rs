@@ -70,6 +70,11 @@ pub fn or_dash(value: f64, show: impl Fn(f64) -> String) -> String {
     if value.is_finite() { show(value) } else { "-".into() }
 }
 
+/// A count with its noun: `1 rank`, `2 ranks`, `0 ranks`.
+pub fn counted(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
 fn three_digits(value: f64) -> String {
     let decimals = match value.abs() {
         v if v < 9.995 => 2,

@@ -44,6 +44,13 @@ fn run(program: &Path, ranks: usize, args: &[&str], out: &Path) {
 fn compare(old: &Path, new: &Path, compare_rows: bool) {
     for group in table_names(old).unwrap() {
         let (before, after) = (read_table(old, &group).unwrap(), read_table(new, &group).unwrap());
+        // How often ranks agree on errors and names at the start is no figure.
+        let counted = |values: &Values| match (group.as_str(), before.column("kind").map(|kind| &kind.values)) {
+            ("comm", Some(Values::Text(kinds))) => {
+                values.select(&(0..kinds.len()).filter(|row| kinds[*row] != "control").collect::<Vec<usize>>())
+            }
+            _ => values.clone(),
+        };
         for column in &before.columns {
             let name = format!("{group}/{}", column.name);
             let found = after.column(&column.name).unwrap_or_else(|| panic!("{name} is gone"));
@@ -51,7 +58,8 @@ fn compare(old: &Path, new: &Path, compare_rows: bool) {
             let measured = [&MEASURED[..], &MEASURED_TOO[..]].concat();
             let is_measured = measured.contains(&column.units.as_str()) || measured.contains(&column.name.as_str());
             if compare_rows && !is_measured {
-                assert!(same(&column.values, &found.values), "{name}: {:?} {:?}", column.values, found.values);
+                let [was, is] = [&column.values, &found.values].map(counted);
+                assert!(same(&was, &is), "{name}: {was:?} {is:?}");
             }
         }
     }

@@ -338,7 +338,7 @@ fn a_job_on_another_host_is_recognised_while_it_lives() {
     kill("KILL", run.child.id());
     assert!(!run.wait().status.success());
     let next = job(1, &out, "train.epochs=1").arg("--force").run().succeeded();
-    assert!(!next.stderr.contains("looking whether"), "{}", next.stderr);
+    assert!(!next.stderr.contains("waiting until it is clear"), "{}", next.stderr);
     let other = folder.path().join("other.h5");
     let run = job(0, &other, "train.epochs=100000").spawn().until("mark", || mark(&other).exists());
     kill("KILL", run.child.id());
@@ -346,7 +346,7 @@ fn a_job_on_another_host_is_recognised_while_it_lives() {
     let _ = std::fs::remove_file(&other);
     let _ = std::fs::remove_dir_all(checkpoint_folder(&other));
     let waited = job(1, &other, "train.epochs=1").run().succeeded();
-    assert!(waited.stderr.contains("looking whether it still is"), "{}", waited.stderr);
+    assert!(waited.stderr.contains("waiting until it is clear whether"), "{}", waited.stderr);
 }
 
 fn mark(out: &Path) -> PathBuf {

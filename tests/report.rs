@@ -75,7 +75,9 @@ fn the_page_stands_alone_and_the_plots_open() {
     assert!(report().run().succeeded().stdout.contains("out.html"));
 
     let page = std::fs::read_to_string(&html).unwrap();
-    assert!(page.contains("<svg") && page.contains("How each figure was got") && page.contains("run &amp; &lt;b&gt;"));
+    assert!(
+        page.contains("<svg") && page.contains("How each figure was measured") && page.contains("run &amp; &lt;b&gt;")
+    );
     assert!(!page.contains("<b>") && !page.contains("<script"));
     let foreign = page.replace("http://www.w3.org/2000/svg", "");
     assert!(!foreign.contains("http") && !foreign.contains("src=") && !foreign.contains("url("));

@@ -48,7 +48,7 @@ fn every_variant_is_trained_with_every_seed_and_one_that_diverges_stops_nothing(
     let folder = folder();
     let out = folder.path().join("study.h5");
     let run = study(folder.path(), &out, &[]).succeeded();
-    assert!(run.stdout.contains("diverged") && run.stdout.contains("won back"), "{}", run.stdout);
+    assert!(run.stdout.contains("diverged") && run.stdout.contains("won_back"), "{}", run.stdout);
 
     let (variants, seeds) = (texts(&out, "study/variant"), column(&out, "study/seed"));
     let of =

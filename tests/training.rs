@@ -244,7 +244,7 @@ fn the_global_batch_is_what_a_step_has_in_header_schedule_and_run_file() {
     // 600 samples: 300 per rank on 2 ranks, 150 on 4 ranks.
     for (ranks, batch, accumulate, expected, told) in [
         (2, 8, 4, 64, "batch_per_rank 8 x accumulate 4, global batch 64\n"),
-        (2, 4096, 1, 600, "global batch 600, not 8192: an epoch of 600 samples gives each of 2 rank(s) 300"),
+        (2, 4096, 1, 600, "global batch 600, not 8192: an epoch of 600 samples gives each of 2 ranks 300"),
         (4, 50, 4, 600, "global batch 600, not 800"),
         (2, 300, 1, 600, "batch_per_rank 300, global batch 600\n"),
     ] {

@@ -13,7 +13,9 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from models import MODELS
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+from pytorch_networks import MODELS
 
 # Mean and standard deviation per channel, and the optimizer's settings: those of configs/cifar10-*.toml.
 SETTINGS = {

@@ -11,6 +11,7 @@ quantizes the same structure (FX, engine x86), from float images. Weights are ra
 import statistics
 import sys
 import time
+from pathlib import Path
 import warnings
 
 import numpy as np
@@ -19,7 +20,8 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from models import MODELS
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+from pytorch_networks import MODELS
 
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)

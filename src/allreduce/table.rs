@@ -1,4 +1,4 @@
-//! The measured sizes as a table of the run file, and the lines that are printed meanwhile.
+//! The table of measured sizes in the run file, and the lines printed while measuring.
 
 use super::{Row, Timing};
 use crate::collective::Universe;
@@ -15,7 +15,7 @@ pub fn print_header(job: &Job) {
     println!();
 }
 
-/// Logs one row; the table comes at the end.
+/// Logs one row while measuring.
 pub fn log_row(row: &Row) {
     let busbw = gigabytes_per_second(all_reduce_busbw(row.bytes, row.in_place.time, row.ranks));
     log::info!(
@@ -31,17 +31,21 @@ pub fn log_row(row: &Row) {
 /// One size, type and algorithm, out of place or in place.
 type Half<'a> = (&'a Row, &'static str, &'a Timing);
 
-/// `/allreduce`: two rows per size, type and algorithm, first out of place, then in place. Columns as in nccl-tests, in SI units.
+/// Columns of `/allreduce`, named as in nccl-tests but in SI units. Two rows per size, type and algorithm: out of place, in
+/// place.
 fn schema<'a>() -> Schema<Half<'a>> {
     let gbs = gigabytes_per_second;
     Schema::new("allreduce", "row")
-        .count(("ranks", "1", "ranks that summed"), |(row, ..): &Half| row.ranks)
+        .count(("ranks", "1", "number of ranks in the all-reduce"), |(row, ..): &Half| row.ranks)
         .integer(("size", "B", "buffer on one rank"), |(row, ..)| row.bytes as i64)
         .count(("count", "1", "elements of the buffer"), |(row, ..)| row.elements)
         .text(("type", "1", "type of the elements"), |(row, ..)| row.element)
         .text(("redop", "1", "reduction of the elements"), |_| "sum")
         .text(("algorithm", "1", "algorithm as in parallel.all_reduce"), |(row, ..)| row.algorithm)
-        .text(("place", "1", "in_place, or out_of_place: from one buffer into another"), |(_, place, _)| *place)
+        .text(
+            ("place", "1", "in_place (one buffer) or out_of_place (from one buffer into another)"),
+            |(_, place, _)| *place,
+        )
         .count(("iterations", "1", "timed iterations"), |(.., timing)| timing.iterations)
         .float(&definitions::REDUCE_TIME, |(.., timing)| timing.time)
         .float(&definitions::REDUCE_P50, |(.., timing)| timing.p50)
@@ -55,12 +59,12 @@ fn schema<'a>() -> Schema<Half<'a>> {
         })
 }
 
-/// The table without rows, for its documentation.
+/// The table without rows, which its documentation is generated from.
 pub fn empty_table() -> Table {
     schema().table(&[])
 }
 
-/// `/allreduce` of these rows.
+/// The table `/allreduce` of `rows`.
 pub fn table(rows: &[Row]) -> Table {
     let mut halves: Vec<Half> = Vec::with_capacity(2 * rows.len());
     for row in rows {

@@ -138,7 +138,7 @@ fn query(host: &Communicator, window: ffi::MPI_Win, rank: usize) -> Result<*mut 
 }
 
 fn page_bytes() -> usize {
-    // SAFETY: asks for a constant of the system.
+    // SAFETY: reads a constant of the system.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 

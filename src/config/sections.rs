@@ -33,10 +33,11 @@ pub struct Launch {
     /// Captures forward and backward as CUDA graphs and replays them, one graph per bucket; needs
     /// the memory of one extra pass. No effect on CPU cores.
     pub cuda_graphs: bool,
-    /// Compute threads per rank; 0: the host's cores divided by its ranks.
+    /// Compute threads per rank; 0: the cores that the rank may use, divided by the ranks that share
+    /// them.
     pub threads: usize,
-    /// Seconds until a collective of hpml train or study times out, which ends the job and names
-    /// the missing rank; 0: never.
+    /// Seconds until ranks that wait for another time out, at start and end and in the collectives
+    /// of train, study, quantize and verify, which ends the job and names the missing rank; 0: never.
     pub comm_timeout_s: f64,
 }
 

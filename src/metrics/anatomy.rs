@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Part, StepTimes};
-use crate::units::Second;
+use crate::units::{Second, counted};
 
 /// Conditions under which steps may be pooled: a resumed training may have other ranks and another timing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,7 +94,7 @@ impl Group {
             Conditions { is_profile: true, .. } => "; profile: the parts add up",
             _ => "; overlap: comm and comm_wait are hidden or not",
         };
-        format!("{} steps x {ranks} rank(s), {warmup}{timing}", self.steps())
+        format!("{} x {}, {warmup}{timing}", counted(self.steps(), "step"), counted(ranks, "rank"))
     }
 
     /// Statistics of each part; collectives are included only with several ranks.
@@ -224,9 +224,9 @@ mod tests {
         let groups = groups(&steps);
         assert_eq!(groups.len(), 2);
         assert_eq!((groups[0].steps(), groups[0].ranks.len(), groups[0].is_warmup), (2, 4, false));
-        assert!(groups[0].describe().starts_with("2 steps x 4 rank(s), 1 of warm-up left out"));
+        assert!(groups[0].describe().starts_with("2 steps x 4 ranks, 1 of warm-up left out"));
         assert_eq!((groups[1].steps(), groups[1].ranks.len(), groups[1].is_warmup), (2, 2, true));
-        assert!(groups[1].describe().starts_with("2 steps x 2 rank(s), all of them warm-up"));
+        assert!(groups[1].describe().starts_with("2 steps x 2 ranks, all of them warm-up"));
         let of_rows: Vec<i64> = steps.iter().map(|row| row.step).collect();
         let sizes: Vec<usize> = steps.iter().map(|row| row.conditions.world_size).collect();
         assert_eq!(world_sizes(&of_rows), sizes);

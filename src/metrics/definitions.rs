@@ -1,5 +1,4 @@
-//! Name, unit, formula and reason for absence of each figure, defined once. Run files (`long_name`), terminal, report, page and
-//! docs/ take them from here.
+//! Name, unit, formula and reason for absence of each figure, defined once for run files, terminal, report and docs/.
 
 use crate::table::Definition;
 pub use crate::table::{reason, text};
@@ -9,23 +8,27 @@ const fn define(name: &'static str, units: &'static str, text: &'static str) -> 
 }
 
 // The parts of a step, in seconds of one step on one rank.
-pub const DATA: Definition = define("data", "s", "waiting for the next batch, which another thread prepares");
+pub const DATA: Definition = define(
+    "data",
+    "s",
+    "waiting for the next batch, which another thread prepares (on a GPU: taking it from the data set in GPU memory)",
+);
 pub const FORWARD: Definition = define("forward", "s", "forward pass and loss");
 pub const BACKWARD: Definition = define("backward", "s", "backward pass, without waiting for collectives");
 pub const COMM: Definition = define(
     "comm",
     "s",
-    "collectives, from the arrival of the last rank (NCCL beside the backward pass: from their start) to their end, hidden or not, \
-     with compressing and restoring gradients",
+    "collectives, from the arrival of the last rank (NCCL during the backward pass: from their start) to their end, \
+     hidden or exposed, compression and decompression of gradients included",
 );
 pub const COMM_WAIT: Definition =
-    define("comm_wait", "s", "waiting for slower ranks before a collective could start, hidden or not");
+    define("comm_wait", "s", "waiting for slower ranks before a collective could start, hidden or exposed");
 pub const COMM_EXPOSED: Definition =
     define("comm_exposed", "s", "part of comm_wait + comm during which the rank did nothing but wait");
 pub const OPTIMIZER: Definition = define("optimizer", "s", "update of the parameters");
 pub const STEP: Definition = define("step", "s", "whole step");
 
-// Keys of several tables.
+// Key columns of several tables.
 pub const EPOCH: Definition = define("epoch", "1", "epoch, from 0");
 pub const RANK: Definition = define("rank", "1", "MPI rank");
 pub const VARIANT: Definition = define("variant", "1", "name of the variant in the study");
@@ -33,7 +36,7 @@ pub const SEED: Definition = define("seed", "1", "run.seed of the training");
 pub const MODEL: Definition = define("model", "1", "network");
 pub const BATCH_PER_RANK: Definition = define("batch_per_rank", "1", "samples per rank and step");
 
-// A row of steps.
+// Columns of /steps.
 pub const WORLD_SIZE: Definition = define("world_size", "1", "ranks that trained");
 pub const PROFILE: Definition = define("profile", "1", "1: profile timing, nothing overlapped; 0: overlap timing");
 pub const WARMUP: Definition =
@@ -43,17 +46,18 @@ pub const WARMUP: Definition =
 pub const MEAN: Definition = define("mean", "s", "mean over all counted steps and ranks");
 pub const P50: Definition = define("p50", "s", "median over all counted steps and ranks");
 pub const P99: Definition = define("p99", "s", "99th percentile over all counted steps and ranks (nearest rank)");
-pub const SLOWEST_RANK: Definition = define("slowest_rank", "s", "greatest mean of a rank");
+pub const SLOWEST_RANK: Definition = define("slowest_rank", "s", "mean of the rank with the greatest mean");
 pub const SHARE: Definition = define("share", "1", "mean / mean of the whole step");
 
 const NOT_MEASURED: &str = "not measured, see status";
 
-// A case of a sweep. Every part stands there as trimmed mean under its own name and as mean under `<part>_mean`.
+// Columns of /scaling. Each part of the step has two: its name holds the trimmed mean, `<part>_mean` the mean.
 pub const STATUS: Definition = define("status", "1", "ok, out_of_memory or pending");
 pub const TRIMMED_MEAN: Definition = define(
     "trimmed mean",
     "s",
-    "trimmed mean, over the ranks and the middle half of the counted steps by the slowest rank's step (all of fewer than 4)",
+    "trimmed mean over all ranks and the middle half of the counted steps, sorted by the slowest rank's step (over \
+     all steps if fewer than 4)",
 )
 .unless(NOT_MEASURED);
 pub const PART_MEAN: Definition = MEAN.unless(NOT_MEASURED);
@@ -68,12 +72,12 @@ pub const STEP_LOW: Definition = define(
 .unless(FEW);
 pub const STEP_HIGH: Definition = define("step_high", "s", "upper end of the 95 % interval of step_p50").unless(FEW);
 pub const SWEEP_IMAGES_PER_SECOND: Definition =
-    define("images_per_second", "1/s", "ranks * batch_per_rank / step, of a case").unless(NOT_MEASURED);
+    define("images_per_second", "1/s", "ranks * batch_per_rank / step of the case").unless(NOT_MEASURED);
 pub const OVERLAPS: Definition = define(
     "overlaps",
     "1",
-    "1: collectives can run beside the backward pass; 0: they cannot (one rank, profile timing, gradients in one bucket, which \
-     is complete only when the pass is over)",
+    "1: collectives can run beside the backward pass; 0: they cannot (one rank, profile timing, gradients in one \
+     bucket, which is complete only at the end of the pass)",
 );
 pub const OVERLAP: Definition = define(
     "overlap",
@@ -84,23 +88,20 @@ pub const OVERLAP: Definition = define(
 .unless("nothing can overlap (one rank, profile timing, gradients in one bucket) or it was not measured");
 pub const SPEEDUP: Definition =
     define("speedup", "1", "images_per_second / that of 1 rank at the same model, batch_per_rank and timing")
-        .unless("1 rank was not measured, or this case");
+        .unless("1 rank or this case was not measured");
 pub const EFFICIENCY: Definition = define("efficiency", "1", "speedup / ranks").unless(SPEEDUP.absent);
 pub const EPOCH_SECONDS: Definition =
     define("epoch_seconds", "s", "training samples / images_per_second").unless(NOT_MEASURED);
 pub const GRADIENT_BYTES: Definition =
-    define("gradient_bytes", "B", "gradients of one rank as sent: what a step all-reduces");
+    define("gradient_bytes", "B", "size of the gradients that one rank all-reduces per step, as sent");
 pub const VOLUME: Definition =
-    define("volume", "B", "2 (n-1) / n * gradient_bytes on n ranks: least that a rank sends per step");
+    define("volume", "B", "2 (n-1) / n * gradient_bytes on n ranks: least that a rank must send per step");
 pub const PEAK_MEMORY: Definition = define("peak_memory", "B", "greatest resident memory of a rank");
 const NO_GPU: &str = "no GPU, or not measured";
-pub const GPU_UTILIZATION: Definition = define(
-    "gpu_utilization",
-    "percent",
-    "mean over the GPUs of the share of time in which each computed anything (NVML)",
-)
-.unless(NO_GPU);
-pub const GPU_MEMORY: Definition = define("gpu_memory", "B", "greatest use of a GPU's memory").unless(NO_GPU);
+pub const GPU_UTILIZATION: Definition =
+    define("gpu_utilization", "percent", "share of time in which a GPU computed anything, mean over the GPUs (NVML)")
+        .unless(NO_GPU);
+pub const GPU_MEMORY: Definition = define("gpu_memory", "B", "greatest memory in use on a GPU").unless(NO_GPU);
 pub const EPOCH_JOULES: Definition = define("epoch_joules", "J", "joules_per_image * training samples").unless(NO_GPU);
 pub const JOULES_PER_IMAGE: Definition =
     define("joules_per_image", "J", "energy of all GPUs per training image").unless(NO_GPU);
@@ -115,55 +116,68 @@ pub const EXPOSED_SHARE: Definition = define("exposed share", "1", "comm_exposed
 pub const ALGBW: Definition = define(
     "algbw",
     "GB/s",
-    "bytes of the buffer on one rank / time of its collective (/allreduce: size / time; /comm: bytes / seconds of the gradients; \
-     /scaling: gradient_bytes / comm)",
+    "bytes of the buffer on one rank / time of its collective (/allreduce: size / time; /comm: bytes / seconds of \
+     the gradients; /scaling: gradient_bytes / comm)",
 )
-.unless("nothing was all-reduced, or (in /comm) a kind that is not all-reduced alone");
+.unless("nothing was all-reduced, or (in /comm) the kind has other collectives than all-reduces");
 pub const BUSBW: Definition = define(
     "busbw",
     "GB/s",
-    "algbw * 2 (n-1) / n on n ranks, as in nccl-tests: bytes that any all-reduce must send and receive per rank, per second",
+    "algbw * 2 (n-1) / n on n ranks, as in nccl-tests: bytes that any all-reduce must send and receive per rank, per \
+     second",
 )
-.unless("one rank, which sends nothing; nothing was all-reduced, or (in /comm) a kind that is not all-reduced alone");
+.unless(
+    "one rank, which sends nothing; nothing was all-reduced, or (in /comm) the kind has other collectives than \
+     all-reduces",
+);
 pub const BUSBW_SHARE: Definition = define(
     "busbw_share",
     "1",
-    "bandwidth utilization: busbw / that of the bare all-reduce of gradient_bytes on these ranks, in place, at its median time",
+    "bandwidth utilization: busbw / busbw of the bare all-reduce of gradient_bytes on the same ranks, in place, at \
+     its median time",
 )
 .unless(
-    "one rank; or no bare all-reduce of as many bytes was measured, or it was slower than the one in training and is no yardstick",
+    "one rank; or no bare all-reduce of this size was measured, or it was slower than the one in training and cannot \
+     serve as reference",
 );
 
-// The bare all-reduce.
+// Columns of /allreduce.
 pub const REDUCE_TIME: Definition = define("time", "s", "mean over the iterations of the slowest rank's time");
 pub const REDUCE_P50: Definition = define("p50", "s", "median over the iterations of the slowest rank's time");
 pub const REDUCE_P99: Definition =
     define("p99", "s", "99th percentile over the iterations of the slowest rank's time (nearest rank)");
-pub const REDUCE_MIN: Definition = define("min", "s", "least over the iterations of the slowest rank's time");
+pub const REDUCE_MIN: Definition = define("min", "s", "minimum over the iterations of the slowest rank's time");
 pub const REDUCE_SKEW: Definition =
-    define("skew", "s", "median over the iterations of the slowest less the fastest rank's time");
+    define("skew", "s", "median over the iterations of the slowest minus the fastest rank's time");
 
-// The ledger.
+// Columns of /comm, the ledger.
 pub const LEDGER_STEPS: Definition = define("steps", "1", "optimizer steps on world_size ranks with this timing");
-pub const MESSAGES: Definition = define("messages", "1", "collective calls");
-pub const BYTES: Definition = define("bytes", "B", "bytes of the buffers that rank 0 handed to its collectives");
+pub const MESSAGES: Definition = define("messages", "1", "number of collective calls");
+pub const BYTES: Definition = define("bytes", "B", "size of the buffers that rank 0 gave to its collectives");
 pub const SENT_BYTES: Definition = define(
     "sent_bytes",
     "B",
-    "bytes that all ranks together sent each other for that as messages: of an all-reduce 2 (n-1) buffers, of a broadcast or \
-     gather n-1; the shared memory of a host carries none",
+    "size of the messages that all ranks together sent for these collectives: 2 (n-1) buffers per all-reduce, n-1 \
+     per broadcast or gather; none through the shared memory of a host",
 );
-pub const SECONDS: Definition = define("seconds", "s", "time inside the calls on rank 0");
+pub const SECONDS: Definition = define("seconds", "s", "time that rank 0 spent inside the collective calls");
 
 const NAN_LOSS: &str = "the training diverged";
 
-// An epoch.
-pub const TRAIN_LOSS: Definition =
-    define("train_loss", "1", "mean loss over the training samples as they went by (train.label_smoothing in it)")
-        .unless(NAN_LOSS);
-pub const TRAIN_ACCURACY: Definition =
-    define("train_accuracy", "percent", "share of correct predictions among the training samples as they went by")
-        .unless(NAN_LOSS);
+// Columns of /epochs.
+pub const TRAIN_LOSS: Definition = define(
+    "train_loss",
+    "1",
+    "mean loss over the epoch's training samples, each with the parameters of its step (train.label_smoothing \
+     included)",
+)
+.unless(NAN_LOSS);
+pub const TRAIN_ACCURACY: Definition = define(
+    "train_accuracy",
+    "percent",
+    "share of correct predictions among the epoch's training samples, each with the parameters of its step",
+)
+.unless(NAN_LOSS);
 pub const TEST_LOSS: Definition =
     define("test_loss", "1", "mean cross-entropy on the test set, after the epoch").unless(NAN_LOSS);
 pub const TEST_ACCURACY: Definition =
@@ -174,60 +188,61 @@ pub const TRAIN_SECONDS: Definition =
     define("seconds", "s", "wall time of the epoch's training, without the test").unless(NAN_LOSS);
 pub const TEST_SECONDS: Definition = define("test_seconds", "s", "wall time of the test");
 pub const IMAGES_PER_SECOND: Definition =
-    define("images_per_second", "1/s", "training samples of all ranks / seconds, of an epoch")
+    define("images_per_second", "1/s", "training samples of all ranks in the epoch / seconds")
         .unless("the epoch was trained on several numbers of ranks, or the training diverged");
 
-// Variants of a study, after their last epoch.
-pub const SEEDS: Definition = define("seeds", "1", "trainings");
-pub const DIVERGED: Definition = define("diverged", "1", "trainings whose loss became NaN or infinite");
+// Columns of a study: its variants after their last epoch, and its epochs.
+pub const SEEDS: Definition = define("seeds", "1", "number of trainings, one per seed");
+pub const DIVERGED: Definition = define("diverged", "1", "number of trainings whose loss became NaN or infinite");
 pub const VARIANT_ACCURACY: Definition = define(
     "test_accuracy",
     "percent",
-    "mean over the seeds; a training that diverged counts as 10 %, as good as guessing",
+    "mean over the seeds; a training that diverged counts as 10 %, the accuracy of guessing",
 );
-pub const LEAST: Definition = define("least", "percent", "least test_accuracy of a seed");
-pub const MOST: Definition = define("most", "percent", "greatest test_accuracy of a seed");
+pub const LEAST: Definition = define("least", "percent", "test_accuracy of the worst seed");
+pub const MOST: Definition = define("most", "percent", "test_accuracy of the best seed");
 pub const AGAINST_FIRST: Definition =
-    define("against_first", "percent", "test_accuracy less that of the first variant, percentage points");
+    define("against_first", "percent", "test_accuracy minus that of the first variant, in percentage points");
 pub const WON_BACK: Definition = define(
     "won_back",
     "1",
-    "(test_accuracy - that of the second variant) / (that of the first - that of the second): share of what the second lost",
+    "(test_accuracy - that of the second variant) / (that of the first - that of the second): share of the second \
+     variant's loss of accuracy that was recovered",
 )
 .unless(
-    "the first two variants; or the second lost no more than seeds differ (its best seed reaches the first's worst, or there is \
-     one seed), or this one is beyond the first, see against_first",
+    "the first two variants; or the second variant's loss is within the spread of the seeds (its best seed reaches \
+     the first's worst, or there is one seed), or this variant exceeds the first, see against_first",
 );
 pub const GRADIENT_MESSAGES: Definition = define(
     "gradient_messages",
     "1",
-    "all-reduces of gradients (with local steps: of parameters and momentum), on rank 0",
+    "number of all-reduces of gradients (with local steps: of parameters and momentum) on rank 0",
 );
 pub const GRADIENTS_SENT: Definition =
-    define("gradient_bytes", "B", "bytes of the buffers of gradient_messages, as sent, on rank 0");
+    define("gradient_bytes", "B", "size of the buffers of gradient_messages on rank 0, as sent");
 pub const GRADIENT_SECONDS: Definition =
     define("gradient_seconds", "s", "time inside the calls of gradient_messages on rank 0");
 pub const EPOCH_COMM: Definition = define("comm", "s", "sum of the steps' comm on rank 0");
 
-// Samples drawn.
+// A column of /sampling.
 pub const MET_BEFORE: Definition = define(
     "met_before",
     "percent",
-    "share of the pairs of samples of a global batch that were in one batch in the epoch before, too",
+    "share of the sample pairs within a global batch that also shared a batch in the previous epoch",
 )
-.unless("no epoch before, or batches of one sample");
+.unless("no previous epoch, or batches of one sample");
 
-// A prediction.
-pub const PREDICTED_STEP: Definition =
-    define("step", "s", "predicted step, of the kind that /scaling has: a trimmed mean");
-pub const PREDICTED_COMM: Definition = define("comm", "s", "predicted all-reduce in it, hidden or not");
+// Columns of /prediction.
+pub const PREDICTED_STEP: Definition = define("step", "s", "predicted time of a step, a trimmed mean as in /scaling");
+pub const PREDICTED_COMM: Definition =
+    define("comm", "s", "predicted time of the step's all-reduces, hidden or exposed");
 pub const BATCH_FOR_90: Definition =
     define("batch_for_90_percent", "1", "least batch per rank with an efficiency of 0.9")
-        .unless("none up to a million");
+        .unless("no batch up to a million reaches it");
 pub const STEP_ERROR: Definition =
-    define("step error", "percent", "predicted over measured step, less 100 %").unless("not measured");
+    define("step error", "percent", "predicted step / measured step, minus 100 %").unless("not measured");
 
-/// Figures that docs/reading-the-numbers.md and the page explain.
+/// Figures explained in docs/reading-the-numbers.md and in the HTML page.
 pub const EXPLAINED: [Definition; 33] = [
     DATA,
     FORWARD,

@@ -2,7 +2,7 @@
 
 use super::anatomy::mean;
 
-/// Accuracy counted for a training that diverged, per cent: guessing one of ten classes.
+/// Accuracy counted for a training that diverged, percent: guessing one of ten classes.
 const GUESSING: f64 = 10.0;
 
 /// Result of one variant after its last epoch.
@@ -12,11 +12,11 @@ pub struct Variant {
     pub seeds: usize,
     /// Number of trainings whose loss became NaN or infinite.
     pub diverged: usize,
-    /// Mean test accuracy, per cent.
+    /// Mean test accuracy, percent.
     pub mean: f64,
-    /// Least test accuracy of a seed, per cent.
+    /// Least test accuracy of a seed, percent.
     pub least: f64,
-    /// Greatest test accuracy of a seed, per cent.
+    /// Greatest test accuracy of a seed, percent.
     pub most: f64,
     /// Mean minus that of the first variant, percentage points.
     pub against_first: f64,

@@ -42,7 +42,7 @@ impl Tally {
     }
 
     /// Whether the sums are known when [`add`](Self::add) returns.
-    pub fn knows_at_once(&self) -> bool {
+    pub fn result_is_ready(&self) -> bool {
         matches!(self, Tally::Host { .. })
     }
 

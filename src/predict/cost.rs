@@ -215,7 +215,7 @@ fn fit_ring(collectives: &[Collective], bytes: Bytes) -> Option<(Second, f64)> {
     }
     let determinant = aa * bb - ab * ab;
     let (alpha, inverse) = ((at * bb - bt * ab) / determinant, (bt * aa - at * ab) / determinant);
-    // If the two cannot be told apart, or one would be negative, the other explains all.
+    // If the two cannot be distinguished, or one would be negative, the other explains all.
     match () {
         () if !(aa > 0.0 && bb > 0.0) => None,
         () if determinant > 0.0 && alpha >= 0.0 && inverse > 0.0 => Some((alpha, 1.0 / inverse)),

@@ -1,6 +1,5 @@
-//! `hpml predict`: how a training would scale to ranks that nobody has measured, and how far that can be trusted.
-//! In: the run file of a sweep. Out: a table by ranks, and the model's error on each measured case when it is fitted
-//! without that case.
+//! `hpml predict`: scaling of a training to unmeasured numbers of ranks, predicted from the run file of a sweep. Prints a table
+//! by ranks and, for each measured case, the error of the model when fitted without that case.
 
 mod cost;
 mod points;
@@ -16,34 +15,34 @@ use crate::units::{Second, format_seconds};
 pub use cost::{Cost, Link};
 pub use points::{Collective, Point, read};
 
-/// Columns of `/prediction` that are shown, the network and the timing apart.
+/// Columns of `/prediction` that are shown; network and timing stand above the table.
 pub const COLUMNS: [&str; 8] =
     ["ranks", "batch_per_rank", "step", "comm", "images_per_second", "speedup", "efficiency", "batch_for_90_percent"];
 
-/// Efficiency at which `batch_for_90_percent` is.
+/// Efficiency that `batch_for_90_percent` reaches.
 const WANTED: f64 = 0.9;
 
-/// What is predicted.
+/// Options of a prediction.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// Run file of a sweep on 1 and on several ranks.
     pub run: PathBuf,
-    /// Rank counts, ascending.
+    /// Numbers of ranks to predict for, ascending.
     pub ranks: Vec<usize>,
-    /// Samples per rank and step; `None`: the middle one of the measured.
+    /// Samples per rank and step; `None`: the middle one of the measured batches.
     pub batch: Option<usize>,
-    /// What is known of the network between the ranks; the rest is fitted.
+    /// Given latency and bandwidth of the network between the ranks; those not given are fitted.
     pub link: Link,
-    /// The only model to predict; `None`: all.
+    /// The only model to predict; `None`: all models.
     pub model: Option<String>,
     /// Whether the prediction is also written to the run file, as `/prediction`.
     pub save: bool,
 }
 
-/// Predicts what is requested, and returns the text to print.
+/// Predicts the requested cases and returns the text to print.
 ///
 /// # Errors
-/// The run file cannot be read or, to save, written, or does not hold cases on 1 and on several ranks.
+/// The run file cannot be read, does not hold cases on 1 and on several ranks, or cannot be written to save the prediction.
 pub fn run(args: &Request) -> Result<String> {
     let (points, collectives) = read(&args.run)?;
     let link = args.link;
@@ -76,8 +75,8 @@ pub fn run(args: &Request) -> Result<String> {
     Ok(text)
 }
 
-/// `/prediction` for a report: the measured rank counts and powers of two up to `most`, at every measured batch. `None`
-/// if the file does not carry a prediction.
+/// The table `/prediction` for a report: all measured numbers of ranks and powers of two up to `most`, at every measured batch.
+/// `None` if the file cannot be read or does not support a prediction.
 pub fn table(path: &Path, most: usize) -> Result<Option<Table>> {
     let Ok((points, collectives)) = read(path) else { return Ok(None) };
     let mut rows = Vec::new();
@@ -96,7 +95,7 @@ pub fn table(path: &Path, most: usize) -> Result<Option<Table>> {
     Ok((!rows.is_empty()).then(|| schema().table(&rows)))
 }
 
-/// Networks and the timing mode to predict: overlap where it was measured.
+/// Each network with the timing to predict: overlap if it was measured on several ranks, else profile.
 fn series(points: &[Point], model: Option<&str>, path: &Path) -> Result<Vec<(String, String)>> {
     let mut models: Vec<&str> = points.iter().map(|point| point.model.as_str()).collect();
     models.sort_unstable();
@@ -138,12 +137,12 @@ struct Row {
     batch_for: f64,
 }
 
-/// The table without rows, for its documentation.
+/// The table without rows, which its documentation is generated from.
 pub fn empty_table() -> Table {
     schema().table(&[])
 }
 
-/// `/prediction`: one row per network, batch and number of ranks.
+/// Columns of `/prediction`, which has one row per network, batch and number of ranks.
 fn schema() -> Schema<Row> {
     Schema::new("prediction", "row")
         .text(&definitions::MODEL, |row: &Row| row.model.clone())
@@ -179,7 +178,7 @@ fn describe(model: &str, timing: &str, cost: &Cost, link: Link, points: &[Point]
     let given = |given: bool| if given { "given" } else { "fitted" };
     let _ = writeln!(
         text,
-        "# all-reduce of {:.1} MB as a ring: latency {} a message ({}), busbw {:.3} GB/s ({}), x {:.2} in training",
+        "# all-reduce of {:.1} MB as a ring: latency {} per message ({}), busbw {:.3} GB/s ({}), x {:.2} in training",
         cost.bytes as f64 / 1e6,
         format_seconds(cost.alpha),
         given(link.latency.is_some()),
@@ -200,13 +199,13 @@ fn describe(model: &str, timing: &str, cost: &Cost, link: Link, points: &[Point]
     if link.busbw.is_none() && most > measured {
         let _ = write!(
             text,
-            "\n# beyond {measured} ranks this takes the measured link for all: give --busbw and --latency of the network between hosts"
+            "\n# beyond {measured} ranks the measured link is assumed: give --busbw and --latency of the network between hosts"
         );
     }
     text
 }
 
-/// Each measured case of several ranks against the model fitted without it.
+/// The table of leave-one-out errors: each measured case on several ranks against the model fitted without it.
 fn left_out(points: &[Point], collectives: &[Collective]) -> Sheet {
     let mut sheet =
         Sheet::new("leave-one-out", "Leave-one-out: each case predicted by a model that was fitted without it");

@@ -52,7 +52,7 @@ impl AccuracyTable {
         self
     }
 
-    /// Accuracies in per cent, by case.
+    /// Accuracies in percent, by case.
     pub fn accuracies(&self) -> Vec<(&'static str, f64)> {
         let percent = |correct: u64| 100.0 * correct as f64 / self.samples.max(1) as f64;
         self.cases.iter().map(|&(name, correct)| (name, percent(correct))).collect()

@@ -61,7 +61,7 @@ impl Distribution {
         ((self.mean - 3.0 * self.std).max(self.min), (self.mean + 3.0 * self.std).min(self.max))
     }
 
-    /// Value below which `percent` per cent of all values lie, to within a bin of range / 2000.
+    /// Value below which `percent` percent of all values lie, to within a bin of range / 2000.
     pub fn percentile(&self, percent: f64) -> f64 {
         let wanted = percent / 100.0 * self.count as f64;
         let width = self.range() / self.fine.len() as f64;

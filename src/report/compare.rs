@@ -1,11 +1,11 @@
-//! Several files side by side: their tables as one with a column `file`, their plots as one with a series a file.
+//! Comparison of run files: the tables of several files joined with a column `file`, their plots with one series per file.
 
 use super::figure::{Bar, COLORS, Figure, Lines, Panel, Series, Style};
 use crate::table::{Cell, Heading, Sheet};
 
-/// The same table of several files as one, with the file in the first column if files are `compared`.
+/// Joins the tables of several files into one, with the file in the first column if files are `compared`.
 ///
-/// Columns are matched by name; what a file does not have stays empty.
+/// Columns are matched by name; cells of a column that a file lacks stay empty.
 pub fn sheets(mut parts: Vec<(&str, Sheet)>, compared: bool) -> Sheet {
     if !compared && !parts.is_empty() {
         return parts.swap_remove(0).1;
@@ -33,7 +33,7 @@ pub fn sheets(mut parts: Vec<(&str, Sheet)>, compared: bool) -> Sheet {
     joined
 }
 
-/// The note of all files, or each file's own where they differ.
+/// The note that all files share, or every file's note after its label where they differ.
 fn shared_note(notes: &[(&str, &str)]) -> String {
     match notes {
         [(_, first), rest @ ..] if rest.iter().all(|(_, note)| note == first) => (*first).to_owned(),
@@ -44,8 +44,8 @@ fn shared_note(notes: &[(&str, &str)]) -> String {
     }
 }
 
-/// The same figure of several files, if files are `compared`: series and bars side by side in one; histograms stay
-/// figures of their own.
+/// Joins the figures of several files, if files are `compared`: series and bars of all files in one figure; histograms stay
+/// one figure per file.
 pub fn figures(parts: Vec<(&str, Figure)>, compared: bool) -> Vec<Figure> {
     if !compared {
         return parts.into_iter().map(|(_, figure)| figure).collect();
@@ -78,7 +78,7 @@ pub fn figures(parts: Vec<(&str, Figure)>, compared: bool) -> Vec<Figure> {
     joined
 }
 
-/// Where there are more series than colours, gives those of the same name in their own files the same colour.
+/// Gives series with equal names in different files the same color if the plot has more series than colors.
 fn share_colors(lines: &mut Lines, names: &[Figure]) {
     let measured = || lines.series.iter().filter(|series| series.style != Style::Ideal);
     if measured().map(|series| series.color + 1).max().unwrap_or(0) <= COLORS {
@@ -135,7 +135,7 @@ fn merge(figure: &mut Figure, panel: Panel) {
                     series.color += offset;
                     known.series.push(series);
                 } else if let Some(line) = known.series.iter_mut().find(|line| ideal(line)) {
-                    // The ideal line of the file that reaches further.
+                    // Keeps the longer of the two ideal lines.
                     let reach = |series: &Series| series.points.last().map_or(0.0, |(x, _)| *x);
                     if reach(&series) > reach(line) {
                         *line = series;

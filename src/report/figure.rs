@@ -1,20 +1,20 @@
-//! What a plot shows, before anything is drawn.
+//! Contents of a plot, before anything is drawn.
 
-/// So many colours a plot has.
+/// Number of colors for series.
 pub const COLORS: usize = 8;
 
-/// One or more panels in a grid.
+/// A grid of one or more panels with a title and a note.
 #[derive(Debug, Clone)]
 pub struct Figure {
     /// File name without extension.
     pub name: String,
-    /// Above it.
+    /// Title above the panels.
     pub title: String,
-    /// Below it in the page; may be empty.
+    /// Note below the figure in the HTML page; may be empty.
     pub note: String,
-    /// Left to right, top down.
+    /// Panels by rows: left to right, top to bottom.
     pub panels: Vec<Panel>,
-    /// Panels side by side.
+    /// Number of panels per row.
     pub columns: usize,
 }
 
@@ -27,40 +27,40 @@ pub enum Panel {
     Histogram(Histogram),
 }
 
-/// How an axis is laid out.
+/// Layout of an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
-    /// From the least to the greatest value.
+    /// Linear from the least to the greatest value.
     Linear,
     /// Linear from zero.
     Zero,
     /// Logarithmic with a tick at each value of the data: 1, 2, 4 ranks.
     Values,
-    /// Logarithmic.
+    /// Logarithmic, with ticks at 1, 2 and 5 times powers of ten.
     Log,
     /// Logarithmic where the values span more than a factor of 30, else linear from zero.
     Auto,
 }
 
-/// An axis.
+/// Name, unit and layout of an axis.
 #[derive(Debug, Clone)]
 pub struct Axis {
-    /// Without unit.
+    /// Axis title without the unit.
     pub label: String,
-    /// As in the run file; the axis shows a fitting one.
+    /// Unit of the values as in the run file; the axis shows a multiple that fits them.
     pub units: String,
-    /// Linear or not.
+    /// Linear or logarithmic layout.
     pub scale: Scale,
 }
 
 impl Axis {
-    /// Label, units, scale.
+    /// An axis with this title, unit and layout.
     pub fn new(label: &str, units: &str, scale: Scale) -> Axis {
         Axis { label: label.to_owned(), units: units.to_owned(), scale }
     }
 }
 
-/// How a series is drawn.
+/// Drawing style of a series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     /// A line with a marker at each point.
@@ -69,29 +69,29 @@ pub enum Style {
     Plain,
     /// Markers alone.
     Points,
-    /// Grey and dashed: what could be reached at best.
+    /// A gray dashed line: the best that could be reached.
     Ideal,
 }
 
-/// Points under one name.
+/// Points of one curve, with its name and style.
 #[derive(Debug, Clone)]
 pub struct Series {
-    /// In the legend.
+    /// Name in the legend; none is shown if it is empty.
     pub label: String,
     /// Line, markers or both.
     pub style: Style,
-    /// Number of its colour; series of one colour belong together.
+    /// Index of the color; series with equal colors belong together.
     pub color: usize,
-    /// Number of its file: another marker.
+    /// Index of the run file, which picks the marker.
     pub file: usize,
-    /// Where there are more series than colours: those beyond, or, in a comparison, those of the other files.
+    /// Dashed instead of solid, where colors do not suffice: series beyond [`COLORS`] or, in a comparison, those of later files.
     pub is_dashed: bool,
-    /// (x, y); those that are not finite are left out.
+    /// Points (x, y), all of them finite.
     pub points: Vec<(f64, f64)>,
 }
 
 impl Series {
-    /// Of the first file, sorted along x.
+    /// A series of the first file; sorts `points` by x and drops those that are not finite.
     pub fn new(label: impl Into<String>, style: Style, color: usize, points: Vec<(f64, f64)>) -> Series {
         let mut points: Vec<_> = points.into_iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
         points.sort_by(|(a, _), (b, _)| a.total_cmp(b));
@@ -99,78 +99,78 @@ impl Series {
     }
 }
 
-/// Series over two axes.
+/// A plot of series over two axes.
 #[derive(Debug, Clone)]
 pub struct Lines {
-    /// Above the panel; may be empty.
+    /// Title above the panel; may be empty.
     pub title: String,
-    /// To the right.
+    /// Horizontal axis.
     pub x: Axis,
-    /// Upwards.
+    /// Vertical axis.
     pub y: Axis,
-    /// In the order of the legend.
+    /// Series in the order of the legend.
     pub series: Vec<Series>,
 }
 
-/// One bar of stacked parts.
+/// One bar of stacked parts, drawn horizontally.
 #[derive(Debug, Clone)]
 pub struct Bar {
-    /// On its left.
+    /// Name left of the bar.
     pub label: String,
-    /// One a part; what is not finite or negative is not drawn.
+    /// Values, one per part of [`Bars::parts`]; negative and non-finite ones are not drawn.
     pub values: Vec<f64>,
 }
 
-/// Horizontal bars.
+/// A plot of horizontal bars.
 #[derive(Debug, Clone)]
 pub struct Bars {
-    /// Above the panel; may be empty.
+    /// Title above the panel; may be empty.
     pub title: String,
-    /// Along the bars.
+    /// Axis along the bars.
     pub x: Axis,
-    /// What a bar consists of. A single part needs no legend.
+    /// Names of the stacked parts. A single part needs no legend.
     pub parts: Vec<String>,
-    /// Top down.
+    /// Bars from top to bottom.
     pub bars: Vec<Bar>,
 }
 
 /// The distribution of one tensor.
 #[derive(Debug, Clone)]
 pub struct Histogram {
-    /// The tensor.
+    /// Name of the tensor.
     pub title: String,
     /// Lower edge of the first bin and upper edge of the last one.
     pub edges: (f64, f64),
-    /// A bin each.
+    /// Numbers of values, one per bin.
     pub counts: Vec<f64>,
-    /// Marked.
+    /// Mean, drawn as a mark.
     pub mean: f64,
-    /// Marked: mean ± 3 standard deviations, cut at the extremes.
+    /// Mean ± 3 standard deviations, cut at the extremes, drawn as marks.
     pub sigma3: (f64, f64),
 }
 
 impl Figure {
-    /// Panels side by side, two at most.
+    /// A figure with the panels that show anything, at most two per row.
     pub fn new(name: &str, title: impl Into<String>, panels: Vec<Panel>) -> Figure {
         let panels: Vec<Panel> = panels.into_iter().filter(|panel| !panel.is_empty()).collect();
         let columns = panels.len().clamp(1, 2);
         Figure { name: name.to_owned(), title: title.into(), note: String::new(), panels, columns }
     }
 
-    /// The same with a note.
+    /// Sets the note.
     pub fn with_note(mut self, note: &str) -> Figure {
         self.note = note.to_owned();
         self
     }
 
-    /// Whether there is nothing to draw.
+    /// Whether the figure has no panel.
     pub fn is_empty(&self) -> bool {
         self.panels.is_empty()
     }
 }
 
 impl Panel {
-    /// Whether there is nothing to draw.
+    /// Whether the panel has nothing to draw.
     pub fn is_empty(&self) -> bool {
         match self {
             Panel::Lines(lines) => {
@@ -184,7 +184,7 @@ impl Panel {
         }
     }
 
-    /// Above it; panels of several files that have the same are one.
+    /// Title above the panel; panels with equal titles are joined when files are compared.
     pub fn title(&self) -> &str {
         match self {
             Panel::Lines(lines) => &lines.title,

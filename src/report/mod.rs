@@ -1,9 +1,9 @@
 //! `hpml report`: tables, CSV, Markdown, plots and one HTML page, from run files alone.
 //!
-//! In: run files of `hpml train`, `sweep`, `allreduce`, `quantize`, read through `store`. Between: [`Sheet`]s (tables of
-//! typed cells with units) and [`Figure`]s, made once in `sections/`, so that the same numbers stand in every form. Out:
-//! text for stdout, and files. Measures nothing and knows neither ranks nor tensors; a file may be of any age and lack
-//! tables or columns, and what is not there is not shown.
+//! Reads run files of `hpml train`, `sweep`, `allreduce`, `study` and `quantize` through `store`. `sections/` makes [`Sheet`]s
+//! (tables of typed cells with units) and [`Figure`]s of them once, so that every output form shows the same numbers. Nothing is
+//! measured here, and neither ranks nor tensors are known. A run file may be of any age: tables and columns that it lacks are not
+//! shown.
 
 mod compare;
 mod figure;
@@ -24,17 +24,17 @@ pub use plot::{png, svg};
 pub use section::Section;
 use source::Source;
 
-/// Tables that `--csv` looks for, the first that is there.
+/// Tables that `--csv` looks for; it writes the first that exists.
 const CSV_TABLES: [&str; 5] = ["scaling", "study", "allreduce", "epochs", "quantization"];
 
-/// What is reported, and in which form.
+/// Run files to report on, and the forms to write.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
-    /// Run files.
+    /// Paths of the run files.
     pub files: Vec<PathBuf>,
-    /// Whether one table goes to stdout as CSV: that of `table`, else the first that a list of known names finds.
+    /// Whether one table goes to stdout as CSV: `table` or, without it, the first known table that exists.
     pub csv: bool,
-    /// Whether tables go to stdout as GitHub's Markdown.
+    /// Whether tables go to stdout as GitHub Markdown.
     pub markdown: bool,
     /// The only table to show.
     pub table: Option<String>,
@@ -46,9 +46,10 @@ pub struct Request {
     pub force: bool,
 }
 
-/// `hpml report FILE...`: writes the files asked for and returns what belongs on stdout.
+/// Runs `hpml report FILE...`: writes the requested files and returns the text for stdout.
 ///
-/// Errors: a file that is no run file, has no table of that name or nothing to report; an output that exists.
+/// # Errors
+/// A file is not a run file, lacks the requested table or has nothing to report, or an output exists or cannot be written.
 pub fn report(args: &Request) -> Result<String> {
     let sources = source::open_all(&args.files)?;
     let mut text = None;
@@ -81,8 +82,8 @@ pub fn report(args: &Request) -> Result<String> {
     })
 }
 
-/// Tables of the report called `names`, in that order, as text for the terminal, from a run in this process; those without a row are
-/// left out. `config` is that of the run, if it has one.
+/// Formats those tables of the report that are called `names`, in that order, for the terminal; tables without a row are left
+/// out. `config` is the configuration of the run in this process, if it has one.
 pub fn tables(config: Option<&Config>, tables: &[Table], names: &[&str]) -> String {
     let sections = sections::all(&[Source::of_run(config, tables)]).unwrap_or_default(); // a table in memory can always be read
     let sheets: Vec<&Sheet> = sections.iter().flat_map(|section| &section.sheets).collect();
@@ -90,12 +91,12 @@ pub fn tables(config: Option<&Config>, tables: &[Table], names: &[&str]) -> Stri
     in_terminal(named.copied())
 }
 
-/// Tables one below the other as text for the terminal.
+/// Formats tables one below the other for the terminal.
 fn in_terminal<'a>(sheets: impl Iterator<Item = &'a Sheet>) -> String {
     sheets.map(|sheet| terminal(sheet, terminal_width())).collect::<Vec<_>>().join("\n")
 }
 
-/// The HTML page and the plots. Looks at every target before it writes the first. Returns what was written, a line each.
+/// Writes the HTML page and the plots, after checking that every target may be written. Returns one line per kind of output.
 fn write_files(args: &Request, sources: &[Source], sections: &[Section]) -> Result<String> {
     let figures = || sections.iter().flat_map(|section| &section.figures);
     let mut targets = Vec::new();
@@ -135,7 +136,7 @@ fn write_files(args: &Request, sources: &[Source], sections: &[Section]) -> Resu
     Ok(lines)
 }
 
-/// One table of every file as it stands there, a row a row.
+/// The table `name` of every file with its stored columns and rows.
 fn raw_sheet(sources: &[Source], name: &str) -> Result<Sheet> {
     let mut parts = Vec::new();
     for source in sources {
@@ -145,7 +146,7 @@ fn raw_sheet(sources: &[Source], name: &str) -> Result<Sheet> {
     Ok(compare::sheets(parts, sources.len() > 1))
 }
 
-/// One table as the report shows it, where no file has one of that name; `missing` if it shows none.
+/// The table `name` as the report shows it, for a name that no file has; `missing` if the report shows none either.
 fn shown_sheet(sources: &[Source], name: &str, missing: Error) -> Result<Sheet> {
     let mut sheets = sections::all(sources)?.into_iter().flat_map(|section| section.sheets);
     sheets.find(|sheet| sheet.name == name).ok_or(missing)

@@ -15,7 +15,7 @@ pub struct Section {
 }
 
 impl Section {
-    /// A section without those tables and plots that show nothing.
+    /// A section with this title; tables and plots that show nothing are left out.
     pub fn new(title: &str, sheets: Vec<Sheet>, figures: Vec<Figure>) -> Section {
         let sheets = sheets.into_iter().filter(|sheet| !sheet.rows.is_empty() && !sheet.columns.is_empty()).collect();
         let figures = figures.into_iter().filter(|figure| !figure.is_empty()).collect();

@@ -1,4 +1,4 @@
-//! A run file, or a run in this process, as the report sees it: its tables by name.
+//! A source of tables by name: a run file, or a run in this process.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,12 @@ use crate::predict;
 use crate::store;
 use crate::table::{Attribute, Frame, Table, printable};
 
-/// Greatest number of ranks of a prediction that is not in the file.
+/// Greatest number of ranks to predict for when the file holds no prediction.
 const PREDICTED_RANKS: usize = 64;
 
 /// Tables, configuration and environment of one run.
 pub struct Source {
-    /// Short name, unlike that of any other file.
+    /// Short name; differs from that of every other file.
     pub label: String,
     /// Configuration of the run; `None` if another version of hpml wrote it.
     pub config: Option<Config>,
@@ -23,15 +23,18 @@ pub struct Source {
     content: Content,
 }
 
-/// Where the tables of a source are.
+/// Place of the tables of a source.
 enum Content {
-    /// In the file, under these names.
+    /// Names of the tables in the file.
     File(Vec<String>),
-    /// In memory, of a run that has not ended.
+    /// Tables in memory, from a run that has not ended.
     Memory(Vec<Table>),
 }
 
-/// Opens all files and gives each a label: its stem, or the path where two stems are the same.
+/// Opens all files and labels each with its stem, or with its path if two stems are equal.
+///
+/// # Errors
+/// A file cannot be read as a run file.
 pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Source>> {
     let mut sources = paths.iter().map(|path| Source::open(path)).collect::<Result<Vec<Source>>>()?;
     let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -57,7 +60,7 @@ impl Source {
         })
     }
 
-    /// A source of the tables of a run in this process, of which nothing need be written yet.
+    /// A source with the tables of a run in this process; none of them has to be on disk yet.
     pub fn of_run(config: Option<&Config>, tables: &[Table]) -> Source {
         Source {
             label: String::new(),
@@ -84,19 +87,19 @@ impl Source {
     /// The table called `name`; `None` if there is none.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The table cannot be read.
     pub fn frame(&self, name: &str) -> Result<Option<Frame>> {
         let table = match &self.content {
             Content::Memory(tables) => tables.iter().find(|table| table.group == name).cloned(),
             Content::File(_) if self.has(name) => Some(store::read_table(&self.path, name)?),
-            // A sweep's file has all that a prediction is made of, whether or not one was saved with it.
+            // A sweep's file has everything a prediction needs, even if none was saved with it.
             Content::File(_) if name == "prediction" => predict::table(&self.path, PREDICTED_RANKS)?,
             Content::File(_) => None,
         };
         Ok(table.map(Frame::new))
     }
 
-    /// The error for a file without any table that report knows.
+    /// The error for a file without any table that the report shows.
     pub fn has_nothing(&self) -> Error {
         let message = format!(
             "nothing to report: no scaling, prediction, study, allreduce, epochs, steps, comm, quantization or histograms; the \
@@ -111,7 +114,7 @@ impl Source {
         if names.is_empty() { "no tables".into() } else { printable(&names.join(", ")) }
     }
 
-    /// The error for a table that is missing, with what is there instead.
+    /// The error for a missing table, naming the tables that exist.
     pub fn lacks(&self, name: &str) -> Error {
         let message = format!("no such table here: the file holds {}", self.holds());
         Error::Dataset { path: self.path.clone(), name: printable(name), message }

@@ -1,4 +1,4 @@
-//! Reports of files made for the purpose: a sweep, an all-reduce, and files with what should not be in them.
+//! Reports of files made for the tests: a sweep, an all-reduce, and files with unexpected content.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ fn write(path: &Path, tables: &[Table]) -> PathBuf {
     path.to_owned()
 }
 
-/// A sweep over ranks 1 to `most_ranks` and three batches, in both timings, as a network of that bandwidth would give it.
+/// A sweep over 1 to `most_ranks` ranks and three batch sizes in both timings, with communication times of the given bandwidth.
 fn sweep(most_ranks: i64, bytes_per_second: f64) -> Table {
     let ranks: Vec<i64> = [1, 2, 4, 8, 16].into_iter().filter(|ranks| *ranks <= most_ranks).collect();
     let cases: Vec<(i64, i64, &str)> = ["overlap", "profile"]
@@ -123,7 +123,7 @@ fn ask(files: &[PathBuf]) -> Request {
     Request { files: files.to_vec(), ..Default::default() }
 }
 
-/// Every form of the report; returns what the terminal shows.
+/// Writes every form of the report; returns the text for the terminal.
 fn all_forms(folder: &Path, files: &[PathBuf]) -> String {
     let html = folder.join("out.html");
     let plots = folder.join("plots");
@@ -183,7 +183,7 @@ fn an_older_all_reduce_has_its_ranks_in_an_attribute() {
     assert!(svg.contains("4 ranks, ring") && !svg.contains("2 ranks"));
 }
 
-/// Every table that report knows, with `columns` and nothing else.
+/// Every table that the report shows, with `columns` and no others.
 fn everywhere(columns: &[Column]) -> Vec<Table> {
     let names = [
         "scaling",
@@ -298,7 +298,7 @@ fn what_is_missing_is_named_with_what_is_there() {
     let nothing = write(&folder.path().join("nothing.h5"), &[]);
     let text = message(ask(std::slice::from_ref(&nothing)));
     assert!(text.contains("nothing.h5") && text.contains("no tables"), "{text}");
-    // Beside a file that has something, too: a comparison must not lose one of its files in silence.
+    // An empty file beside a good one: a comparison must not drop it silently.
     assert!(message(ask(&[file.clone(), nothing])).contains("nothing.h5"));
 
     std::fs::write(folder.path().join("text.h5"), "text").unwrap();

@@ -1,11 +1,11 @@
-//! The one reader and writer of HDF5 (run files, checkpoints, parity files), and of what is made from it.
+//! Reader and writer of HDF5 files (run files, checkpoints, parity files) and of the files made from them.
 //!
-//! In: tables (named columns over named dimensions), tensors under PyTorch's names, attributes. Out: a file that h5py,
-//! xarray (`open_dataset(FILE, group="epochs", engine="h5netcdf")`) and netCDF4 read without knowing hpml: every dataset
-//! has `units` and `long_name`, every axis of a table is an HDF5 dimension scale. A run file is replaced as a whole, by
-//! a rename: whoever opens it, and whenever the job was killed, finds the state of a finished flush.
-//! What is read is not trusted: sizes are checked against the file's before memory is taken. Knows nothing of ranks and
-//! of training; only rank 0 calls it.
+//! Writes tables (named columns over named dimensions), tensors under PyTorch's names, and attributes. h5py, xarray
+//! (`open_dataset(FILE, group="epochs", engine="h5netcdf")`) and netCDF4 read the files without knowing hpml: every dataset has
+//! `units` and `long_name`, every axis of a table is an HDF5 dimension scale. A run file is replaced as a whole, by a rename: a
+//! reader sees the state of a finished flush at all times, even after the job was killed. Content that is read is not trusted:
+//! sizes are checked against the file's size before memory is allocated. Nothing here knows ranks or training; only rank 0 calls
+//! it.
 
 mod atomic;
 mod checkpoint;
@@ -50,7 +50,7 @@ pub enum TensorValues {
 }
 
 impl TensorValues {
-    /// How many there are.
+    /// Number of values.
     pub fn len(&self) -> usize {
         match self {
             TensorValues::F32(values) => values.len(),
@@ -60,12 +60,12 @@ impl TensorValues {
         }
     }
 
-    /// Whether there are none.
+    /// Whether there is no value.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The type's name, as in NumPy and PyTorch.
+    /// Name of the element type, as in NumPy and PyTorch.
     pub fn type_name(&self) -> &'static str {
         match self {
             TensorValues::F32(_) => "float32",
@@ -75,7 +75,7 @@ impl TensorValues {
         }
     }
 
-    /// Size of all values.
+    /// Size of all values in bytes.
     pub fn bytes(&self) -> usize {
         self.len()
             * match self {
@@ -91,11 +91,11 @@ impl TensorValues {
 pub struct NamedTensor {
     /// PyTorch's name, as in `layer1.0.conv1.weight`.
     pub name: String,
-    /// Empty: a scalar.
+    /// Extent of each dimension; empty for a scalar.
     pub shape: Vec<usize>,
-    /// As many as the shape says.
+    /// Values, one per place of the shape.
     pub values: TensorValues,
-    /// Of the dataset: `scale`, `zero_point` and the like.
+    /// Attributes of the dataset, such as `scale` and `zero_point`.
     pub attributes: Vec<(String, Attribute)>,
 }
 
@@ -106,40 +106,52 @@ impl NamedTensor {
     }
 }
 
-/// What `/checkpoint` holds.
+/// Content of `/checkpoint`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Checkpoint {
-    /// In the model's order, kept in the file.
+    /// Tensors in the model's order, which the file keeps.
     pub tensors: Vec<NamedTensor>,
-    /// Of the group: epochs, steps.
+    /// Attributes of the group, such as epochs and steps.
     pub attributes: Vec<(String, Attribute)>,
 }
 
 impl Checkpoint {
-    /// The tensor of that name.
+    /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&NamedTensor> {
         self.tensors.iter().find(|tensor| tensor.name == name)
     }
 }
 
-/// Reads one table of a run file, its columns in the file's order. Errors name the dataset.
+/// Reads one table of a run file, with its columns in the file's order.
+///
+/// # Errors
+/// The file is not a run file, or the table is missing or damaged; the error names the dataset.
 pub fn read_table(path: &Path, group: &str) -> Result<Table> {
     table::read(&input::Input::open_run_file(path)?, group)
 }
 
-/// The paths of a run file's tables, such as `epochs` and `comm`, in the file's order.
+/// Reads the paths of a run file's tables, such as `epochs` and `comm`, in the file's order.
+///
+/// # Errors
+/// The file is not a run file.
 pub fn table_names(path: &Path) -> Result<Vec<String>> {
     table::names(&input::Input::open_run_file(path)?)
 }
 
-/// The attributes of one group of a run file, such as `environment`, sorted by name.
+/// Reads the attributes of one group of a run file, such as `environment`, sorted by name.
+///
+/// # Errors
+/// The file is not a run file, or the group is missing.
 pub fn read_attributes(path: &Path, group: &str) -> Result<Vec<(String, Attribute)>> {
     let input = input::Input::open_run_file(path)?;
     let group = input.group(group)?;
     Ok(input.attributes(&group, &[schema::DIMENSION]))
 }
 
-/// The configuration a run file was made with.
+/// Reads the configuration that a run file was made with.
+///
+/// # Errors
+/// The file is not a run file, or its configuration is that of another version of hpml.
 pub fn read_config(path: &Path) -> Result<Config> {
     let text = input::Input::open_run_file(path)?.config_text()?;
     let mut config: Config = toml::from_str(&text).map_err(|error| Error::Dataset {
@@ -148,7 +160,7 @@ pub fn read_config(path: &Path) -> Result<Config> {
         message: format!("{}: written by another version of hpml", error.message().trim().replace('\n', " ")),
     })?;
     if config.data.dir.is_empty() {
-        config.data.dir = SYNTHETIC.into(); // what an empty one meant in files written by hpml 0.1
+        config.data.dir = SYNTHETIC.into(); // files written by hpml 0.1 leave it empty for synthetic data
     }
     Ok(config)
 }

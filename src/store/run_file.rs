@@ -1,4 +1,4 @@
-//! The run file: its name is taken at the start, its content replaced as a whole at every flush.
+//! The run file: a job claims its name at the start and replaces its content as a whole at every flush.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -14,28 +14,28 @@ use super::{Attribute, Checkpoint, Claim, Identity, Owner, Table};
 use crate::config::Config;
 use crate::error::Result;
 
-/// A run file that is being written, by one process.
+/// A run file that one process is writing.
 ///
-/// The file of that name is at every moment the one that was there before or that of a finished flush; a flush killed
-/// half-way leaves at most a hidden `.hpml-*.part` beside it. File locks are not needed for that (`main` turns
-/// HDF5's off, since network file systems often have none): a file is never written to after it has its name, and no
-/// other job writes one of this name while its [`Owner`] lives.
+/// At every moment the name belongs either to the earlier file or to the state of a finished flush; a flush killed half-way
+/// leaves at most a hidden `.hpml-*.part` beside it. This needs no file locks (`main` turns HDF5's off, since network file
+/// systems often have none): a file is never written to once it has its name, and no other job writes to the name while its
+/// [`Owner`] lives.
 pub struct RunFile {
     owner: Arc<Owner>,
     content: Content,
-    /// The file of this name that may be replaced: the user said so, or this process wrote it.
+    /// The file that a flush may replace: the user allowed it, or this process wrote it.
     replaceable: Option<FileKey>,
 }
 
-/// What a flush begins with.
+/// Content that every flush starts with.
 enum Content {
-    /// A file of this process's own making, from its header on.
+    /// A header, for a file that this process makes.
     New(Header),
-    /// The file that is there.
+    /// The existing file.
     Existing,
 }
 
-/// A file whatever its name.
+/// Identity of a file, whatever its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FileKey {
     device: u64,
@@ -49,10 +49,10 @@ impl FileKey {
 }
 
 impl RunFile {
-    /// Owns `path` and prepares a new run file there, for a process for which no other waits meanwhile.
+    /// Claims `path` and prepares a new run file there. For a process that no other rank waits for meanwhile.
     ///
     /// # Errors
-    /// [`crate::error::Error::OutputOwned`] if a living job writes there; those of [`create_owned`](Self::create_owned).
+    /// [`crate::error::Error::OutputOwned`] if a living job writes there, or an error of [`create_owned`](Self::create_owned).
     pub fn create(
         path: &Path,
         force: bool,
@@ -64,12 +64,13 @@ impl RunFile {
         RunFile::create_owned(Claim::new(path, force)?.wait()?, force, identity, config, environment, tables)
     }
 
-    /// Prepares a new run file at the place that `owner` owns: writes the file's beginning under another name, which is
-    /// removed again. So an unwritable place is an error now and not after the first epoch, an earlier file stays until
-    /// the first [`flush`](RunFile::flush) succeeds, and without one nothing of ours remains (but empty folders).
+    /// Prepares a new run file at the path that `owner` owns: writes the file's header under another name and removes it again.
+    /// An unwritable path is thus an error now and not after the first epoch. An earlier file stays until the first
+    /// [`flush`](RunFile::flush) succeeds; without a flush nothing remains of this one but empty folders.
     ///
     /// # Errors
-    /// [`crate::error::Error::OutputExists`] if there is a file that may not be replaced (`replace`); [`crate::error::Error::Output`].
+    /// [`crate::error::Error::OutputExists`] if a file exists and `replace` is false, [`crate::error::Error::Output`] if the
+    /// path cannot be written.
     pub fn create_owned(
         owner: Owner,
         replace: bool,
@@ -87,49 +88,49 @@ impl RunFile {
         Ok(file)
     }
 
-    /// Opens an existing run file, to add groups or to replace them by [`flush`](RunFile::flush), and owns it.
+    /// Claims an existing run file and opens it, to add or replace groups by [`flush`](RunFile::flush).
     ///
     /// # Errors
-    /// [`crate::error::Error::OutputOwned`] if a living job writes it; those of a file that is no run file.
+    /// [`crate::error::Error::OutputOwned`] if a living job writes it, or an error of [`open_owned`](Self::open_owned).
     pub fn open(path: &Path) -> Result<RunFile> {
-        Input::open_run_file(path)?; // before a mark of ours lies beside what is no run file
+        Input::open_run_file(path)?; // checked first: no owner's mark is left beside a file of another kind
         RunFile::open_owned(Claim::new(path, false)?.wait()?)
     }
 
-    /// Opens the existing run file that `owner` owns.
+    /// Opens the existing run file that `owner` owns, to add or replace groups.
     ///
     /// # Errors
-    /// Those of a file that is no run file.
+    /// The file cannot be read or is not a run file.
     pub fn open_owned(owner: Owner) -> Result<RunFile> {
         Input::open_run_file(owner.target())?;
         let replaceable = fs::symlink_metadata(owner.target()).ok().as_ref().map(FileKey::of);
         Ok(RunFile { owner: Arc::new(owner), content: Content::Existing, replaceable })
     }
 
-    /// Writes the whole file anew and puts it in the old one's place.
+    /// Writes the whole file anew and replaces the old one by it.
     ///
-    /// Of a file that was [created](RunFile::create), what is not handed over is not in it, beyond configuration,
-    /// environment and the tables given then. Of a file that was [opened](RunFile::open), groups that are not handed
-    /// over stay as they are. On an error the file is what it was before.
+    /// A file that was [created](RunFile::create) then holds its configuration, environment and first tables, and of the rest
+    /// only the arguments. A file that was [opened](RunFile::open) keeps the groups that the arguments do not replace. On an
+    /// error the old file stays as it was.
     ///
     /// # Errors
-    /// [`crate::error::Error::OutputLost`] if another job has taken the name over, [`crate::error::Error::OutputExists`] if a file has come to lie
-    /// there that is not ours, [`crate::error::Error::Output`] if it cannot be written.
+    /// [`crate::error::Error::OutputLost`] if another job has taken the name over, [`crate::error::Error::OutputExists`] if
+    /// another program has put a file there, [`crate::error::Error::Output`] if it cannot be written.
     pub fn flush(&mut self, tables: &[Table], checkpoint: Option<&Checkpoint>) -> Result<()> {
         self.put(tables, checkpoint, false)
     }
 
-    /// Writes the file as [`flush`](Self::flush) does, and in it that this was the last time: all is done.
+    /// Writes the file like [`flush`](Self::flush) and marks it as finished.
     ///
     /// # Errors
-    /// Those of [`flush`](Self::flush).
+    /// An error of [`flush`](Self::flush).
     pub fn finish(&mut self, tables: &[Table], checkpoint: Option<&Checkpoint>) -> Result<()> {
         self.put(tables, checkpoint, true)
     }
 
     fn put(&mut self, tables: &[Table], checkpoint: Option<&Checkpoint>, is_finished: bool) -> Result<()> {
         let file = self.write(tables, checkpoint, is_finished)?;
-        // After the writing, which takes longest: another job may have forced its way here, or another file come to lie.
+        // Checked after the writing, which takes longest: another job or file may have taken the name meanwhile.
         self.owner.check()?;
         let found = fs::symlink_metadata(self.path());
         let ours = found.as_ref().ok().map(FileKey::of) == self.replaceable;
@@ -141,8 +142,8 @@ impl RunFile {
         Ok(())
     }
 
-    /// Makes these the warnings of the run, in `/environment` from the next [`flush`](RunFile::flush) on. An
-    /// [opened](RunFile::open) file keeps its own.
+    /// Sets the warnings of the run, stored in `/environment` from the next [`flush`](RunFile::flush) on. An
+    /// [opened](RunFile::open) file keeps its warnings.
     pub fn set_warnings(&mut self, warnings: Vec<String>) {
         if let Content::New(header) = &mut self.content {
             header.set_warnings(warnings);
@@ -151,14 +152,14 @@ impl RunFile {
 
     /// Adds the configuration as the user wrote it, before it was fitted to ranks and data, to `/config` from the next
     /// [`flush`](RunFile::flush) on: as TOML in the attribute `toml_as_written`, beside `toml`, the configuration as used. An
-    /// [opened](RunFile::open) file keeps its own.
+    /// [opened](RunFile::open) file keeps its configuration.
     pub fn set_written(&mut self, toml: &str) {
         if let Content::New(header) = &mut self.content {
             header.set_written(toml);
         }
     }
 
-    /// What it holds from the start; `None` if it existed before.
+    /// Header of a created file; `None` for an opened one.
     pub(super) fn header(&self) -> Option<&Header> {
         match &self.content {
             Content::New(header) => Some(header),
@@ -166,12 +167,12 @@ impl RunFile {
         }
     }
 
-    /// Who may write here.
+    /// Owner of the name.
     pub(super) fn owner(&self) -> Arc<Owner> {
         self.owner.clone()
     }
 
-    /// Where it is written.
+    /// Path of the run file.
     pub fn path(&self) -> &Path {
         self.owner.target()
     }
@@ -181,7 +182,7 @@ impl RunFile {
         Temporary::write(self.path(), from, |root| {
             self.header().map_or(Ok(()), |header| header.write(root))?;
             layout::write(root, self.header().is_none(), tables, checkpoint)?;
-            // What is added to a file does not make it unfinished.
+            // Groups added to an existing file leave its status as it is.
             if is_finished || self.header().is_some() { write_status(root, is_finished) } else { Ok(()) }
         })
     }

@@ -1,4 +1,4 @@
-//! A table into a group and back: columns over dimensions, each dimension an HDF5 dimension scale.
+//! Tables in HDF5 groups, written and read: columns over dimensions, each dimension an HDF5 dimension scale.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use super::{Attribute, Column, Table, Values};
 use crate::error::Result;
 use crate::sys::{attach_dimension_scale, set_dimension_scale};
 
-/// Writes a table into its group, which may exist (with attributes) but must not hold the same names.
+/// Writes a table into its group, which may exist (with attributes) but must not hold datasets of the same names.
 pub(super) fn write(root: &Group, table: &Table) -> hdf5::Result<()> {
     let in_table = |error: hdf5::Error| hdf5::Error::from(format!("{}: {error}", table.group));
     let group = super::groups::group(root, &table.group)?;
@@ -57,7 +57,7 @@ fn attach(datasets: &BTreeMap<&str, Dataset>, column: &Column, axes: &[&str]) ->
     Ok(())
 }
 
-/// The names of a column's axes. A coordinate is over itself.
+/// Names of the axes of `column`; a coordinate has itself as its axis.
 fn axes<'a>(table: &'a Table, column: &'a Column) -> Vec<&'a str> {
     let of_others = |other: &Column| other.dimensions.iter().any(|(name, _)| *name == column.name);
     if column.dimensions.is_empty() {
@@ -119,7 +119,7 @@ pub(super) fn read(input: &Input, path: &str) -> Result<Table> {
     Ok(Table { group: path.to_owned(), dimension, columns, attributes })
 }
 
-/// The paths of all tables.
+/// Paths of all tables of a file.
 pub(super) fn names(input: &Input) -> Result<Vec<String>> {
     fn collect(input: &Input, group: &Group, path: &str, names: &mut Vec<String>, depth: usize) {
         for name in member_names(group).into_iter().filter(|name| name != CONFIG) {
@@ -128,7 +128,7 @@ pub(super) fn names(input: &Input) -> Result<Vec<String>> {
             if matches!(input.attribute(&child, DIMENSION), Some(Attribute::Text(_))) {
                 names.push(path.clone());
             }
-            // Links may form a ring.
+            // A depth limit, since links may form a ring.
             if depth < 4 {
                 collect(input, &child, &path, names, depth + 1);
             }

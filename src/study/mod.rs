@@ -1,6 +1,7 @@
-//! `hpml study`: variants of one training, over several seeds, in one job. In: a configuration whose `[study]` section names the
-//! variants. Out: `/variants`; `/study` with one row per variant, seed and epoch; and the table that compares the variants. The
-//! variants take turns seed by seed, so that an interrupted job has whole seeds. The file is complete after each training.
+//! `hpml study`: variants of one training, over several seeds, in one job. The `[study]` section of the configuration names the
+//! variants. The run file holds them in `/variants` and one row per variant, seed and epoch in `/study`; a table that compares
+//! the variants is printed. All variants train with one seed before the next, so that an interrupted job has whole seeds. The
+//! file is complete after each training.
 
 mod effect;
 mod tables;
@@ -19,7 +20,7 @@ use crate::report;
 use crate::store::{FileKind, Identity, RunFile};
 use crate::table::{Schema, Table};
 use crate::train::{Checkpoints, EpochRow, Progress, Training};
-use crate::units::{Second, format_seconds};
+use crate::units::{Second, counted, format_seconds};
 use effect::Ground;
 use variants::{Variant, variants};
 
@@ -30,14 +31,14 @@ struct Row {
     epoch: usize,
     /// Losses, accuracies and times; `None` once a loss or a weight was NaN or infinite (the training diverged).
     measured: Option<EpochRow>,
-    /// All-reduces of gradients, or of parameters between local steps, in this epoch on rank 0.
+    /// All-reduces of gradients (of parameters with local steps) in this epoch on rank 0.
     gradients: Entry,
-    /// Sum over the steps of this epoch of `comm`, in seconds, on rank 0.
+    /// Sum of `comm` over the steps of this epoch, in seconds, on rank 0.
     comm: Second,
 }
 
-/// The tables of a study without rows, for their documentation. Its trainings add `/sampling`, `/spread` and `/ranks` with `variant`
-/// and `seed` in front.
+/// The tables of a study without rows, which their documentation is generated from. The trainings add `/sampling`, `/spread` and
+/// `/ranks` with the columns `variant` and `seed` in front.
 pub fn empty_tables() -> Vec<Table> {
     vec![variants::schema().table(&[]), schema().table(&[])]
 }
@@ -45,7 +46,7 @@ pub fn empty_tables() -> Vec<Table> {
 /// Trains every variant with every seed, and writes the results to `destination`. A collective.
 ///
 /// # Errors
-/// A variant is wrong, the file cannot be written, or a rank fails. A training that diverges is a result, no error.
+/// A variant is invalid, the file cannot be written, or a rank fails. A training that diverges is a result, not an error.
 pub fn run(plan: &Plan, job: &Job, destination: &Destination) -> Result<()> {
     let datasets = job.agree(data::open(&plan.data))?;
     let ground = Ground { ranks: job.world_size, samples: datasets.train.len(), target: job.target };
@@ -119,7 +120,7 @@ fn train_one(
     }
 }
 
-/// `/study`: one row per variant, seed and epoch.
+/// Columns of `/study`, which has one row per variant, seed and epoch.
 fn schema() -> Schema<Row> {
     let of = |value: fn(&EpochRow) -> f64| move |row: &Row| row.measured.as_ref().map_or(f64::NAN, value);
     Schema::new("study", "row")
@@ -141,12 +142,12 @@ fn schema() -> Schema<Row> {
 
 fn print_header(config: &Config, job: &Job, data: &str, variants: &[Variant]) {
     println!(
-        "# hpml {}   study of {} variants x {} seeds x {} epochs on {} ranks",
+        "# hpml {}   study of {} x {} x {} on {}",
         env!("CARGO_PKG_VERSION"),
-        variants.len(),
-        config.study.seeds.len(),
-        config.train.epochs,
-        job.world_size
+        counted(variants.len(), "variant"),
+        counted(config.study.seeds.len(), "seed"),
+        counted(config.train.epochs, "epoch"),
+        counted(job.world_size, "rank")
     );
     job.describe().iter().for_each(|line| println!("# {line}"));
     println!("# data {data}");
@@ -156,7 +157,7 @@ fn print_header(config: &Config, job: &Job, data: &str, variants: &[Variant]) {
             println!("#   WARNING: {note}");
         }
     }
-    println!("# test accuracy by epoch, per cent");
+    println!("# test accuracy by epoch, percent");
 }
 
 fn print_training(name: &str, seed: u64, rows: &[Row], seconds: f64) {

@@ -1,9 +1,9 @@
-//! The tables of single trainings as one, with variant and seed of the training in front of each row.
+//! Tables of several trainings joined into one, with variant and seed of the training in front of each row.
 
 use crate::metrics::definitions::{SEED, VARIANT};
 use crate::table::{Column, Table, Values};
 
-/// Appends the rows of a training's tables to those of the same name in `all`.
+/// Appends the rows of one training's tables to the tables of the same names in `all`.
 pub fn append(all: &mut Vec<Table>, variant: &str, seed: u64, tables: Vec<Table>) {
     for mut table in tables {
         let rows = table.len();

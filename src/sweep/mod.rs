@@ -1,10 +1,10 @@
-//! `hpml sweep`: one job measures every case of network x batch per rank x ranks x timing mode. In: the `[sweep]` section.
-//! Out: a run file with every counted step of every rank in `/steps`, the bare all-reduce of each rank count in
-//! `/allreduce`, and one row per case in `/scaling`, computed from those two alone.
+//! `hpml sweep`: one job measures every case of network x batch per rank x ranks x timing, as listed in the `[sweep]` section.
+//! The run file holds every counted step of every rank in `/steps`, the bare all-reduce on each number of ranks in `/allreduce`,
+//! and one row per case in `/scaling`, computed from those two alone.
 //!
-//! A case with fewer ranks than the job runs on the first of them while the others sleep. Each case is visited several times, in
-//! a changing order, so that a machine that slows down meanwhile does not look like scaling. The file is complete after each
-//! visit: an interrupted sweep resumes from there.
+//! A case with fewer ranks than the job runs on the first ranks while the others sleep. Each case is visited several times, in a
+//! changing order, so that a machine that slows down meanwhile does not look like scaling. The file is complete after each
+//! visit, so an interrupted sweep resumes from there.
 
 mod case;
 mod memory;
@@ -27,21 +27,22 @@ use crate::launch::Job;
 use crate::output::{self, Destination};
 use crate::report;
 use crate::table::Table;
-use crate::units::{Bytes, format_seconds};
+use crate::units::{Bytes, counted, format_seconds};
 pub use case::{Case, cases};
 use record::Record;
 pub use scaling::{Row, Status, rows};
 use visit::visit;
 
-/// The tables of a sweep without rows, for their documentation.
+/// The tables of a sweep without rows, which their documentation is generated from.
 pub fn empty_tables() -> Vec<Table> {
     vec![scaling::schema(true).table(&[]), record::steps().table(&[])]
 }
 
-/// Measures all cases of the plan into the run file at `destination`; to `resume` only those that it lacks. A collective.
+/// Measures all cases of the plan into the run file at `destination`; with `resume` only those that the file lacks. A
+/// collective.
 ///
 /// # Errors
-/// The cases do not suit the ranks, the file cannot be written or is of another sweep, or a rank fails.
+/// The cases do not suit the number of ranks, the file cannot be written or belongs to another sweep, or a rank fails.
 pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> Result<()> {
     let datasets = job.agree(data::open(&plan.data))?;
     let cases = job.agree(case::cases(&plan.sweep, plan.model.name, job.world_size, datasets.train.len()))?;
@@ -73,7 +74,7 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
                 record.add(number, round, outcome)?;
                 log_visit(record, number, round, plan.sweep.rounds);
             }
-            // Ranks that are not in the group sleep here.
+            // Ranks outside the group sleep here.
             job.communicator.patient_barrier(WaitPolicy::Idle)?;
         }
     }
@@ -84,7 +85,7 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
     Ok(())
 }
 
-/// Communicators over the first ranks of the job, one per rank count; `None` on a rank that is not among those.
+/// Communicators over the first ranks of the job, one per number of ranks; `None` on a rank outside the communicator.
 fn groups(job: &Job, cases: &[Case]) -> Result<BTreeMap<usize, Option<Arc<Communicator>>>> {
     let mut counts: Vec<usize> = cases.iter().map(|case| case.ranks).collect();
     counts.sort_unstable();
@@ -97,7 +98,7 @@ fn groups(job: &Job, cases: &[Case]) -> Result<BTreeMap<usize, Option<Arc<Commun
     Ok(groups)
 }
 
-/// Measures the bare all-reduce on every rank count, for comparison with the bandwidth in training, and for predictions.
+/// Measures the bare all-reduce on every number of ranks, for comparison with the bandwidth in training and for predictions.
 fn measure_all_reduce(
     plan: &Plan,
     job: &Job,
@@ -128,7 +129,7 @@ fn measure_all_reduce(
             }
         }
         if job.is_root() {
-            log::info!("all-reduce on {ranks} ranks measured");
+            log::info!("all-reduce on {} measured", counted(ranks, "rank"));
         }
         job.communicator.patient_barrier(WaitPolicy::Idle)?;
     }
@@ -154,7 +155,8 @@ fn order(cases: &[Case], round: usize, seed: u64) -> Vec<usize> {
 }
 
 fn print_header(config: &Config, job: &Job, datasets: &Datasets, cases: &[Case], record: &Record) {
-    println!("# hpml {}   sweep of {} cases, {} rounds", env!("CARGO_PKG_VERSION"), cases.len(), config.sweep.rounds);
+    let (count, rounds) = (counted(cases.len(), "case"), counted(config.sweep.rounds, "round"));
+    println!("# hpml {}   sweep of {count}, {rounds}", env!("CARGO_PKG_VERSION"));
     job.describe().iter().for_each(|line| println!("# {line}"));
     println!("# data {}", datasets.name);
     let (largest, samples) = (cases.iter().map(Case::global_batch).max().unwrap_or(0), datasets.train.len());
@@ -164,27 +166,28 @@ fn print_header(config: &Config, job: &Job, datasets: &Datasets, cases: &[Case],
              accuracy"
         );
     }
-    println!("# written to {} after each visit; a sweep that was cut goes on with --resume", record.path().display());
+    println!("# written to {} after each visit; an interrupted sweep continues with --resume", record.path().display());
 }
 
-/// One log line per visit; the table comes at the end.
+/// Logs one line per visit.
 fn log_visit(record: &Record, number: usize, round: usize, rounds: usize) {
     let row = record.row(number);
     let Case { model, ranks, batch_per_rank, timing } = row.case;
     let (model, timing) = (model.as_str(), timing.as_str());
-    let case = format!("round {}/{rounds}, {model}, {ranks} ranks, batch {batch_per_rank}, {timing}", round + 1);
+    let case =
+        format!("round {}/{rounds}, {model}, {}, batch {batch_per_rank}, {timing}", round + 1, counted(ranks, "rank"));
     match row.status {
         Status::Ok => {
             let half_width = 0.5 * (row.step_high - row.step_low) / row.step_p50;
             log::info!(
-                "{case}: step {}{}, {:.0} images/s, {} steps",
+                "{case}: step_p50 {}{}, {:.0} images/s, {} steps",
                 format_seconds(row.step_p50),
                 if half_width.is_finite() { format!(" +- {:.1} %", 100.0 * half_width) } else { String::new() },
                 row.images_per_second,
                 row.steps
             )
         }
-        Status::OutOfMemory => log::info!("{case}: out of memory; cases with more of everything are left out"),
+        Status::OutOfMemory => log::info!("{case}: out of memory; larger cases of this model are left out"),
         Status::Pending => {}
     }
 }

@@ -1,4 +1,4 @@
-//! The sweep's run file: every counted step, and what follows from them. On rank 0 only.
+//! Record of a sweep: every counted step, and the run file computed from them. Exists on rank 0 only.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,20 +16,20 @@ use crate::store::{self, FileKind, Identity, Owner, RunFile};
 use crate::table::{Attribute, Schema, Table, Values, attribute};
 use crate::units::Bytes;
 
-/// What is measured so far.
+/// Measurements of a sweep so far, and the run file.
 pub(super) struct Record {
     file: RunFile,
     cases: Vec<Case>,
     samples: usize,
-    /// `/allreduce`, once it was measured.
+    /// The table `/allreduce`, once measured.
     pub all_reduce: Option<Table>,
-    /// By case and round: `[steps][ranks]`.
+    /// Step times `[steps][ranks]` by case and round.
     visits: BTreeMap<(usize, usize), Vec<Vec<StepTimes>>>,
-    /// By case.
+    /// Other measurements, one entry per case.
     about: Vec<About>,
 }
 
-/// What is known of a case beside its steps.
+/// Measurements of a case beside its step times.
 #[derive(Debug, Clone, Copy, Default)]
 struct About {
     out_of_memory: bool,
@@ -40,7 +40,10 @@ struct About {
 }
 
 impl Record {
-    /// A new file, or to `resume` the one that is there.
+    /// Creates the run file or, to `resume`, opens the existing one and reads it.
+    ///
+    /// # Errors
+    /// The file cannot be written, or belongs to another sweep.
     pub(super) fn open(
         owner: Owner,
         force: bool,
@@ -72,23 +75,23 @@ impl Record {
         Ok(record)
     }
 
-    /// Where it is written.
+    /// Path of the run file.
     pub(super) fn path(&self) -> &Path {
         self.file.path()
     }
 
-    /// Whether this visit is still to be made.
+    /// Whether visit `round` of case `number` is still to be made, which also depends on the `precision` reached so far.
     pub(super) fn wants(&self, number: usize, round: usize, precision: f64) -> bool {
         if self.visits.contains_key(&(number, round)) || self.out_of_memory(number) {
             return false;
         }
         let row = self.row(number);
         let half_width = 0.5 * (row.step_high - row.step_low) / row.step_p50;
-        // Two visits and a dozen steps at least, or three lucky ones in a row would do.
+        // At least two visits and a dozen steps, since three steps may agree by luck.
         !(round >= 2 && row.steps >= 12 && half_width <= precision)
     }
 
-    /// A case that ran out of memory takes along those with more of everything.
+    /// Whether the case, or one with at most as many ranks and samples, ran out of memory.
     fn out_of_memory(&self, number: usize) -> bool {
         let case = &self.cases[number];
         let beyond = |other: &Case| {
@@ -97,7 +100,7 @@ impl Record {
         self.cases.iter().zip(&self.about).any(|(other, about)| about.out_of_memory && beyond(other))
     }
 
-    /// What a rank probably takes in this case; 0 if too little is known.
+    /// Estimated memory of a rank in the case; 0 if too little is known.
     pub(super) fn memory_for(&self, number: usize) -> Bytes {
         let case = &self.cases[number];
         let measured = self.cases.iter().zip(&self.about);
@@ -108,7 +111,10 @@ impl Record {
         memory::extrapolated(&known, case.batch_per_rank)
     }
 
-    /// Takes a visit in and writes the file.
+    /// Adds a visit and writes the file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub(super) fn add(&mut self, number: usize, round: usize, outcome: Outcome) -> Result<()> {
         let about = &mut self.about[number];
         about.out_of_memory |= outcome.out_of_memory;
@@ -124,18 +130,21 @@ impl Record {
         self.flush()
     }
 
-    /// Takes `/allreduce` in and writes the file.
+    /// Sets `/allreduce` and writes the file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub(super) fn set_all_reduce(&mut self, table: Table) -> Result<()> {
         self.all_reduce = Some(table);
         self.flush()
     }
 
-    /// The row of one case as far as it is measured, without its speedup.
+    /// The row of one case from its visits so far, without speedup.
     pub(super) fn row(&self, number: usize) -> Row {
         scaling::rows(&[self.measurement(number)], self.samples).remove(0)
     }
 
-    /// All rows.
+    /// The rows of all cases, with speedups.
     pub(super) fn rows(&self) -> Vec<Row> {
         let all: Vec<Measurement> = (0..self.cases.len()).map(|number| self.measurement(number)).collect();
         scaling::rows(&all, self.samples)
@@ -156,8 +165,8 @@ impl Record {
         }
     }
 
-    /// busbw of the bare all-reduce, in place and at its median time, in bytes per second. Not of its mean: a burst of other work
-    /// on the machine is in that, and left out of a case's trimmed mean.
+    /// busbw of the bare all-reduce, in place and at its median time, in bytes per second. The median, since a burst of other
+    /// work on the machine distorts the mean, while a case's trimmed mean leaves it out.
     fn bare_busbw(&self, ranks: usize, bytes: Bytes) -> f64 {
         let Some(table) = &self.all_reduce else { return f64::NAN };
         let numbers = |name: &str| table.column(name).and_then(|column| column.values.numbers()).unwrap_or_default();
@@ -170,7 +179,10 @@ impl Record {
         found.next().map_or(f64::NAN, |((_, time), _)| all_reduce_busbw(bytes, time, ranks))
     }
 
-    /// Writes the file as that of a sweep that is finished.
+    /// Writes the file and marks it as finished.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub(super) fn finish(&mut self) -> Result<()> {
         self.file.finish(&self.tables(), None)
     }
@@ -186,7 +198,7 @@ impl Record {
         tables
     }
 
-    /// `/steps` of all visits.
+    /// The table `/steps` of all visits.
     fn steps(&self) -> Table {
         let of_visit = |(&(case, round), steps): (&(usize, usize), &Vec<Vec<StepTimes>>)| {
             let of_step = move |(step, ranks): (usize, &Vec<StepTimes>)| {
@@ -198,14 +210,14 @@ impl Record {
         steps().table(&self.visits.iter().flat_map(of_visit).collect::<Vec<StepRow>>())
     }
 
-    /// What an earlier sweep left, from its own tables.
+    /// Reads the measurements of an interrupted sweep from its own tables.
     fn read(&mut self, out: &Path) -> Result<()> {
         let names = store::table_names(out)?;
         if names.iter().any(|name| name == "allreduce") {
             self.all_reduce = Some(store::read_table(out, "allreduce")?);
         }
         if !names.iter().any(|name| name == "scaling") {
-            return Ok(()); // cut before anything was measured
+            return Ok(()); // interrupted before anything was measured
         }
         let damaged = |name: &str| Error::Dataset {
             path: out.to_owned(),
@@ -222,7 +234,7 @@ impl Record {
         let Some(Values::Text(status)) = scaling.column("status").map(|column| &column.values) else {
             return Err(damaged("scaling/status"));
         };
-        // A file of before there was this column leaves it open until the next visit.
+        // Files from before this column existed have no value until the next visit.
         let overlaps = scaling.numbers("overlaps");
         for (number, about) in self.about.iter_mut().enumerate() {
             let out_of_memory = status.get(number).is_some_and(|status| status == Status::OutOfMemory.as_str());
@@ -233,7 +245,7 @@ impl Record {
         }
 
         if !names.iter().any(|name| name == "steps") {
-            return Ok(()); // cut before the first visit
+            return Ok(()); // interrupted before the first visit
         }
         let table = store::read_table(out, "steps")?;
         let names = ["case", "round", "step_index", "rank"].into_iter().chain(Part::ALL.map(Part::as_str));
@@ -243,7 +255,7 @@ impl Record {
             if rank == 0 {
                 visit.push(Vec::new());
             }
-            // Written in this order; anything else is another's file.
+            // hpml writes rows in this order; a file in another order is not hpml's.
             match visit.get_mut(step) {
                 Some(ranks) if ranks.len() == rank && case < self.cases.len() => ranks.push(times),
                 _ => return Err(damaged("steps")),
@@ -263,12 +275,12 @@ pub struct StepRow {
     times: StepTimes,
 }
 
-/// `/steps` of a sweep: one row per case, round, step and rank.
+/// Columns of `/steps` of a sweep, which has one row per case, round, step and rank.
 pub fn steps() -> Schema<StepRow> {
     let schema = Schema::new("steps", "row")
         .count(("case", "1", "row of /scaling, from 0"), |row: &StepRow| row.case)
         .put(|row, value| row.case = value as usize)
-        .count(("round", "1", "visit to that case, from 0"), |row| row.round)
+        .count(("round", "1", "visit of the case, from 0"), |row| row.round)
         .put(|row, value| row.round = value as usize)
         .count(("step_index", "1", "counted step of the visit, from 0"), |row| row.step)
         .put(|row, value| row.step = value as usize)
@@ -281,7 +293,7 @@ pub fn steps() -> Schema<StepRow> {
     })
 }
 
-/// An error unless `out` was made with the same configuration on as many ranks.
+/// Checks that `out` was made with the same configuration on the same number of ranks.
 fn same_sweep(out: &Path, config: &Config, job: &Job) -> Result<()> {
     let refuse = |message: String| Err(Error::File { path: out.to_owned(), message });
     if let Some(kind) = store::read_identity(out)?.kind.filter(|kind| *kind != FileKind::Sweep) {

@@ -34,21 +34,21 @@ impl Status {
 /// Measurements of one case.
 #[derive(Debug, Clone)]
 pub struct Measurement {
-    /// Case that was measured.
+    /// The measured case.
     pub case: Case,
     /// Step times `[steps][ranks]`, warm-up left out.
     pub steps: Vec<Vec<StepTimes>>,
-    /// Whether it ran out of memory.
+    /// Whether a rank ran out of memory.
     pub out_of_memory: bool,
-    /// Greatest resident bytes of a rank.
+    /// Greatest resident memory of a rank in bytes.
     pub peak_memory: Bytes,
-    /// Bytes that a step all-reduces.
+    /// Bytes all-reduced per step.
     pub gradient_bytes: Bytes,
     /// Whether collectives can overlap the backward pass.
     pub overlaps: bool,
     /// Use of the GPUs, if there are any.
     pub gpu: Option<GpuUse>,
-    /// Median busbw of the bare all-reduce of these bytes on these ranks, bytes per second; NaN if it was not measured.
+    /// Median busbw of the bare all-reduce of these bytes on these ranks, in bytes per second; NaN if it was not measured.
     pub bare_busbw: f64,
 }
 
@@ -133,7 +133,7 @@ impl Row {
 }
 
 /// Computes the rows of all cases; speedups are relative to the case of one rank with equal network, batch and timing. `samples`
-/// is the number of samples in an epoch.
+/// is the number of samples per epoch.
 pub fn rows(measurements: &[Measurement], samples: usize) -> Vec<Row> {
     let mut rows: Vec<Row> = measurements.iter().map(|measurement| Row::of(measurement, samples)).collect();
     let alone: Vec<(Case, f64)> =
@@ -148,11 +148,11 @@ pub fn rows(measurements: &[Measurement], samples: usize) -> Vec<Row> {
     rows
 }
 
-/// `/scaling`: one row per case; with the columns of GPUs if `has_gpus`.
+/// Columns of `/scaling`, which has one row per case; with the columns of GPUs if `has_gpus`.
 pub fn schema(has_gpus: bool) -> Schema<Row> {
     let mut schema = Schema::new("scaling", "case")
         .text(&definitions::MODEL, |row: &Row| row.case.model.as_str())
-        .count(("ranks", "1", "ranks that trained, the first of the job"), |row| row.case.ranks)
+        .count(("ranks", "1", "number of ranks that trained, the first ones of the job"), |row| row.case.ranks)
         .count(&definitions::BATCH_PER_RANK, |row| row.case.batch_per_rank)
         .text(("timing", "1", "overlap, or profile: nothing overlaps"), |row| row.case.timing.as_str())
         .text(&definitions::STATUS, |row| row.status.as_str())
@@ -192,12 +192,12 @@ pub fn schema(has_gpus: bool) -> Schema<Row> {
         .float(&definitions::JOULES_PER_IMAGE, of(|gpu| gpu.joules_per_image))
 }
 
-/// `/scaling` of these rows.
+/// The table `/scaling` of `rows`.
 pub fn table(rows: &[Row]) -> Table {
     schema(rows.iter().any(|row| row.gpu.is_some())).table(rows)
 }
 
-/// Reads the use of the GPUs from row `number` of a file's `/scaling`.
+/// Reads the use of the GPUs from row `number` of the table `/scaling`.
 pub fn gpu_use(scaling: &Table, number: usize) -> Option<GpuUse> {
     let at = |name: &str| scaling.numbers(name).get(number).copied().filter(|value| value.is_finite());
     Some(GpuUse {
@@ -211,8 +211,8 @@ fn slowest(ranks: &[StepTimes]) -> Second {
     ranks.iter().map(|time| f64::from(time.get(Part::Step))).fold(0.0, f64::max)
 }
 
-/// Middle half of the steps by the slowest rank's time (all, if fewer than four): it leaves out bursts of other processes on
-/// the machine, and the parts of a step still add up, since all are means over one set of steps.
+/// The middle half of the steps by the slowest rank's time (all if fewer than four). Leaves out bursts of other processes on the
+/// machine; the parts of a step still add up, since all are means over one set of steps.
 fn middle_half<'a>(steps: &[&'a Vec<StepTimes>]) -> Vec<&'a Vec<StepTimes>> {
     let mut sorted = steps.to_vec();
     sorted.sort_by(|a, b| slowest(a).total_cmp(&slowest(b)));
@@ -220,7 +220,7 @@ fn middle_half<'a>(steps: &[&'a Vec<StepTimes>]) -> Vec<&'a Vec<StepTimes>> {
     sorted[cut..sorted.len() - cut].to_vec()
 }
 
-/// Mean of each part over `[steps][ranks]`; NaN if there are none.
+/// Mean of each part over `[steps][ranks]`; NaN without steps.
 fn means(steps: &[&Vec<StepTimes>]) -> [Second; StepTimes::PARTS] {
     Part::ALL
         .map(|part| metrics::mean(steps.iter().flat_map(|ranks| ranks.iter().map(|time| f64::from(time.get(part))))))
@@ -263,7 +263,7 @@ mod tests {
         let (four, one) = (&rows[0], &rows[1]);
         assert_eq!((one.images_per_second, one.speedup, one.efficiency, one.epoch_seconds), (8.0, 1.0, 1.0, 10.0));
         assert!(one.busbw.is_nan() && one.overlap.is_nan() && one.volume == 0.0);
-        // The burst is in the mean and not in the trimmed one.
+        // The mean includes the burst, the trimmed mean does not.
         assert_eq!((four.trimmed_mean(Part::Step), four.means[Part::Step as usize]), (1.5, (3.0 * 1.5 + 10.0) / 4.0));
         assert!((four.speedup - 4.0 / 1.5).abs() < 1e-9 && (four.efficiency - 1.0 / 1.5).abs() < 1e-9);
         assert!((four.algbw - 2.0).abs() < 1e-9 && (four.busbw - 3.0).abs() < 1e-9);

@@ -42,7 +42,7 @@ pub(super) struct Outcome {
 /// Use of a case's GPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct GpuUse {
-    /// Share of time in which a GPU computed anything, per cent, mean over the GPUs.
+    /// Share of time in which a GPU computed anything, percent, mean over the GPUs.
     pub utilization: f64,
     /// Greatest bytes in use on one GPU.
     pub memory: Bytes,

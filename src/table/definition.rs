@@ -3,17 +3,17 @@
 /// One figure of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Definition {
-    /// Column in files and tables.
+    /// Name of the column in files and tables.
     pub name: &'static str,
     /// Unit in files, as in UDUNITS; `1` for a plain number.
     pub units: &'static str,
-    /// What it is, or its formula in terms of other columns.
+    /// Meaning, or formula in terms of other columns.
     pub text: &'static str,
-    /// When there is no such figure: then it is NaN in files and "-" in tables. Empty: it always exists.
+    /// Condition under which the figure does not exist (NaN in files, "-" in tables); empty if it always exists.
     pub absent: &'static str,
 }
 
-/// What stands in a `long_name` between text and reason.
+/// Separator between text and reason in a `long_name`.
 const NAN: &str = "; NaN: ";
 
 impl Definition {
@@ -32,12 +32,12 @@ impl Definition {
         self.of(self.text)
     }
 
-    /// A `long_name` with more than the definition's own text, such as that of a part of the step before its mean's.
+    /// Appends the reason to `text`, which may hold more than the definition's own text.
     fn of(&self, text: &str) -> String {
         if self.absent.is_empty() { text.to_owned() } else { format!("{text}{NAN}{}", self.absent) }
     }
 
-    /// [`long_name`](Self::long_name) of this statistic of `part`.
+    /// [`long_name`](Self::long_name) of this statistic over a part of the step.
     pub fn of_part(&self, part: &Definition) -> String {
         self.of(&format!("{}: {}", part.text, self.text))
     }

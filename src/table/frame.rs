@@ -1,4 +1,4 @@
-//! A table by row and column name without surprises: a file may be of any age and damaged.
+//! Access to a table by row and column name that tolerates old and damaged files.
 
 use super::{Attribute, Cell, Column, Heading, Sheet, Table, Values, attribute};
 
@@ -9,7 +9,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The frame of a table as read.
+    /// A frame over `table`.
     pub fn new(table: Table) -> Frame {
         let rows = table.len();
         Frame { table, rows }
@@ -30,18 +30,18 @@ impl Frame {
         self.table.column(name).filter(|column| self.table.is_plain(column))
     }
 
-    /// The number in a column and row; NaN where there is none.
+    /// The number in a column and row; NaN if there is none.
     pub fn number(&self, name: &str, row: usize) -> f64 {
         self.column(name).map_or(f64::NAN, |column| column.values.number(row))
     }
 
-    /// The whole number in a column and row; `None` where there is none.
+    /// The whole number in a column and row; `None` if there is none.
     pub fn integer(&self, name: &str, row: usize) -> Option<i64> {
         let value = self.number(name, row);
         (value.is_finite() && value.fract() == 0.0 && value.abs() < 1e15).then_some(value as i64)
     }
 
-    /// The text in a column and row; empty where there is none.
+    /// The text in a column and row; empty if there is none.
     pub fn text(&self, name: &str, row: usize) -> &str {
         self.column(name).map_or("", |column| column.values.text(row))
     }
@@ -63,7 +63,7 @@ impl Frame {
         }
     }
 
-    /// The list in a row of a column of lists (`bins` over tensor and bin); empty where there is none.
+    /// The list in a row of a column of lists (`bins` over tensor and bin); empty if there is none.
     pub fn list(&self, name: &str, row: usize) -> Vec<f64> {
         let Some(column) = self.table.column(name).filter(|column| is_list(&self.table, column)) else {
             return Vec::new();
@@ -72,12 +72,12 @@ impl Frame {
         values.chunks((*each).max(1)).nth(row).map_or(Vec::new(), <[f64]>::to_vec)
     }
 
-    /// Name, units and meaning of a column, as the file has them.
+    /// Name, units and meaning of a column, as in the file.
     pub fn heading(&self, name: &str) -> Option<Heading> {
         self.column(name).map(|column| Heading::new(&column.name, &column.units, &column.long_name))
     }
 
-    /// The columns named, as far as they are there, and the rows given.
+    /// Headings and cells of those of `columns` that exist, in the given `rows`.
     pub fn select(&self, columns: &[&str], rows: &[usize]) -> (Vec<Heading>, Vec<Vec<Cell>>) {
         let columns: Vec<&Column> = columns.iter().filter_map(|name| self.column(name)).collect();
         let headings = columns.iter().map(|column| Heading::new(&column.name, &column.units, &column.long_name));
@@ -85,14 +85,14 @@ impl Frame {
         (headings.collect(), cells.collect())
     }
 
-    /// A sheet of the columns named and the rows given, see [`select`](Self::select).
+    /// A sheet of those of `columns` that exist, in the given `rows`, see [`select`](Self::select).
     pub fn sheet(&self, name: &str, title: impl Into<String>, columns: &[&str], rows: &[usize]) -> Sheet {
         let (columns, rows) = self.select(columns, rows);
         Sheet { columns, rows, ..Sheet::new(name, title) }
     }
 
-    /// All columns with one value or list per row, as they stand in the file. A column of lists becomes one column per element,
-    /// named after the coordinate of its second axis, or numbered.
+    /// A sheet of all columns with one value or list per row, with the file's names and order. A column of lists becomes one
+    /// column per element, named after the coordinate of its second axis, or numbered.
     pub fn raw(&self) -> Sheet {
         let (rows, mut sheet) = (self.rows(), Sheet::new(&self.table.group, format!("/{}", self.table.group)));
         sheet.rows = vec![Vec::new(); self.rows];
@@ -115,7 +115,7 @@ impl Frame {
     }
 }
 
-/// Greatest length of a list that is shown, as one column per element.
+/// Greatest length of a list that [`Frame::raw`] shows as columns.
 const MOST_ELEMENTS: usize = 4096;
 
 fn is_list(table: &Table, column: &Column) -> bool {

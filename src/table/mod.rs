@@ -1,8 +1,8 @@
-//! Tables of figures: named columns with units, listed once and used to write, read, show and document them.
+//! Tables of figures: named columns with units, listed once for writing, reading, showing and documenting them.
 //!
-//! In: rows of a program's types and a [`Schema`] that lists their columns. Out: a [`Table`], the form that `store` writes and
-//! reads; a [`Sheet`], the form that a person reads, as text for a terminal, CSV or Markdown; and rows again. Knows neither files
-//! nor ranks.
+//! A [`Schema`] lists the columns of a program's row type. It turns rows into a [`Table`], the form that `store` writes and
+//! reads, and a table back into rows. A [`Sheet`] is the form for people, shown in a terminal or written as CSV or Markdown.
+//! Neither files nor ranks are known here.
 
 mod definition;
 mod frame;
@@ -45,7 +45,7 @@ impl Values {
     /// The values at `places`.
     ///
     /// # Panics
-    /// A place lies beyond the end.
+    /// A place is beyond the end.
     pub fn select(&self, places: &[usize]) -> Values {
         fn at<T: Clone>(values: &[T], places: &[usize]) -> Vec<T> {
             places.iter().map(|place| values[*place].clone()).collect()
@@ -94,7 +94,7 @@ pub struct Column {
     pub units: String,
     /// Meaning in a few words.
     pub long_name: String,
-    /// Name and extent of each axis. Empty: the table's own dimension, one value per row.
+    /// Name and extent of each axis; empty for one value per row along the table's own dimension.
     pub dimensions: Vec<(String, usize)>,
     /// One value per place of the dimensions.
     pub values: Values,
@@ -125,7 +125,7 @@ impl Column {
 pub struct Table {
     /// Path of the group, without the first slash.
     pub group: String,
-    /// The dimension of all columns that name no other.
+    /// Dimension of all columns that name no other.
     pub dimension: String,
     /// Columns in the order of the file.
     pub columns: Vec<Column>,
@@ -139,12 +139,12 @@ impl Table {
         Table { group: group.into(), dimension: dimension.into(), columns, attributes: Vec::new() }
     }
 
-    /// The column of that name.
+    /// The column called `name`.
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
     }
 
-    /// The numbers of the column of that name; none if there is no such column, or it is of text.
+    /// Numbers of the column called `name`; empty if there is no such column or it holds text.
     pub fn numbers(&self, name: &str) -> Vec<f64> {
         self.column(name).and_then(|column| column.values.numbers()).unwrap_or_default()
     }
@@ -164,7 +164,7 @@ impl Table {
     pub fn is_plain(&self, column: &Column) -> bool {
         let is_axis = |other: &Column| other.dimensions.iter().any(|(axis, _)| *axis == column.name);
         match column.dimensions.as_slice() {
-            // The coordinate of another axis has no dimensions either, but one value per place of that axis.
+            // A coordinate of another axis has no dimensions either, but one value per place of its axis.
             [] => column.name == self.dimension || !self.columns.iter().any(is_axis),
             [(axis, _)] => *axis == self.dimension,
             _ => false,

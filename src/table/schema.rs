@@ -1,4 +1,4 @@
-//! The columns of a table, listed once: name, unit and meaning of each, how its value is taken from a row and put back.
+//! Columns of a table, listed once: name, unit and meaning of each, and how it is read from and written to a row.
 
 use super::{Column, Heading, Table, Values};
 
@@ -72,12 +72,12 @@ impl<R> Schema<R> {
         self.push(heading, Get::Text(Box::new(move |row| get(row).into())))
     }
 
-    /// Says how a number of the column added last is put into a row that is read.
+    /// Sets how [`read`](Self::read) puts a number of the column added last into a row.
     pub fn put(self, put: impl Fn(&mut R, f64) + 'static) -> Schema<R> {
         self.with_put(Put::Number(Box::new(put)))
     }
 
-    /// Says how a text of the column added last is put into a row that is read.
+    /// Sets how [`read`](Self::read) puts a text of the column added last into a row.
     pub fn put_text(self, put: impl Fn(&mut R, &str) + 'static) -> Schema<R> {
         self.with_put(Put::Text(Box::new(put)))
     }
@@ -92,7 +92,7 @@ impl<R> Schema<R> {
         self
     }
 
-    /// The table of `rows`.
+    /// Makes the table of `rows`.
     pub fn table<'a>(&self, rows: impl IntoIterator<Item = &'a R>) -> Table
     where
         R: 'a,
@@ -116,7 +116,8 @@ impl<R> Schema<R> {
         Table::new(self.group, self.dimension, self.columns.iter().zip(values).map(column).collect())
     }
 
-    /// The rows of a table that [`table`](Self::table) made, or an earlier version: what a table lacks stays as in `R::default()`.
+    /// Reads the rows of a table made by [`table`](Self::table) of this or an earlier version; fields whose column is missing
+    /// keep the value of `R::default()`.
     pub fn read(&self, table: &Table) -> Vec<R>
     where
         R: Default,
@@ -134,7 +135,7 @@ impl<R> Schema<R> {
         rows
     }
 
-    /// The rows of this schema's table among `tables`; none if it is not there.
+    /// Reads the rows of this schema's table among `tables`; empty if it is missing.
     pub fn find(&self, tables: &[Table]) -> Vec<R>
     where
         R: Default,

@@ -1,4 +1,4 @@
-//! A table of typed cells with units, and how its numbers are written for a reader.
+//! A table of typed cells with units, and the formatting of its numbers for readers.
 
 use super::definition::{Definition, reason};
 use crate::units::fitting_unit;
@@ -8,18 +8,18 @@ use crate::units::fitting_unit;
 pub enum Cell {
     /// No value.
     Empty,
-    /// A text of a file, which may hold anything.
+    /// A text, possibly from a file and with any characters.
     Text(String),
     /// A whole number.
     Int(i64),
     /// A float64; NaN where the figure does not exist.
     Float(f64),
-    /// A float32, kept apart since its shortest decimal form is another one.
+    /// A float32; its shortest decimal form differs from a float64's.
     Single(f32),
 }
 
 impl Cell {
-    /// The value as a number; NaN for text and no value.
+    /// The value as a number; NaN for text and for an empty cell.
     pub fn number(&self) -> f64 {
         match self {
             Cell::Int(value) => *value as f64,
@@ -59,7 +59,7 @@ pub struct Heading {
 }
 
 impl Heading {
-    /// A heading of these three.
+    /// A heading with this name, unit and meaning.
     pub fn new(name: &str, units: &str, long_name: &str) -> Heading {
         Heading { name: name.to_owned(), units: units.to_owned(), long_name: long_name.to_owned() }
     }
@@ -80,13 +80,13 @@ impl From<(&str, &str, &str)> for Heading {
 /// A table for readers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sheet {
-    /// Name, equal for the same table of several files.
+    /// Name, by which the sheets of several files are matched.
     pub name: String,
     /// Title for readers.
     pub title: String,
     /// Text that a reader must know beside the table; may be empty.
     pub note: String,
-    /// Number of leading columns that tell the rows apart; a table that is too wide repeats them.
+    /// Number of leading columns that identify a row; a table that is too wide repeats them.
     pub keys: usize,
     /// One heading per column.
     pub columns: Vec<Heading>,
@@ -94,7 +94,7 @@ pub struct Sheet {
     pub rows: Vec<Vec<Cell>>,
 }
 
-/// A column as it is shown.
+/// A column formatted for display.
 pub struct Shown {
     /// Name of the column.
     pub name: String,
@@ -115,25 +115,26 @@ impl Sheet {
         Sheet { name: name.to_owned(), title: title.into(), note, keys: 1, columns, rows }
     }
 
-    /// Says how many leading columns tell the rows apart.
+    /// Sets the number of leading columns that identify a row.
     pub fn with_keys(mut self, keys: usize) -> Sheet {
         self.keys = keys;
         self
     }
 
-    /// Adds a note.
+    /// Sets the note.
     pub fn with_note(mut self, note: impl Into<String>) -> Sheet {
         self.note = note.into();
         self
     }
 
-    /// Adds a column on the right, `value` being called for each row.
+    /// Appends a column; `value` gives the cell of each row.
     pub fn push(&mut self, heading: impl Into<Heading>, value: impl Fn(usize) -> Cell) {
         self.columns.push(heading.into());
         self.rows.iter_mut().enumerate().for_each(|(row, cells)| cells.push(value(row)));
     }
 
-    /// All columns, in units that fit their values: columns of one unit (`s`, `B`) share the one they are shown in where it suits all.
+    /// Formats all columns in units that fit their values; columns in `s`, and columns in `B`, share a unit if it suits all of
+    /// them.
     pub fn shown(&self) -> Vec<Shown> {
         let shared = |units: &'static str| {
             let same = self.columns.iter().enumerate().filter(|(_, heading)| heading.units == units);
@@ -187,7 +188,7 @@ fn magnitudes(cells: &[&Cell]) -> Option<(f64, f64)> {
     })
 }
 
-/// The factor and unit in which numbers from `least` to `most` read well. From 5 us to 0.5 s all are readable in us, but not in s.
+/// The factor and unit in which numbers from `least` to `most` read well: 5 us to 0.5 s in us, where all are readable.
 fn unit_between(units: &str, least: f64, most: f64) -> (f64, &str) {
     fitting_unit(units, if most / least > 1e3 { least * 1e2 } else { most })
 }
@@ -201,11 +202,11 @@ fn shared_unit<'a>(units: &'a str, columns: &[Vec<&Cell>]) -> Option<(f64, &'a s
     (ranges.len() > 1 && ranges.iter().all(reads_well)).then_some((factor, unit))
 }
 
-/// How the numbers of one column are written.
+/// Number format of one column.
 struct Numbers {
     factor: f64,
     unit: String,
-    /// `None`: each number has its own.
+    /// Number of decimals; `None` if each number has its own.
     decimals: Option<usize>,
 }
 
@@ -218,10 +219,11 @@ impl Numbers {
             return Numbers { factor: 1.0, unit: fitting_unit(units, 0.0).1.to_owned(), decimals: Some(0) };
         }
         let (factor, unit) = shared.unwrap_or_else(|| unit_between(units, least, most));
-        // Four digits of the greatest, two of the least.
+        // Four digits for the greatest number, two for the least.
         let digits = |value: f64, digits: f64| digits - 1.0 - (value * factor).log10().floor();
         let needed = if unit == "%" { 2.0 } else { digits(most, 4.0).max(digits(least, 2.0)) };
-        let is_whole = integers && factor == 1.0;
+        let without_fraction = |cell: &&Cell| cell.number().is_nan() || cell.number().fract() == 0.0;
+        let is_whole = factor == 1.0 && (integers || units == "1" && cells.iter().all(without_fraction));
         let decimals = if most == 0.0 || is_whole { 0.0 } else { needed.clamp(0.0, 6.0) };
         Numbers { factor, unit: unit.to_owned(), decimals: (span <= 1e3 || is_whole).then_some(decimals as usize) }
     }
@@ -243,7 +245,7 @@ impl Numbers {
     }
 }
 
-/// The text with every control character replaced, so that it cannot command a terminal.
+/// Replaces every control character, so that the text cannot command a terminal.
 pub fn printable(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }

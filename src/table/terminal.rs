@@ -1,47 +1,39 @@
-//! A sheet as aligned columns below `#` lines with their names and units. Tables that are too wide go on below, with the columns
-//! that tell the rows apart in front again.
+//! Sheets as aligned columns under `#` lines with names and units. A table that is too wide continues below, with its key
+//! columns repeated in front.
 
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::ops::Range;
 
+use textwrap::{Options, WordSplitter};
+
 use super::{Sheet, Shown, printable};
 
-/// Width of a table where the output is no terminal, in characters.
+/// Width in characters if stdout is not a terminal.
 const WIDTH: usize = 80;
 
-/// Width of the terminal that stdout is, in characters; 80 where it is none.
+/// Width of the terminal on stdout in characters; 80 if stdout is not a terminal.
 pub fn terminal_width() -> usize {
     let terminal = std::io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
     terminal.map_or(WIDTH, |(width, _)| usize::from(width.0).max(WIDTH))
 }
 
-/// A table with its title, at most `width` characters wide unless its keys and one column are wider. A column with one value in
-/// all rows of a table that is too wide becomes a line above it.
+/// Formats a table with its title, at most `width` characters wide unless its keys and one column are wider. In a table that is
+/// too wide, a column with equal values in all rows becomes a line above it.
 pub fn terminal(sheet: &Sheet, width: usize) -> String {
     let mut columns = sheet.shown();
-    let mut text = format!("{}\n", printable(&sheet.title));
-    if !sheet.note.is_empty() {
-        wrapped(&mut text, &sheet.note, width);
-    }
     let mut keys = sheet.keys.min(columns.len());
+    let mut text = format!("{}\n", printable(&sheet.title));
+    write_note(&mut text, &sheet.note, width);
     if 1 + columns.iter().map(needed).sum::<usize>() > width {
-        let constant = |column: &Shown| {
-            let first = column.cells.first().filter(|cell| *cell != "-" && column.cells.len() > 1);
-            first.filter(|first| column.cells.iter().all(|cell| cell == *first)).cloned()
-        };
-        let mut place = 0;
-        let mut same = Vec::new();
-        let all_keys = keys;
-        columns.retain(|column| {
-            let value = constant(column);
-            keys -= usize::from(place < all_keys && value.is_some());
-            place += 1;
-            same.extend(value.iter().map(|value| format!("{} {value} {}", column.name, column.unit).trim().to_owned()));
-            value.is_none()
-        });
-        if !same.is_empty() {
-            wrapped(&mut text, &format!("in all rows: {}", same.join(", ")), width);
+        let (same, varying): (Vec<_>, Vec<_>) =
+            columns.into_iter().enumerate().partition(|(_, column)| is_constant(&column.cells));
+        keys = varying.iter().filter(|(place, _)| *place < keys).count();
+        columns = varying.into_iter().map(|(_, column)| column).collect();
+        let value = |(_, column): &(usize, Shown)| format!("{} {} {}", column.name, column.cells[0], column.unit);
+        let values: Vec<String> = same.iter().map(value).map(|value| value.trim_end().to_owned()).collect();
+        if !values.is_empty() {
+            write_note(&mut text, &format!("in all rows: {}", values.join(", ")), width);
         }
     }
     for (block, shown) in blocks(&columns, keys, width).into_iter().enumerate() {
@@ -51,11 +43,16 @@ pub fn terminal(sheet: &Sheet, width: usize) -> String {
         let shown: Vec<&Shown> = columns[..keys].iter().chain(&columns[shown]).collect();
         write_block(&mut text, &shown, sheet.rows.len());
     }
-    sheet.dashes().iter().for_each(|reason| wrapped(&mut text, reason, width));
+    sheet.dashes().iter().for_each(|reason| write_note(&mut text, reason, width));
     text
 }
 
-/// The columns after the first `keys`, in as few pieces as fit the width beside those.
+/// Whether several cells are equal, and no dash, which has a reason of its own.
+fn is_constant(cells: &[String]) -> bool {
+    cells.len() > 1 && cells[0] != "-" && cells.iter().all(|cell| *cell == cells[0])
+}
+
+/// Splits the columns after the first `keys` into as few blocks as fit `width` beside the keys.
 fn blocks(columns: &[Shown], keys: usize, width: usize) -> Vec<Range<usize>> {
     let room = width.saturating_sub(1 + columns[..keys].iter().map(needed).sum::<usize>());
     let (mut blocks, mut start, mut used) = (Vec::new(), keys, 0);
@@ -89,25 +86,22 @@ fn write_block(text: &mut String, columns: &[&Shown], rows: usize) {
     }
 }
 
-/// Appends a text as `#` lines of at most `width` characters, broken between words.
-fn wrapped(text: &mut String, note: &str, width: usize) {
-    let mut line = String::from("#");
-    for word in printable(note).split_whitespace() {
-        if line.chars().count() + 1 + word.chars().count() > width && line.len() > 1 {
-            let _ = writeln!(text, "{line}");
-            line = "#".into();
-        }
-        line.push(' ');
-        line += word;
+/// Appends a text, unless it is empty, as `#` lines of at most `width` characters.
+fn write_note(text: &mut String, note: &str, width: usize) {
+    if note.is_empty() {
+        return;
     }
-    let _ = writeln!(text, "{line}");
+    let options = Options::new(width).initial_indent("# ").subsequent_indent("# ").break_words(false);
+    for line in textwrap::wrap(&printable(note), options.word_splitter(WordSplitter::NoHyphenation)) {
+        let _ = writeln!(text, "{line}");
+    }
 }
 
 fn unit(column: &Shown) -> String {
     if column.unit.is_empty() { String::new() } else { format!("({})", column.unit) }
 }
 
-/// Characters that a column takes, with one of space on each side.
+/// Width of a column in characters, with a space on each side.
 fn needed(column: &Shown) -> usize {
     let cells = column.cells.iter().map(|cell| cell.chars().count());
     2 + cells.chain([column.name.chars().count(), unit(column).chars().count()]).max().unwrap_or(0)

@@ -11,7 +11,7 @@ use crate::launch::Job;
 use crate::parallel::Replica;
 use crate::report;
 use crate::table::Table;
-use crate::units::{Second, format_bytes, format_seconds, or_dash};
+use crate::units::{Second, counted, format_bytes, format_seconds, or_dash};
 
 /// Prints versions, ranks, data, model and batch.
 pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &Replica, global_batch: &GlobalBatch) {
@@ -29,11 +29,11 @@ pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &R
         batches => format!(" x accumulate {batches}"),
     };
     println!(
-        "# model {}: {} parameters, {} of gradients in {} bucket(s); batch_per_rank {}{accumulated}, global batch {}",
+        "# model {}: {} parameters, {} of gradients in {}; batch_per_rank {}{accumulated}, global batch {}",
         config.model.name.as_str(),
         replica.model().parameter_count(),
         format_bytes(replica.gradient_bytes()),
-        replica.buckets().len(),
+        counted(replica.buckets().len(), "bucket"),
         config.train.batch_per_rank,
         global_batch.samples
     );
@@ -42,11 +42,12 @@ pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &R
     }
 }
 
-/// Prints the last of `epochs` in one line; the training is to have `of`.
+/// Prints the last of `epochs` in one line; `of` is the number of epochs planned.
 pub fn print_epoch(epochs: &[EpochRow], of: usize) {
     let Some(row) = epochs.last() else { return };
     println!(
-        "epoch {:>2}/{of} | train loss {:.4} acc {:.2} % | test loss {:.4} acc {:.2} % | lr {:.1e} | {} | {} img/s",
+        "epoch {:>2} ({}/{of}) | train loss {:.4} acc {:.2} % | test loss {:.4} acc {:.2} % | lr {:.1e} | {} | {} img/s",
+        row.epoch,
         row.epoch + 1,
         row.train.loss,
         row.train.accuracy,
@@ -58,12 +59,12 @@ pub fn print_epoch(epochs: &[EpochRow], of: usize) {
     );
 }
 
-/// The closing tables as the report of the run file shows them, and where that is written.
+/// Prints the closing tables as the report of the run file shows them, and the path of the file.
 pub fn print_closing(config: &Config, world_size: usize, tables: &[Table], path: &Path, total: Second) {
-    // One rank sends no messages.
+    // One rank sends no messages, so /comm is left out.
     let names = ["epochs", "steps-anatomy", "comm"];
     let shown = if world_size > 1 { &names[..] } else { &names[..2] };
     print!("\n{}", report::tables(Some(config), tables, shown));
-    println!("\n{} in all, written to {}", format_seconds(total), path.display());
+    println!("\n{} in total, written to {}", format_seconds(total), path.display());
     println!("next: hpml inspect {}", path.display());
 }

@@ -1,5 +1,5 @@
-//! Divergence of the ranks: how far their parameters lie apart, and how good the network of each is. Costs messages and time, so
-//! it is measured only with `metrics.spread_steps`.
+//! Divergence of the ranks: the distance between their parameters, and the accuracy of each rank's network. It costs messages
+//! and time, so it is measured only with `metrics.spread_steps`.
 
 use crate::collective::{Combine, Communicator};
 use crate::config::Config;
@@ -11,23 +11,23 @@ use crate::table::{Schema, Table};
 use super::record::Score;
 use super::sampling::SEED_STRIDE;
 
-/// Seed of this rank's first parameters: `run.seed`, unless `parallel.same_seed` is off.
+/// Seed of this rank's initial parameters: `run.seed`, or one of its own if `parallel.same_seed` is off.
 pub fn model_seed(config: &Config, rank: usize) -> u64 {
     if config.parallel.same_seed { config.run.seed } else { config.run.seed.wrapping_add(SEED_STRIDE * rank as u64) }
 }
 
-/// How far the ranks' networks lie apart, measured so far.
+/// Measurements of the distances between the ranks' networks.
 pub struct Divergence {
     every: usize,
     spreads: Vec<Spread>,
     ranks: Vec<RankRow>,
 }
 
-/// Divergence of the ranks after a step.
+/// Divergence of the ranks after one step.
 #[derive(Default)]
 pub struct Spread {
     epoch: usize,
-    /// Steps done.
+    /// Number of steps done.
     step: usize,
     parameters: f64,
     buffers: f64,
@@ -43,7 +43,7 @@ pub struct RankRow {
     distance: f64,
 }
 
-/// `/spread`: one row per measured step.
+/// Columns of `/spread`, which has one row per measured step.
 pub fn spread() -> Schema<Spread> {
     let greatest = "greatest distance of a rank's parameters from the mean over the ranks / norm of that mean";
     let buffers =
@@ -59,7 +59,7 @@ pub fn spread() -> Schema<Spread> {
         .put(|row, value| row.buffers = value)
 }
 
-/// `/ranks`: one row per epoch and rank.
+/// Columns of `/ranks`, which has one row per epoch and rank.
 pub fn ranks() -> Schema<RankRow> {
     Schema::new("ranks", "row")
         .count(&definitions::EPOCH, |row: &RankRow| row.epoch)
@@ -71,7 +71,7 @@ pub fn ranks() -> Schema<RankRow> {
         })
         .put(|row, value| row.test_loss = value)
         .float(
-            ("test_accuracy", "percent", "correct predictions of this rank's network on the whole test set"),
+            ("test_accuracy", "percent", "share of correct predictions of this rank's network on the whole test set"),
             |row| row.test_accuracy,
         )
         .put(|row, value| row.test_accuracy = value)
@@ -87,26 +87,26 @@ pub fn ranks() -> Schema<RankRow> {
 }
 
 impl Divergence {
-    /// Nothing measured yet; measures every `every` steps (`metrics.spread_steps`), never if 0.
+    /// A divergence without measurements; it measures every `every` steps (`metrics.spread_steps`), never if 0.
     pub fn new(every: usize) -> Divergence {
         Divergence { every, spreads: Vec::new(), ranks: Vec::new() }
     }
 
-    /// Continues with the [`tables`](Self::tables) of before.
+    /// Continues with the earlier [`tables`](Self::tables).
     pub fn resume(&mut self, tables: &[Table]) {
         self.spreads = spread().find(tables);
         self.ranks = ranks().find(tables);
     }
 
-    /// Whether anything is measured.
+    /// Whether the divergence is measured at all.
     pub fn is_measured(&self) -> bool {
         self.every > 0
     }
 
-    /// Measures after `steps` steps of the training where `metrics.spread_steps` divides them. A collective.
+    /// Measures after `steps` steps of the training if `metrics.spread_steps` divides them. A collective.
     ///
     /// # Errors
-    /// MPI has failed.
+    /// An MPI call failed.
     pub fn after_step(&mut self, ranks: &Communicator, state: &FlatState, epoch: usize, steps: usize) -> Result<()> {
         if self.every == 0 || !steps.is_multiple_of(self.every) {
             return Ok(());
@@ -117,10 +117,10 @@ impl Divergence {
         Ok(())
     }
 
-    /// Adds the result of this rank's own network on the whole test set. A collective.
+    /// Adds the test result and the distance of each rank's own network. A collective.
     ///
     /// # Errors
-    /// MPI has failed.
+    /// An MPI call failed.
     pub fn after_epoch(
         &mut self,
         ranks: &Communicator,
@@ -136,7 +136,7 @@ impl Divergence {
         Ok(())
     }
 
-    /// `/spread` and `/ranks`; no table if nothing is measured.
+    /// The tables `/spread` and `/ranks`; none if the divergence is not measured.
     pub fn tables(&self) -> Vec<Table> {
         match self.every {
             0 => Vec::new(),
@@ -145,13 +145,13 @@ impl Divergence {
     }
 }
 
-/// Euclidean distance of this rank's `values` from their mean over the ranks / norm of that mean; 0 for no values, and where all
-/// bits are equal.
+/// Euclidean distance of this rank's `values` from their mean over the ranks / norm of that mean; 0 for no values and for values
+/// equal to the last bit.
 fn distance(ranks: &Communicator, values: &[f32]) -> Result<f64> {
     if values.is_empty() {
         return Ok(0.0);
     }
-    // From rank 0's instead of the mean itself, so that equal values give exactly 0 whatever their sum rounds to.
+    // Differences from rank 0's values, not from the mean: equal values then give exactly 0 whatever their sum rounds to.
     let mut first = values.to_vec();
     ranks.broadcast(Kind::Metrics, &mut first)?;
     let mut mean: Vec<f64> = values.iter().zip(&first).map(|(own, first)| f64::from(own - first)).collect();

@@ -235,7 +235,7 @@ fn not_behind(path: &Path, epochs: usize, now: &Now) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "train.epochs = {asked}, but it has {epochs} already: ask for as many or more, or train anew under another --out or \
+        "train.epochs = {asked}, but it has {epochs} already: set as many or more, or train anew under another --out or \
          with --force and without --resume"
     );
     Err(Error::ResumeRefused { path: path.to_owned(), message })

@@ -4,6 +4,7 @@
 use crate::config::Plan;
 use crate::data::samples_per_rank;
 use crate::error::{Error, Result};
+use crate::units::counted;
 
 /// Division of an epoch into optimizer steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +66,9 @@ impl GlobalBatch {
         };
         if configured > samples {
             return Some(format!(
-                "global batch {samples}, not {configured}: an epoch of {data} samples gives each of {ranks} rank(s) \
-                 {epoch_per_rank}{again}; lower train.batch_per_rank, or take more samples"
+                "global batch {samples}, not {configured}: an epoch of {data} samples gives each of {} \
+                 {epoch_per_rank}{again}; lower train.batch_per_rank, or take more samples",
+                counted(*ranks, "rank")
             ));
         }
         (!again.is_empty()).then(|| format!("global batch {samples} of {data} samples on {ranks} ranks{again}"))
@@ -112,7 +114,7 @@ mod tests {
     fn what_the_data_cannot_give_is_told_or_refused() {
         let note = |set: &[&str], data, ranks| of(set, data, ranks).unwrap().note().unwrap();
         let told = note(&["train.batch_per_rank=1024"], 10_000, 16);
-        assert!(told.contains("global batch 10000, not 16384") && told.contains("each of 16 rank(s) 625"), "{told}");
+        assert!(told.contains("global batch 10000, not 16384") && told.contains("each of 16 ranks 625"), "{told}");
         assert!(note(&["train.batch_per_rank=1"], 3, 4).contains("1 of them drawn again"));
         let refused = |set: &[&str], data, ranks| of(set, data, ranks).unwrap_err().to_string();
         assert!(refused(&["train.global_batch=128"], 100, 2).contains("train.global_batch = 128: there are 100"));

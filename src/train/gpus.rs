@@ -7,14 +7,14 @@ use crate::metrics::{Kind, definitions};
 use crate::table::{Schema, Table};
 use crate::units::Bytes;
 
-/// This rank's monitor, and the readings of all ranks.
+/// The monitor of this rank's GPU, and the readings of all ranks.
 pub struct Gpus {
     has_gpu: bool,
     monitor: Option<GpuMonitor>,
     rows: Vec<GpuRow>,
 }
 
-/// Readings of one rank's GPU over the training of an epoch.
+/// Readings of one rank's GPU over the training of one epoch.
 #[derive(Default)]
 pub struct GpuRow {
     epoch: i64,
@@ -22,7 +22,7 @@ pub struct GpuRow {
     reading: Reading,
 }
 
-/// `/gpu`: one row per epoch and rank with a GPU.
+/// Columns of `/gpu`, which has one row per epoch and rank with a GPU.
 pub fn gpu() -> Schema<GpuRow> {
     let busy = "share of the training's time in which the GPU computed anything (NVML)";
     Schema::new("gpu", "row")
@@ -32,7 +32,7 @@ pub fn gpu() -> Schema<GpuRow> {
         .put(|row, value| row.rank = value as i64)
         .float(("utilization", "percent", busy), |row| row.reading.utilization)
         .put(|row, value| row.reading.utilization = value)
-        .integer(("memory", "B", "greatest use of the GPU's memory, by whatever process"), |row| {
+        .integer(("memory", "B", "greatest memory in use on the GPU, other processes included"), |row| {
             row.reading.memory as i64
         })
         .put(|row, value| row.reading.memory = value as Bytes)
@@ -41,22 +41,22 @@ pub fn gpu() -> Schema<GpuRow> {
 }
 
 impl Gpus {
-    /// Starts the monitor of `target`, if it is a GPU, with the UUID `uuid`.
+    /// Starts the monitor of the GPU with UUID `uuid`, if `target` is a GPU.
     pub fn new(target: Target, uuid: &[u8; 16]) -> Gpus {
         Gpus { has_gpu: target.is_gpu(), monitor: GpuMonitor::start(target, uuid), rows: Vec::new() }
     }
 
-    /// Starts the readings of an epoch's training.
+    /// Starts the readings over an epoch's training.
     pub fn begin_epoch(&mut self) {
         if let Some(monitor) = &mut self.monitor {
             monitor.read();
         }
     }
 
-    /// Ends the readings of an epoch's training. A collective where ranks have GPUs.
+    /// Ends the readings over an epoch's training. A collective if the ranks have GPUs.
     ///
     /// # Errors
-    /// MPI has failed.
+    /// An MPI call failed.
     pub fn end_epoch(&mut self, ranks: &Communicator, epoch: usize) -> Result<()> {
         if !self.has_gpu {
             return Ok(());
@@ -75,12 +75,12 @@ impl Gpus {
         Ok(())
     }
 
-    /// Continues with the tables of before.
+    /// Continues with the earlier tables.
     pub fn resume(&mut self, tables: &[Table]) {
         self.rows = gpu().find(tables);
     }
 
-    /// `/gpu`; `None` without any row.
+    /// The table `/gpu`; `None` without any row.
     pub fn table(&self) -> Option<Table> {
         (!self.rows.is_empty()).then(|| gpu().table(&self.rows))
     }

@@ -1,4 +1,4 @@
-//! The record of a training: rows of steps and epochs, and the ledger, as tables of the run file and back.
+//! Record of a training: rows of steps and epochs and the ledger, written to and read from tables of the run file.
 
 use crate::collective::Communicator;
 use crate::config::{Config, Timing};
@@ -35,15 +35,15 @@ pub struct EpochRow {
     pub epoch: usize,
     /// Number of ranks at the epoch's end.
     pub world_size: usize,
-    /// Training samples as they went by, each with the parameters of its step.
+    /// Mean over the training samples of the epoch, each with the parameters of its step.
     pub train: Score,
-    /// Test set with the parameters of the epoch's end.
+    /// Mean over the test set with the parameters at the epoch's end.
     pub test: Score,
     /// Wall time of the training, without the test.
     pub seconds: Second,
     /// Wall time of the test.
     pub test_seconds: Second,
-    /// Training images of all ranks per second of `seconds`; NaN for an epoch that several numbers of ranks trained.
+    /// Training images of all ranks per second of `seconds`; NaN if the number of ranks changed during the epoch.
     pub images_per_second: f64,
     /// Learning rate of the epoch's last step.
     pub lr: f64,
@@ -51,7 +51,7 @@ pub struct EpochRow {
     pub checksum: u64,
 }
 
-/// `/epochs`: one row per epoch.
+/// Columns of `/epochs`, which has one row per epoch.
 pub fn epochs() -> Schema<EpochRow> {
     Schema::new("epochs", "epoch")
         .count(&definitions::EPOCH, |row: &EpochRow| row.epoch)
@@ -91,7 +91,7 @@ pub struct StepRow {
     of_rank: RankStep,
 }
 
-/// `/steps`: one row per step and rank.
+/// Columns of `/steps`, which has one row per step and rank.
 pub fn steps() -> Schema<StepRow> {
     let schema = Schema::new("steps", "row")
         .integer(("global_step", "1", "optimizer step, from 0"), |row: &StepRow| row.of_rank.step)
@@ -113,7 +113,7 @@ pub fn steps() -> Schema<StepRow> {
     })
 }
 
-/// The messages of one kind, among those that were measured under the same conditions.
+/// The messages of one kind under the same conditions.
 pub struct CommRow {
     kind: Kind,
     conditions: Conditions,
@@ -128,13 +128,13 @@ impl Default for CommRow {
 }
 
 impl CommRow {
-    /// `value`, in bytes per second, as GB/s; NaN for a kind that is not all-reduced alone.
+    /// `value`, in bytes per second, as GB/s; NaN for a kind with other collectives than all-reduces.
     fn bandwidth(&self, value: f64) -> f64 {
         if self.kind == Kind::Gradients { gigabytes_per_second(value) } else { f64::NAN }
     }
 }
 
-/// `/comm`: one row per kind of message, for each number of ranks and timing of the run.
+/// Columns of `/comm`, which has one row per kind of message, number of ranks and timing.
 pub fn comm() -> Schema<CommRow> {
     Schema::new("comm", "kind")
         .text(("kind", "1", "purpose of the messages"), |row: &CommRow| row.kind.as_str())
@@ -158,16 +158,16 @@ pub fn comm() -> Schema<CommRow> {
         })
 }
 
-/// Measurements of a training so far. Steps, and measurements from before a resumption, are on rank 0 only.
+/// Measurements of a training so far. Only rank 0 holds steps, and measurements from before a resumption.
 pub struct Record {
     /// Number of ranks and timing of this process.
     conditions: Conditions,
     epochs: Vec<EpochRow>,
     steps: Vec<StepRow>, // by step, then by rank
     warmup_steps: usize,
-    /// First step that is no warm-up: caches are cold whenever a job starts or resumes.
+    /// First step that does not count as warm-up; caches are cold whenever a job starts or resumes.
     warm_from: usize,
-    /// Messages sent before a resumption, by how they were measured, the earliest first.
+    /// Ledgers from before a resumption, one per conditions, the earliest first.
     sent_before: Vec<(Conditions, Ledger)>,
 }
 
@@ -185,12 +185,12 @@ impl Record {
         }
     }
 
-    /// Continues at `step` with the [`tables`](Self::tables) of before, which are empty where they are not known.
+    /// Continues at `step` with the earlier [`tables`](Self::tables), which are empty if they are not known.
     pub fn resume(&mut self, step: usize, tables: &[Table]) {
         self.warm_from = step + self.warmup_steps;
         self.epochs = epochs().find(tables);
         self.steps = steps().find(tables);
-        // Files of hpml 0.1 do not say on how many ranks a step ran: on as many as it has rows.
+        // Files of hpml 0.1 lack the number of ranks of a step; it is the number of rows of the step.
         let counted = world_sizes(&self.steps.iter().map(|row| row.of_rank.step).collect::<Vec<_>>());
         for (row, counted) in self.steps.iter_mut().zip(counted) {
             let ranks = &mut row.of_rank.conditions.world_size;
@@ -208,10 +208,10 @@ impl Record {
         }
     }
 
-    /// Gathers the times of the steps from `first` on from all ranks. A collective.
+    /// Gathers the times of the steps from `first` on over all ranks. A collective.
     ///
     /// # Errors
-    /// MPI has failed.
+    /// An MPI call failed.
     pub fn add_steps(
         &mut self,
         communicator: &Communicator,
@@ -238,7 +238,7 @@ impl Record {
         Ok(())
     }
 
-    /// Adds an epoch, after its steps.
+    /// Adds an epoch, whose steps must have been added before.
     pub fn add_epoch(&mut self, mut row: EpochRow) {
         let epoch = row.epoch as i64;
         let of_epoch = self.steps.iter().rev().take_while(|step| step.epoch == epoch);
@@ -258,14 +258,14 @@ impl Record {
         &self.epochs
     }
 
-    /// Seconds of one part in the last epoch's steps on rank 0; 0 on the others.
+    /// Sum of one part over the last epoch's steps on rank 0, in seconds; 0 on other ranks.
     pub fn last_epoch(&self, part: Part) -> Second {
         let last = self.steps.last().map(|row| row.epoch);
         let rows = self.steps.iter().rev().take_while(|row| Some(row.epoch) == last).map(|row| row.of_rank);
         rows.filter(|row| row.rank == 0).map(|row| f64::from(row.times.get(part))).sum()
     }
 
-    /// The tables of the run file; `ledger` is this process's.
+    /// Tables for the run file; `ledger` is that of this process.
     pub fn tables(&self, ledger: &Ledger) -> Vec<Table> {
         let ledgers = self.ledgers(ledger);
         let of_ledger = |(conditions, ledger): &(Conditions, Ledger)| {
@@ -276,7 +276,7 @@ impl Record {
         vec![steps().table(&self.steps), epochs().table(&self.epochs), comm().table(&messages)]
     }
 
-    /// The ledger of each number of ranks and timing of the run, `now` being this process's.
+    /// Ledgers of the run, one per number of ranks and timing; `now` is that of this process.
     fn ledgers(&self, now: &Ledger) -> Vec<(Conditions, Ledger)> {
         let mut ledgers = self.sent_before.clone();
         match ledgers.iter_mut().find(|(conditions, _)| *conditions == self.conditions) {
@@ -304,7 +304,7 @@ mod tests {
         record
     }
 
-    /// Takes in steps of `record`'s own ranks, as gathered.
+    /// Adds steps with zero times on all ranks of `record`, as if gathered.
     fn add_steps(record: &mut Record, epoch: i64, steps: std::ops::Range<i64>) {
         let conditions = record.conditions;
         for (step, rank) in steps.flat_map(|step| (0..conditions.world_size as i64).map(move |rank| (step, rank))) {
@@ -360,7 +360,7 @@ mod tests {
         assert_eq!(rows.map(|row| comm.numbers("busbw")[row]), [3.0, 1.0]);
         assert!(comm.numbers("busbw")[0].is_nan(), "parameters are broadcast");
 
-        // On 4 ranks again, their counts go on.
+        // Back on 4 ranks, the counts of the 4-rank rows continue.
         let mut again = record(4);
         again.resume(6, &tables);
         add_steps(&mut again, 2, 6..7);

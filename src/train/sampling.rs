@@ -1,14 +1,14 @@
-//! Samples that the ranks draw in each epoch, and how well the data set is mixed, counted from the sampler's own indices.
+//! Samples that the ranks draw in each epoch, and how well the epochs mix the data set, counted from the sampler's indices.
 
 use crate::config::{Config, Shares};
 use crate::data::{BatchPlan, Sampler};
 use crate::metrics::definitions;
 use crate::table::{Schema, Table};
 
-/// Distance of the seeds of two ranks that do not share one: more than there are epochs, since a sampler adds the epoch.
+/// Distance of the seeds of two ranks that do not share one; above the number of epochs, since a sampler adds the epoch.
 pub const SEED_STRIDE: u64 = 1_000_000;
 
-/// The sampler of one rank by `data.shares`.
+/// The sampler of `rank` for `data.shares`.
 pub fn sampler(config: &Config, samples: usize, world_size: usize, rank: usize) -> Sampler {
     let (share, seed) = match config.data.shares {
         Shares::Disjoint => (rank, config.run.seed),
@@ -18,14 +18,14 @@ pub fn sampler(config: &Config, samples: usize, world_size: usize, rank: usize) 
     Sampler::new(samples, world_size, share, config.data.shuffle, config.data.drop_last, seed)
 }
 
-/// Samples drawn in the epochs so far.
+/// Counts of the samples drawn so far.
 pub struct Sampling {
-    batches_of: Vec<Vec<u32>>, // [samples], the batches of the last epoch that each was in
+    batches_of: Vec<Vec<u32>>, // [samples], batches of the last epoch that held the sample
     seen: Vec<bool>,           // [samples]
     epochs: Vec<SamplingRow>,
 }
 
-/// Samples drawn in one epoch over all ranks, as shares between 0 and 1.
+/// Counts of one epoch over all ranks; shares are between 0 and 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplingRow {
     epoch: usize,
@@ -37,19 +37,19 @@ pub struct SamplingRow {
 }
 
 impl Sampling {
-    /// The state before the first epoch of a data set of `samples` samples.
+    /// Empty counts for a data set of `samples` samples.
     pub fn new(samples: usize) -> Sampling {
         Sampling { batches_of: vec![Vec::new(); samples], seen: vec![false; samples], epochs: Vec::new() }
     }
 
-    /// Draws the first `steps` steps of an epoch again as every rank did.
+    /// Replays the draws of all ranks in the first `steps` steps of `epoch`, and counts them.
     pub fn draw(&mut self, config: &Config, world_size: usize, epoch: usize, steps: usize) {
         let sampler_of = |rank| {
             let mut sampler = sampler(config, self.seen.len(), world_size, rank);
             sampler.set_epoch(if config.data.set_epoch { epoch as u64 } else { 0 });
             sampler
         };
-        // Drawn once where all ranks share the order: the other ranks wait meanwhile.
+        // Drawn once if all ranks share the order, since the other ranks wait meanwhile.
         let shared = (config.data.shares != Shares::OwnOrder).then(|| sampler_of(0).order());
         let of_rank = |rank| {
             let sampler = sampler_of(rank);
@@ -72,7 +72,7 @@ impl Sampling {
         self.add(epoch, batches);
     }
 
-    /// Adds an epoch whose steps had these samples over all ranks.
+    /// Adds an epoch; `batches` holds the samples of each step over all ranks.
     fn add(&mut self, epoch: usize, mut batches: Vec<Vec<u32>>) {
         let drawn: usize = batches.iter().map(Vec::len).sum();
         let (mut pairs, mut met) = (0.0, 0.0);
@@ -101,13 +101,13 @@ impl Sampling {
         });
     }
 
-    /// Number of pairs of a batch's samples that were in one batch in the last epoch.
+    /// Number of sample pairs of `batch` that shared a batch in the last epoch.
     fn pairs_that_met(&self, batch: &[u32]) -> f64 {
         let batches_of = |sample: &u32| &self.batches_of[*sample as usize];
         let mut numbers: Vec<u32> = batch.iter().flat_map(batches_of).copied().collect();
         numbers.sort_unstable();
         let mut met: f64 = numbers.chunk_by(|a, b| a == b).map(|same| pairs_of(same.len())).sum();
-        // Two samples that were each in several batches (ranks that overlap) may have met in more than one: once counts.
+        // Samples in several batches (overlapping ranks) may have met more than once; each pair counts once.
         let several: Vec<&Vec<u32>> = batch.iter().map(batches_of).filter(|batches| batches.len() > 1).collect();
         for (index, one) in several.iter().enumerate() {
             for other in &several[index + 1..] {
@@ -117,13 +117,13 @@ impl Sampling {
         met
     }
 
-    /// `/sampling` of the epochs so far.
+    /// The table `/sampling` of the epochs so far.
     pub fn table(&self) -> Table {
         sampling().table(&self.epochs)
     }
 }
 
-/// `/sampling`: one row per epoch.
+/// Columns of `/sampling`, which has one row per epoch.
 pub fn sampling() -> Schema<SamplingRow> {
     Schema::new("sampling", "row")
         .count(&definitions::EPOCH, |row: &SamplingRow| row.epoch)
@@ -132,7 +132,7 @@ pub fn sampling() -> Schema<SamplingRow> {
         .float(("seen_so_far", "percent", "share of the data set drawn in any epoch so far"), |row| {
             100.0 * row.seen_so_far
         })
-        .float(("repeated", "percent", "share of the draws whose sample was drawn before in the epoch"), |row| {
+        .float(("repeated", "percent", "share of the draws whose sample had been drawn before in the epoch"), |row| {
             100.0 * row.repeated
         })
         .float(&definitions::MET_BEFORE, |row| 100.0 * row.met_before)
@@ -154,7 +154,7 @@ mod tests {
         let [first, second] = sampling.epochs[..] else { panic!() };
         assert_eq!((first.drawn, first.seen, first.repeated), (8, 0.75, 0.25));
         assert!(first.met_before.is_nan());
-        // 0-1, 0-2, 1-2 and 1-4 of six pairs, none of 6-7's one.
+        // The pairs 0-1, 0-2, 1-2 and 1-4 of six met before, the pair 6-7 did not.
         assert_eq!((second.seen, second.seen_so_far, second.met_before), (0.75, 1.0, 4.0 / 7.0));
     }
 
@@ -166,10 +166,10 @@ mod tests {
         assert_eq!(sampling.epochs[1].met_before, 1.0);
     }
 
-    /// What `configs/set-epoch.toml` gives on CIFAR-10 with 2 ranks: the table in results/README.md.
+    /// Figures of `configs/set-epoch.toml` on CIFAR-10 with 2 ranks, as published under results/.
     #[test]
     fn the_published_figures_of_cifar10_are_these() {
-        // Per cent: seen in the fifth epoch, seen in all five, repeated in the fifth, met in the epoch before.
+        // Percent: seen in the fifth epoch, seen in all five, repeated in the fifth, met in the fourth.
         for (set, expected) in [
             ("data.set_epoch=true", [100.0, 100.0, 0.0, 0.254]),
             ("data.set_epoch=false", [100.0, 100.0, 0.0, 100.0]),
@@ -184,14 +184,14 @@ mod tests {
             let last = sampling.epochs[4];
             let found = [last.seen, last.seen_so_far, last.repeated, last.met_before].map(|share| 100.0 * share);
             println!("{set:?} {found:.3?}");
-            // Chance decides over less than that, five standard deviations of each.
+            // Each bound is five standard deviations of chance.
             for ((found, expected), bound) in found.into_iter().zip(expected).zip([0.6, 0.4, 0.6, 0.02]) {
                 assert!((found - expected).abs() < bound, "{set:?}: {found} {expected}");
             }
         }
     }
 
-    /// Two samples of a batch of b meet again with probability (b-1)/(n-1) where every order is as likely.
+    /// Two samples of a batch of b meet again with probability (b-1)/(n-1) if all orders are equally likely.
     #[test]
     fn shares_of_the_ranks_and_the_epoch_show_in_the_figures() {
         let epochs = |set: &[&str]| {
@@ -202,7 +202,7 @@ mod tests {
             sampling.epochs
         };
         let by_chance = 31.0 / 3999.0;
-        // Of 62,000 pairs some 480 meet, give or take 22.
+        // About 480 of 62,000 pairs meet, give or take 22.
         let close = |value: f64, expected: f64| assert!((value / expected - 1.0).abs() < 0.2, "{value} {expected}");
         let on = epochs(&[]);
         assert_eq!((on[1].seen, on[1].repeated), (1.0, 0.0));

@@ -28,6 +28,7 @@ use crate::optim::Optimizer;
 use crate::parallel::Replica;
 use crate::store::{self, Parity, Reference};
 use crate::train::{load, loader_options};
+use crate::units::counted;
 
 /// Sections and keys that `--set` may change: they affect where and how the steps are computed, not the result.
 const SETTINGS: [&str; 9] = [
@@ -110,7 +111,11 @@ pub fn run(plan: &Plan, job: &Job, path: &Path) -> Result<String> {
     }
     let verdict = if failures.is_empty() { Ok(()) } else { Err(Error::Verify(failures.join("; "))) };
     job.agree(verdict)?;
-    Ok(format!("{} on {} rank(s): all within what float32 rounding explains", passed.join(", "), job.world_size))
+    Ok(format!(
+        "{} on {}: all within what float32 rounding explains",
+        passed.join(", "),
+        counted(job.world_size, "rank")
+    ))
 }
 
 /// Verifies one model. Returns descriptions of what is out of bounds, identical on all ranks.
@@ -159,10 +164,11 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
     if job.is_root() {
         let Parity { model, lr, momentum, global_batch, .. } = parity;
         println!(
-            "# {model}: lr {lr}, momentum {momentum}, global batch {global_batch} on {} rank(s), against PyTorch in \
-             float64 with batch norm over {groups} group(s); bounds from {} float32 references",
-            job.world_size,
-            reference.loss_rounding.len()
+            "# {model}: lr {lr}, momentum {momentum}, global batch {global_batch} on {}, against PyTorch in float64 with \
+             batch norm over {}; bounds from {}",
+            counted(job.world_size, "rank"),
+            counted(groups, "group"),
+            counted(reference.loss_rounding.len(), "float32 reference")
         );
         println!("{judgement}");
     }
@@ -191,8 +197,8 @@ fn model_name(parity: &Parity, path: &Path) -> Result<ModelName> {
 fn no_reference(parity: &Parity, groups: usize, path: &Path) -> String {
     let ranks: Vec<String> = parity.references.iter().map(|reference| reference.ranks.to_string()).collect();
     format!(
-        "{}: batch norm over {groups} group(s) of samples has no reference in {}, which has those of {} rank(s): start one \
-         of these, set parallel.buffers=sync, or make the file again with scripts/parity.py --ranks {groups}",
+        "{}: batch norm over {groups} groups of samples has no reference in {}, which has those of {} ranks: start one of \
+         these, set parallel.buffers=sync, or make the file again with scripts/parity.py --ranks {groups}",
         parity.model,
         path.display(),
         ranks.join(", ")

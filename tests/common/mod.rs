@@ -225,6 +225,11 @@ impl Finished {
     }
 }
 
+/// A printed text with the notes of its tables, which are wrapped, in one line each.
+pub fn unwrapped(text: &str) -> String {
+    text.replace("\n# ", " ")
+}
+
 /// A folder that is removed when the test ends.
 pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()

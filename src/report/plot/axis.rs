@@ -1,13 +1,13 @@
-//! From values to places and ticks.
+//! Axes: the place of each value, and the ticks.
 
 use crate::report::figure::{Axis, Scale};
 use crate::units::{fitting_unit, format_bytes, format_seconds};
 
-/// An axis over its values.
+/// An axis laid out over its values.
 pub struct Placed {
-    /// With unit.
+    /// Axis title with its unit.
     pub title: String,
-    /// (place from 0 to 1, text), upwards.
+    /// Ticks (place from 0 to 1, text) in ascending order.
     pub ticks: Vec<(f64, String)>,
     lower: f64,
     upper: f64,
@@ -15,14 +15,14 @@ pub struct Placed {
 }
 
 impl Placed {
-    /// Where a value stands, 0 to 1; `None` for one that the axis cannot show.
+    /// The place of `value`, 0 to 1; `None` if the axis cannot show it.
     pub fn place(&self, value: f64) -> Option<f64> {
         let value = if self.is_log { value.log10() } else { value };
         let place = (value - self.lower) / (self.upper - self.lower);
         (place.is_finite() && (-1e-9..=1.0 + 1e-9).contains(&place)).then_some(place)
     }
 
-    /// Lays an axis over `values`; `most_ticks` fit.
+    /// Lays out an axis over `values` with at most `most_ticks` ticks.
     pub fn new(axis: &Axis, values: &[f64], most_ticks: usize) -> Placed {
         let wanted_log = matches!(axis.scale, Scale::Values | Scale::Log | Scale::Auto);
         let finite = values.iter().copied().filter(|value| value.is_finite() && (!wanted_log || *value > 0.0));
@@ -34,7 +34,7 @@ impl Placed {
             _ => (1.0, 1.0),
         };
         match axis.scale {
-            // Counts of ranks and batches are short.
+            // Numbers of ranks and batch sizes are short texts, so more of them fit.
             Scale::Values => Placed::at_values(axis, &values, least, most, 2 * most_ticks),
             Scale::Log => Placed::logarithmic(axis, least, most, most_ticks),
             Scale::Auto if most > 30.0 * least && most < 1000.0 * least => Placed::in_steps(axis, least, most),
@@ -47,7 +47,7 @@ impl Placed {
         }
     }
 
-    /// From a tick at or below `least` to one at or above `most`.
+    /// A linear axis from a tick at or below `least` to one at or above `most`.
     fn linear(axis: &Axis, least: f64, most: f64, most_ticks: usize) -> Placed {
         let (factor, unit, least, most) = in_unit(axis, least, most);
         let step = nice_step((most - least) / most_ticks.max(1) as f64);
@@ -57,7 +57,7 @@ impl Placed {
         Placed { title: titled(axis, unit), ticks, lower: lower / factor, upper: upper / factor, is_log: false }
     }
 
-    /// From `least` to `most` with a little room, the ticks between them; `least_step` 1: ticks at whole numbers.
+    /// A linear axis from `least` to `most` with a little room at its ends; `least_step` 1: ticks at whole numbers.
     fn between(axis: &Axis, least: f64, most: f64, least_step: f64, most_ticks: usize) -> Placed {
         let (factor, unit, least, most) = in_unit(axis, least, most);
         let step = nice_step((most - least) / most_ticks.max(1) as f64).max(least_step);
@@ -67,13 +67,13 @@ impl Placed {
         Placed { title: titled(axis, unit), ticks, lower: lower / factor, upper: upper / factor, is_log: false }
     }
 
-    /// Logarithmic over a few decades, with ticks at 1, 2, 5, 10, 20, ...
+    /// A logarithmic axis with ticks at 1, 2, 5, 10, 20, ...
     fn in_steps(axis: &Axis, least: f64, most: f64) -> Placed {
         let (factor, unit) = fitting_unit(&axis.units, most);
         let first = (least * factor).log10().floor() as i32;
         let steps = (0..5).flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(first + decade)));
         let steps: Vec<f64> = steps.collect();
-        // The last tick below all values, and the first above.
+        // The last tick below all values and the first one above them.
         let from = steps.iter().rposition(|step| *step <= least * factor * (1.0 + 1e-9)).unwrap_or(0);
         let to = steps.iter().position(|step| *step >= most * factor * (1.0 - 1e-9)).unwrap_or(steps.len() - 1);
         let (lower, upper) = (steps[from].log10(), steps[to.max(from + 1).min(steps.len() - 1)].log10());
@@ -84,7 +84,7 @@ impl Placed {
     }
 
     fn logarithmic(axis: &Axis, least: f64, most: f64, most_ticks: usize) -> Placed {
-        // Over less than two decades, powers of two: 1, 2, 4, 8, 16 tell more than 1, 10.
+        // Below two decades, powers of two (1, 2, 4, 8, 16) tell more than 1 and 10.
         let base: f64 = if most / least < 100.0 { 2.0 } else { 10.0 };
         let (first, mut last) = ((least.log(base) + 1e-9).floor(), (most.log(base) - 1e-9).ceil());
         if last <= first {
@@ -100,7 +100,7 @@ impl Placed {
     }
 
     fn at_values(axis: &Axis, values: &[f64], least: f64, most: f64, most_ticks: usize) -> Placed {
-        // Room at both ends, so that the first and the last marker do not stand on the frame.
+        // Room at both ends keeps the first and the last marker off the frame.
         let pad = if most > least { 0.04 * (most / least).log10() } else { 0.3 };
         let (lower, upper) = (least.log10() - pad, most.log10() + pad);
         let every = values.len().div_ceil(most_ticks.max(1)).max(1);
@@ -110,7 +110,7 @@ impl Placed {
     }
 }
 
-/// The unit that fits, its factor, and the ends in it, apart from one another.
+/// The factor and name of the unit that fits, and the ends of the axis in it; equal ends are moved apart.
 fn in_unit(axis: &Axis, least: f64, most: f64) -> (f64, &str, f64, f64) {
     let (factor, unit) = fitting_unit(&axis.units, most.abs().max(least.abs()));
     let (least, mut most) = (least * factor, most * factor);
@@ -123,11 +123,11 @@ fn in_unit(axis: &Axis, least: f64, most: f64) -> (f64, &str, f64, f64) {
     (factor, unit, least, most)
 }
 
-/// A tick at every multiple of `step`, the first and the last given as multiples.
+/// Ticks at every multiple of `step`, from the `first` to the `last` multiple.
 fn linear_ticks(lower: f64, upper: f64, step: f64, (first, last): (f64, f64)) -> Vec<(f64, String)> {
     let decimals = (-step.log10().floor()).clamp(0.0, 9.0) as usize;
     let tick = |index: usize| {
-        // Without the sign of a zero.
+        // `+ 0.0` turns -0 into 0.
         let value = (first + index as f64) * step + 0.0;
         let huge = value.abs() >= 1e7;
         let text = if huge { format!("{value:.1e}") } else { format!("{value:.decimals$}") };
@@ -147,13 +147,13 @@ fn power_label(axis: &Axis, value: f64) -> String {
             text.replace(".00 ", " ").replace(".0 ", " ")
         }
         "s" => format_seconds(value).replace(".00 ", " ").replace(".0 ", " "),
-        // 100000 is counted, 1e5 is read.
+        // From 1e5 on, zeros would have to be counted.
         _ if !(1e-3..1e5).contains(&value) && value.log10().fract().abs() < 1e-9 => format!("1e{:.0}", value.log10()),
         _ => short(value),
     }
 }
 
-/// A few digits: `0.001`, `2.5`, `1024`, `1e6`.
+/// Formats `value` with few digits: `0.001`, `2.5`, `1024`, `1e6`.
 fn short(value: f64) -> String {
     let magnitude = value.abs();
     if magnitude != 0.0 && !(1e-4..1e6).contains(&magnitude) {
@@ -164,7 +164,7 @@ fn short(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-/// 1, 2 or 5 times a power of ten, at least `step`.
+/// The least number of the form 1, 2 or 5 times a power of ten that is at least `step`.
 fn nice_step(step: f64) -> f64 {
     let step = step.max(f64::MIN_POSITIVE);
     let power = 10f64.powf(step.log10().floor());

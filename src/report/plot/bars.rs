@@ -1,4 +1,4 @@
-//! Horizontal bars of stacked parts: the cases' names need no turned head. The legend stands above, in a row.
+//! Horizontal bars of stacked parts, so that long case names need no rotation. The legend is a row above the bars.
 
 use super::Area;
 use super::axis::Placed;
@@ -12,13 +12,13 @@ const GAP: f64 = 8.0;
 const BELOW: f64 = 46.0;
 const LEGEND: f64 = 26.0;
 const LABEL: f64 = 260.0;
-/// Right of the longest bar: its sum as a number.
+/// Width kept right of the longest bar for its sum as text.
 const SUM: f64 = 74.0;
 
-/// Of a job with a thousand ranks the first tell enough, and a picture has an end.
+/// Greatest number of bars drawn, which bounds the height; of a thousand ranks the first ones tell enough.
 const MOST: usize = 64;
 
-/// Width and height that it needs.
+/// Width and height of the panel.
 pub fn size(bars: &Bars, columns: usize) -> (f64, f64) {
     let plot = if columns > 1 { 330.0 } else { 560.0 };
     let above = LEGEND * f64::from(bars.parts.len() > 1) + 24.0 * f64::from(!bars.title.is_empty());
@@ -80,7 +80,7 @@ fn label_width(bars: &Bars) -> f64 {
     bars.bars.iter().map(|bar| text_width(&bar.label, FONT).min(LABEL)).fold(0.0, f64::max)
 }
 
-/// Compute in cold colours, communication in warm ones, the same in every plot.
+/// The color of `part` in every plot: cold colors for compute, warm ones for communication.
 fn color(part: &str) -> Color {
     match part {
         "data" => (150, 150, 150),

@@ -1,4 +1,4 @@
-//! The distribution of one tensor, small, as a cell of a grid.
+//! The distribution of one tensor as a small cell of a grid.
 
 use super::Area;
 use super::axis::Placed;
@@ -12,7 +12,7 @@ const FONT: f64 = 10.5;
 const MEAN: Color = COLORS[4];
 const SIGMA: Color = COLORS[1];
 
-/// What the marks mean, once for the whole grid.
+/// Draws the legend of the marks once for the whole grid.
 pub fn legend(drawing: &mut Drawing, (left, y): Point) {
     let mut x = left + 6.0;
     drawing.rectangle((x, y - 5.0), (x + 12.0, y + 5.0), COLORS[0]);
@@ -36,7 +36,7 @@ pub fn draw(drawing: &mut Drawing, area: Area, histogram: &Histogram) {
     let usual = filled.get(filled.len() / 2).copied().unwrap_or(1.0);
     let is_log = most > 50.0 * usual;
     let mut counts = histogram.counts.clone();
-    // On a logarithmic axis one value must not lie on the bottom.
+    // On the logarithmic axis a count of 1 must not vanish at the bottom.
     counts.push(if is_log { 0.5 } else { 0.0 });
     let y_axis = Axis::new("", "1", if is_log { Scale::Log } else { Scale::Zero });
     let y = Placed::new(&y_axis, &counts, 4);
@@ -57,7 +57,7 @@ pub fn draw(drawing: &mut Drawing, area: Area, histogram: &Histogram) {
     for (bin, count) in histogram.counts.iter().enumerate().filter(|(_, count)| **count > 0.0) {
         let from = left + bin as f64 * width;
         let height = y.place(*count).unwrap_or(0.0) * (bottom - top);
-        // A hair wider, or the page shows between two bars.
+        // A little overlap: without it the page shows through between two bars.
         drawing.rectangle((from, bottom - height), (from + width + 0.25, bottom), COLORS[0]);
     }
     let (below, above) = histogram.sigma3;

@@ -1,4 +1,4 @@
-//! Series over two axes, the legend on the right of the plot, where it covers nothing.
+//! Series over two axes, with the legend right of the plot, where it covers nothing.
 
 use super::Area;
 use super::axis::Placed;
@@ -9,12 +9,12 @@ const FONT: f64 = 12.0;
 const LEGEND_LINE: f64 = 18.0;
 const LEGEND_TEXT: f64 = 230.0;
 const SAMPLE: f64 = 26.0;
-/// From the bottom of the panel to the axis: ticks and title.
+/// Height kept below the plot for ticks and axis title.
 const BELOW: f64 = 46.0;
-/// Above the plot, with and without a title.
+/// Height kept above the plot, without and with a title.
 const ABOVE: [f64; 2] = [8.0, 28.0];
 
-/// Width and height that it needs.
+/// Width and height of the panel.
 pub fn size(lines: &Lines, columns: usize, with_legend: bool) -> (f64, f64) {
     let plot = if columns > 1 { 430.0 } else { 620.0 };
     let legend = LEGEND_LINE * legend(lines).len() as f64 + 40.0 + BELOW;
@@ -56,7 +56,7 @@ pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines, with_legend: bool)
     let at = |(px, py): (f64, f64)| -> Option<Point> {
         Some((left + x.place(px)? * (right - left), bottom - y.place(py)? * (bottom - top)))
     };
-    // What is ideal stands behind what was measured.
+    // Ideal lines are drawn first, behind the measured ones.
     let (ideal, measured): (Vec<&Series>, Vec<&Series>) = lines.series.iter().partition(|s| s.style == Style::Ideal);
     for series in ideal.into_iter().chain(measured) {
         let points: Vec<Point> = series.points.iter().filter_map(|point| at(*point)).collect();
@@ -67,7 +67,7 @@ pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines, with_legend: bool)
             _ if series.is_dashed => drawing.dashed(&points, 2.0, color),
             Style::Line | Style::Plain => drawing.path(points.clone(), 2.0, color),
         }
-        // A single point makes no line.
+        // A single point makes no line, so it gets a marker.
         if matches!(series.style, Style::Line | Style::Points) || points.len() == 1 {
             points.iter().for_each(|point| drawing.marker(*point, series.file, color));
         }
@@ -77,7 +77,7 @@ pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines, with_legend: bool)
     }
 }
 
-/// Whether one legend explains both.
+/// Whether both plots have equal legends, so that one suffices.
 pub fn same_legend(one: &Lines, other: &Lines) -> bool {
     let key = |lines: &Lines| -> Vec<(String, usize, usize, bool)> {
         legend(lines).into_iter().map(|s| (s.label.clone(), s.color, s.file, s.is_dashed)).collect()
@@ -85,7 +85,7 @@ pub fn same_legend(one: &Lines, other: &Lines) -> bool {
     key(one) == key(other)
 }
 
-/// All that the axes must hold. The ideal line takes part only as far as the measurement reaches.
+/// All x and all y that the axes must show. An ideal line counts only as far as the measurements reach.
 fn values(lines: &Lines) -> (Vec<f64>, Vec<f64>) {
     let of = |ideal: bool| {
         let series = lines.series.iter().filter(move |series| (series.style == Style::Ideal) == ideal);
@@ -101,7 +101,7 @@ fn color(series: &Series) -> Color {
     if series.style == Style::Ideal { GREY } else { COLORS[series.color % COLORS.len()] }
 }
 
-/// The series that have a name, what is ideal last.
+/// Series with a name, ideal lines last.
 fn legend(lines: &Lines) -> Vec<&Series> {
     let mut named: Vec<&Series> = lines.series.iter().filter(|series| !series.label.is_empty()).collect();
     named.sort_by_key(|series| series.style == Style::Ideal);

@@ -1,4 +1,4 @@
-//! Figures as SVG and PNG: first as shapes in CSS pixels, then through plotters' two backends, so that both are the same.
+//! Figures as SVG and PNG: laid out as shapes in CSS pixels, then drawn by plotters' two backends, so that both look alike.
 
 mod axis;
 mod bars;
@@ -11,9 +11,9 @@ use plotters::prelude::{BitMapBackend, SVGBackend};
 use super::figure::{Figure, Panel};
 use shapes::{Align, BLACK, Drawing, Manner, Text};
 
-/// Pixels of the SVG's own grid to a CSS pixel: the backend knows whole pixels only.
+/// SVG grid units per CSS pixel: plotters' backends take whole pixels only.
 const SVG_SCALE: u32 = 8;
-/// A PNG has so many pixels to a CSS pixel, each the mean of `SUPERSAMPLING` squared.
+/// PNG pixels per CSS pixel; each is the mean of `SUPERSAMPLING` squared drawn ones.
 const PNG_SCALE: u32 = 2;
 const SUPERSAMPLING: u32 = 2;
 
@@ -29,7 +29,10 @@ struct Area {
     bottom: f64,
 }
 
-/// The figure as a text of SVG that needs nothing else. Errors: the reason, in plotters' words.
+/// Draws the figure as SVG text that needs no other file.
+///
+/// # Errors
+/// plotters reports that a shape cannot be drawn.
 pub fn svg(figure: &Figure) -> Result<String, String> {
     let drawing = draw(figure);
     let (width, height) = (drawing.width as u32, drawing.height as u32);
@@ -38,13 +41,16 @@ pub fn svg(figure: &Figure) -> Result<String, String> {
         let mut backend = SVGBackend::with_string(&mut text, (width * SVG_SCALE, height * SVG_SCALE));
         drawing.play(&mut backend, Manner { scale: f64::from(SVG_SCALE), drop: 0.09, is_bitmap: false })?;
     }
-    // Labels cannot hold this: their `<` is escaped.
+    // Labels cannot contain `<polyline `: their `<` is escaped.
     let text = text.replace("<polyline ", "<polyline stroke-linejoin=\"round\" ");
     let inner = format!("width=\"{}\" height=\"{}\"", width * SVG_SCALE, height * SVG_SCALE);
     Ok(text.replacen(&inner, &format!("width=\"{width}\" height=\"{height}\""), 1))
 }
 
-/// The figure as a PNG. Errors: the reason.
+/// Draws the figure as a PNG.
+///
+/// # Errors
+/// plotters reports that a shape cannot be drawn, or the image cannot be encoded.
 pub fn png(figure: &Figure) -> Result<Vec<u8>, String> {
     let drawing = draw(figure);
     let scale = PNG_SCALE * SUPERSAMPLING;
@@ -65,7 +71,7 @@ pub fn png(figure: &Figure) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Each square of `side` x `side` pixels as one, its mean.
+/// Averages every `side` x `side` pixels to one.
 fn averaged(fine: &[u8], fine_width: usize, side: usize) -> Vec<u8> {
     let (row_bytes, mut pixels) = (fine_width * 3, Vec::with_capacity(fine.len() / (side * side)));
     for rows in fine.chunks_exact(row_bytes * side) {
@@ -82,7 +88,7 @@ fn averaged(fine: &[u8], fine_width: usize, side: usize) -> Vec<u8> {
 
 fn draw(figure: &Figure) -> Drawing {
     let columns = figure.columns.clamp(1, figure.panels.len().max(1));
-    // Panels side by side that show the same series need one legend.
+    // Panels of one row that show the same series share one legend.
     let repeats = |index: usize| match (&figure.panels[index], figure.panels.get(index + 1)) {
         (Panel::Lines(own), Some(Panel::Lines(next))) => {
             !(index + 1).is_multiple_of(columns) && lines::same_legend(own, next)

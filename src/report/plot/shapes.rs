@@ -1,4 +1,4 @@
-//! A drawing as a list of shapes in CSS pixels, and how a backend of plotters plays it.
+//! A drawing as a list of shapes in CSS pixels, and its replay on a backend of plotters.
 
 use std::sync::Once;
 
@@ -6,18 +6,18 @@ use plotters::prelude::{DrawingBackend, RGBColor, ShapeStyle};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color as _, FontDesc, FontFamily, FontStyle, FontTransform, TextStyle, register_font};
 
-/// Red, green, blue.
+/// Red, green and blue, 0 to 255.
 pub type Color = (u8, u8, u8);
-/// In CSS pixels, from the upper left.
+/// Position (x, y) in CSS pixels from the upper left corner.
 pub type Point = (f64, f64);
 
-/// Of text.
+/// Color of text.
 pub const BLACK: Color = (34, 34, 34);
-/// Of axes and ideal lines.
+/// Color of axes and ideal lines.
 pub const GREY: Color = (120, 120, 120);
-/// Of the grid.
+/// Color of the grid.
 pub const PALE: Color = (226, 226, 226);
-/// Okabe and Ito's colours, which the colour-blind can tell apart; yellow last, since it is weak on white.
+/// Colors of series: Okabe and Ito's, which color-blind readers can tell apart; yellow last, since it is weak on white.
 pub const COLORS: [Color; crate::report::figure::COLORS] = [
     (0, 114, 178),
     (213, 94, 0),
@@ -29,12 +29,12 @@ pub const COLORS: [Color; crate::report::figure::COLORS] = [
     (240, 228, 66),
 ];
 
-/// The generic family: a browser takes its own font, a PNG the one registered below under that name.
+/// Font family: a browser resolves the generic name, a PNG takes the font registered below under it.
 const FONT: &str = "sans-serif";
-/// plotters' size of a font is a line's, not an em's.
+/// Line height per em: plotters' font sizes are line heights.
 const LINE: f64 = 1.24;
 
-/// Which end of a text stands at its point.
+/// The end of a text that is put at its point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Align {
@@ -43,27 +43,27 @@ pub enum Align {
     Right,
 }
 
-/// A line of text, vertically centred at its point.
+/// A line of text, vertically centered at its point.
 #[derive(Debug, Clone)]
 pub struct Text {
-    /// Where.
+    /// Position of the text.
     pub at: Point,
-    /// What; control characters are replaced.
+    /// Characters to show; control characters are replaced.
     pub text: String,
-    /// Of an em, in CSS pixels.
+    /// Font size (one em), in CSS pixels.
     pub size: f64,
-    /// Colour.
+    /// Color of the characters.
     pub color: Color,
-    /// Horizontally.
+    /// Horizontal alignment at the position.
     pub align: Align,
-    /// Or regular.
+    /// Bold instead of regular weight.
     pub bold: bool,
-    /// Turned to read from below.
+    /// Rotated to read from bottom to top.
     pub upward: bool,
 }
 
 impl Text {
-    /// Regular, centred.
+    /// Regular text, centered at `at`.
     pub fn new(at: Point, text: &str, size: f64, color: Color) -> Text {
         Text { at, text: text.to_owned(), size, color, align: Align::Middle, bold: false, upward: false }
     }
@@ -77,38 +77,38 @@ enum Shape {
     Text(Text),
 }
 
-/// What differs between the backends.
+/// Differences between the backends.
 #[derive(Debug, Clone, Copy)]
 pub struct Manner {
-    /// Pixels of the backend to a CSS pixel.
+    /// Backend pixels per CSS pixel.
     pub scale: f64,
-    /// How much lower, in ems, a text must be set so that its capitals and digits are centred.
+    /// Distance, in ems, by which a text is lowered so that its capitals and digits are centered.
     pub drop: f64,
-    /// Whether a thick line is drawn piece by piece with round joints: plotters' own bitmap of one frays at spikes.
+    /// Whether a thick line is drawn segment by segment with round joints: plotters' bitmap backend frays it at spikes.
     pub is_bitmap: bool,
 }
 
-/// Shapes, later ones above earlier ones, on white.
+/// A list of shapes on white, later ones above earlier ones.
 pub struct Drawing {
-    /// In CSS pixels.
+    /// Width in CSS pixels.
     pub width: f64,
-    /// In CSS pixels.
+    /// Height in CSS pixels.
     pub height: f64,
     shapes: Vec<Shape>,
 }
 
 impl Drawing {
-    /// An empty one.
+    /// An empty drawing.
     pub fn new(width: f64, height: f64) -> Drawing {
         Drawing { width, height, shapes: Vec::new() }
     }
 
-    /// A line through all points.
+    /// Adds a line through all points.
     pub fn path(&mut self, points: Vec<Point>, width: f64, color: Color) {
         self.shapes.push(Shape::Path { points, width, color });
     }
 
-    /// The same, dashed.
+    /// Adds a dashed line through all points.
     pub fn dashed(&mut self, points: &[Point], width: f64, color: Color) {
         const DASHES: [f64; 2] = [6.0, 4.0];
         let (mut piece, mut is_on, mut left) = (Vec::from_iter(points.first().copied()), true, DASHES[0]);
@@ -135,17 +135,17 @@ impl Drawing {
         }
     }
 
-    /// A filled polygon.
+    /// Adds a filled polygon.
     pub fn area(&mut self, points: Vec<Point>, color: Color) {
         self.shapes.push(Shape::Area { points, color });
     }
 
-    /// A filled rectangle.
+    /// Adds a filled rectangle.
     pub fn rectangle(&mut self, from: Point, to: Point, color: Color) {
         self.shapes.push(Shape::Rectangle { from, to, color });
     }
 
-    /// A marker; each `kind` has another form.
+    /// Adds a marker; each `kind` has another form.
     pub fn marker(&mut self, (x, y): Point, kind: usize, color: Color) {
         match kind % 4 {
             0 => self.shapes.push(Shape::Circle { center: (x, y), radius: 4.0, color }),
@@ -155,12 +155,12 @@ impl Drawing {
         }
     }
 
-    /// A line of text.
+    /// Adds a line of text.
     pub fn text(&mut self, text: Text) {
         self.shapes.push(Shape::Text(text));
     }
 
-    /// Draws it all on a backend.
+    /// Draws all shapes on a backend.
     pub fn play<B: DrawingBackend>(&self, backend: &mut B, manner: Manner) -> Result<(), String> {
         let scale = manner.scale;
         register_fonts();
@@ -191,7 +191,7 @@ impl Drawing {
                     backend.fill_polygon(points.iter().map(|point| at(*point)), &paint(*color))
                 }
                 Shape::Rectangle { from, to, color } => {
-                    // plotters' bitmap draws the lower right edge too, its SVG does not.
+                    // plotters' bitmap backend draws the lower right edge of a rectangle too, its SVG backend does not.
                     backend.draw_rect(at(*from), at(*to), &paint(*color).filled(), true)
                 }
                 Shape::Circle { center, radius, color } => {
@@ -221,7 +221,7 @@ fn font(size: f64, bold: bool) -> FontDesc<'static> {
     FontDesc::new(FontFamily::SansSerif, size * LINE, if bold { FontStyle::Bold } else { FontStyle::Normal })
 }
 
-/// Width of a text in CSS pixels, in the PNG's font; a browser's is seldom wider.
+/// Width of a text in CSS pixels in the PNG's font; a browser's is seldom wider.
 pub fn text_width(text: &str, size: f64) -> f64 {
     register_fonts();
     font(size * 8.0, false)
@@ -229,7 +229,7 @@ pub fn text_width(text: &str, size: f64) -> f64 {
         .map_or(0.6 * size * text.chars().count() as f64, |((left, _), (right, _))| f64::from(right - left) / 8.0)
 }
 
-/// The text, or its ends with an ellipsis between them if it is wider than `width`.
+/// The text, shortened to its ends with an ellipsis between them if it is wider than `width`.
 pub fn shortened(text: &str, size: f64, width: f64) -> String {
     let characters: Vec<char> = text.chars().collect();
     let with = |kept: usize| -> String {

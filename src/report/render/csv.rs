@@ -1,8 +1,8 @@
-//! One table as CSV (RFC 4180): the file's names, all digits, no units.
+//! One table as CSV (RFC 4180), with the column names of the run file, all digits and no units.
 
 use crate::table::{Cell, Sheet};
 
-/// The table. NaN stays `NaN`, as pandas and R read it; what a file does not have is empty.
+/// Formats `sheet` as CSV. NaN is written as `NaN`, which pandas and R read; a cell without a value is empty.
 pub fn csv(sheet: &Sheet) -> String {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let header = sheet.columns.iter().map(|heading| heading.name.as_str());

@@ -1,4 +1,4 @@
-//! One page with everything in it: no script, no font, no other file.
+//! One self-contained HTML page with all tables and plots: no script, no font, no other file.
 
 use std::fmt::Write;
 
@@ -39,24 +39,24 @@ footer { margin-top: 3rem; color: #777; font-size: .85rem; }
 }
 ";
 
-/// What no single column says: a term and what was done.
+/// Explanations that belong to no single column, as (term, text).
 const HOW: [(&str, &str); 4] = [
     (
         "Where communication is timed",
-        "At the collective itself, never as the difference of two runs: each rank takes the time when an all-reduce starts \
-         and when it ends.",
+        "Communication is timed at the collective itself, never as the difference of two runs: each rank takes the time when an \
+         all-reduce starts and when it ends.",
     ),
     (
         "profile and overlap",
-        "In profile timing nothing overlaps, a barrier stands before each collective and the device is synchronised at each \
+        "In profile timing nothing overlaps, a barrier stands before each collective and the device is synchronized at each \
          border, so that data, forward, backward, comm_wait, comm and optimizer add up to the step. In overlap timing buckets \
          of gradients are reduced while the backward pass still computes, as in real training; parts that run side by side \
          do not add up, and only comm_exposed makes a step longer.",
     ),
     (
         "Warm-up",
-        "The first metrics.warmup_steps steps of a job, also of one that goes on after a resumption, are left out; where there are no \
-         others they are counted, which the table says. Steps on different numbers of ranks are never pooled.",
+        "The first metrics.warmup_steps steps of a job, a resumed one included, are left out of all statistics; if no others \
+         were measured they are counted, and the table says so. Steps on different numbers of ranks are never pooled.",
     ),
     (
         "Quantization",
@@ -65,7 +65,10 @@ const HOW: [(&str, &str); 4] = [
     ),
 ];
 
-/// The page. `files` are the names of the run files. Errors: a plot cannot be drawn.
+/// Builds the page; `files` are the names of the run files.
+///
+/// # Errors
+/// A plot cannot be drawn.
 pub fn html(files: &[&str], sections: &[Section]) -> Result<String, String> {
     let names = escaped(&files.join(", "));
     let mut page = format!(
@@ -77,7 +80,7 @@ pub fn html(files: &[&str], sections: &[Section]) -> Result<String, String> {
     for (index, section) in sections.iter().enumerate() {
         let _ = write!(page, "<a href=\"#s{index}\">{}</a> ", escaped(&section.title));
     }
-    page += "<a href=\"#how\">How each figure was got</a></nav>\n";
+    page += "<a href=\"#how\">How each figure was measured</a></nav>\n";
     for (index, section) in sections.iter().enumerate() {
         let _ = writeln!(page, "<h2 id=\"s{index}\">{}</h2>", escaped(&section.title));
         for figure in &section.figures {
@@ -88,7 +91,7 @@ pub fn html(files: &[&str], sections: &[Section]) -> Result<String, String> {
         }
         section.sheets.iter().for_each(|sheet| page += &table(sheet));
     }
-    page += "<h2 id=\"how\">How each figure was got</h2>\n<dl>\n";
+    page += "<h2 id=\"how\">How each figure was measured</h2>\n<dl>\n";
     let explain = |term: &str, meaning: &str| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(term), escaped(meaning));
     HOW.iter().for_each(|(term, meaning)| page += &explain(term, meaning));
     for figure in EXPLAINED {
@@ -104,7 +107,7 @@ pub fn html(files: &[&str], sections: &[Section]) -> Result<String, String> {
     Ok(page)
 }
 
-/// Texts longer than this may be broken into lines.
+/// Number of characters above which a text may be broken into lines.
 const LONG: usize = 48;
 
 fn table(sheet: &Sheet) -> String {

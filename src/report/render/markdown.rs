@@ -1,11 +1,11 @@
-//! GitHub's Markdown.
+//! Tables as GitHub Markdown.
 
 use std::fmt::Write;
 
 use crate::report::section::Section;
 use crate::table::{Sheet, printable};
 
-/// All tables under their sections' headings.
+/// Formats all tables under the headings of their sections.
 pub fn markdown(sections: &[Section]) -> String {
     let mut text = String::new();
     for section in sections.iter().filter(|section| !section.sheets.is_empty()) {
@@ -15,7 +15,7 @@ pub fn markdown(sections: &[Section]) -> String {
     text
 }
 
-/// One table with its title.
+/// Formats one table with its title and notes.
 pub fn markdown_sheet(sheet: &Sheet) -> String {
     let columns = sheet.shown();
     let mut text = format!("### {}\n\n", escaped(&sheet.title));
@@ -36,7 +36,7 @@ pub fn markdown_sheet(sheet: &Sheet) -> String {
     text + "\n"
 }
 
-/// Text as text: nothing in it is markup.
+/// Escapes `text` so that nothing in it is markup.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in printable(text).chars() {

@@ -1,4 +1,4 @@
-//! Sheets and sections as CSV, Markdown and HTML. Text for a terminal is made by `table`.
+//! Sheets and sections as CSV, Markdown and HTML. `table` formats text for a terminal.
 
 mod csv;
 mod html;

@@ -1,4 +1,4 @@
-//! `/allreduce`: bandwidth by size.
+//! Section of `/allreduce`: bandwidth by size.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::table::{Cell, Frame, Heading};
 
-/// Table and curves.
+/// Builds the table and the bandwidth curves.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("allreduce")? else { return Ok(None) };
     let rows = frame.rows();
@@ -32,11 +32,12 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         "iterations",
     ];
     let mut sheet = frame.sheet("allreduce", "All-reduce by size", &columns, &rows).with_keys(4);
-    sheet.note = format!("{}: {}; algbw and busbw: of time, as in nccl-tests", REDUCE_TIME.name, REDUCE_TIME.text);
+    sheet.note =
+        format!("{}: {}; algbw and busbw are computed from time, as in nccl-tests", REDUCE_TIME.name, REDUCE_TIME.text);
     match (counts.len(), counts.first()) {
         (1, Some(ranks)) => sheet.title = format!("All-reduce by size on {}", ranks_label(*ranks)),
         _ => {
-            sheet.columns.insert(0, Heading::new("ranks", "1", "ranks that summed"));
+            sheet.columns.insert(0, Heading::new("ranks", "1", "number of ranks in the all-reduce"));
             sheet.rows.iter_mut().zip(&rows).for_each(|(cells, row)| cells.insert(0, Cell::Int(ranks(&frame, *row))));
             sheet.keys += 1;
         }
@@ -44,7 +45,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     Ok(Some(Section::new("All-reduce", vec![sheet], vec![curves(&frame)])))
 }
 
-/// The number of ranks that a row was measured on: older files have one for all rows.
+/// Number of ranks that a row was measured on; older files have one number for all rows.
 fn ranks(frame: &Frame, row: usize) -> i64 {
     frame.integer("ranks", row).unwrap_or(frame.attribute("ranks") as i64)
 }

@@ -1,4 +1,4 @@
-//! `/comm`: the ledger of messages.
+//! Section of `/comm`, the ledger of messages.
 
 use crate::error::Result;
 use crate::metrics::definitions::{BYTES, MESSAGES, SECONDS, SENT_BYTES};
@@ -7,7 +7,7 @@ use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::table::{Cell, Frame, Heading, Sheet};
 
-/// What is counted of each kind, and in what.
+/// Counted columns, as (name, units).
 const COUNTED: [(&str, &str); 4] = [
     (MESSAGES.name, MESSAGES.units),
     (BYTES.name, BYTES.units),
@@ -15,23 +15,24 @@ const COUNTED: [(&str, &str); 4] = [
     (SECONDS.name, SECONDS.units),
 ];
 
-/// Tables of the whole run and of a step, and bars of a step's bytes and seconds.
+/// Builds the tables of the whole run and per step, and bars of the counted columns per step.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("comm")? else { return Ok(None) };
-    // A file of before there were steps beside the counts has no table of a step; its bars are of the whole run.
+    // Files from before the ledger counted steps have no table per step; their bars show the whole run.
     let has_steps = frame.rows().iter().any(|row| frame.number("steps", *row) > 0.0);
-    let of = if has_steps { "of a step" } else { "of the whole run" };
+    let of = if has_steps { "per step" } else { "of the whole run" };
     let mut sheets = vec![messages(&frame)];
     sheets.extend(has_steps.then(|| per_step(&frame)));
     let bars = |&(column, units): &(&str, &str)| bars(&frame, column, units, has_steps);
     let figure = Figure::new("comm", format!("Messages by kind, {of}"), COUNTED.iter().map(bars).collect()).with_note(
-        "bytes: of the buffers handed to the collectives; sent_bytes: what all ranks together made of them as messages, none \
-         within the shared memory of a host; seconds: inside the calls (gradients wait for the slowest rank in a call of control).",
+        "bytes: size of the buffers given to the collectives; sent_bytes: size of the messages that all ranks together sent \
+         for them, none within a host's shared memory; seconds: time inside the calls (the wait for the slowest rank before \
+         gradients are reduced counts as control).",
     );
     Ok(Some(Section::new("Communication", sheets, vec![figure])))
 }
 
-/// The table of the whole run alone, for each number of ranks that it had.
+/// The table of the whole run, with rows for each number of ranks that the run had.
 fn messages(frame: &Frame) -> Sheet {
     let keys = 2 + usize::from(frame.column("case").is_some());
     let columns =
@@ -42,11 +43,11 @@ fn messages(frame: &Frame) -> Sheet {
     )
 }
 
-/// The whole run over its steps on as many ranks: what comes once, or once an epoch, is spread over them.
+/// The table per step: the whole run divided by its steps on the same number of ranks.
 fn per_step(frame: &Frame) -> Sheet {
-    let mut sheet = Sheet::new("comm-step", "Messages by kind, of a step").with_keys(2);
+    let mut sheet = Sheet::new("comm-step", "Messages by kind, per step").with_keys(2);
     sheet.note =
-        "the whole run divided by its steps on this number of ranks; what happens once, or once per epoch, is spread over them".into();
+        "the whole run divided by its steps on this number of ranks; calls per run or per epoch are spread over the steps".into();
     let headings = COUNTED.iter().filter_map(|(name, _)| frame.heading(name));
     let kind = Heading::new("kind", "1", "what the messages are for");
     sheet.columns = [kind].into_iter().chain(frame.heading("world_size")).chain(headings).collect();

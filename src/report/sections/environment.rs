@@ -1,14 +1,14 @@
-//! Who measured, where and with what: a column a file.
+//! Environment of the runs, machine and software, with one column per run file.
 
 use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::store::{self, Attribute};
 use crate::table::{Cell, Heading, Sheet};
 
-/// Attributes of `/environment` in the order of the table, then what else there is.
+/// Attributes of `/environment` shown first; all others follow.
 const FIRST: [&str; 9] = ["command", "hpml", "git_commit", "libtorch", "mpi", "nccl", "world_size", "data", "cpu"];
 
-/// The section of all files: first what is wrong with them.
+/// Builds the section of all files: the warnings, then the environment.
 pub fn section(sources: &[Source]) -> Section {
     let mut names: Vec<&str> = FIRST.to_vec();
     for (name, _) in sources.iter().flat_map(|source| &source.environment) {
@@ -16,7 +16,7 @@ pub fn section(sources: &[Source]) -> Section {
             names.push(name);
         }
     }
-    let mut sheet = Sheet::new("environment", "Who measured, and where");
+    let mut sheet = Sheet::new("environment", "Command, software and machine");
     let value =
         |source: &Source, name: &str| source.environment.iter().find(|(key, _)| key == name).map(|(_, v)| text(v));
     names.retain(|name| sources.iter().any(|source| value(source, name).is_some()));
@@ -32,11 +32,11 @@ pub fn section(sources: &[Source]) -> Section {
     Section::new("Environment", vec![warnings(sources), sheet], Vec::new())
 }
 
-/// What the runs were warned of, a row a warning.
+/// The table of warnings, one row per warning of a run.
 fn warnings(sources: &[Source]) -> Sheet {
     let mut sheet = Sheet::new(store::WARNINGS, "Warnings");
     sheet.columns.push(Heading::new("file", "1", "run file"));
-    sheet.columns.push(Heading::new("warning", "1", "what makes the run less than it could be"));
+    sheet.columns.push(Heading::new("warning", "1", "condition that limits the run"));
     for source in sources {
         if let Some(Attribute::Texts(texts)) = store::attribute(&source.environment, store::WARNINGS) {
             let row = |text: &String| vec![Cell::from(source.label.as_str()), Cell::Text(text.clone())];

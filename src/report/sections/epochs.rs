@@ -1,4 +1,4 @@
-//! `/epochs`: loss and accuracy.
+//! Section of `/epochs`: loss and accuracy.
 
 use crate::error::Result;
 use crate::report::figure::{Axis, Figure, Lines, Panel, Scale, Series, Style};
@@ -6,7 +6,7 @@ use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::table::{Frame, Sheet};
 
-/// Table and curves.
+/// Builds the table and the curves.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("epochs")? else { return Ok(None) };
     let panels = vec![
@@ -17,12 +17,13 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         Some(true) => ", augmented",
         _ => "",
     };
-    let figure = Figure::new("epochs", "Loss and accuracy", panels)
-        .with_note(&format!("Training: over the samples as they went by{augmented}. Test: after the epoch."));
+    let figure = Figure::new("epochs", "Loss and accuracy", panels).with_note(&format!(
+        "Training: mean over the samples{augmented}, with the parameters of each step. Test: after the epoch."
+    ));
     Ok(Some(Section::new("Training", vec![sheet(&frame)], vec![figure])))
 }
 
-/// The table alone.
+/// The table of losses, accuracies and times by epoch.
 fn sheet(frame: &Frame) -> Sheet {
     let columns = [
         "epoch",

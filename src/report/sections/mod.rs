@@ -1,4 +1,4 @@
-//! From the tables of run files to what is shown of them, one file a kind of measurement.
+//! Sections of the report, made from the tables of run files; one file per kind of measurement.
 
 mod allreduce;
 mod cases;
@@ -20,7 +20,7 @@ use super::source::Source;
 use crate::error::Result;
 use crate::report::section::Section;
 
-/// Makes a section of one file; `None` if the file has nothing of the kind.
+/// Makes a section of one run file; `None` if the file has none of its tables.
 type Make = fn(&Source) -> Result<Option<Section>>;
 
 const SECTIONS: [Make; 11] = [
@@ -37,9 +37,10 @@ const SECTIONS: [Make; 11] = [
     quantization::section,
 ];
 
-/// Every section that a file has something for, the files of each side by side.
+/// Makes all sections that the files have tables for; sections of the same kind are joined.
 ///
-/// Errors: a file has nothing to report, or a damaged table.
+/// # Errors
+/// A file has nothing to report, or one of its tables is damaged.
 pub fn all(sources: &[Source]) -> Result<Vec<Section>> {
     let mut found = vec![false; sources.len()];
     let mut sections = vec![environment::section(sources)];
@@ -51,7 +52,7 @@ pub fn all(sources: &[Source]) -> Result<Vec<Section>> {
                 parts.push((source.label.as_str(), section));
             }
         }
-        // With two files, a section that only one has still says whose it is.
+        // With several files, even a section that only one of them has is labeled with that file.
         sections.extend(join(parts, sources.len() > 1));
     }
     match found.iter().position(|found| !found) {
@@ -75,7 +76,7 @@ fn join(parts: Vec<(&str, Section)>, compared: bool) -> Option<Section> {
     Some(Section { title, sheets, figures })
 }
 
-/// Puts what bears the same name in several files together.
+/// Adds `item` to the group of items with the same name, one group per table or figure over all files.
 fn group<'a, T>(groups: &mut Vec<Vec<(&'a str, T)>>, label: &'a str, item: T, name: fn(&T) -> &str) {
     match groups.iter_mut().find(|group| name(&group[0].1) == name(&item)) {
         Some(group) => group.push((label, item)),

@@ -1,4 +1,4 @@
-//! `/prediction` beside what `/scaling` measured.
+//! Section of `/prediction`, compared with the measurements in `/scaling`.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::table::{Cell, Frame, Heading};
 
-/// Table and curves.
+/// Builds the table and the curves.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("prediction")? else { return Ok(None) };
     let measured = source.frame("scaling")?.map(|frame| Cases { frame });
@@ -22,7 +22,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     if let Some(cases) = &measured {
         let known = cases.as_trained();
         for (column, units) in [("step", "s"), ("speedup", "1"), ("efficiency", "1")] {
-            let meaning = "of the same case in /scaling; NaN: not measured";
+            let meaning = "measurement of this case in /scaling; NaN: not measured";
             let heading = Heading::new(&format!("{column} (measured)"), units, meaning);
             sheet.push(heading, |row| Cell::Float(measured_value(&frame, cases, &known, row, column)));
         }
@@ -48,7 +48,7 @@ fn measured_value(frame: &Frame, cases: &Cases, known: &[(Key, usize)], row: usi
     known.iter().find(same).map_or(f64::NAN, |(_, row)| cases.frame.number(column, *row))
 }
 
-/// A line a batch, and the measured points in its colour.
+/// One predicted curve per model and batch, each with its measured points in the same color.
 fn series(frame: &Frame, measured: Option<&Cases>, column: &str) -> Vec<Series> {
     let rows = frame.rows();
     let key = |row: usize| Some((frame.text("model", row), frame.integer("batch_per_rank", row)?));
@@ -67,7 +67,7 @@ fn series(frame: &Frame, measured: Option<&Cases>, column: &str) -> Vec<Series> 
         all.push(Series::new(format!("{label}, measured"), Style::Points, color, points.collect()));
     }
     if all.iter().all(|series| series.points.is_empty()) {
-        // Nothing predicted of that column: the measurement alone.
+        // Without any predicted value of the column, only the measurement is shown.
         return measured.map_or(Vec::new(), |cases| against_ranks(cases, column, Style::Points, ", measured"));
     }
     all.retain(|series| !series.points.is_empty());

@@ -1,4 +1,4 @@
-//! `/quantization` and `/histograms`: what int8 costs in accuracy, and the distributions that the scales come from.
+//! Section of `/quantization` and `/histograms`: accuracy lost by int8, and the distributions that the scales come from.
 
 use crate::error::Result;
 use crate::report::figure::{Figure, Histogram, Panel};
@@ -6,10 +6,10 @@ use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::table::{Cell, Frame, Heading, Sheet};
 
-/// A picture has an end; the table has all layers.
+/// Greatest number of histograms in a figure; the table has all layers.
 const MOST_PANELS: usize = 80;
 
-/// Accuracy table, statistics, and a grid of histograms for weights and one for activations.
+/// Builds the accuracy table, the statistics, and one grid of histograms each for weights and activations.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let (accuracy, histograms) = (source.frame("quantization")?, source.frame("histograms")?);
     if accuracy.is_none() && histograms.is_none() {

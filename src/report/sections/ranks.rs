@@ -1,4 +1,4 @@
-//! `/spread` and `/ranks`: whether the ranks still hold the same network.
+//! Section of `/spread` and `/ranks`: how far the networks of the ranks differ.
 
 use super::study::{series, variants, x_values};
 use crate::error::Result;
@@ -8,26 +8,27 @@ use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::table::{Cell, Frame, Heading, Sheet};
 
-/// A row a variant (one, where the file is a single training), the spread by step, the worst rank's accuracy by epoch.
+/// Builds the table with one row per variant (one row for a single training), and curves of spread and worst accuracy.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let (Some(spread), Some(ranks)) = (source.frame("spread")?, source.frame("ranks")?) else { return Ok(None) };
     let variants = variants(&spread);
     let mut sheet = Sheet::new("ranks-summary", "Divergence of the ranks, mean over the seeds");
-    sheet.note = "spread: greatest distance of a rank's parameters from the mean over the ranks, relative to it; accuracies: of \
-                  each rank's own network on the whole test set, after the last epoch"
-        .into();
+    sheet.note =
+        "spread: greatest distance of a rank's parameters from the mean over the ranks, relative to it; accuracy: of \
+         each rank's own network on the whole test set, after the last epoch"
+            .into();
     let headings = [
-        ("variant", "1", "what is compared"),
-        ("spread_first", "1", "of the parameters, before the first step"),
-        ("spread_last", "1", "of the parameters, at the last measured step"),
-        ("buffer_spread_last", "1", "of batch norm's running statistics, at the last measured step"),
+        ("variant", "1", "name of the variant"),
+        ("spread_first", "1", "spread of the parameters before the first step"),
+        ("spread_last", "1", "spread of the parameters at the last measured step"),
+        ("buffer_spread_last", "1", "spread of batch norm's running statistics at the last measured step"),
         ("worst_rank", "percent", "test accuracy of the worst rank"),
         ("best_rank", "percent", "test accuracy of the best rank"),
     ];
     sheet.columns = headings.map(|(name, units, meaning)| Heading::new(name, units, meaning)).to_vec();
     sheet.rows = variants.iter().map(|variant| row(&spread, &ranks, variant)).collect();
 
-    // On a logarithmic axis there is no 0.
+    // A logarithmic axis has no 0, so equal ranks have no point.
     let spread_of = |variant: &str, step| {
         let value = at(&spread, variant, "steps_done", step, "parameter_spread");
         if value > 0.0 { value } else { f64::NAN }
@@ -65,13 +66,13 @@ fn row(spread: &Frame, ranks: &Frame, variant: &str) -> Vec<Cell> {
     ]
 }
 
-/// Mean over the seeds of what a variant has where its column `x` is `place`.
+/// Mean over the seeds of `column` in the rows of `variant` where column `x` is `place`.
 fn at(frame: &Frame, variant: &str, x: &str, place: i64, column: &str) -> f64 {
     let rows = frame.rows_where(|row| frame.text("variant", row) == variant && frame.integer(x, row) == Some(place));
     mean(rows.into_iter().map(|row| frame.number(column, row)))
 }
 
-/// Mean over the seeds of the worst or best rank's test accuracy.
+/// Mean over the seeds of the test accuracy of the worst (`pick` = min) or best (max) rank.
 fn extreme(ranks: &Frame, variant: &str, epoch: i64, pick: fn(f64, f64) -> f64) -> f64 {
     let rows =
         ranks.rows_where(|row| ranks.text("variant", row) == variant && ranks.integer("epoch", row) == Some(epoch));

@@ -1,4 +1,4 @@
-//! `/sampling`: which samples were drawn, and how well that mixed them.
+//! Section of `/sampling`: the samples that the ranks drew, and how well the epochs mixed them.
 
 use super::study::{curves, variants, x_values};
 use crate::error::Result;
@@ -10,14 +10,14 @@ use crate::table::{Cell, Heading, Sheet};
 
 const COLUMNS: [&str; 5] = ["drawn", "seen", "seen_so_far", "repeated", "met_before"];
 
-/// A row a variant with its last epoch (of a single training, a row an epoch), and curves.
+/// Builds the table with one row per variant, its last epoch (per epoch for a single training), and the curves.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("sampling")? else { return Ok(None) };
     let variants = variants(&frame);
     let title = "Samples drawn over all ranks";
     let sheet = if frame.column("variant").is_some() {
-        let mut sheet = Sheet::new("sampling-summary", format!("{title}, of the last epoch, mean over the seeds"));
-        sheet.columns = vec![Heading::new("variant", "1", "what is compared")];
+        let mut sheet = Sheet::new("sampling-summary", format!("{title} in the last epoch, mean over the seeds"));
+        sheet.columns = vec![Heading::new("variant", "1", "name of the variant")];
         sheet.columns.extend(COLUMNS.iter().filter_map(|name| frame.heading(name)));
         for variant in &variants {
             let last = x_values(&frame, variant, "epoch").last().copied();
@@ -32,11 +32,11 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     } else {
         frame.sheet("sampling", title, &[&["epoch"][..], &COLUMNS].concat(), &frame.rows())
     };
-    let sheet = sheet
-        .with_note("met_before: pairs of samples in a global batch that were in one batch in the epoch before, too");
+    let sheet =
+        sheet.with_note("met_before: pairs of samples in a global batch that also shared one in the previous epoch");
     let panels = vec![
-        curves(&frame, &variants, "epoch", "seen_so_far", "percent", "of the data set seen so far"),
-        curves(&frame, &variants, "epoch", "met_before", "percent", "pairs that met in the epoch before"),
+        curves(&frame, &variants, "epoch", "seen_so_far", "percent", "samples seen so far"),
+        curves(&frame, &variants, "epoch", "met_before", "percent", "pairs that met in the previous epoch"),
     ];
     Ok(Some(Section::new("Sampling", vec![sheet], vec![Figure::new("sampling", title, panels)])))
 }

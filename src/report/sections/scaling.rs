@@ -1,4 +1,4 @@
-//! `/scaling`: the cases of a sweep, from several sides.
+//! Section of `/scaling`: tables of a sweep's cases.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::table::{Cell, Heading, Sheet};
 
-/// Tables and plots of a sweep.
+/// Builds the tables and plots of a sweep.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("scaling")? else { return Ok(None) };
     let cases = Cases { frame };
@@ -21,7 +21,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         ("images_per_second", "Throughput by ranks"),
         ("speedup", "Speedup by ranks"),
         ("efficiency", "Efficiency by ranks"),
-        ("epoch_seconds", "Seconds of an epoch by ranks"),
+        ("epoch_seconds", "Seconds per epoch by ranks"),
     ];
     let mut sheets = vec![measured(&cases), batches(&cases)];
     sheets.extend(pivots.map(|(column, title)| by_ranks(&cases, column, title)));
@@ -59,7 +59,7 @@ fn batches(cases: &Cases) -> Sheet {
         .with_note(format!("step: {}; step_mean: {}; step_p50: {}", TRIMMED_MEAN.text, MEAN.text, STEP_P50.text))
 }
 
-/// The cases that were measured, one row per case.
+/// The table of all measured cases, one row per case.
 fn measured(cases: &Cases) -> Sheet {
     let (frame, key) = (&cases.frame, |row: usize| cases.key(row).map(|(model, ranks, batch)| (model, batch, ranks)));
     let mut rows = frame.rows_where(|row| frame.text("status", row) == "ok");
@@ -91,7 +91,7 @@ fn measured(cases: &Cases) -> Sheet {
         .with_note(note)
 }
 
-/// A row a model and batch, a column a number of ranks.
+/// The table of one column with one row per model and batch and one column per number of ranks.
 fn by_ranks(cases: &Cases, column: &str, title: &str) -> Sheet {
     let rows = cases.as_trained();
     let mut sheet = Sheet::new(&format!("scaling-{column}"), title).with_keys(2);
@@ -159,7 +159,7 @@ fn anatomy(cases: &Cases) -> Sheet {
     sheet.with_note(format!("profile: nothing overlaps, so the parts add up to the step; each a {}", TRIMMED_MEAN.text))
 }
 
-/// What profile mode and overlap mode say of the same case.
+/// The table that compares profile and overlap timing of each case.
 fn overlap(cases: &Cases) -> Sheet {
     let (frame, overlap, profile) = (&cases.frame, cases.timed("overlap"), cases.timed("profile"));
     let mut sheet = Sheet::new("scaling-overlap", "Communication hidden behind the backward pass").with_keys(3);

@@ -1,19 +1,19 @@
-//! The plots of a sweep.
+//! Plots of a sweep.
 
 use std::collections::BTreeSet;
 
 use super::cases::{Cases, ranks_label};
 use crate::report::figure::{Axis, Bar, Bars, Figure, Lines, Panel, Scale, Series, Style};
 
-/// More bars than this are no picture any more.
+/// Greatest number of bars in a plot.
 const MOST_BARS: usize = 48;
 
-/// All of them.
+/// Builds all plots of a sweep.
 pub fn figures(cases: &Cases) -> Vec<Figure> {
     vec![anatomy(cases), scaling(cases), throughput(cases)]
 }
 
-/// A series a model and batch: `column` against the number of ranks.
+/// One series per model and batch: `column` against the number of ranks.
 pub fn against_ranks(cases: &Cases, column: &str, style: Style, suffix: &str) -> Vec<Series> {
     let rows = cases.as_trained();
     let lines: BTreeSet<(&str, i64)> = rows.iter().map(|((model, _, batch), _)| (model.as_str(), *batch)).collect();
@@ -25,16 +25,16 @@ pub fn against_ranks(cases: &Cases, column: &str, style: Style, suffix: &str) ->
     series.filter(|series| !series.points.is_empty()).collect()
 }
 
-/// The dashed line of what could be reached: y = x, or y = 1.
+/// The dashed ideal line over the ranks of `series`: `y` is the identity for speedup, 1 for efficiency.
 pub fn ideal(series: &[Series], y: impl Fn(f64) -> f64) -> Series {
     let ranks = || series.iter().flat_map(|series| &series.points).map(|(ranks, _)| *ranks);
     let (least, most) = (ranks().fold(f64::INFINITY, f64::min).min(1.0), ranks().fold(1.0, f64::max));
-    // Many points: on logarithmic axes against linear ones the line is a curve.
+    // Many points: with one logarithmic axis the line is a curve.
     let at = |step: usize| least * (most / least).powf(step as f64 / 64.0);
     Series::new("ideal", Style::Ideal, 0, (0..=64).map(|step| (at(step), y(at(step)))).collect())
 }
 
-/// Speedup and efficiency, side by side, with their ideal lines.
+/// Panels of speedup and efficiency, side by side, with their ideal lines.
 pub fn speedup_and_efficiency(speedup: Vec<Series>, efficiency: Vec<Series>) -> Vec<Panel> {
     let panel = |title: &str, y: Scale, mut series: Vec<Series>, best: fn(f64) -> f64| {
         series.push(ideal(&series, best));
@@ -42,7 +42,7 @@ pub fn speedup_and_efficiency(speedup: Vec<Series>, efficiency: Vec<Series>) -> 
         Panel::Lines(Lines { title: title.into(), x, y, series })
     };
     let most = speedup.iter().flat_map(|series| &series.points).map(|(ranks, _)| *ranks).fold(1.0, f64::max);
-    // On a logarithmic axis of ranks the ideal speedup is a straight line only against another one.
+    // The ideal speedup over a logarithmic axis of ranks is a straight line only if the other axis is logarithmic too.
     let scale = if most > 8.0 { Scale::Log } else { Scale::Zero };
     vec![panel("speedup", scale, speedup, |ranks| ranks), panel("efficiency", Scale::Zero, efficiency, |_| 1.0)]
 }
@@ -50,7 +50,7 @@ pub fn speedup_and_efficiency(speedup: Vec<Series>, efficiency: Vec<Series>) -> 
 fn scaling(cases: &Cases) -> Figure {
     let series = |column| against_ranks(cases, column, Style::Line, "");
     Figure::new("scaling", "Speedup and efficiency", speedup_and_efficiency(series("speedup"), series("efficiency")))
-        .with_note("Throughput over that of 1 rank at the same batch per rank, and that over the number of ranks.")
+        .with_note("Speedup: throughput / that of 1 rank at the same batch per rank. Efficiency: speedup / ranks.")
 }
 
 fn throughput(cases: &Cases) -> Figure {
@@ -70,7 +70,7 @@ fn throughput(cases: &Cases) -> Figure {
         series: series.filter(|series| !series.points.is_empty()).collect(),
     };
     Figure::new("scaling-throughput", "Throughput against batch size", vec![Panel::Lines(panel)])
-        .with_note("Images per second over all ranks.")
+        .with_note("Images per second of all ranks together.")
 }
 
 fn anatomy(cases: &Cases) -> Figure {
@@ -78,7 +78,7 @@ fn anatomy(cases: &Cases) -> Figure {
     let mut rows = cases.timed("profile");
     let models = rows.iter().map(|((model, _, _), _)| model.as_str()).collect::<BTreeSet<_>>().len();
     rows.retain(|(_, row)| cases.frame.number("step", *row) > 0.0);
-    // Bars that are compared stand together: those of the same batch.
+    // Bars with the same batch stand together, since these are compared.
     rows.sort_by_key(|((model, ranks, batch), _)| (model.clone(), *batch, *ranks));
     let left_out = rows.len().saturating_sub(MOST_BARS);
     rows.truncate(MOST_BARS);
@@ -91,7 +91,7 @@ fn anatomy(cases: &Cases) -> Figure {
     };
     let panel = Bars {
         title: String::new(),
-        x: Axis::new("trimmed mean time of a step", "s", Scale::Zero),
+        x: Axis::new("trimmed mean time per step", "s", Scale::Zero),
         parts: PARTS.map(str::to_owned).to_vec(),
         bars: rows.iter().map(bar).collect(),
     };

@@ -1,4 +1,4 @@
-//! `/steps` of a training: what a step consists of.
+//! Section of `/steps`: the parts of a training's steps.
 
 use std::collections::BTreeMap;
 
@@ -11,20 +11,20 @@ use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::table::{Cell, Frame, Heading, Sheet};
 
-/// Points of a curve.
+/// Greatest number of points of a curve.
 const MOST_POINTS: usize = 1500;
 
-/// Table of the parts, a bar of them a rank, and the steps one after the other.
+/// Builds the table of the parts, bars of them with one bar per rank, and the curve of step times.
 pub fn section(source: &Source) -> Result<Option<Section>> {
-    // A sweep keeps the steps of all its cases there: /scaling tells of them.
+    // A sweep's /steps holds the steps of all its cases, which /scaling summarizes.
     let Some(frame) = source.frame("steps")?.filter(|frame| frame.column("case").is_none()) else { return Ok(None) };
     let groups = groups_of(&frame, source.config.as_ref());
     let figures = vec![bars(&groups), course(&frame)];
     Ok(Some(Section::new("Step anatomy", vec![sheet(&groups)], figures)))
 }
 
-/// The counted steps, apart by the ranks and the timing that they were measured with. Rows of older files do not say these: then there
-/// were as many ranks as a step has rows, in the timing of the file's configuration.
+/// Groups the counted steps by number of ranks and timing. Rows of older files lack both: their number of ranks is the number of
+/// rows of a step, their timing that of the configuration.
 fn groups_of(frame: &Frame, config: Option<&Config>) -> Vec<Group> {
     let rows = frame.rows();
     let steps: Vec<i64> = rows.iter().map(|row| frame.integer("global_step", *row).unwrap_or(0)).collect();
@@ -32,7 +32,7 @@ fn groups_of(frame: &Frame, config: Option<&Config>) -> Vec<Group> {
     let profile = config.is_some_and(|config| config.metrics.timing == Timing::Profile);
     let of_row = |&row: &usize| {
         let seconds = Part::ALL.map(|part| frame.number(part.as_str(), row) as f32);
-        // A part that an older file does not have took no time that could be told.
+        // A part that an older file lacks counts as 0 s.
         let seconds = seconds.map(|seconds| if seconds.is_finite() { seconds } else { 0.0 });
         let ranks = frame.integer(WORLD_SIZE.name, row).and_then(|ranks| usize::try_from(ranks).ok());
         RankStep {
@@ -69,7 +69,7 @@ fn sheet(groups: &[Group]) -> Sheet {
     sheet
 }
 
-/// Parts that follow one another on a rank: in overlap mode only the exposed part of the communication does.
+/// Parts that follow one another on a rank and can be stacked; with overlap timing communication counts only where exposed.
 fn stacked(profile: bool) -> Vec<Part> {
     let comm: &[Part] = if profile { &[Part::CommWait, Part::Comm] } else { &[Part::CommExposed] };
     [&[Part::Data, Part::Forward, Part::Backward][..], comm, &[Part::Optimizer]].concat()
@@ -95,10 +95,10 @@ fn bars(groups: &[Group]) -> Figure {
         bars: bars.collect(),
     };
     Figure::new("steps-anatomy", "Step anatomy by rank", vec![Panel::Bars(panel)])
-        .with_note("What follows one another on a rank; other: the rest of the step.")
+        .with_note("Parts that follow one another on a rank; other: the rest of the step.")
 }
 
-/// The slowest rank's time of each step, warm-up included.
+/// The curve of the slowest rank's time per step, warm-up included.
 fn course(frame: &Frame) -> Figure {
     let mut steps: BTreeMap<i64, f64> = BTreeMap::new();
     for row in frame.rows() {
@@ -108,7 +108,7 @@ fn course(frame: &Frame) -> Figure {
             *slowest = slowest.max(seconds);
         }
     }
-    // Of very many steps, the slowest of each stretch: a mean would hide what such a plot is looked at for.
+    // Each point is the slowest step of its stretch: a mean would hide outliers, which this plot is for.
     let steps: Vec<(i64, f64)> = steps.into_iter().collect();
     let slowest = |stretch: &[(i64, f64)]| (stretch[0].0 as f64, stretch.iter().map(|(_, s)| *s).fold(0.0, f64::max));
     let points = steps.chunks(steps.len().div_ceil(MOST_POINTS).max(1)).map(slowest).collect();

@@ -1,4 +1,4 @@
-//! `/study`: variants of a training beside each other.
+//! Section of `/study`: variants of a training side by side.
 
 use crate::error::Result;
 use crate::metrics::definitions::{AGAINST_FIRST, DIVERGED, LEAST, MOST, SEEDS, VARIANT_ACCURACY, WON_BACK};
@@ -8,7 +8,7 @@ use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::table::{Cell, Frame, Heading, Sheet};
 
-/// A row a variant, and its mean curves over the seeds.
+/// Builds the table with one row per variant, and its mean curves over the seeds.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("study")? else { return Ok(None) };
     let variants = variants(&frame);
@@ -16,8 +16,9 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         curves(&frame, &variants, "epoch", "train_loss", "1", "training loss"),
         curves(&frame, &variants, "epoch", "test_accuracy", "percent", "test accuracy"),
     ];
-    let figure = Figure::new("study", "Variants, mean over the seeds", panels)
-        .with_note("Of the seeds that had not diverged by then; a curve that ends early: every seed had.");
+    let figure = Figure::new("study", "Variants, mean over the seeds", panels).with_note(
+        "Each point is the mean over the seeds that had not diverged yet; a curve ends early if every seed diverged.",
+    );
     let mut sheets = vec![summary(&frame, &variants)];
     if let Some(frame) = source.frame("variants")? {
         let columns = ["variant", "global_batch", "set", "note"];
@@ -26,7 +27,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     Ok(Some(Section::new("Study", sheets, vec![figure])))
 }
 
-/// In the file's order; of a single training the one without a name.
+/// Names of the variants in the file's order; a single training is one variant with an empty name.
 pub(super) fn variants(frame: &Frame) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for row in frame.rows() {
@@ -40,12 +41,14 @@ pub(super) fn variants(frame: &Frame) -> Vec<String> {
 
 fn summary(frame: &Frame, variants: &[String]) -> Sheet {
     let mut sheet = Sheet::new("study-summary", "Variants after their last epoch, over the seeds");
-    sheet.note = "of an epoch, mean over all epochs and seeds that did not diverge: seconds, gradient_messages, \
-                  gradient_bytes, gradient_seconds, comm"
-        .into();
+    sheet.note = format!(
+        "per epoch, mean over all epochs and seeds that did not diverge: seconds, gradient_messages, gradient_bytes, \
+         gradient_seconds, comm; test_accuracy: {}; won_back: {}",
+        VARIANT_ACCURACY.text, WON_BACK.text
+    );
     let per_epoch = ["seconds", "gradient_messages", "gradient_bytes", "gradient_seconds", "comm"];
     let figures = [SEEDS, DIVERGED, VARIANT_ACCURACY, LEAST, MOST, AGAINST_FIRST, WON_BACK];
-    let variant = Heading::new("variant", "1", "what is compared");
+    let variant = Heading::new("variant", "1", "name of the variant");
     sheet.columns = [variant].into_iter().chain(figures.iter().map(Heading::from)).collect();
     sheet.columns.extend(per_epoch.iter().filter_map(|name| frame.heading(name)));
     let rows_of = |variant: &String| frame.rows_where(|row| frame.text("variant", row) == variant);
@@ -68,7 +71,7 @@ fn summary(frame: &Frame, variants: &[String]) -> Sheet {
     sheet
 }
 
-/// The row of each seed's last epoch.
+/// Row of the last epoch of each seed.
 fn last_of_seeds(frame: &Frame, rows: &[usize]) -> Vec<usize> {
     let mut last: Vec<(i64, usize)> = Vec::new();
     for &row in rows {
@@ -81,7 +84,7 @@ fn last_of_seeds(frame: &Frame, rows: &[usize]) -> Vec<usize> {
     last.into_iter().map(|(_, row)| row).collect()
 }
 
-/// The whole numbers that a variant has in column `x`, sorted.
+/// The whole numbers in column `x` of a variant's rows, sorted, without duplicates.
 pub(super) fn x_values(frame: &Frame, variant: &str, x: &str) -> Vec<i64> {
     let rows = frame.rows_where(|row| frame.text("variant", row) == variant);
     let mut values: Vec<i64> = rows.iter().filter_map(|&row| frame.integer(x, row)).collect();
@@ -90,7 +93,7 @@ pub(super) fn x_values(frame: &Frame, variant: &str, x: &str) -> Vec<i64> {
     values
 }
 
-/// `column` over `x` of each variant, mean over the seeds.
+/// A panel of `column` over `x`, one curve per variant, mean over the seeds.
 pub(super) fn curves(frame: &Frame, variants: &[String], x: &str, column: &str, units: &str, title: &str) -> Panel {
     let value = |variant: &str, place: i64| {
         let here = |row| frame.text("variant", row) == variant && frame.integer(x, row) == Some(place);
@@ -104,7 +107,7 @@ pub(super) fn curves(frame: &Frame, variants: &[String], x: &str, column: &str, 
     })
 }
 
-/// `value` (of a variant, where its column `x` is that number) as a curve a variant; what is no number is left out.
+/// One curve per variant of `value(variant, x)` over the variant's values of column `x`; non-finite points are left out.
 pub(super) fn series(frame: &Frame, variants: &[String], x: &str, value: &dyn Fn(&str, i64) -> f64) -> Vec<Series> {
     let of_variant = |(color, variant): (usize, &String)| {
         let points = x_values(frame, variant, x).into_iter().map(|place| (place as f64, value(variant, place)));

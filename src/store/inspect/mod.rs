@@ -68,11 +68,12 @@ fn run_file(out: &mut String, input: &Input) -> Result<()> {
     }
     let mut left = MOST_MEMBERS;
     tree(out, input, input.root(), "", MOST_LEVELS, &mut left, &known);
-    line(out, format!("\n{CHECKPOINT}"));
-    match checkpoint::read(input, CHECKPOINT) {
-        Ok(checkpoint) => show_checkpoint(out, &checkpoint),
-        Err(_) if !input.root().link_exists(CHECKPOINT) => line(out, "  none yet".into()),
-        Err(error) => line(out, format!("  {error}")),
+    if input.root().link_exists(CHECKPOINT) {
+        line(out, format!("\n{CHECKPOINT}"));
+        match checkpoint::read(input, CHECKPOINT) {
+            Ok(checkpoint) => show_checkpoint(out, &checkpoint),
+            Err(error) => line(out, format!("  {error}")),
+        }
     }
     Ok(())
 }

@@ -341,7 +341,7 @@ impl<'a> Training<'a> {
             let step = self.steps_done;
             let lr = self.schedule.lr(step) * (1.0 + self.plan.parallel.lr_spread * job.rank as f64);
             let time = timed_step(&mut batches, sizes, &mut self.replica, &mut self.optimizer, job.world_size, lr)?;
-            if self.replica.knows_at_once() {
+            if self.replica.result_is_ready() {
                 self.take_result(step, lr)?;
             }
             if let Some(average) = &mut self.average {
@@ -354,7 +354,7 @@ impl<'a> Training<'a> {
             self.epoch.set_seconds(before + started.elapsed().as_secs_f64());
             progress.inc(1);
         }
-        if !self.replica.knows_at_once() {
+        if !self.replica.result_is_ready() {
             self.take_result(self.steps_done - 1, self.schedule.lr(self.steps_done - 1))?; // waits for the device
         }
         // Not recorded if the times of the last step have gone to rank 0 already.

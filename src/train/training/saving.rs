@@ -24,7 +24,7 @@ impl Training<'_> {
         let started = Instant::now();
         let was_averaged = self.averaged;
         self.exchange_average(false);
-        if !self.replica.knows_at_once() && self.steps_done > 0 {
+        if !self.replica.result_is_ready() && self.steps_done > 0 {
             self.take_result(self.steps_done - 1, self.plan.train.lr)?; // waits for the device
         }
         self.gather_times()?;

@@ -1,5 +1,7 @@
 //! One rank's copy of the model and its part of a training step.
 
+mod epoch_end;
+
 use std::ffi::CString;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +12,7 @@ use super::exchange::{Exchange, add_collective};
 use super::pass::{Pass, Recorder, Segment, Segments};
 use super::tally::{StepResult, Tally};
 use super::{Bucket, FlatState, LocalSteps, SyncBatchNorm};
-use crate::collective::{Combine, Communicator, Finished};
+use crate::collective::{Communicator, Finished};
 use crate::config::{BufferSync, Plan, Timing};
 use crate::data::Batch;
 use crate::device::{Clock, Moment, StepRecorder, Target};
@@ -158,8 +160,8 @@ impl Replica {
     }
 
     /// Whether a step's result is known when [`step`](Self::step) returns.
-    pub fn knows_at_once(&self) -> bool {
-        self.tally.knows_at_once()
+    pub fn result_is_ready(&self) -> bool {
+        self.tally.result_is_ready()
     }
 
     /// Takes this rank's result of the samples since the last call. Synchronizes with the device.
@@ -342,89 +344,6 @@ impl Replica {
             self.exchange.broadcast_buffers(barrier, &mut self.state, times)?;
         }
         Ok(())
-    }
-
-    /// Sets batch norm's statistics to rank 0's or to the mean over the ranks, by `parallel.buffers`, so that one network is
-    /// tested and saved at an epoch's end. (DistributedDataParallel, too, broadcasts before a test's forward pass.)
-    ///
-    /// # Errors
-    /// A collective failed.
-    pub fn end_epoch(&mut self) -> Result<()> {
-        match self.buffer_sync {
-            BufferSync::Broadcast => self.broadcast_buffers(false, &mut StepRecorder::default()), // not part of any step
-            BufferSync::Average => self.average_buffers(),
-            BufferSync::Local | BufferSync::Sync => Ok(()),
-        }
-    }
-
-    /// Sets batch norm's statistics to their mean over the ranks, bit-identical on all.
-    fn average_buffers(&mut self) -> Result<()> {
-        if self.state.buffers.is_empty() {
-            return Ok(());
-        }
-        let mut buffers = self.state.buffers.read().into_owned();
-        self.communicator.all_reduce_sum(Kind::Buffers, &mut buffers)?;
-        let ranks = self.communicator.size() as f32;
-        buffers.iter_mut().for_each(|value| *value /= ranks);
-        self.state.buffers.write(&buffers);
-        Ok(())
-    }
-
-    /// Recomputes batch norm's running statistics as the mean over this rank's `batches` at the current parameters, then
-    /// averages them over the ranks where those keep one network. A collective.
-    ///
-    /// Source: PyTorch, torch/optim/swa_utils.py, `update_bn` (momentum `None`: a cumulative average).
-    ///
-    /// # Errors
-    /// A collective failed.
-    pub fn measure_statistics(&mut self, batches: impl Iterator<Item = Batch>) -> Result<()> {
-        self.state.buffers.zero();
-        self.state.batches_tracked = 0;
-        for batch in batches {
-            self.state.batches_tracked += 1;
-            let momentum = 1.0 / self.state.batches_tracked as f64;
-            let _logits = self.with_mode(momentum, |mode| tch::no_grad(|| self.model.forward(&batch.images, mode)));
-            if let Some(batch_norm) = &self.sync_batch_norm {
-                batch_norm.take_cuts(); // there is no backward pass
-                batch_norm.take_spent()?;
-            }
-        }
-        match self.buffer_sync {
-            BufferSync::Broadcast | BufferSync::Average if self.keeps_ranks_equal => self.average_buffers(),
-            _ => Ok(()),
-        }
-    }
-
-    /// Hash of this rank's parameters.
-    ///
-    /// # Errors
-    /// The parameters differ between ranks that must keep them equal (not with local SGD), or the collective failed.
-    pub fn agreed_checksum(&self, epoch: usize) -> Result<u64> {
-        let mut hasher = blake3::Hasher::new();
-        for values in self.state.parameters.read().chunks(1 << 14) {
-            // Chunks that stay in the cache.
-            let bytes: Vec<[u8; 4]> = values.iter().map(|value| value.to_le_bytes()).collect();
-            hasher.update(bytes.as_flattened());
-        }
-        let digest = hasher.finalize();
-        let own = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a blake3 hash has 32 bytes"));
-        let all = self.communicator.all_gather(Kind::Control, &[own])?;
-        match all.iter().position(|&other| other != all[0]) {
-            Some(rank) if self.keeps_ranks_equal => {
-                Err(Error::ParametersDiffer { epoch, rank, found: all[rank], expected: all[0] })
-            }
-            _ => Ok(own),
-        }
-    }
-
-    /// Sums a step's results over the ranks.
-    ///
-    /// # Errors
-    /// The collective failed.
-    pub fn sum_over_ranks(communicator: &Communicator, result: StepResult) -> Result<StepResult> {
-        let mut sums = [result.loss_sum, result.correct as f64, result.samples as f64];
-        communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sums)?;
-        Ok(StepResult { loss_sum: sums[0], correct: sums[1] as usize, samples: sums[2] as usize })
     }
 
     /// Runs the forward pass of a `share` of a step, cut before each bucket's first stage, as the backward pass needs it.

@@ -1,4 +1,5 @@
-"""hpml's two networks as PyTorch modules, with the parameter names of hpml's checkpoints."""
+"""hpml's two networks as PyTorch modules, with the parameter names of hpml's checkpoints. For parity.py, the peers of the benches
+and the fixtures of the tests."""
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -37,17 +38,18 @@ class Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """CIFAR's ResNet-18 (3x3 stem, no max-pool), 11,173,962 parameters. Input [n, 3, 32, 32], output [n, 10]."""
+    """CIFAR's ResNet-18 (3x3 stem, no max-pool); 11,173,962 parameters at width 64. Input [n, 3, 32, 32], output [n, 10]."""
 
-    def __init__(self):
+    def __init__(self, width=64):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = nn.Sequential(Block(64, 64, 1), Block(64, 64, 1))
-        self.layer2 = nn.Sequential(Block(64, 128, 2), Block(128, 128, 1))
-        self.layer3 = nn.Sequential(Block(128, 256, 2), Block(256, 256, 1))
-        self.layer4 = nn.Sequential(Block(256, 512, 2), Block(512, 512, 1))
-        self.linear = nn.Linear(512, 10)
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        inputs = width
+        for index in range(4):
+            outputs, stride = width << index, 1 if index == 0 else 2
+            setattr(self, f"layer{index + 1}", nn.Sequential(Block(inputs, outputs, stride), Block(outputs, outputs, 1)))
+            inputs = outputs
+        self.linear = nn.Linear(inputs, 10)
 
     def forward(self, x):
         x = F.relu(self.bn1(self.conv1(x)))
