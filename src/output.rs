@@ -27,8 +27,8 @@ pub struct Destination {
     pub force: bool,
 }
 
-/// Owns the output that rank 0's `destination` names, or a new one called after `stem`, the Slurm job if there is one, and the time.
-/// Returns the owner on rank 0, `None` on the others. A collective.
+/// Owns the output that rank 0's `destination` names, or a new one called after `stem`, the Slurm job if there is one, and the
+/// time. Returns the owner on rank 0, `None` on the others. A collective.
 ///
 /// `force` takes a name from the job that owns it; whether a file of that name may be replaced is not decided here.
 ///

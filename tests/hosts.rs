@@ -1,4 +1,5 @@
-//! Several hosts on one machine: network namespaces with links of 1 Gbit/s (`tests/lab/hosts.sh`). Needs root; left out elsewhere.
+//! Several hosts on one machine: network namespaces with links of 1 Gbit/s (`tests/lab/hosts.sh`). Needs root; left out
+//! elsewhere.
 
 mod common;
 

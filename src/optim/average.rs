@@ -5,10 +5,10 @@ use crate::parallel::{Flat, FlatState};
 /// The exponential moving average of the weights, and batch norm's statistics of the averaged weights.
 ///
 /// After t updates the average is `sum decay^(t - i) weights_i / sum decay^(t - i)`, i from 1 to t, without a share of any
-/// initial value. As a recursion it is `average += rate (weights - average)`, `rate = (1 - decay) / (1 - decay^t)`, which is 1 at the
-/// first update and falls to `1 - decay`, PyTorch's constant rate.
-/// Sources: PyTorch, torch/optim/swa_utils.py, `get_ema_multi_avg_fn`; Kingma, Ba, Adam: A Method for Stochastic Optimization,
-/// 2015, section 3 (the correction by `1 - decay^t`).
+/// initial value. As a recursion it is `average += rate (weights - average)`, `rate = (1 - decay) / (1 - decay^t)`, which is 1
+/// at the first update and falls to `1 - decay`, PyTorch's constant rate. Sources: PyTorch, torch/optim/swa_utils.py,
+/// `get_ema_multi_avg_fn`; Kingma, Ba, Adam: A Method for Stochastic Optimization, 2015, section 3 (the correction by `1 -
+/// decay^t`).
 pub struct Average {
     decay: f64,
     /// Averaged weights, in the order of the parameters.

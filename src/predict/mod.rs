@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::metrics::definitions;
 use crate::store::RunFile;
 use crate::table::{Cell, Frame, Schema, Sheet, Table, terminal, terminal_width};
-use crate::units::{Second, format_seconds};
+use crate::units::{Second, counted, format_seconds};
 pub use cost::{Cost, Link};
 pub use points::{Collective, Point, read};
 
@@ -53,13 +53,11 @@ pub fn run(args: &Request) -> Result<String> {
         let Some(cost) = Cost::fit(&chosen, &collectives, link) else { continue };
         let batch = args.batch.unwrap_or_else(|| middle_batch(&chosen));
         let predicted = predict(&model, &cost, &args.ranks, batch);
-        let _ = writeln!(
-            text,
-            "{}",
-            describe(&model, &timing, &cost, link, &chosen, args.ranks.iter().copied().max().unwrap_or(1))
-        );
+        let most = args.ranks.iter().copied().max().unwrap_or(1);
         let frame = Frame::new(schema().table(&predicted));
-        let sheet = frame.sheet("prediction", "Predicted scaling", &COLUMNS, &frame.rows()).with_keys(2);
+        let title = format!("Predicted scaling of {model}");
+        let sheet = frame.sheet("prediction", title, &COLUMNS, &frame.rows()).with_keys(2);
+        let sheet = sheet.with_note(describe(&timing, &cost, link, &chosen, most));
         let _ = writeln!(text, "{}", terminal(&sheet, terminal_width()));
         let _ = writeln!(text, "{}", terminal(&left_out(&chosen, &collectives), terminal_width()));
         rows.extend(predicted);
@@ -169,40 +167,33 @@ fn predict(model: &str, cost: &Cost, ranks: &[usize], batch: usize) -> Vec<Row> 
     ranks.iter().map(row).collect()
 }
 
-fn describe(model: &str, timing: &str, cost: &Cost, link: Link, points: &[Point], most: usize) -> String {
-    let mut text = format!(
-        "# {model}, {timing}: fitted to {} measured cases on up to {} ranks\n",
-        points.len(),
-        points.iter().map(|point| point.ranks).max().unwrap_or(1)
-    );
+fn describe(timing: &str, cost: &Cost, link: Link, points: &[Point], most: usize) -> String {
+    let measured = points.iter().map(|point| point.ranks).max().unwrap_or(1);
     let given = |given: bool| if given { "given" } else { "fitted" };
-    let _ = writeln!(
-        text,
-        "# all-reduce of {:.1} MB as a ring: latency {} per message ({}), busbw {:.3} GB/s ({}), x {:.2} in training",
+    let overlap = match cost.overlaps {
+        true => format!("{:.0} %, at most {:.0} % of the compute", 100.0 * cost.hidden, 100.0 * cost.hidden_by),
+        false => format!("-, {}", definitions::OVERLAP.absent),
+    };
+    let beyond = match link.busbw.is_none() && most > measured {
+        true => format!(
+            "; beyond {measured} ranks the measured link is assumed: give --busbw and --latency of the network between hosts"
+        ),
+        false => String::new(),
+    };
+    format!(
+        "{timing}: fitted to {} on up to {}; all-reduce of {:.1} MB as a ring: latency {} per message ({}), busbw {:.3} GB/s ({}), \
+         x {:.2} in training; spread of compute between ranks {:.1} %; overlap of the collectives and the waits before them: \
+         {overlap}{beyond}",
+        counted(points.len(), "measured case"),
+        counted(measured, "rank"),
         cost.bytes as f64 / 1e6,
         format_seconds(cost.alpha),
         given(link.latency.is_some()),
         cost.beta / 1e9,
         given(link.busbw.is_some()),
-        cost.in_training
-    );
-    let _ = write!(
-        text,
-        "# spread of compute between ranks {:.1} %; overlap of the collectives and the waits before them: ",
+        cost.in_training,
         100.0 * cost.spread
-    );
-    let _ = match cost.overlaps {
-        true => write!(text, "{:.0} %, at most {:.0} % of the compute", 100.0 * cost.hidden, 100.0 * cost.hidden_by),
-        false => write!(text, "-, {}", definitions::OVERLAP.absent),
-    };
-    let measured = points.iter().map(|point| point.ranks).max().unwrap_or(1);
-    if link.busbw.is_none() && most > measured {
-        let _ = write!(
-            text,
-            "\n# beyond {measured} ranks the measured link is assumed: give --busbw and --latency of the network between hosts"
-        );
-    }
-    text
+    )
 }
 
 /// The table of leave-one-out errors: each measured case on several ranks against the model fitted without it.

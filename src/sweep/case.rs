@@ -24,8 +24,8 @@ impl Case {
     }
 }
 
-/// Lists all cases of `sweep` on `world_size` ranks, of `model` unless it names networks itself, in an order that depends on nothing
-/// else. Default batch sizes go up to `samples`, the size of the training set.
+/// Lists all cases of `sweep` on `world_size` ranks, of `model` unless it names networks itself, in an order that depends on
+/// nothing else. Default batch sizes go up to `samples`, the size of the training set.
 ///
 /// # Errors
 /// `sweep.ranks` holds more ranks than the job has, or a list holds a value twice.

@@ -188,9 +188,13 @@ fn magnitudes(cells: &[&Cell]) -> Option<(f64, f64)> {
     })
 }
 
-/// The factor and unit in which numbers from `least` to `most` read well: 5 us to 0.5 s in us, where all are readable.
+/// The factor and unit in which numbers from `least` to `most` read well. From 5 us to 0.5 s all are readable in us, but not in
+/// s; sizes below 1 kB are powers of two, which no one knows in kB.
 fn unit_between(units: &str, least: f64, most: f64) -> (f64, &str) {
-    fitting_unit(units, if most / least > 1e3 { least * 1e2 } else { most })
+    match units {
+        "B" if least < 1e3 => (1.0, units),
+        _ => fitting_unit(units, if most / least > 1e3 { least * 1e2 } else { most }),
+    }
 }
 
 /// The factor and unit that several columns of the same `units` can share, if the greatest number of each reads well in it.
