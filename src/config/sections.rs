@@ -57,7 +57,7 @@ pub enum Device {
     /// CPU cores.
     #[default]
     Cpu,
-    /// The GPU with the number `local_rank`.
+    /// A GPU of its own for each rank: the first that it sees and no earlier rank of its host has.
     Cuda,
 }
 

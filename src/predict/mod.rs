@@ -174,11 +174,13 @@ fn describe(timing: &str, cost: &Cost, link: Link, points: &[Point], most: usize
         true => format!("{:.0} %, at most {:.0} % of the compute", 100.0 * cost.hidden, 100.0 * cost.hidden_by),
         false => format!("-, {}", definitions::OVERLAP.absent),
     };
-    let beyond = match link.busbw.is_none() && most > measured {
-        true => format!(
-            "; beyond {measured} ranks the measured link is assumed: give --busbw and --latency of the network between hosts"
+    let beyond = match (link.busbw, link.latency) {
+        (Some(_), Some(_)) => String::new(),
+        _ if most <= measured => String::new(),
+        _ => format!(
+            "; beyond {measured} ranks the fitted terms of the link are assumed: give --busbw and --latency of the network between \
+             hosts"
         ),
-        false => String::new(),
     };
     format!(
         "{timing}: fitted to {} on up to {}; all-reduce of {:.1} MB as a ring: latency {} per message ({}), busbw {:.3} GB/s ({}), \
@@ -221,7 +223,10 @@ fn left_out(points: &[Point], collectives: &[Collective]) -> Sheet {
     }
     errors.sort_by(f64::total_cmp);
     sheet.note = match errors.last() {
-        Some(worst) => format!("error: median {:.1} %, largest {worst:.1} %", errors[errors.len() / 2]),
+        Some(worst) => format!(
+            "with the measured link, whatever link is given; error: median {:.1} %, largest {worst:.1} %",
+            errors[errors.len() / 2]
+        ),
         None => "too few cases to leave one out".into(),
     };
     sheet

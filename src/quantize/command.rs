@@ -215,11 +215,12 @@ fn check_calibration(quantize: &config::Quantize, train: &Dataset) -> Result<()>
 
 /// Prints the accuracy table on stdout, as the report of the file shows it.
 pub fn print(quantized: &Quantized, quantize: &config::Quantize) {
+    let range = |range| format!("{range:?}").to_lowercase(); // as in the configuration
     println!(
-        "\nint8: weights {:?} {}, activations {:?} over {} images\n",
-        quantize.weight_range,
+        "\nint8: weights {} {}, activations {} over {} images\n",
+        range(quantize.weight_range),
         if quantize.per_channel { "per channel" } else { "per tensor" },
-        quantize.activation_range,
+        range(quantize.activation_range),
         quantize.calibration_images
     );
     print!("{}", report::tables(None, &quantized.tables, &["quantization"]));

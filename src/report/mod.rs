@@ -75,7 +75,10 @@ pub fn report(args: &Request) -> Result<String> {
     let sections = sections::all(&sources)?;
     let written = write_files(args, &sources, &sections)?;
     Ok(match text {
-        Some(text) => text,
+        Some(text) => {
+            eprint!("{written}"); // stdout is the table's
+            text
+        }
         None if args.markdown => render::markdown(&sections),
         None if written.is_empty() => in_terminal(sections.iter().flat_map(|section| &section.sheets)),
         None => written,
@@ -148,8 +151,13 @@ fn raw_sheet(sources: &[Source], name: &str) -> Result<Sheet> {
 
 /// The table `name` as the report shows it, for a name that no file has; `missing` if the report shows none either.
 fn shown_sheet(sources: &[Source], name: &str, missing: Error) -> Result<Sheet> {
-    let mut sheets = sections::all(sources)?.into_iter().flat_map(|section| section.sheets);
-    sheets.find(|sheet| sheet.name == name).ok_or(missing)
+    let sheets: Vec<Sheet> = sections::all(sources)?.into_iter().flat_map(|section| section.sheets).collect();
+    let names: Vec<&str> = sheets.iter().map(|sheet| sheet.name.as_str()).collect();
+    let shown = format!("; the report has {}", names.join(", "));
+    sheets.into_iter().find(|sheet| sheet.name == name).ok_or(match missing {
+        Error::Dataset { path, name, message } => Error::Dataset { path, name, message: message + &shown },
+        other => other,
+    })
 }
 
 fn csv_table(sources: &[Source]) -> Result<String> {

@@ -293,7 +293,12 @@ fn what_is_missing_is_named_with_what_is_there() {
     let file = write(&folder.path().join("a.h5"), &[all_reduce(true)]);
     let message = |args: Request| report(&args).unwrap_err().to_string();
     let missing = message(Request { table: Some("/scaling".into()), ..ask(std::slice::from_ref(&file)) });
-    assert!(missing.ends_with("a.h5: scaling: no such table here: the file holds allreduce"), "{missing}");
+    assert!(
+        missing.ends_with(
+            "a.h5: scaling: no such table here: the file holds allreduce; the report has environment, allreduce"
+        ),
+        "{missing}"
+    );
 
     let nothing = write(&folder.path().join("nothing.h5"), &[]);
     let text = message(ask(std::slice::from_ref(&nothing)));

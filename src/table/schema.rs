@@ -37,9 +37,12 @@ enum Get<R> {
 
 /// Puts the value of a column into a row.
 enum Put<R> {
-    Number(Box<dyn Fn(&mut R, f64)>),
-    Text(Box<dyn Fn(&mut R, &str)>),
+    Number(Setter<R, f64>),
+    Text(Setter<R, str>),
 }
+
+/// Sets a field of a row to a value.
+type Setter<R, V> = Box<dyn Fn(&mut R, &V)>;
 
 impl<R> Schema<R> {
     /// A table without columns in the group `group`, with `dimension` as the dimension of its rows.
@@ -74,7 +77,7 @@ impl<R> Schema<R> {
 
     /// Sets how [`read`](Self::read) puts a number of the column added last into a row.
     pub fn put(self, put: impl Fn(&mut R, f64) + 'static) -> Schema<R> {
-        self.with_put(Put::Number(Box::new(put)))
+        self.with_put(Put::Number(Box::new(move |row, value| put(row, *value))))
     }
 
     /// Sets how [`read`](Self::read) puts a text of the column added last into a row.
@@ -124,10 +127,16 @@ impl<R> Schema<R> {
     {
         let mut rows: Vec<R> = std::iter::repeat_with(R::default).take(table.len()).collect();
         for column in &self.columns {
-            let (Some(put), Some(found)) = (&column.put, table.column(&column.heading.name)) else { continue };
+            let Some(put) = &column.put else { continue };
+            let Some(found) = table.column(&column.heading.name) else {
+                if let (Put::Number(put), Get::F64(_)) = (put, &column.get) {
+                    rows.iter_mut().for_each(|row| put(row, &f64::NAN));
+                }
+                continue;
+            };
             for (place, row) in rows.iter_mut().enumerate().take(found.values.len()) {
                 match put {
-                    Put::Number(put) => put(row, found.values.number(place)),
+                    Put::Number(put) => put(row, &found.values.number(place)),
                     Put::Text(put) => put(row, found.values.text(place)),
                 }
             }
@@ -178,13 +187,15 @@ mod tests {
     }
 
     #[test]
-    fn rows_come_back_and_what_an_older_table_lacks_stays_as_by_default() {
+    fn rows_come_back_and_a_figure_that_an_older_table_lacks_is_nan() {
         let rows = [Row { step: 7, seconds: 0.25, kind: "a".into() }, Row { step: -1, ..Row::default() }];
         let mut table = schema().table(&rows);
         assert_eq!(table.numbers("rate"), [4.0, f64::INFINITY]);
         assert_eq!(schema().read(&table), rows);
         table.columns.retain(|column| column.name != "seconds");
-        assert_eq!(schema().read(&table)[0], Row { seconds: 0.0, ..rows[0].clone() });
+        assert!(schema().read(&table).iter().all(|row| row.seconds.is_nan()));
+        table.columns.retain(|column| column.name != "kind");
+        assert_eq!(schema().read(&table)[0].kind, "");
         assert_eq!(schema().find(&[]), []);
     }
 }

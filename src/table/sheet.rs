@@ -104,6 +104,8 @@ pub struct Shown {
     pub long_name: String,
     /// Whether the cells are texts, which are aligned on the left.
     pub is_text: bool,
+    /// Whether the cells are texts or whole numbers.
+    pub is_exact: bool,
     /// One text per row; `-` where a figure does not exist.
     pub cells: Vec<String>,
 }
@@ -150,6 +152,7 @@ impl Sheet {
                 unit: printable(&numbers.unit),
                 long_name: printable(&heading.long_name),
                 is_text: cells.iter().any(|cell| matches!(cell, Cell::Text(_))),
+                is_exact: cells.iter().all(|cell| matches!(cell, Cell::Text(_) | Cell::Int(_))),
                 cells: cells.into_iter().map(|cell| numbers.format(cell)).collect(),
             }
         };

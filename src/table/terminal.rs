@@ -18,23 +18,21 @@ pub fn terminal_width() -> usize {
     terminal.map_or(WIDTH, |(width, _)| usize::from(width.0).max(WIDTH))
 }
 
-/// Formats a table with its title, at most `width` characters wide unless its keys and one column are wider. In a table that is
-/// too wide, a column with equal values in all rows becomes a line above it.
+/// Formats a table with its title, at most `width` characters wide unless its keys and one column are wider. A column of texts
+/// or whole numbers with one value in all rows becomes a line above the table.
 pub fn terminal(sheet: &Sheet, width: usize) -> String {
     let mut columns = sheet.shown();
     let mut keys = sheet.keys.min(columns.len());
     let mut text = format!("{}\n", printable(&sheet.title));
     write_note(&mut text, &sheet.note, width);
-    if 1 + columns.iter().map(needed).sum::<usize>() > width {
-        let (same, varying): (Vec<_>, Vec<_>) =
-            columns.into_iter().enumerate().partition(|(_, column)| is_constant(&column.cells));
-        keys = varying.iter().filter(|(place, _)| *place < keys).count();
-        columns = varying.into_iter().map(|(_, column)| column).collect();
-        let value = |(_, column): &(usize, Shown)| format!("{} {} {}", column.name, column.cells[0], column.unit);
-        let values: Vec<String> = same.iter().map(value).map(|value| value.trim_end().to_owned()).collect();
-        if !values.is_empty() {
-            write_note(&mut text, &format!("in all rows: {}", values.join(", ")), width);
-        }
+    let (same, varying): (Vec<_>, Vec<_>) =
+        columns.into_iter().enumerate().partition(|(_, column)| is_constant(column));
+    keys = varying.iter().filter(|(place, _)| *place < keys).count();
+    columns = varying.into_iter().map(|(_, column)| column).collect();
+    let value = |(_, column): &(usize, Shown)| format!("{} {} {}", column.name, column.cells[0], column.unit);
+    let values: Vec<String> = same.iter().map(value).map(|value| value.trim_end().to_owned()).collect();
+    if !values.is_empty() {
+        write_note(&mut text, &format!("in all rows: {}", values.join(", ")), width);
     }
     for (block, shown) in blocks(&columns, keys, width).into_iter().enumerate() {
         if block > 0 {
@@ -47,9 +45,11 @@ pub fn terminal(sheet: &Sheet, width: usize) -> String {
     text
 }
 
-/// Whether several cells are equal, and no dash, which has a reason of its own.
-fn is_constant(cells: &[String]) -> bool {
-    cells.len() > 1 && cells[0] != "-" && cells.iter().all(|cell| *cell == cells[0])
+/// Whether a column of texts or whole numbers has the same cell in several rows. Measured numbers are never taken for constant:
+/// the form of a table does not depend on their digits.
+fn is_constant(column: &Shown) -> bool {
+    let cells = &column.cells;
+    column.is_exact && cells.len() > 1 && cells[0] != "-" && cells.iter().all(|cell| *cell == cells[0])
 }
 
 /// Splits the columns after the first `keys` into as few blocks as fit `width` beside the keys.

@@ -158,7 +158,7 @@ impl<'a> Begun<'a> {
             console::print_closing(
                 &plan,
                 job.world_size,
-                &training.tables(),
+                outputs.written(),
                 outputs.path(),
                 started.elapsed().as_secs_f64(),
             );

@@ -17,6 +17,8 @@ pub struct Outputs {
     has_sequel: bool,
     /// Steps in the run file that is there: it stays until this training has done as many.
     steps_there: usize,
+    /// Tables that the run file was last written with, once the training is finished.
+    written: Vec<Table>,
     /// Folder of the checkpoints, until [`Checkpoints`](super::Checkpoints) writes there.
     pub folder: Option<CheckpointFolder>,
     /// Checkpoint to go on from, until the training has taken it in.
@@ -50,7 +52,7 @@ impl Outputs {
         run_file.set_warnings(job.warnings()); // checkpoints have them, too
         let from = resume.as_ref().map(|resume| resume.path.as_path());
         let folder = CheckpointFolder::new(&run_file, plan.checkpoint.keep, from, force)?;
-        Ok(Outputs { run_file, has_sequel, steps_there, folder: Some(folder), resume })
+        Ok(Outputs { run_file, has_sequel, steps_there, written: Vec::new(), folder: Some(folder), resume })
     }
 
     /// Path of the run file.
@@ -69,9 +71,18 @@ impl Outputs {
         self.run_file.set_warnings(training.warnings());
         let (tables, checkpoint) = (training.tables(), training.checkpoint());
         match training.is_finished() && !self.has_sequel {
-            true => self.run_file.finish(&tables, Some(&checkpoint)),
-            false => self.run_file.flush(&tables, Some(&checkpoint)),
+            true => self.run_file.finish(&tables, Some(&checkpoint))?,
+            false => self.run_file.flush(&tables, Some(&checkpoint))?,
         }
+        if training.is_finished() {
+            self.written = tables;
+        }
+        Ok(())
+    }
+
+    /// Tables that the run file was last written with; empty before the training is finished.
+    pub fn written(&self) -> &[Table] {
+        &self.written
     }
 
     /// Writes the run file for the last time, with the tables of what followed the training.

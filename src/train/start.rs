@@ -15,6 +15,7 @@ use crate::output::Destination;
 use crate::store::{
     self, Attribute, CheckpointFolder, FileKind, Identity, newest_checkpoint, newest_step, read_resumable,
 };
+use crate::units::counted;
 
 /// Attribute of `/environment`: the run whose checkpoint this run began from.
 const FORKED_FROM: &str = "forked_from_run_id";
@@ -280,8 +281,9 @@ fn again(there: RunThere, now: &Now) -> Result<Option<Beginning>> {
             return Ok(None);
         }
         let message = format!(
-            "finished after {epochs} epochs and left no checkpoint to go on from: train anew under another --out, or in \
-             its place with --force"
+            "finished after {} and left no checkpoint to go on from: train anew under another --out, or in its place \
+             with --force",
+            counted(*epochs, "epoch")
         );
         return Err(Error::ResumeRefused { path: saved.path().to_owned(), message });
     }

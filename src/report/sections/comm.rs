@@ -38,7 +38,7 @@ fn messages(frame: &Frame) -> Sheet {
     let columns =
         ["case", "kind", "world_size", "steps", "messages", "bytes", "sent_bytes", "seconds", "algbw", "busbw"];
     frame.sheet("comm", "Messages by kind, of the whole run", &columns, &frame.rows()).with_keys(keys).with_note(
-        "messages, bytes of their buffers and seconds as rank 0 saw them; sent_bytes of all ranks; algbw and busbw of the \
+        "messages, bytes of their buffers and seconds as rank 0 saw them; sent_bytes of all ranks, without those within the shared memory of a host; algbw and busbw of the \
          gradients' all-reduces",
     )
 }
