@@ -189,7 +189,7 @@ fn what_cannot_be_resumed_is_said_in_one_message() {
     assert!(done.stdout.contains("nothing to do"), "{}", done.stdout);
     // More epochs are wanted, but no checkpoint exists to continue from: only the user may discard the result.
     let more = ["--set", "train.epochs=2"];
-    assert_refused(&resume(&more), &["run.h5", "1 epochs", "no checkpoint", "--force"]);
+    assert_refused(&resume(&more), &["run.h5", "1 epoch", "no checkpoint", "--force"]);
     assert_eq!(common::column(&out, "epochs/epoch").len(), 1);
     resume(&[&more[..], &["--force"]].concat()).succeeded();
     assert_eq!(common::column(&out, "epochs/epoch").len(), 2);

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::affinity::Bound;
+use crate::units::counted;
 
 /// Host, device, threads and cores of a rank.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -94,12 +95,16 @@ pub(super) fn warnings(places: &[Place], chosen: bool, library: &str) -> Vec<Str
 }
 
 fn oversubscription(places: &[Place], place: &Place) -> Option<String> {
+    let ranks = places.iter().filter(|other| other.host == place.host).count();
+    let mend = match ranks > place.cores_of_ranks {
+        true => format!("start at most {} on a host", counted(place.cores_of_ranks, "rank")),
+        false => "leave launch.threads = 0, which gives each rank its share".into(),
+    };
     is_oversubscribed(places, place).then(|| {
         format!(
             "{} compute threads share {} cores: ranks wait for a core, so step times and speedup do not apply to ranks with \
-             cores of their own; start at most {} ranks on a host, and leave launch.threads = 0",
+             cores of their own; {mend}",
             threads_on(places, &place.host),
-            place.cores_of_ranks,
             place.cores_of_ranks
         )
     })
@@ -237,6 +242,11 @@ mod tests {
         assert!(line.ends_with("may use 2 of 2 cores, shared by 4 ranks (oversubscribed), not bound"), "{line}");
         let found = warnings(&places, true, LIBRARY);
         assert!(found.len() == 1 && found[0].starts_with("on vm: 4 compute threads share 2 cores"), "{found:?}");
+        assert!(found[0].ends_with("start at most 2 ranks on a host"), "{found:?}");
+        let mut places = shared(2, 2);
+        places.iter_mut().for_each(|place| place.threads = 100);
+        let found = warnings(&places, true, LIBRARY);
+        assert!(found[0].ends_with("leave launch.threads = 0, which gives each rank its share"), "{found:?}");
         assert_eq!(warnings(&shared(2, 2), false, LIBRARY), [""; 0]);
     }
 
