@@ -3,7 +3,7 @@
 //!
 //! ```no_run
 //! # fn command(job: &hpml::launch::Job) -> hpml::error::Result<()> {
-//! let owner = hpml::output::claim(job, None, "train", false)?; // results/train-20261127-120000.h5
+//! let owner = hpml::output::claim(job, &Default::default(), "train")?; // runs/train-20261127-120000.h5
 //! assert_eq!(owner.is_some(), job.is_root());
 //! # Ok(())
 //! # }

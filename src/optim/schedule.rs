@@ -6,7 +6,7 @@ use crate::config::{self, Anneal, Scaling};
 ///
 /// ```
 /// let config = hpml::config::Config::default();
-/// let schedule = hpml::optim::Schedule::new(&config, 1000, 100, 256);
+/// let schedule = hpml::optim::Schedule::new(&config.schedule, config.train.lr, 1000, 100, 256);
 /// println!("first step {}, last step {}", schedule.lr(0), schedule.lr(999));
 /// ```
 #[derive(Debug, Clone, PartialEq)]

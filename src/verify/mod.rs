@@ -85,9 +85,9 @@ pub fn conclude(job: &Job, result: Result<String>) -> Result<()> {
 /// Verifies every model of the parity file. Returns a line that names the models that passed.
 ///
 /// ```no_run
-/// # use hpml::{config::Config, error::Result, launch::Job, verify};
-/// # fn check(config: &Config, job: &Job) -> Result<()> {
-/// let result = verify::run(config, job, "parity.h5".as_ref()); // prints a table per model
+/// # use hpml::{config::Plan, error::Result, launch::Job, verify};
+/// # fn check(plan: &Plan, job: &Job) -> Result<()> {
+/// let result = verify::run(plan, job, "parity.h5".as_ref()); // prints a table per model
 /// verify::conclude(job, result) // prints PASSED or FAILED
 /// # }
 /// ```

@@ -25,15 +25,15 @@ use crate::sys::gpu::range;
 ///
 /// ```no_run
 /// use hpml::{data::Batch, device::StepRecorder, error::Result, model::Model, optim::Optimizer, parallel::Replica};
-/// # use hpml::{config::Config, launch::Job};
-/// # fn train(job: &Job, config: &Config, batches: impl Iterator<Item = Batch>) -> Result<()> {
-/// let model = Model::new(&config.model, config.run.seed);
-/// let mut replica = Replica::new(model, job.target, job.communicator.clone(), config)?;
-/// let mut optimizer = Optimizer::new(&replica.state, &config.optim);
+/// # use hpml::{config::Plan, launch::Job};
+/// # fn train(job: &Job, plan: &Plan, batches: impl Iterator<Item = Batch>) -> Result<()> {
+/// let model = Model::new(&plan.model, plan.run.seed);
+/// let mut replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
+/// let mut optimizer = Optimizer::new(replica.state(), &plan.optim);
 /// let mut times = StepRecorder::default();
 /// for batch in batches {
 ///     replica.step(&batch, job.world_size * batch.len, &mut times)?; // all-reduces the gradients meanwhile
-///     optimizer.step(&mut replica.state, 0.1)?;
+///     optimizer.step(replica.state_mut(), 0.1)?;
 /// }
 /// println!("{:?}", replica.take_result()?);
 /// # Ok(())
