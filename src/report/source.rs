@@ -12,7 +12,7 @@ use crate::table::{Attribute, Frame, Table, printable};
 const PREDICTED_RANKS: usize = 64;
 
 /// Tables, configuration and environment of one run.
-pub struct Source {
+pub struct Source<'a> {
     /// Short name; differs from that of every other file.
     pub label: String,
     /// Configuration of the run; `None` if another version of hpml wrote it.
@@ -20,23 +20,23 @@ pub struct Source {
     /// Attributes of `/environment`.
     pub environment: Vec<(String, Attribute)>,
     path: PathBuf,
-    content: Content,
+    content: Content<'a>,
 }
 
 /// Place of the tables of a source.
-enum Content {
+enum Content<'a> {
     /// Names of the tables in the file.
     File(Vec<String>),
     /// Tables in memory, from a run that has not ended.
-    Memory(Vec<Table>),
+    Memory(&'a [Table]),
 }
 
 /// Opens all files and labels each with its stem, or with its path if two stems are equal.
 ///
 /// # Errors
 /// A file cannot be read as a run file.
-pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Source>> {
-    let mut sources = paths.iter().map(|path| Source::open(path)).collect::<Result<Vec<Source>>>()?;
+pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Source<'static>>> {
+    let mut sources = paths.iter().map(|path| Source::open(path)).collect::<Result<Vec<Source<'static>>>>()?;
     let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     for index in 0..sources.len() {
         let path = &paths[index];
@@ -48,8 +48,8 @@ pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Source>> {
     Ok(sources)
 }
 
-impl Source {
-    fn open(path: &Path) -> Result<Source> {
+impl<'a> Source<'a> {
+    fn open(path: &Path) -> Result<Source<'static>> {
         let tables = store::table_names(path)?;
         Ok(Source {
             label: String::new(),
@@ -61,13 +61,13 @@ impl Source {
     }
 
     /// A source with the tables of a run in this process; none of them has to be on disk yet.
-    pub fn of_run(config: Option<&Config>, tables: &[Table]) -> Source {
+    pub fn of_run(config: Option<&Config>, tables: &'a [Table]) -> Source<'a> {
         Source {
             label: String::new(),
             config: config.cloned(),
             environment: Vec::new(),
             path: PathBuf::new(),
-            content: Content::Memory(tables.to_vec()),
+            content: Content::Memory(tables),
         }
     }
 

@@ -154,14 +154,10 @@ impl<'a> Begun<'a> {
             let checkpoint = job.agree(saved)?;
             return Err(checkpoints::stopped(signal, training.steps_done(), checkpoint));
         }
-        if let Some(outputs) = &outputs {
-            console::print_closing(
-                &plan,
-                job.world_size,
-                outputs.written(),
-                outputs.path(),
-                started.elapsed().as_secs_f64(),
-            );
+        if let Some(outputs) = &mut outputs {
+            // The tables of the file as it was written: messages sent since then are not in them.
+            let (tables, seconds) = (outputs.take_written(), started.elapsed().as_secs_f64());
+            console::print_closing(&plan, job.world_size, &tables, outputs.path(), seconds);
         }
         drop(checkpoints); // from here on a signal ends the job: all is written, and what follows can be repeated
         Ok(Trained { training, datasets, outputs })

@@ -80,9 +80,9 @@ impl Outputs {
         Ok(())
     }
 
-    /// Tables that the run file was last written with; empty before the training is finished.
-    pub fn written(&self) -> &[Table] {
-        &self.written
+    /// Takes the tables that the run file was last written with; empty before the training is finished.
+    pub fn take_written(&mut self) -> Vec<Table> {
+        std::mem::take(&mut self.written)
     }
 
     /// Writes the run file for the last time, with the tables of what followed the training.
