@@ -120,6 +120,11 @@ impl Model {
         }))
     }
 
+    /// Model of a `network` that reads the tensors of `state`.
+    pub fn with_network(state: Vec<Entry>, channels_last: bool, network: Box<dyn Network>) -> Model {
+        Model { state, channels_last, network }
+    }
+
     /// Logits in float32: `[n, classes]` of images `[n, c, h, w]`, `[n, t, vocabulary]` of tokens `[n, t]`.
     pub fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor {
         self.network.forward(inputs, mode)

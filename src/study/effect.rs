@@ -1,9 +1,7 @@
 //! Test whether two configurations describe one training: keys that neither reads are set aside before the comparison. In:
 //! checked configurations. Out: their normal forms; equal forms train alike, unequal ones may still do so.
 
-use crate::config::{
-    Anneal, BufferSync, Compression, Config, ModelName, OptimName, Parallel, Precision, Scaling, Shares,
-};
+use crate::config::{Anneal, Compression, Config, ModelName, OptimName, Parallel, Precision, Scaling, Shares};
 use crate::device::Target;
 use crate::train::GlobalBatch;
 
@@ -108,7 +106,7 @@ fn parallel(config: &Config, default: &Config, ground: Ground) -> Parallel {
     if own.compression != Compression::PowerSgd {
         own.compression_rank = default.compression_rank;
     }
-    if own.local_steps > 1 || own.buffers == BufferSync::Sync {
+    if own.local_steps > 1 {
         own.bucket_mb = default.bucket_mb;
     }
     // Without batch norm there are no statistics.
@@ -140,7 +138,7 @@ mod tests {
         for (one, other) in [
             (&[][..], &["optim.beta2=0.9", "optim.trust=0.1", "schedule.gamma=0.5", "parallel.compression_rank=8"][..]),
             (&[], &["train.global_batch=16"]),
-            (&[], &["model.precision=tf32", "parallel.buffers=local", "data.drop_last=true", "train.max_steps=14"]),
+            (&[], &["model.precision=tf32", "parallel.buffers=sync", "data.drop_last=true", "train.max_steps=14"]),
             (&["train.batch_per_rank=50"], &["train.batch_per_rank=4096", "train.accumulate=3"]),
             (&["train.max_steps=7"], &["train.max_steps=7", "train.epochs=1"]),
             (&[], &["schedule.scaling=linear", "schedule.base_batch=16"]),
@@ -163,7 +161,7 @@ mod tests {
             &["schedule.scaling=linear"],
             &["schedule.anneal=step"],
             &["parallel.bucket_mb=1"],
-            &["parallel.buffers=sync"],
+            &["model.name=resnet18", "parallel.buffers=sync"],
             &["parallel.compression=bf16"],
             &["data.shares=same"],
             &["data.set_epoch=false"],
