@@ -14,18 +14,19 @@
 //! ```
 
 mod builder;
-mod cnn;
 pub mod graph;
 mod initial;
+mod interpreter;
 mod layers;
 mod networks;
-mod resnet;
 
 use std::ffi::CString;
 use std::ops::Range;
 
 use tch::Tensor;
 
+use self::builder::Description;
+use self::interpreter::Interpreter;
 use crate::config::{self, ModelName};
 use crate::sys::gpu::range;
 use crate::sys::seeded;
@@ -109,6 +110,12 @@ impl Stage {
     }
 }
 
+/// The forward pass of a network.
+pub trait Network {
+    /// Logits of a batch, float32: `[n, classes]` of images `[n, c, h, w]`, `[n, t, vocabulary]` of tokens `[n, t]`.
+    fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor;
+}
+
 /// A network.
 pub struct Model {
     /// Parameters and buffers in `state_dict` order, which is the order of the forward pass.
@@ -122,10 +129,16 @@ pub struct Model {
 impl Model {
     /// Builds the network with the initial values that PyTorch gives it after `torch.manual_seed(seed)`.
     pub fn new(config: &config::Model, seed: u64) -> Model {
-        seeded(seed, || match config.name {
-            ModelName::Net => cnn::net(config),
-            _ => resnet::resnet18(config),
-        })
+        let form = crate::data::Form::Images { shape: [3, 32, 32], classes: 10 };
+        let Description { graph, draws } = networks::describe(config, form).unwrap();
+        let state = seeded(seed, || initial::state(&graph, &draws));
+        let interpreter = Interpreter::new(&graph, &state, config);
+        let stages = vec![Stage {
+            name: CString::new("all").unwrap(),
+            entries: 0..state.len(),
+            forward: Box::new(move |x, mode| interpreter.forward(x, mode)),
+        }];
+        Model { state, stages, channels_last: config.channels_last && config.name.is_resnet() }
     }
 
     /// Logits `[n, 10]`, float32, of images `[n, 3, 32, 32]`.
