@@ -94,6 +94,7 @@ fn cast(tensor: &Tensor, precision: Precision) -> Tensor {
     match precision {
         Precision::Float32 | Precision::Tf32 => tensor.shallow_clone(),
         Precision::Bf16 => tensor.to_kind(Kind::BFloat16),
+        Precision::Fp16 => tensor.to_kind(Kind::Half),
     }
 }
 
@@ -120,7 +121,7 @@ impl Conv {
     }
 
     pub(super) fn forward(&self, input: &Tensor) -> Tensor {
-        if self.precision != Precision::Bf16 && is_small(input) {
+        if !matches!(self.precision, Precision::Bf16 | Precision::Fp16) && is_small(input) {
             return sys::im2col_conv2d(input, &self.weight, self.stride, self.padding);
         }
         let (mut input, weight) = (cast(input, self.precision), cast(&self.weight, self.precision));

@@ -127,6 +127,11 @@ impl Model {
         rest.iter().fold(first.forward(images, mode), |hidden, stage| stage.forward(&hidden, mode))
     }
 
+    /// Whether the forward pass in training draws random numbers.
+    pub fn draws(&self) -> bool {
+        false
+    }
+
     /// The entries that are trained.
     pub fn parameters(&self) -> impl Iterator<Item = &Entry> {
         self.state.iter().filter(|entry| entry.role == Role::Parameter)
