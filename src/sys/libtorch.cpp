@@ -41,14 +41,6 @@ extern "C" void *hpml_im2col_conv2d(const void *input, const void *weight, int64
     });
 }
 
-// Runs the backward pass from `output`, given its `gradient`.
-extern "C" bool hpml_backward(const void *output, const void *gradient) noexcept {
-    return guarded(false, [&] {
-        tensor(output).backward(tensor(gradient));
-        return true;
-    });
-}
-
 // Allows TF32 for float32 products, and turns on cuDNN's benchmark mode, which picks a convolution for each shape.
 extern "C" void hpml_fast_kernels(bool tf32) noexcept {
     guarded(false, [&] {
