@@ -271,7 +271,6 @@ mod tests {
             gradients: flat(&[0.0; 2]),
             buffers: flat(&[]),
             batches_tracked: 0,
-            stage_elements: Vec::new(),
             tensors: vec![FlatTensor { elements: 0..2, matrix: true }],
         };
         let config = config("name=adamw clip_norm=0.5 weight_decay=0.1");

@@ -82,11 +82,7 @@ impl Replica {
         // The worker would call MPI concurrently with the collectives that synchronized batch norm makes in the backward pass.
         let sync = plan.parallel.buffers == BufferSync::Sync && communicator.size() > 1 && !state.buffers.is_empty();
         let sync_batch_norm = sync.then(|| SyncBatchNorm::new(communicator.clone(), plan.metrics.timing));
-        let bytes = match communicator.size() {
-            ranks if ranks > 1 && !exchange.is_local() => plan.parallel.bucket_mb * 1e6,
-            _ => f64::INFINITY, // nothing to reduce
-        };
-        let buckets = Bucket::plan(&state.parameter_elements(), bytes);
+        let buckets = Bucket::plan(&state.parameter_elements(), Bucket::least_bytes(plan, communicator.size()));
         if plan.metrics.timing == Timing::Overlap && buckets.len() > 1 && !sync {
             exchange.overlap()?; // first, so that nothing has been sent if MPI does not allow it
         }
@@ -100,6 +96,7 @@ impl Replica {
         broadcast_untrained(&mut model, &communicator, plan.parallel.broadcast_parameters)?;
         let parameters = model.parameters().map(|entry| &entry.tensor);
         let hooks = (buckets.len() > 1 && exchange.overlaps()).then(|| GradientHooks::new(parameters));
+        let draws = model.draws();
         Ok(Replica {
             model,
             state,
@@ -117,8 +114,9 @@ impl Replica {
             must_order: hooks.is_some(),
             accumulated: false,
             recorder: match target {
-                // A replayed pass calls no hook: with several ranks the overlap is worth more.
-                Target::Gpu { index, .. } if plan.launch.cuda_graphs && hooks.is_none() => Recorder::new(index),
+                // A replayed pass calls no hook: with several ranks the overlap is worth more. What dropout draws in one was not
+                // seen yet.
+                Target::Gpu { index, .. } if plan.launch.cuda_graphs && hooks.is_none() && !draws => Recorder::new(index),
                 _ => None,
             },
             hooks,
