@@ -150,7 +150,7 @@ pub struct Floats {
 pub fn structure(name: ModelName, width: usize) -> Vec<Node<()>> {
     match name {
         ModelName::Net => net_structure(),
-        ModelName::Resnet18 => resnet18_structure(width),
+        _ => resnet18_structure(width),
     }
 }
 

@@ -48,7 +48,8 @@ impl Activations {
             });
             extra[index] = needs.extra;
             if walk.low.is_some() && matches!(node.op, Op::Conv2d { .. } | Op::Linear { .. }) {
-                cast_weights += graph.slots(node).map(|slot| walk.low.unwrap_or(FLOAT) * slot.elements()).sum::<usize>();
+                cast_weights +=
+                    graph.slots(node).map(|slot| walk.low.unwrap_or(FLOAT) * slot.elements()).sum::<usize>();
             }
         }
         let last = graph.nodes.len() - 1;
@@ -103,7 +104,8 @@ impl<'a> Walk<'a> {
         let count = graph.nodes.len();
         let mut walk =
             Walk { graph, storages: Vec::new(), storage_of: Vec::with_capacity(count), bytes_of: Vec::new(), low };
-        for (index, node) in graph.nodes.iter().enumerate() {
+        let readers = graph.readers();
+        for node in &graph.nodes {
             let widest = node.inputs.iter().map(|&input| walk.bytes_of[input]).max();
             let bytes = match node.op {
                 Op::Input if matches!(graph.form, Form::Tokens { .. }) => INDEX,
@@ -115,7 +117,9 @@ impl<'a> Walk<'a> {
             let shared = match node.op {
                 Op::Flatten | Op::Sequence | Op::Select { .. } => Some(walk.storage_of[node.inputs[0]]),
                 Op::Dropout { rate } if rate == 0.0 => Some(walk.storage_of[node.inputs[0]]),
-                Op::Relu | Op::Add if graph.is_in_place(index) && walk.bytes_of[node.inputs[0]] == bytes => {
+                Op::Relu | Op::Add
+                    if graph.may_overwrite(node.inputs[0], &readers) && walk.bytes_of[node.inputs[0]] == bytes =>
+                {
                     Some(walk.storage_of[node.inputs[0]])
                 }
                 _ => None,
@@ -165,7 +169,9 @@ impl<'a> Walk<'a> {
                 // In single operations: queries, keys and values on their own, the weights, their mask, and both multiplied.
                 Needs { storages: Vec::new(), extra: FLOAT * (3 * values + 3 * heads * length * length) }
             }
-            Op::Dropout { rate } if rate > 0.0 => Needs { storages: Vec::new(), extra: values * if gpu { 1 } else { bytes } },
+            Op::Dropout { rate } if rate > 0.0 => {
+                Needs { storages: Vec::new(), extra: values * if gpu { 1 } else { bytes } }
+            }
             Op::Dropout { .. }
             | Op::Input
             | Op::Add

@@ -3,8 +3,8 @@
 use super::{Activations, of_role};
 use crate::config::{OptimName, Plan};
 use crate::data::Form;
-use crate::model::graph::{Graph, Slot};
 use crate::model::Role;
+use crate::model::graph::{Graph, Slot};
 use crate::units::Bytes;
 
 /// Predicted memory of a rank that trains, without that of the process: libtorch, MPI, workspaces of kernels, a data set that is
@@ -44,7 +44,11 @@ impl Memory {
                 ("cast_weights", "weights as bf16 or fp16", cast_weights),
                 ("activations", "values that the backward pass needs, of a batch", batch * kept),
                 ("backward", "gradients of these values, at the worst moment", batch * (peak - kept)),
-                ("batches", "batches that are prepared in advance", batch * sample as Bytes * plan.data.prefetch as Bytes),
+                (
+                    "batches",
+                    "batches that are prepared in advance",
+                    batch * sample as Bytes * plan.data.prefetch as Bytes,
+                ),
             ],
         }
     }

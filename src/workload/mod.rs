@@ -42,7 +42,7 @@ pub struct Workload {
 /// # Errors
 /// The data cannot be opened, or the network takes no such samples.
 pub fn run(plan: &Plan) -> Result<String> {
-    let form = data::open(&plan.data)?.form();
+    let form = data::open(&plan.data)?.train.form();
     let sheets = tables::sheets(&Workload::new(plan, form)?, plan);
     Ok(sheets.iter().map(|sheet| terminal(sheet, terminal_width())).collect::<Vec<_>>().join("\n"))
 }

@@ -64,9 +64,10 @@ fn parts() -> Schema<Part> {
         .text(("part", "1", "part of the network"), |part: &Part| part.name.clone())
         .text(("output", "1", "shape of its output, of one sample"), |part| part.shape.clone())
         .count(("parameters", "1", "values that are trained"), |part| part.parameters)
-        .integer(("operations_training", "1", "multiplications and additions per sample, forward and backward"), |part| {
-            part.operations as i64
-        })
+        .integer(
+            ("operations_training", "1", "multiplications and additions per sample, forward and backward"),
+            |part| part.operations as i64,
+        )
         .integer(("activation_bytes", "B", "values of one sample that its backward pass needs first"), |part| {
             part.kept as i64
         })
@@ -84,7 +85,9 @@ struct BucketRow {
 /// Columns of the table `buckets`, which has one row per bucket.
 fn buckets() -> Schema<BucketRow> {
     Schema::new("buckets", "row")
-        .count(("bucket", "1", "bucket, in the order of the plan: the last parameters first"), |row: &BucketRow| row.index)
+        .count(("bucket", "1", "bucket, in the order of the plan: the last parameters first"), |row: &BucketRow| {
+            row.index
+        })
         .text(("first", "1", "its first parameter"), |row| row.first.clone())
         .text(("last", "1", "its last parameter"), |row| row.last.clone())
         .count(("parameters", "1", "number of its parameters"), |row| row.parameters)

@@ -116,7 +116,9 @@ impl Replica {
             recorder: match target {
                 // A replayed pass calls no hook: with several ranks the overlap is worth more. What dropout draws in one was not
                 // seen yet.
-                Target::Gpu { index, .. } if plan.launch.cuda_graphs && hooks.is_none() && !draws => Recorder::new(index),
+                Target::Gpu { index, .. } if plan.launch.cuda_graphs && hooks.is_none() && !draws => {
+                    Recorder::new(index)
+                }
                 _ => None,
             },
             hooks,
