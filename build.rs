@@ -29,7 +29,8 @@ fn main() {
 /// and this script runs after every edit, so the result is kept until the sources, libtorch or the compiler change.
 fn compile_shim(lib: &Path) {
     let files =
-        ["libtorch.cpp", "autograd.cpp", "batch_norm/autograd.cpp", "graph.cpp"].map(|file| format!("src/sys/{file}"));
+        ["libtorch.cpp", "autograd.cpp", "batch_norm/autograd.cpp", "generator.cpp", "graph.cpp", "optimizer.cpp"]
+            .map(|file| format!("src/sys/{file}"));
     let sources = files.iter().map(|file| std::fs::read_to_string(file).expect("a source file of hpml"));
     let compiler = ["CXX", "CXXFLAGS"].map(|name| {
         println!("cargo:rerun-if-env-changed={name}");

@@ -73,6 +73,7 @@ impl Default for Optim {
             name: OptimName::Sgd,
             momentum: 0.9,
             weight_decay: 0.0,
+            decay: Decay::Auto,
             nesterov: false,
             clip_norm: 0.0,
             trust: 0.001,

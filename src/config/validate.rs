@@ -1,6 +1,6 @@
 //! The only check of the values, before any rank works. An error names the key, the value and what is allowed.
 
-use super::{Algorithm, BufferSync, Compression, Config, ModelName};
+use super::{Algorithm, BufferSync, Compression, Config, ModelName, Precision};
 use crate::error::{Error, Result};
 
 impl Config {
@@ -172,6 +172,22 @@ impl Config {
             return refuse("sweep.precision", sweep.precision.to_string(), "must be above 0, below 1");
         }
         Ok(())
+    }
+
+    /// Refuses keys that only GPUs support.
+    ///
+    /// # Errors
+    /// [`Error::ConfigValue`] with the first such key.
+    pub fn check_for_cpu(&self) -> Result<()> {
+        if self.model.precision != Precision::Fp16 {
+            return Ok(());
+        }
+        Err(Error::ConfigValue {
+            place: "launch.device".into(),
+            key: "model.precision".into(),
+            value: "fp16".into(),
+            expected: "not supported on CPU cores: set bf16 (or float32), or use a GPU".into(),
+        })
     }
 
     /// Refuses keys that only CPU ranks support; with `through_host`, also those that need gradients to stay on the GPU.

@@ -96,6 +96,12 @@ pub struct Entry {
 pub trait Network {
     /// Logits in float32: `[n, classes]` of images, `[n, t, vocabulary]` of tokens.
     fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor;
+
+    /// Whether the forward pass in training draws random numbers from libtorch's generators, as dropout does; true where that is
+    /// not known.
+    fn draws(&self) -> bool {
+        true
+    }
 }
 
 /// A network and its state.
@@ -130,6 +136,11 @@ impl Model {
     /// Logits in float32: `[n, classes]` of images `[n, c, h, w]`, `[n, t, vocabulary]` of tokens `[n, t]`.
     pub fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor {
         self.network.forward(inputs, mode)
+    }
+
+    /// Whether the forward pass in training draws random numbers, see [`Network::draws`].
+    pub fn draws(&self) -> bool {
+        self.network.draws()
     }
 
     /// The entries that are trained.

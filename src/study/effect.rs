@@ -1,7 +1,9 @@
 //! Test whether two configurations describe one training: keys that neither reads are set aside before the comparison. In:
 //! checked configurations. Out: their normal forms; equal forms train alike, unequal ones may still do so.
 
-use crate::config::{Anneal, Compression, Config, Model, ModelName, OptimName, Parallel, Precision, Scaling, Shares};
+use crate::config::{
+    Anneal, Compression, Config, Decay, Model, ModelName, OptimName, Parallel, Precision, Scaling, Shares,
+};
 use crate::device::Target;
 use crate::train::GlobalBatch;
 
@@ -25,11 +27,16 @@ pub fn effect(config: &Config, ground: Ground, batch: &GlobalBatch) -> Config {
     if own.optim.name != OptimName::Lars {
         own.optim.trust = default.optim.trust;
     }
-    if own.optim.name == OptimName::Lamb {
+    if own.optim.name.is_adaptive() {
         own.optim.nesterov = default.optim.nesterov;
     } else {
         (own.optim.beta2, own.optim.epsilon) = (default.optim.beta2, default.optim.epsilon);
     }
+    own.optim.decay = match own.optim.weight_decay {
+        0.0 => default.optim.decay,
+        decay if own.optim.weight_decay_of(false) == decay => Decay::All,
+        _ => Decay::Matrices,
+    };
     own.parallel = parallel(config, &default, ground);
     model(&mut own.model, &default.model);
     if !ground.target.is_gpu() {
@@ -156,6 +163,11 @@ mod tests {
             (&[], &["train.global_batch=16"]),
             (&[], &["model.precision=tf32", "parallel.buffers=sync", "data.drop_last=true", "train.max_steps=14"]),
             (&["train.batch_per_rank=50"], &["train.batch_per_rank=4096", "train.accumulate=3"]),
+            (
+                &["optim.name=adamw", "optim.weight_decay=0.1"],
+                &["optim.name=adamw", "optim.weight_decay=0.1", "optim.decay=all"],
+            ),
+            (&[], &["optim.decay=matrices"]),
             (&["train.max_steps=7"], &["train.max_steps=7", "train.epochs=1"]),
             (&[], &["schedule.scaling=linear", "schedule.base_batch=16"]),
             (powersgd, &["parallel.compression=powersgd", "parallel.compression_block=64"]),
