@@ -5,6 +5,7 @@
 
 mod allocator;
 mod autocast;
+mod autograd;
 mod batch_norm;
 pub mod gpu;
 mod graph;
@@ -16,8 +17,9 @@ mod script;
 pub use self::hdf5::{attach_dimension_scale, refuse_external_links, set_dimension_scale};
 pub use allocator::{give_back_freed_memory, keep_freed_memory, private_memory_left, with_memory_limit};
 pub use autocast::Autocast;
+pub use autograd::{GradientHooks, differentiable};
 pub use batch_norm::BatchNorm;
 pub use graph::{CudaGraph, CudaGraphPool};
-pub use libtorch::{backward_with, im2col_conv2d, seeded};
+pub use libtorch::{im2col_conv2d, seeded};
 pub use process::{default_environment, exit_now, terminate_parent};
 pub use script::{ComputeBatchNorm, Script, ScriptBatchNorm, ScriptFacts, ScriptTensor};
