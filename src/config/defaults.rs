@@ -37,6 +37,7 @@ impl Default for Model {
     fn default() -> Self {
         Model {
             name: ModelName::Net,
+            file: String::new(),
             bias: false,
             width: 64,
             precision: Precision::Float32,

@@ -65,9 +65,12 @@ pub enum Device {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
-    /// Network: net (two convolutions, three linear layers, 62 thousand parameters) or resnet18
-    /// (CIFAR ResNet-18, 11.17 million parameters).
+    /// Network: net (two convolutions, three linear layers, 62 thousand parameters), resnet18
+    /// (CIFAR ResNet-18, 11.17 million parameters) or file (model.file).
     pub name: ModelName,
+    /// File of the network with model.name = "file": a TorchScript module, as scripts/export.py
+    /// writes it; its initial values are those in the file.
+    pub file: String,
     /// Adds a bias to the last layer of net.
     pub bias: bool,
     /// Channels of resnet18's first stage; 64 is the published network.
@@ -91,6 +94,8 @@ pub enum ModelName {
     Net,
     /// CIFAR ResNet-18, 11.17 million parameters.
     Resnet18,
+    /// Network in the file `model.file`.
+    File,
 }
 
 impl ModelName {
@@ -99,6 +104,7 @@ impl ModelName {
         match self {
             ModelName::Net => "net",
             ModelName::Resnet18 => "resnet18",
+            ModelName::File => "file",
         }
     }
 }

@@ -16,11 +16,13 @@
 //! ```
 
 mod cnn;
+mod file;
 mod layers;
 mod resnet;
 
 use tch::Tensor;
 
+pub use self::file::check as check_file;
 use crate::config::{self, ModelName};
 use crate::data::Form;
 use crate::error::{Error, Result};
@@ -68,6 +70,10 @@ pub enum Role {
     Parameter,
     /// Parameter that is not trained.
     Frozen,
+    /// Another name of a tensor before it, as with tied weights.
+    Tied,
+    /// Buffer that belongs to no `state_dict`: not persistent, and not saved.
+    Constant,
     /// Batch norm's running statistics.
     Buffer,
     /// Batch norm's `num_batches_tracked`, which hpml counts without a tensor, or an integer buffer of a model from a file.
@@ -88,6 +94,11 @@ pub struct Entry {
 pub trait Network {
     /// Logits in float32: `[n, classes]` of images, `[n, t, vocabulary]` of tokens.
     fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor;
+
+    /// Whether a GPU can capture its passes: neither of them waits for the GPU or copies a value from it.
+    fn can_be_captured(&self) -> bool {
+        true
+    }
 }
 
 /// A network and its state.
@@ -106,6 +117,9 @@ impl Model {
     /// # Errors
     /// The network cannot be built for this form.
     pub fn new(config: &config::Model, form: Form, seed: u64) -> Result<Model> {
+        if config.name == ModelName::File {
+            return file::open(config, form, seed);
+        }
         if form != Form::CIFAR10 {
             return Err(Error::ConfigValue {
                 place: "data".into(),
@@ -117,12 +131,18 @@ impl Model {
         Ok(seeded(seed, || match config.name {
             ModelName::Net => cnn::net(config),
             ModelName::Resnet18 => resnet::resnet18(config),
+            ModelName::File => unreachable!("opened above"),
         }))
     }
 
     /// Logits in float32: `[n, classes]` of images `[n, c, h, w]`, `[n, t, vocabulary]` of tokens `[n, t]`.
     pub fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor {
         self.network.forward(inputs, mode)
+    }
+
+    /// Whether a GPU can capture the network's passes.
+    pub fn can_be_captured(&self) -> bool {
+        self.network.can_be_captured()
     }
 
     /// The entries that are trained.
@@ -134,6 +154,11 @@ impl Model {
     pub fn parameter_count(&self) -> usize {
         self.parameters().map(|entry| entry.tensor.numel()).sum()
     }
+}
+
+/// Version of libtorch that hpml was built with, for example `2.11.0`.
+fn libtorch_version() -> &'static str {
+    option_env!("HPML_LIBTORCH_VERSION").unwrap_or("of an unknown version")
 }
 
 #[cfg(test)]

@@ -40,6 +40,9 @@ pub fn effect(config: &Config, ground: Ground, batch: &GlobalBatch) -> Config {
         }
         ModelName::Resnet18 if !ground.target.is_gpu() => own.model.fused_batch_norm = default.model.fused_batch_norm,
         ModelName::Resnet18 => {}
+        ModelName::File => {
+            (own.model.width, own.model.fused_batch_norm) = (default.model.width, default.model.fused_batch_norm);
+        }
     }
     if !ground.target.is_gpu() {
         own.launch.cuda_graphs = default.launch.cuda_graphs;

@@ -97,6 +97,7 @@ impl Replica {
         }
         broadcast_untrained(&mut model, &communicator, plan.parallel.broadcast_parameters)?;
         let parameters = model.parameters().map(|entry| &entry.tensor);
+        let can_be_captured = model.can_be_captured();
         let hooks = (buckets.len() > 1 && exchange.overlaps()).then(|| GradientHooks::new(parameters));
         Ok(Replica {
             model,
@@ -115,7 +116,9 @@ impl Replica {
             accumulated: false,
             recorder: match target {
                 // A replayed pass calls no hook: with several ranks the overlap is worth more.
-                Target::Gpu { index, .. } if plan.launch.cuda_graphs && hooks.is_none() => Recorder::new(index),
+                Target::Gpu { index, .. } if plan.launch.cuda_graphs && hooks.is_none() && can_be_captured => {
+                    Recorder::new(index)
+                }
                 _ => None,
             },
             hooks,
