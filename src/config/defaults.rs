@@ -37,6 +37,7 @@ impl Default for Model {
     fn default() -> Self {
         Model {
             name: ModelName::Net,
+            file: String::new(),
             bias: false,
             stem: Stem::Auto,
             width: 0,

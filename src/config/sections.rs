@@ -66,8 +66,11 @@ pub enum Device {
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
     /// Network: net (two convolutions, three linear layers), resnet18, resnet34, resnet50 or
-    /// resnet101, vit (vision transformer) or gpt2 (decoder of tokens).
+    /// resnet101, vit (vision transformer), gpt2 (decoder of tokens) or file (model.file).
     pub name: ModelName,
+    /// File of the network with model.name = "file": a TorchScript module, as scripts/export.py
+    /// writes it; its initial values are those in the file.
+    pub file: String,
     /// Adds a bias to the last layer of net.
     pub bias: bool,
     /// First layers of a ResNet: cifar (3x3 convolution; names of PyTorch's usual CIFAR scripts),
@@ -94,7 +97,7 @@ pub struct Model {
     /// gradients stay float32.
     pub precision: Precision,
     /// Stores images and convolution weights as NHWC, which is faster on most hardware; ResNets
-    /// only.
+    /// and files only.
     pub channels_last: bool,
     /// Computes batch norm, shortcut and ReLU in fused kernels (compiled by NVRTC); false: in
     /// libtorch's kernels, which pass over memory more often. No effect on CPU cores.
@@ -119,6 +122,8 @@ pub enum ModelName {
     Vit,
     /// Decoder of tokens as GPT-2, 124.44 million parameters with its vocabulary.
     Gpt2,
+    /// Network in the file `model.file`.
+    File,
 }
 
 impl ModelName {
@@ -132,6 +137,7 @@ impl ModelName {
             ModelName::Resnet101 => "resnet101",
             ModelName::Vit => "vit",
             ModelName::Gpt2 => "gpt2",
+            ModelName::File => "file",
         }
     }
 
@@ -149,7 +155,9 @@ impl ModelName {
     pub fn reads(self, key: &str) -> bool {
         match key {
             "bias" => self == ModelName::Net,
-            "stem" | "channels_last" | "fused_batch_norm" => self.is_resnet(),
+            "file" => self == ModelName::File,
+            "stem" | "fused_batch_norm" => self.is_resnet(),
+            "channels_last" => self.is_resnet() || self == ModelName::File,
             "width" => self.is_resnet() || self.is_transformer(),
             "depth" | "heads" | "mlp_ratio" | "dropout" => self.is_transformer(),
             "patch" => self == ModelName::Vit,

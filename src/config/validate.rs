@@ -151,6 +151,20 @@ impl Config {
         if self.model.bias && self.model.name != ModelName::Net {
             return refuse("model.bias", "true".into(), "belongs to model.name = \"net\" only (its fc3)");
         }
+        if (self.model.name == ModelName::File) != !self.model.file.is_empty() {
+            let (value, expected) = match self.model.file.is_empty() {
+                true => ("\"\"".into(), "must name a model file with model.name = \"file\", made by scripts/export.py"),
+                false => (self.model.file.clone(), "belongs to model.name = \"file\""),
+            };
+            return refuse("model.file", value, expected);
+        }
+        if quantize.enabled && self.model.name == ModelName::File {
+            return refuse(
+                "quantize.enabled",
+                "true".into(),
+                "a network of model.name = \"file\" has no int8 form: set it to false",
+            );
+        }
         let sweep = &self.sweep;
         for (key, values, most) in
             [("sweep.batch_per_rank", &sweep.batch_per_rank, 1 << 20), ("sweep.ranks", &sweep.ranks, 1 << 20)]

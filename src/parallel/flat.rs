@@ -187,7 +187,8 @@ impl FlatState {
             let (home, offset) = match entry.role {
                 Role::Parameter => (&parameters, &mut parameter),
                 Role::Buffer => (&buffers, &mut buffer),
-                Role::Frozen | Role::Counter => {
+                Role::Tied => continue,
+                Role::Frozen | Role::Counter | Role::Constant => {
                     gradients.take_in(&mut entry.tensor);
                     continue;
                 }

@@ -76,6 +76,9 @@ fn steps(own: &mut Config, batch: &GlobalBatch) {
 /// Sets the keys that the network does not read to their defaults.
 fn model(own: &mut Model, default: &Model) {
     let name = own.name;
+    if !name.reads("file") {
+        own.file.clear();
+    }
     let Model { bias, stem, width, depth, heads, mlp_ratio, patch, dropout, .. } = own;
     reset(name, "bias", bias, &default.bias);
     reset(name, "stem", stem, &default.stem);

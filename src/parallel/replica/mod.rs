@@ -95,6 +95,7 @@ impl Replica {
         }
         broadcast_untrained(&mut model, &communicator, plan.parallel.broadcast_parameters)?;
         let parameters = model.parameters().map(|entry| &entry.tensor);
+        let can_be_captured = model.can_be_captured();
         let hooks = (buckets.len() > 1 && exchange.overlaps()).then(|| GradientHooks::new(parameters));
         let draws = model.draws();
         Ok(Replica {
@@ -116,7 +117,9 @@ impl Replica {
             recorder: match target {
                 // A replayed pass calls no hook: with several ranks the overlap is worth more. What dropout draws in one was not
                 // seen yet.
-                Target::Gpu { index, .. } if plan.launch.cuda_graphs && hooks.is_none() && !draws => {
+                Target::Gpu { index, .. }
+                    if plan.launch.cuda_graphs && hooks.is_none() && !draws && can_be_captured =>
+                {
                     Recorder::new(index)
                 }
                 _ => None,
