@@ -183,7 +183,7 @@ impl Recorded {
         batch: &Batch,
         forward: impl FnOnce(&Tensor, &Tensor) -> Pass,
     ) -> Result<Recorded> {
-        let (images, labels) = (batch.images.copy(), batch.labels.copy());
+        let (images, labels) = (batch.inputs.copy(), batch.targets.copy());
         let (graph, mut pass) = CudaGraph::record(index, pool, || forward(&images, &labels))?;
         let mut backward = Vec::new();
         while pass.left() > 0 {
@@ -197,8 +197,8 @@ impl Recorded {
 
     fn forward(self: Rc<Recorded>, batch: &Batch) -> Result<Pass> {
         tch::no_grad(|| {
-            self.images.shallow_clone().copy_(&batch.images);
-            self.labels.shallow_clone().copy_(&batch.labels);
+            self.images.shallow_clone().copy_(&batch.inputs);
+            self.labels.shallow_clone().copy_(&batch.targets);
         });
         self.forward.replay()?;
         let (logits, mean_loss) = (self.logits.shallow_clone(), self.mean_loss.shallow_clone());

@@ -285,7 +285,7 @@ impl Replica {
             None => None,
         };
         self.recorder = recorder;
-        let pass = replayed.unwrap_or_else(|| self.forward(&batch.images, &batch.labels, share));
+        let pass = replayed.unwrap_or_else(|| self.forward(&batch.inputs, &batch.targets, share));
         add_pass(times, Part::Forward, start, &self.clock, self.sync_batch_norm.as_ref())?;
         Ok(pass)
     }
@@ -302,8 +302,8 @@ impl Replica {
     /// Runs one forward and backward pass without communication, to see whether the memory suffices. The gradients and
     /// batch-norm statistics that it leaves are meaningless.
     pub fn compute_alone(&mut self, batch: &Batch) {
-        let logits = self.model.forward(&batch.images, Mode::TRAIN);
-        logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0).backward();
+        let logits = self.model.forward(&batch.inputs, Mode::TRAIN);
+        logits.cross_entropy_loss(&batch.targets, None::<&Tensor>, Reduction::Mean, -100, 0.0).backward();
     }
 
     /// Adds loss and correct predictions of a test batch, in eval mode and without gradients, to the next
@@ -313,9 +313,9 @@ impl Replica {
             return;
         }
         tch::no_grad(|| {
-            let logits = self.model.forward(&batch.images, Mode::Eval);
-            let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
-            self.tally.add(&logits, &batch.labels, &mean_loss);
+            let logits = self.model.forward(&batch.inputs, Mode::Eval);
+            let mean_loss = logits.cross_entropy_loss(&batch.targets, None::<&Tensor>, Reduction::Mean, -100, 0.0);
+            self.tally.add(&logits, &batch.targets, &mean_loss);
         });
     }
 
@@ -390,7 +390,7 @@ impl Replica {
 
     fn count(&mut self, pass: &Pass, batch: &Batch, times: &mut StepRecorder) -> Result<()> {
         let start = self.clock.now()?;
-        self.tally.add(&pass.logits, &batch.labels, &pass.mean_loss);
+        self.tally.add(&pass.logits, &batch.targets, &pass.mean_loss);
         times.since(Part::Forward, start, &self.clock)
     }
 }
