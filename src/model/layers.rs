@@ -4,14 +4,30 @@ use std::ffi::CString;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Entry, Forward, MOMENTUM, Mode, Model, Role, Stage};
+use super::{Entry, MOMENTUM, Mode, Model, Network, Role};
 use crate::config::{self, Precision};
 use crate::sys;
+use crate::sys::gpu::range;
+
+/// Forward pass of a stage: its input to its output.
+type Forward = Box<dyn Fn(&Tensor, Mode) -> Tensor>;
+
+/// A network as a sequence of stages, by their NVTX names.
+struct Stages(Vec<(CString, Forward)>);
+
+impl Network for Stages {
+    fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor {
+        self.0.iter().fold(inputs.shallow_clone(), |hidden, (name, forward)| {
+            let _range = range(name);
+            forward(&hidden, mode)
+        })
+    }
+}
 
 /// Collects entries and stages in the order of the forward pass.
 pub(super) struct Builder {
     state: Vec<Entry>,
-    stages: Vec<Stage>,
+    stages: Vec<(CString, Forward)>,
     precision: Precision,
     fused_batch_norm: bool,
 }
@@ -22,20 +38,13 @@ impl Builder {
         Builder { state: Vec::new(), stages: Vec::new(), precision, fused_batch_norm }
     }
 
-    /// Ends a stage: it owns every entry made since the last one.
+    /// Adds a stage, whose NVTX range has this name.
     pub(super) fn stage(&mut self, name: &str, forward: Forward) {
-        let start = self.stages.last().map_or(0, |stage| stage.entries.end);
-        let name = CString::new(name).expect("names are words");
-        self.stages.push(Stage { name, entries: start..self.state.len(), forward });
+        self.stages.push((CString::new(name).expect("names are words"), forward));
     }
 
     pub(super) fn finish(self, channels_last: bool) -> Model {
-        assert_eq!(
-            self.stages.last().map(|stage| stage.entries.end),
-            Some(self.state.len()),
-            "a layer without a stage"
-        );
-        Model { state: self.state, stages: self.stages, channels_last }
+        Model { state: self.state, channels_last, network: Box::new(Stages(self.stages)) }
     }
 
     /// A convolution with `weight` `[outputs, inputs, kernel, kernel]` and no bias.

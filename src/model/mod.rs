@@ -1,29 +1,29 @@
-//! The networks as sequences of stages. In: the `[model]` section and a seed. Out: a [`Model`] whose parameters have
+//! The networks. In: the `[model]` section, the form of the samples and a seed. Out: a [`Model`] whose parameters have
 //! PyTorch's names, order and initial values (those of `torch.manual_seed(seed)` and the same modules, bit for bit).
 //! Knows nothing of ranks, gradients' reduction or optimizers.
 //!
 //! Logits of two random images:
 //! ```
 //! use hpml::config;
+//! use hpml::data::Form;
 //! use hpml::model::{Mode, Model};
 //! use tch::{Device, Kind, Tensor};
 //!
-//! let model = Model::new(&config::Model::default(), 0);
+//! let model = Model::new(&config::Model::default(), Form::CIFAR10, 0)?;
 //! let images = Tensor::randn([2, 3, 32, 32], (Kind::Float, Device::Cpu));
 //! assert_eq!(model.forward(&images, Mode::Eval).size(), [2, 10]);
+//! # Ok::<(), hpml::error::Error>(())
 //! ```
 
 mod cnn;
 mod layers;
 mod resnet;
 
-use std::ffi::CString;
-use std::ops::Range;
-
 use tch::Tensor;
 
 use crate::config::{self, ModelName};
-use crate::sys::gpu::range;
+use crate::data::Form;
+use crate::error::{Error, Result};
 use crate::sys::seeded;
 
 /// Function that standardizes an input `[n, c, h, w]`, given batch norm's epsilon.
@@ -66,9 +66,11 @@ pub struct Standardized {
 pub enum Role {
     /// Trained parameter.
     Parameter,
+    /// Parameter that is not trained.
+    Frozen,
     /// Batch norm's running statistics.
     Buffer,
-    /// Batch norm's `num_batches_tracked`, which hpml counts without a tensor.
+    /// Batch norm's `num_batches_tracked`, which hpml counts without a tensor, or an integer buffer of a model from a file.
     Counter,
 }
 
@@ -82,49 +84,45 @@ pub struct Entry {
     pub tensor: Tensor,
 }
 
-/// Forward pass of a stage: its input to its output.
-type Forward = Box<dyn Fn(&Tensor, Mode) -> Tensor>;
-
-/// A piece of the network between two points where the backward pass can be cut.
-pub struct Stage {
-    /// Name, for example `layer1.0`; in Nsight the name of the stage's forward pass.
-    pub name: CString,
-    /// Range of the stage's entries in [`Model::state`].
-    pub entries: Range<usize>,
-    forward: Forward,
+/// The computation of a network, which reads the entries of its [`Model`]'s state.
+pub trait Network {
+    /// Logits in float32: `[n, classes]` of images, `[n, t, vocabulary]` of tokens.
+    fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor;
 }
 
-impl Stage {
-    /// Output of the stage for `input`. The first stage takes images `[n, 3, 32, 32]`, the last gives logits `[n, 10]`.
-    pub fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
-        let _range = range(&self.name);
-        (self.forward)(input, mode)
-    }
-}
-
-/// A network.
+/// A network and its state.
 pub struct Model {
-    /// Parameters and buffers in `state_dict` order, which is the order of the forward pass.
+    /// Parameters and buffers in `state_dict` order.
     pub state: Vec<Entry>,
-    /// Stages in the order of the forward pass; together they own all of `state`.
-    pub stages: Vec<Stage>,
     /// Whether images and weights lie as NHWC in memory.
     pub channels_last: bool,
+    network: Box<dyn Network>,
 }
 
 impl Model {
-    /// Builds the network with the initial values that PyTorch gives it after `torch.manual_seed(seed)`.
-    pub fn new(config: &config::Model, seed: u64) -> Model {
-        seeded(seed, || match config.name {
+    /// Builds the network for samples of this `form`, with the initial values that PyTorch gives it after
+    /// `torch.manual_seed(seed)`.
+    ///
+    /// # Errors
+    /// The network cannot be built for this form.
+    pub fn new(config: &config::Model, form: Form, seed: u64) -> Result<Model> {
+        if form != Form::CIFAR10 {
+            return Err(Error::ConfigValue {
+                place: "data".into(),
+                key: "model.name".into(),
+                value: config.name.as_str().into(),
+                expected: "is for images [3, 32, 32] of 10 classes".into(),
+            });
+        }
+        Ok(seeded(seed, || match config.name {
             ModelName::Net => cnn::net(config),
             ModelName::Resnet18 => resnet::resnet18(config),
-        })
+        }))
     }
 
-    /// Logits `[n, 10]`, float32, of images `[n, 3, 32, 32]`.
-    pub fn forward(&self, images: &Tensor, mode: Mode) -> Tensor {
-        let (first, rest) = self.stages.split_first().expect("a network has stages");
-        rest.iter().fold(first.forward(images, mode), |hidden, stage| stage.forward(&hidden, mode))
+    /// Logits in float32: `[n, classes]` of images `[n, c, h, w]`, `[n, t, vocabulary]` of tokens `[n, t]`.
+    pub fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor {
+        self.network.forward(inputs, mode)
     }
 
     /// The entries that are trained.
@@ -146,7 +144,7 @@ mod tests {
     fn model(edit: impl Fn(&mut config::Model)) -> Model {
         let mut config = config::Model::default();
         edit(&mut config);
-        Model::new(&config, 0)
+        Model::new(&config, Form::CIFAR10, 0).unwrap()
     }
 
     #[test]
@@ -167,18 +165,6 @@ mod tests {
         assert_eq!(resnet.state[5].name, "bn1.num_batches_tracked");
         assert!(resnet.state.iter().any(|entry| entry.name == "layer2.0.shortcut.1.running_var"));
         assert_eq!(resnet.state[121].name, "linear.bias");
-    }
-
-    #[test]
-    fn stages_cover_the_state_without_gaps() {
-        for model in [model(|_| ()), model(|config| config.name = ModelName::Resnet18)] {
-            let mut next = 0;
-            for stage in &model.stages {
-                assert_eq!(stage.entries.start, next);
-                next = stage.entries.end;
-            }
-            assert_eq!(next, model.state.len());
-        }
     }
 
     #[test]

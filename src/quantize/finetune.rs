@@ -133,7 +133,6 @@ impl Rounded {
                 gradients,
                 buffers: Flat::zeros(0, None),
                 batches_tracked: 0,
-                stage_elements: Vec::new(),
                 tensors: vec![FlatTensor { elements: 0..elements, matrix: true }],
             },
         }

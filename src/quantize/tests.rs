@@ -27,7 +27,7 @@ fn pixels(images: usize) -> Vec<u8> {
 
 fn state(name: ModelName, bias: bool) -> Vec<NamedTensor> {
     let config = config::Model { name, bias, width: 16, ..config::Model::default() };
-    let model = Model::new(&config, 3);
+    let model = Model::new(&config, crate::data::Form::CIFAR10, 3).unwrap();
     // Batch norm as after a training: with its initial values folding would change nothing.
     let value = |name: &str, index: usize, value: f32| match name.rsplit('.').next() {
         Some("running_var") => 0.2 + (index % 7) as f32 * 0.05,
@@ -60,7 +60,7 @@ fn quantized(net: &FloatNet, edit: impl Fn(&mut config::Quantize)) -> IntNet {
 #[test]
 fn folding_batch_norm_leaves_the_logits() {
     let config = config::Model { name: ModelName::Resnet18, width: 16, ..config::Model::default() };
-    let mut model = Model::new(&config, 3);
+    let mut model = Model::new(&config, crate::data::Form::CIFAR10, 3).unwrap();
     for (entry, tensor) in
         model.state.iter_mut().filter(|e| e.role != Role::Counter).zip(state(ModelName::Resnet18, false))
     {

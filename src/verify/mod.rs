@@ -18,7 +18,7 @@ use tch::Tensor;
 use self::judgement::{Judgement, Reached, relative};
 use crate::collective::Combine;
 use crate::config::{BufferSync, ModelName, Plan};
-use crate::data::{self, BatchPlan, Dataset, Feed};
+use crate::data::{self, BatchPlan, Dataset, Feed, Form};
 use crate::device::StepRecorder;
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -128,7 +128,10 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
         config.optim.momentum = parity.momentum;
         config.optim.weight_decay = 0.0;
     }))?;
-    let mut model = Model::new(&settings.model, parity.seed);
+    if let Form::Images { shape, .. } = images.form() {
+        job.agree(settings.data.normalization(shape[0]))?;
+    }
+    let mut model = job.agree(Model::new(&settings.model, images.form(), parity.seed))?;
     if !parity.init.is_empty() {
         job.agree(load(&mut model, &parity.init, path, "init"))?;
     }
@@ -155,7 +158,7 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
         replica.step(&batch, parity.global_batch, &mut StepRecorder::default())?;
         optimizer.step(replica.state_mut(), parity.lr)?;
         let total = Replica::sum_over_ranks(&job.communicator, replica.take_result()?)?;
-        reached.loss.push(total.loss_sum / total.samples as f64);
+        reached.loss.push(total.loss_sum / total.targets as f64);
         reached.update.push(movements(replica.model(), &initial));
     }
     replica.agreed_checksum(0)?;
