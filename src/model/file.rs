@@ -130,7 +130,7 @@ impl Module {
     }
 
     /// The module as a network.
-    fn into_network(self, autocast: bool) -> FileNetwork {
+    fn into_network(self, autocast: Option<Kind>) -> FileNetwork {
         // A trace counts its passes whatever the mode.
         let counted =
             |given: &&ScriptTensor| self.is_traced() && !given.is_parameter && given.tensor.kind() != Kind::Float;
@@ -171,8 +171,8 @@ fn reason(message: &str) -> &str {
 struct FileNetwork {
     script: Script,
     is_training: Cell<Option<bool>>,
-    /// Whether it computes in bfloat16, by autocast.
-    autocast: bool,
+    /// Format of convolutions and matrix products by autocast; `None` for float32.
+    autocast: Option<Kind>,
     /// Integer buffers that a test must leave as they are.
     counters: Vec<Tensor>,
 }
@@ -183,7 +183,7 @@ impl FileNetwork {
         if self.is_training.replace(Some(is_training)) != Some(is_training) {
             self.script.set_training(is_training);
         }
-        let _autocast = self.autocast.then(|| Autocast::bf16(inputs.device()));
+        let _autocast = self.autocast.map(|kind| Autocast::new(inputs.device(), kind));
         match mode {
             Mode::Eval => {
                 let before: Vec<Tensor> = self.counters.iter().map(Tensor::copy).collect();
@@ -256,7 +256,11 @@ pub(super) fn open(config: &config::Model, form: Form, seed: u64) -> Result<Mode
         return module.refuse(message);
     }
     let (path, facts, state) = (module.path.clone(), module.facts, module.state());
-    let network = module.into_network(config.precision == Precision::Bf16);
+    let network = module.into_network(match config.precision {
+        Precision::Float32 | Precision::Tf32 => None,
+        Precision::Bf16 => Some(Kind::BFloat16),
+        Precision::Fp16 => Some(Kind::Half),
+    });
     let is_images = matches!(form, Form::Images { .. });
     let channels_last = config.channels_last && is_images;
     let refuse = |message: String| Error::File { path: path.clone(), message };
