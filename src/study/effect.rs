@@ -179,7 +179,6 @@ mod tests {
             &["schedule.scaling=linear"],
             &["schedule.anneal=step"],
             &["parallel.bucket_mb=1"],
-            &["parallel.buffers=sync"],
             &["parallel.compression=bf16"],
             &["data.shares=same"],
             &["data.set_epoch=false"],
