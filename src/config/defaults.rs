@@ -37,6 +37,7 @@ impl Default for Model {
     fn default() -> Self {
         Model {
             name: ModelName::Net,
+            file: String::new(),
             bias: false,
             stem: Stem::Auto,
             width: 0,
@@ -74,6 +75,7 @@ impl Default for Optim {
             name: OptimName::Sgd,
             momentum: 0.9,
             weight_decay: 0.0,
+            decay: Decay::Auto,
             nesterov: false,
             clip_norm: 0.0,
             trust: 0.001,
