@@ -34,7 +34,7 @@ pub use checkpoint_folder::{CheckpointFolder, Resumable, Written, newest_checkpo
 pub use identity::{FileKind, Identity, RunIdentity, read_identity};
 pub use inspect::inspect;
 pub use owner::{Attempt, Claim, Owner};
-pub use parity::{Parity, Reference, read_parity};
+pub use parity::{Parity, Reference, Tokens, read_parity};
 pub use run_file::RunFile;
 pub use schema::{FORMAT_VERSION, WARNINGS};
 pub use write::{check_not_input, check_output, is_same_file, write_output};
