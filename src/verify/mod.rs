@@ -28,7 +28,7 @@ use crate::optim::Optimizer;
 use crate::parallel::Replica;
 use crate::store::{self, Parity, Reference, Tokens};
 use crate::train::{load, loader_options};
-use crate::units::counted;
+use crate::units::{Bytes, counted};
 
 /// Sections and keys that `--set` may change: they affect where and how the steps are computed, not the result.
 const SETTINGS: [&str; 9] = [
@@ -100,7 +100,7 @@ pub fn run(plan: &Plan, job: &Job, path: &Path) -> Result<String> {
         let mend = "give the CIFAR-10 folder that the parity file was made from with --data".into();
         job.agree(Err(Error::DataMissing { path: path.to_owned(), mend }))?;
     }
-    let datasets = job.agree(data::open(&plan.data))?;
+    let datasets = job.agree(data::open_shared(&plan.data, &job.communicator))?;
     let (mut passed, mut failures) = (Vec::new(), Vec::new());
     for parity in &parities {
         let found = verify(plan, job, parity, &datasets.train, path)?;
@@ -126,10 +126,13 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
         let (channels_last, fused_batch_norm) = (own.channels_last, own.fused_batch_norm);
         config.model = config::Model { channels_last, fused_batch_norm, ..section };
         config.model.bias = parity.init.iter().any(|tensor| tensor.name == "fc3.bias");
-        (config.data.mean, config.data.std) = (parity.mean, parity.std);
+        (config.data.mean, config.data.std) = (parity.mean.to_vec(), parity.std.to_vec());
         config.optim.momentum = parity.momentum;
         config.optim.weight_decay = 0.0;
     }))?;
+    if let Form::Images { shape, .. } = images.form() {
+        job.agree(settings.data.normalization(shape[0]))?;
+    }
     let form = match &parity.tokens {
         Some(Tokens { length, vocabulary, .. }) => Form::Tokens { length: *length, vocabulary: *vocabulary },
         None => images.form(),
@@ -150,14 +153,15 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
     let mut optimizer = Optimizer::new(replica.state(), &settings.optim);
     let initial: Vec<Tensor> = replica.model().parameters().map(|entry| entry.tensor.detach().copy()).collect();
     let plan = job.agree(own_samples(job, parity, images, path))?;
-    let feed = Feed::new(images.clone(), job.target.own_memory());
-    let batches = feed.batches(plan, loader_options(&settings.data, &replica, None));
+    let feed = job.agree(Feed::new(images.clone(), job.target.own_memory(), Bytes::MAX))?;
+    let batches = feed.batches(plan, loader_options(&settings.data, &feed, &replica, None));
     let mut reached = Reached::default();
-    let batches: Box<dyn Iterator<Item = Batch>> = match &parity.tokens {
-        Some(tokens) => Box::new(token_batches(job, tokens, parity.global_batch)),
+    let batches: Box<dyn Iterator<Item = Result<Batch>>> = match &parity.tokens {
+        Some(tokens) => Box::new(token_batches(job, tokens, parity.global_batch).map(Ok)),
         None => Box::new(batches),
     };
     for (batch, expected_sum) in batches.zip(&parity.input_sum) {
+        let batch = batch?;
         let mut sum = [batch.inputs.sum(tch::Kind::Double).double_value(&[])];
         job.communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sum)?;
         reached.input_difference = reached.input_difference.max(relative(sum[0], *expected_sum));
@@ -243,7 +247,7 @@ fn same_parameters(model: &Model, parity: &Parity, reference: &Reference, path: 
 fn own_samples(job: &Job, parity: &Parity, images: &Dataset, path: &Path) -> Result<BatchPlan> {
     let batch = parity.global_batch;
     for (&index, &label) in parity.indices.iter().zip(&parity.labels) {
-        if images.labels.get(index as usize) != Some(&label) {
+        if index as usize >= images.len() || images.label(index as usize) != u32::from(label) {
             let message =
                 format!("sample {index} has label {label} in it, another one in --data: made from other data");
             return Err(Error::Dataset { path: path.to_owned(), name: "labels".into(), message });
