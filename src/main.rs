@@ -11,7 +11,7 @@ use hpml::config::{self, Config, Device, Launch, Plan, Reader};
 use hpml::error::Result;
 use hpml::launch::{self, Job};
 use hpml::quantize::command as int8;
-use hpml::{allreduce, predict, report, store, study, sweep, sys, train, verify};
+use hpml::{allreduce, model, predict, report, store, study, sweep, sys, train, verify};
 
 fn main() -> ExitCode {
     sys::keep_freed_memory();
@@ -87,6 +87,7 @@ fn sweep(job: &mut Job, loaded: Result<Config>, args: &cli::Sweep) -> Result<()>
     let plan = loaded.and_then(|config| Plan::with_batch_as_written(config, job.world_size));
     let plan = job.agree(plan)?;
     job.configure(&plan)?;
+    check_model(job, &plan)?;
     job.disable_watchdog(); // while others are measured
     sweep::run(&plan, job, &args.destination(), args.resume)
 }
@@ -126,7 +127,13 @@ fn watched(job: &mut Job, plan: Result<Plan>) -> Result<Plan> {
     let plan = job.agree(plan)?;
     job.configure(&plan)?;
     job.watch(&plan.launch)?;
+    check_model(job, &plan)?;
     Ok(plan)
+}
+
+/// Repeats the check of a network from a file, on rank 0. A collective.
+fn check_model(job: &Job, plan: &Plan) -> Result<()> {
+    job.agree(if job.is_root() { model::check_file(&plan.model) } else { Ok(()) })
 }
 
 fn eval(file: &Path, predictions: Option<&Path>, force: bool, common: &Common) -> Result<String> {

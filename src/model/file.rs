@@ -6,6 +6,8 @@
 
 mod check;
 mod description;
+#[cfg(test)]
+mod tests;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -58,6 +60,12 @@ impl Module {
     /// Refuses what would not train, or not as it did in PyTorch.
     fn check_trainable(&self) -> Result<()> {
         let facts = self.facts;
+        if facts.autocast {
+            return self.refuse(
+                "its forward enters autocast, which TorchScript does by rules of its own (over a convolution with a bias it \
+                 fails): take autocast out of the model, export it again, and set model.precision = \"bf16\"",
+            );
+        }
         if facts.baked_test && !facts.baked_training && !facts.reads_mode {
             return self.refuse(
                 "was traced in eval mode, so that dropout and batch norm would do in training what they do in a test: script it \
@@ -262,12 +270,6 @@ pub(super) fn open(config: &config::Model, form: Form, seed: u64) -> Result<Mode
     let refuse = |message: String| Error::File { path: path.clone(), message };
     seeded(seed, || try_out(&network, &state, form, channels_last)).map_err(|message| {
         let reason = reason(&message);
-        if facts.autocast {
-            return refuse(format!(
-                "its forward enters autocast and fails: {reason}: take autocast out of the model, export it again, and set \
-                 model.precision = \"bf16\""
-            ));
-        }
         if channels_last && seeded(seed, || try_out(&network, &state, form, false)).is_ok() {
             return refuse(format!(
                 "fails on images in NHWC, and not in NCHW: {reason}: set model.channels_last = false, or use reshape and \

@@ -123,7 +123,7 @@ fn batch(form: Form, samples: usize) -> (Tensor, Tensor) {
 }
 
 /// Hash of 32 bits per integer. Source: `hashed` in scripts/export.py.
-fn hashed(range: std::ops::Range<usize>) -> impl Iterator<Item = u32> {
+pub(super) fn hashed(range: std::ops::Range<usize>) -> impl Iterator<Item = u32> {
     range.map(|index| {
         let mut x = index as u32;
         for (shift, factor) in [(16, 0x7feb_352d), (15, 0x846c_a68b)] {
