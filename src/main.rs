@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use hpml::cli::{self, Cli, Command, Common};
-use hpml::config::{self, Config, Device, Launch, Plan, Reader};
-use hpml::error::Result;
+use hpml::config::{self, Config, Device, Launch, ModelName, Plan, Reader};
+use hpml::error::{Error, Result};
 use hpml::launch::{self, Job};
 use hpml::quantize::command as int8;
-use hpml::{allreduce, model, predict, report, store, study, sweep, sys, train, verify};
+use hpml::{allreduce, model, predict, report, store, study, sweep, sys, train, verify, workload};
 
 fn main() -> ExitCode {
     sys::keep_freed_memory();
@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         Command::Quantize(args) => {
             start(config_of(Reader::Quantize, &args.run, &args.common), |job, config| quantize(job, config, &args))
         }
+        Command::Workload(args) => print(count(&args)),
         Command::Predict(args) => print(predict::run(&args.into())),
         Command::Eval { file, predictions, force, common } => {
             print(eval(&file, predictions.as_deref(), force, &common))
@@ -136,6 +137,12 @@ fn check_model(job: &Job, plan: &Plan) -> Result<()> {
     job.agree(if job.is_root() { model::check_file(&plan.model) } else { Ok(()) })
 }
 
+/// Counts what a training by these arguments computes, sends and keeps in memory.
+fn count(args: &cli::Workload) -> Result<String> {
+    let config = load_config(Reader::Train, args.config.as_deref(), &args.common)?;
+    workload::run(&Plan::new(config, args.ranks)?)
+}
+
 fn eval(file: &Path, predictions: Option<&Path>, force: bool, common: &Common) -> Result<String> {
     int8::eval(&config_of(Reader::Eval, file, common)?, file, predictions, force)
 }
@@ -145,6 +152,11 @@ fn config_of(reader: Reader, run: &Path, common: &Common) -> Result<Config> {
     let trained = store::read_config(run)?;
     let config = trained.with_overrides(&common.overrides(), &run.display().to_string())?;
     config.data.check_kind(&trained.data, run)?;
+    if reader == Reader::Quantize && config.model.name == ModelName::File {
+        let (place, key, value) = (run.display().to_string(), "model.name".into(), "file".into());
+        let expected = "a network from a file has no int8 form: quantize a run of a built-in network".into();
+        return Err(Error::ConfigValue { place, key, value, expected });
+    }
     reader.refuse_unread(&common.set, &config)?;
     Ok(config)
 }

@@ -138,12 +138,13 @@ impl Module {
     }
 
     /// The module as a network.
-    fn into_network(self, autocast: bool) -> FileNetwork {
+    fn into_network(self, precision: Precision) -> FileNetwork {
         // A trace counts its passes whatever the mode.
         let counted =
             |given: &&ScriptTensor| self.is_traced() && !given.is_parameter && given.tensor.kind() != Kind::Float;
         let counters = self.tensors.iter().filter(counted).map(|given| given.tensor.shallow_clone()).collect();
-        FileNetwork { script: self.script, is_training: Cell::new(None), autocast, counters }
+        let draws = self.description.as_ref().is_none_or(|description| description.check.random);
+        FileNetwork { script: self.script, is_training: Cell::new(None), precision, draws, counters }
     }
 }
 
@@ -179,8 +180,10 @@ fn reason(message: &str) -> &str {
 struct FileNetwork {
     script: Script,
     is_training: Cell<Option<bool>>,
-    /// Whether it computes in bfloat16, by autocast.
-    autocast: bool,
+    /// Number format of convolutions and matrix products, by autocast.
+    precision: Precision,
+    /// Whether it draws random numbers in training.
+    draws: bool,
     /// Integer buffers that a test must leave as they are.
     counters: Vec<Tensor>,
 }
@@ -191,7 +194,11 @@ impl FileNetwork {
         if self.is_training.replace(Some(is_training)) != Some(is_training) {
             self.script.set_training(is_training);
         }
-        let _autocast = self.autocast.then(|| Autocast::bf16(inputs.device()));
+        let _autocast = match self.precision {
+            Precision::Float32 | Precision::Tf32 => None,
+            Precision::Bf16 => Some(Autocast::bf16(inputs.device())),
+            Precision::Fp16 => Some(Autocast::fp16(inputs.device())),
+        };
         match mode {
             Mode::Eval => {
                 let before: Vec<Tensor> = self.counters.iter().map(Tensor::copy).collect();
@@ -218,6 +225,10 @@ impl FileNetwork {
 }
 
 impl Network for FileNetwork {
+    fn draws(&self) -> bool {
+        self.draws
+    }
+
     fn can_be_captured(&self) -> bool {
         false // nobody knows what is in it
     }
@@ -263,8 +274,8 @@ pub(super) fn open(config: &config::Model, form: Form, seed: u64) -> Result<Mode
     {
         return module.refuse(message);
     }
-    let (path, facts, state) = (module.path.clone(), module.facts, module.state());
-    let network = module.into_network(config.precision == Precision::Bf16);
+    let (path, state) = (module.path.clone(), module.state());
+    let network = module.into_network(config.precision);
     let is_images = matches!(form, Form::Images { .. });
     let channels_last = config.channels_last && is_images;
     let refuse = |message: String| Error::File { path: path.clone(), message };

@@ -57,6 +57,14 @@ impl Flat {
         Flat::zeros(elements, device)
     }
 
+    /// Device of the values.
+    pub fn device(&self) -> Device {
+        match self {
+            Flat::Host(_) => Device::Cpu,
+            Flat::Device(tensor) => tensor.device(),
+        }
+    }
+
     /// Number of values.
     pub fn len(&self) -> usize {
         match self {

@@ -7,10 +7,12 @@ mod allocator;
 mod autocast;
 mod autograd;
 mod batch_norm;
+mod generator;
 pub mod gpu;
 mod graph;
 mod hdf5;
 mod libtorch;
+mod optimizer;
 mod process;
 mod script;
 
@@ -19,7 +21,9 @@ pub use allocator::{give_back_freed_memory, keep_freed_memory, private_memory_le
 pub use autocast::Autocast;
 pub use autograd::{GradientHooks, differentiable};
 pub use batch_norm::BatchNorm;
+pub use generator::Generator;
 pub use graph::{CudaGraph, CudaGraphPool};
 pub use libtorch::{im2col_conv2d, seeded};
+pub use optimizer::{FusedAdam, FusedSgd, unscale};
 pub use process::{default_environment, exit_now, terminate_parent};
 pub use script::{ComputeBatchNorm, Script, ScriptBatchNorm, ScriptFacts, ScriptTensor};

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::description::{Check, Description};
 use super::{Mode, Module, Role, reason};
-use crate::config::{self, ModelName};
+use crate::config::{self, ModelName, Precision};
 use crate::data::Form;
 use crate::error::{Error, Result};
 use crate::model::libtorch_version;
@@ -72,7 +72,7 @@ fn repeat(module: Module, description: &Description) -> Result<Vec<f64>, String>
     let state = module.state();
     let mut parameters: Vec<Tensor> =
         state.iter().filter(|entry| entry.role == Role::Parameter).map(|entry| entry.tensor.shallow_clone()).collect();
-    let network = module.into_network(false);
+    let network = module.into_network(Precision::Float32);
     let (inputs, targets) = batch(description.form(), check.samples);
     let loss = |mode| -> Result<Tensor, String> {
         let logits = network.logits(&inputs, mode)?;
