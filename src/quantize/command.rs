@@ -47,7 +47,7 @@ pub fn quantize(plan: &Plan, job: &Job, run: &Path, destination: &Destination) -
     let (out, force) = (&destination.path.clone().unwrap_or_else(|| beside(run)), destination.force);
     let checkpoint = job.agree(store::read_checkpoint(run).and_then(float_only(run)))?;
     job.agree(store::check_not_input(out, &[run]))?;
-    let datasets = job.agree(data::open(&plan.data))?;
+    let datasets = job.agree(data::open_shared(&plan.data, &job.communicator))?;
     let run_id = job.agree(store::read_identity(run))?.run_id;
     let owner = output::claim_at(job, out, force)?;
     let file = owner.map(|owner| create(owner, force, plan, (run, &run_id))).transpose();
@@ -134,10 +134,10 @@ fn float_only(run: &Path) -> impl Fn(Checkpoint) -> Result<Checkpoint> {
 /// The training set has too few images, the state is of no known network or holds values that are NaN or infinite, or a rank
 /// fails.
 pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &Datasets) -> Result<Quantized> {
-    let net = job.agree(FloatNet::from_state(state, plan.data.mean, plan.data.std))?;
+    let net = job.agree(rgb(&plan.data).and_then(|[mean, std]| FloatNet::from_state(state, mean, std)))?;
     let images = plan.quantize.calibration_images;
     job.agree(check_calibration(&plan.quantize, &datasets.train))?;
-    let pixels = &datasets.train.images[..images * IMAGE_BYTES];
+    let pixels = &*job.agree(datasets.train.images(0..images))?;
     let gather = |words: &[u64]| job.communicator.all_gather(metrics::Kind::Metrics, words);
     let torch = FloatTorch::new(&net);
     let activations = calibration::activations(&torch, pixels, job.rank, job.world_size, &gather);
@@ -147,7 +147,7 @@ pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &
 
     let test = &datasets.test;
     let own = job.rank * test.len() / job.world_size..(job.rank + 1) * test.len() / job.world_size;
-    let (pixels, labels) = (&test.images[own.start * IMAGE_BYTES..own.end * IMAGE_BYTES], &test.labels[own]);
+    let (pixels, labels) = (&*job.agree(test.images(own.clone()))?, &classes(test, own)[..]);
     let mut accuracy = summed(job, accuracy::measure(&net, &integers, pixels, labels, job.target))?;
     if plan.quantize.finetune_epochs > 0.0 && loses_too_much(&accuracy, plan.quantize.max_drop) {
         let finetuned = finetune::finetune(&net, &integers, &datasets.train, plan, job)?;
@@ -184,6 +184,20 @@ pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &
     };
     let tables = vec![histograms(&weights, &activations), accuracies(&accuracy, &net, &integers, kernel)];
     Ok(Quantized { net: integers, accuracy, tables })
+}
+
+/// Mean and standard deviation of the three channels.
+///
+/// # Errors
+/// The configuration has other values than those of three channels.
+fn rgb(data: &config::Data) -> Result<[[f32; 3]; 2]> {
+    let three = |values: Vec<f32>| values.try_into().expect("as many as were asked for");
+    Ok(data.normalization(3)?.map(three))
+}
+
+/// Classes of the images of `range`.
+fn classes(dataset: &Dataset, range: std::ops::Range<usize>) -> Vec<u8> {
+    dataset.labels(range).into_iter().map(|label| label as u8).collect()
 }
 
 /// Sum of the counts over the ranks.
@@ -304,10 +318,11 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
     let gpu = gpu(&config.launch)?; // before the first tensor
     let net = load(file)?;
     let test = data::open(&config.data)?.test;
+    let (pixels, labels) = (test.images(0..test.len())?, classes(&test, 0..test.len()));
     tch::set_num_threads(1);
 
     if let Some(list) = list {
-        let classes = predictions(&Engine::new(&net, Kernel::best()).run(&test.images));
+        let classes = predictions(&Engine::new(&net, Kernel::best()).run(&pixels));
         let lines: String = classes.iter().map(|class| format!("{class}\n")).collect();
         store::write_output(list, lines.as_bytes(), force)?;
     }
@@ -329,12 +344,12 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
     ];
     let mut row = |name: &str, predict: &mut dyn FnMut(&[u8]) -> Result<Vec<u8>>| -> Result<()> {
         let mut correct = 0;
-        for (pixels, labels) in test.images.chunks(128 * IMAGE_BYTES).zip(test.labels.chunks(128)) {
+        for (pixels, labels) in pixels.chunks(128 * IMAGE_BYTES).zip(labels.chunks(128)) {
             correct += predict(pixels)?.iter().zip(labels).filter(|(a, b)| a == b).count();
         }
         let accuracy = 100.0 * correct as f64 / test.len().max(1) as f64;
-        let one = images_per_second(&test.images[..IMAGE_BYTES.min(test.images.len())], predict)?;
-        let many = images_per_second(&test.images[..(128 * IMAGE_BYTES).min(test.images.len())], predict)?;
+        let one = images_per_second(&pixels[..IMAGE_BYTES.min(pixels.len())], predict)?;
+        let many = images_per_second(&pixels[..(128 * IMAGE_BYTES).min(pixels.len())], predict)?;
         sheet.rows.push([Cell::from(name)].into_iter().chain([accuracy, one, many].map(Cell::Float)).collect());
         Ok(())
     };
