@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 pub use check::check;
 use description::Description;
 
-use super::{Entry, MOMENTUM, Mode, Model, Network, Role, Standardize};
+use super::{Entry, Mode, Model, Network, Role, Standardize};
 use crate::config::{self, Precision};
 use crate::data::Form;
 use crate::error::{AtPath, Error, Result};
@@ -208,17 +208,13 @@ impl FileNetwork {
                 }
                 logits
             }
-            Mode::Train { momentum, standardize } => {
-                // PyTorch's default stands for each layer's own.
-                let momentum = (momentum != MOMENTUM).then_some(momentum);
-                match standardize {
-                    None => self.script.forward(inputs, momentum, None),
-                    Some(standardize) => {
-                        let batch_norm = |layer: &ScriptBatchNorm| standardized(layer, standardize);
-                        self.script.forward(inputs, momentum, Some(&batch_norm))
-                    }
+            Mode::Train { momentum, standardize } => match standardize {
+                None => self.script.forward(inputs, momentum, None),
+                Some(standardize) => {
+                    let batch_norm = |layer: &ScriptBatchNorm| standardized(layer, standardize);
+                    self.script.forward(inputs, momentum, Some(&batch_norm))
                 }
-            }
+            },
         }
         .map(|logits| logits.to_kind(Kind::Float))
     }
@@ -287,10 +283,7 @@ pub(super) fn open(config: &config::Model, form: Form, seed: u64) -> Result<Mode
                  flatten instead of view in the model"
             ));
         }
-        refuse(format!(
-            "does not fit {}: {reason}: export it for these samples, or set data.* to others",
-            description::described(form)
-        ))
+        refuse(format!("does not fit {form}: {reason}: export it for these samples, or choose other data"))
     })?;
     Ok(Model { state, channels_last, network: Box::new(network) })
 }
