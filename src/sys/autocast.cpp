@@ -11,7 +11,7 @@ struct Before {
 };
 } // namespace
 
-// Turns autocast to fp16 (`half`) or bfloat16 on for this thread and the CPU, or a GPU; returns what was so before.
+// Turns autocast to bfloat16, or IEEE half precision, on for this thread and the CPU, or a GPU; returns what was so before.
 extern "C" void *hpml_autocast_begin(bool gpu, bool half) noexcept {
     const auto device = gpu ? at::kCUDA : at::kCPU;
     auto before = std::make_unique<Before>(
