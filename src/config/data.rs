@@ -94,7 +94,8 @@ impl Data {
             if values.iter().all(|value| *value == values[0]) {
                 return Ok(vec![values[0]; channels]);
             }
-            let expected = format!("the images have {}: give one value per channel, or one for all", counted(channels, "channel"));
+            let expected =
+                format!("the images have {}: give one value per channel, or one for all", counted(channels, "channel"));
             let (place, key) = ("data".into(), key.into());
             Err(Error::ConfigValue { place, key, value: format!("{values:?}"), expected })
         };
@@ -132,7 +133,9 @@ impl Data {
             ("data.std", format!("{:?}", self.std), format!("{:?}", trained.std)),
         ];
         match differing.into_iter().find(|(_, own, trained)| own != trained) {
-            Some((key, own, trained)) => refuse(key, own, format!("this network was trained with {trained}: remove it")),
+            Some((key, own, trained)) => {
+                refuse(key, own, format!("this network was trained with {trained}: remove it"))
+            }
             None => Ok(()),
         }
     }

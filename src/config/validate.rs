@@ -126,7 +126,8 @@ impl Config {
             }
         }
         if self.data.dir.is_empty() {
-            let expected = "must be a file or folder of data, or synthetic for a set without files (is a shell variable unset?)";
+            let expected =
+                "must be a file or folder of data, or synthetic for a set without files (is a shell variable unset?)";
             return refuse("data.dir", "\"\"".into(), expected);
         }
         let shape = &self.data.shape;

@@ -92,7 +92,9 @@ impl Array {
         if found != expected {
             let what = if found < expected { "cut short" } else { "more than its header says" };
             let of = format!("shape {shape:?} of {}", number.as_str());
-            return Err(origin.error(format!("{found} bytes, expected {expected} ({of}): {what}; write or copy it again")));
+            return Err(
+                origin.error(format!("{found} bytes, expected {expected} ({of}): {what}; write or copy it again"))
+            );
         }
         Array { origin, shape, number, place: Place::File(file, offset) }.with_rows()
     }

@@ -146,7 +146,14 @@ impl Cifar {
                 return Ok(u32::from(label));
             }
             let offset = (record * self.record_bytes() + self.labels - 1) as u64;
-            Err(Error::DataLabel { path: path.to_owned(), record, offset, label, last: self.classes - 1, set: self.name })
+            Err(Error::DataLabel {
+                path: path.to_owned(),
+                record,
+                offset,
+                label,
+                last: self.classes - 1,
+                set: self.name,
+            })
         };
         bytes.chunks_exact(self.record_bytes()).enumerate().map(label).collect()
     }

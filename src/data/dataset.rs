@@ -167,7 +167,9 @@ impl Dataset {
                 Form::Images { .. } => "float32 images",
                 Form::Tokens { .. } => "token sequences",
             };
-            return Err(self.origin.error(format!("{found}: int8 takes images of uint8 pixels; write the set as such")));
+            return Err(self
+                .origin
+                .error(format!("{found}: int8 takes images of uint8 pixels; write the set as such")));
         }
         self.bytes(range).map(Cow::Owned)
     }

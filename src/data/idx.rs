@@ -23,7 +23,8 @@ pub(super) fn find(dir: &Path) -> Result<Option<[[PathBuf; 2]; 2]>> {
     // Some archives have a dot before "idx".
     let forms = |name: &str| [name.to_owned(), name.replacen("-idx", ".idx", 1)];
     let all = NAMES.as_flattened();
-    if !all.iter().flat_map(|name| forms(name)).any(|name| dir.join(&name).exists() || dir.join(name + ".gz").exists()) {
+    if !all.iter().flat_map(|name| forms(name)).any(|name| dir.join(&name).exists() || dir.join(name + ".gz").exists())
+    {
         return Ok(None);
     }
     let path = |name: &str| {

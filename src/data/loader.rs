@@ -125,7 +125,8 @@ impl Loader {
                 let (dataset, indices, packets, options) = &*work;
                 prepare(dataset, indices, packets, options, (number, count), &sender);
             };
-            let thread = std::thread::Builder::new().name("hpml-data".into()).spawn(body).expect("a thread can be started");
+            let thread =
+                std::thread::Builder::new().name("hpml-data".into()).spawn(body).expect("a thread can be started");
             (receiver, thread)
         };
         let (packets, threads) = (0..count).map(start).unzip();

@@ -23,7 +23,8 @@ pub(super) fn open(path: &Path) -> Result<Array> {
     let refuse = |message: String| Error::File { path: path.to_owned(), message };
     let mut bytes = Vec::new();
     File::open(path).at(path)?.take(LONGEST as u64).read_to_end(&mut bytes).at(path)?;
-    let header = header(&bytes).ok_or_else(|| refuse("no .npy file, or its header is damaged: write it with numpy.save".into()))?;
+    let header = header(&bytes)
+        .ok_or_else(|| refuse("no .npy file, or its header is damaged: write it with numpy.save".into()))?;
     let number = match header.descr {
         "|u1" => Number::U8,
         "|i1" => Number::I8,
@@ -111,7 +112,10 @@ mod tests {
             ("{'descr': '|u1', 'fortran_order': False, 'shape': (0, 3), }", "175 bytes"),
         ] {
             let message = open(header, 47).err().unwrap().to_string();
-            assert!(message.contains(named) || named.ends_with("bytes") && message.contains("bytes, expected"), "{message}");
+            assert!(
+                message.contains(named) || named.ends_with("bytes") && message.contains("bytes, expected"),
+                "{message}"
+            );
         }
         std::fs::write(folder.path().join("x.npy"), b"\x93NUMPY\x01\x00\xff\xff{").unwrap();
         assert!(super::open(&folder.path().join("x.npy")).is_err());

@@ -57,7 +57,8 @@ impl Source for Records {
         match file.read_exact_at(out, place) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                let message = format!("cut short while it is read: sample {index} at byte {place} is not there any more");
+                let message =
+                    format!("cut short while it is read: sample {index} at byte {place} is not there any more");
                 return Err(Error::File { path: path.clone(), message });
             }
             error => return error.at(path),

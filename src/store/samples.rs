@@ -9,9 +9,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use hdf5::dataset::Layout;
+use hdf5::datatype::ByteOrder;
 use hdf5::filters::Filter;
 use hdf5::types::{FloatSize, IntSize, TypeDescriptor};
-use hdf5::datatype::ByteOrder;
 use hdf5::{Dataset, H5Type, Hyperslab, MinorErrorCode, SliceOrIndex};
 use ndarray::IxDyn;
 
@@ -130,10 +130,11 @@ impl SampleFile {
     pub fn rows(&self, name: &str) -> Result<Rows> {
         let error = |message: String| Error::Dataset { path: self.path.clone(), name: name.into(), message };
         let unreadable = |cause: hdf5::Error| error(format!("cannot be read: {}", reason(&cause)));
-        let dataset = self.file.dataset(name).map_err(|cause| match cause.contains_minor(MinorErrorCode::NotFound) {
-            true => error(format!("no such dataset; the file has {}", self.names().join(", "))),
-            false => unreadable(cause),
-        })?;
+        let dataset =
+            self.file.dataset(name).map_err(|cause| match cause.contains_minor(MinorErrorCode::NotFound) {
+                true => error(format!("no such dataset; the file has {}", self.names().join(", "))),
+                false => unreadable(cause),
+            })?;
         let created = dataset.dcpl().map_err(unreadable)?;
         if created.layout() == Layout::Virtual || !created.external().is_empty() {
             return Err(error("its values lie in another file, which is not read: copy them into this one".into()));
@@ -143,7 +144,9 @@ impl SampleFile {
                 Filter::User(id, _) => format!("HDF5's filter {id}"),
                 known => format!("{known:?}"),
             };
-            return Err(error(format!("compressed with {name}, which is not here: write it with compression=\"gzip\"")));
+            return Err(error(format!(
+                "compressed with {name}, which is not here: write it with compression=\"gzip\""
+            )));
         }
         let stored = dataset.dtype().map_err(unreadable)?;
         let number = match stored.to_descriptor() {
@@ -167,9 +170,11 @@ impl SampleFile {
         if shape.is_empty() {
             return Err(error("is a single value, expected an array".into()));
         }
-        let of_row: Option<usize> = shape[1..].iter().try_fold(number.bytes(), |bytes, extent| bytes.checked_mul(*extent));
+        let of_row: Option<usize> =
+            shape[1..].iter().try_fold(number.bytes(), |bytes, extent| bytes.checked_mul(*extent));
         let row_bytes = of_row.filter(|bytes| *bytes > 0 && shape[0].checked_mul(*bytes).is_some());
-        let row_bytes = row_bytes.ok_or_else(|| error(format!("shape {shape:?}: a sample has no values, or too many")))?;
+        let row_bytes =
+            row_bytes.ok_or_else(|| error(format!("shape {shape:?}: a sample has no values, or too many")))?;
         let in_place = number.bytes() == 1 || stored.byte_order() == ByteOrder::LittleEndian;
         let offset = dataset.offset().filter(|_| created.layout() == Layout::Contiguous && in_place);
         let at_once = match dataset.chunk() {

@@ -108,7 +108,8 @@ pub(super) fn visit(
     // One step without communication first, on which no rank waits, so that running out of memory is a result and not a failure.
     // A GPU always reports a lack of memory, and each batch size would have cuDNN try its algorithms.
     let step_by_step = needed == 0 && !matches!(job.target, Target::Gpu { .. });
-    let fits = fits_alone(&mut replica, &batches.indices[..case.batch_per_rank], &plan.data, &feed, room, step_by_step)?;
+    let fits =
+        fits_alone(&mut replica, &batches.indices[..case.batch_per_rank], &plan.data, &feed, room, step_by_step)?;
     if any(group, !fits)? {
         outcome.peak_memory = memory::peak();
         drop(replica);

@@ -34,7 +34,9 @@ pub fn reads() -> Schema<ReadRow> {
         .put(|row, value| row.reads.bytes = value as Bytes)
         .float(&definitions::READ_RATE, |row| row.reads.bytes as f64 / row.seconds)
         .put(|row, value| row.seconds = row.reads.bytes as f64 / value)
-        .integer(("cache_hits", "1", "samples whose chunk of the HDF5 file was in the cache"), |row| row.reads.hits as i64)
+        .integer(("cache_hits", "1", "samples whose chunk of the HDF5 file was in the cache"), |row| {
+            row.reads.hits as i64
+        })
         .put(|row, value| row.reads.hits = value as u64)
         .integer(("cache_misses", "1", "samples whose chunk was read for them"), |row| row.reads.misses as i64)
         .put(|row, value| row.reads.misses = value as u64)
