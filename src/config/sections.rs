@@ -65,18 +65,39 @@ pub enum Device {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
-    /// Network: net (two convolutions, three linear layers, 62 thousand parameters) or resnet18
-    /// (CIFAR ResNet-18, 11.17 million parameters).
+    /// Network: net (two convolutions, three linear layers), resnet18, resnet34, resnet50 or
+    /// resnet101, vit (vision transformer), gpt2 (decoder of tokens) or file (model.file).
     pub name: ModelName,
+    /// File of the network with model.name = "file": a TorchScript module, as scripts/export.py
+    /// writes it; its initial values are those in the file.
+    pub file: String,
     /// Adds a bias to the last layer of net.
     pub bias: bool,
-    /// Channels of resnet18's first stage; 64 is the published network.
+    /// First layers of a ResNet: cifar (3x3 convolution; names of PyTorch's usual CIFAR scripts),
+    /// imagenet (7x7 convolution of stride 2 and a max-pool; torchvision's names and initial
+    /// values) or auto (cifar for images up to 64 pixels wide and high, imagenet for larger ones).
+    pub stem: Stem,
+    /// Channels of a ResNet's first stage, or width of vit and gpt2; 0: that of the published
+    /// network, 64 or 768.
     pub width: usize,
+    /// Blocks of vit and gpt2, at least 1.
+    pub depth: usize,
+    /// Attention heads of vit and gpt2, a divisor of the width; 0: one per 64 of the width.
+    pub heads: usize,
+    /// Hidden values of the feed-forward part of a block of vit and gpt2, as a multiple of the
+    /// width.
+    pub mlp_ratio: usize,
+    /// Side in pixels of the squares that vit cuts an image into; 0: 4 for images up to 64 pixels
+    /// wide and high, 16 for larger ones.
+    pub patch: usize,
+    /// Share of the values that dropout sets to 0 in the training of vit and gpt2, 0 to below 1.
+    pub dropout: f64,
     /// Number format of convolutions and linear layers: float32, tf32 (GPUs multiply with 10 bits
-    /// of mantissa) or bf16; parameters and gradients stay float32.
+    /// of mantissa), bf16 or fp16 (GPUs only, with a dynamic scale of the loss); parameters and
+    /// gradients stay float32.
     pub precision: Precision,
-    /// Stores images and convolution weights as NHWC, which is faster on most hardware; resnet18
-    /// only.
+    /// Stores images and convolution weights as NHWC, which is faster on most hardware; ResNets
+    /// and files only.
     pub channels_last: bool,
     /// Computes batch norm, shortcut and ReLU in fused kernels (compiled by NVRTC); false: in
     /// libtorch's kernels, which pass over memory more often. No effect on CPU cores.
@@ -87,10 +108,22 @@ pub struct Model {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelName {
-    /// Two convolutions and three fully connected layers, 62 thousand parameters.
+    /// Two convolutions and three fully connected layers, 62 thousand parameters on CIFAR-10.
     Net,
-    /// CIFAR ResNet-18, 11.17 million parameters.
+    /// ResNet with 18 layers, 11.17 million parameters on CIFAR-10.
     Resnet18,
+    /// ResNet with 34 layers.
+    Resnet34,
+    /// ResNet with 50 layers in bottleneck blocks, 25.56 million parameters on ImageNet.
+    Resnet50,
+    /// ResNet with 101 layers in bottleneck blocks.
+    Resnet101,
+    /// Vision transformer, 86.57 million parameters on ImageNet.
+    Vit,
+    /// Decoder of tokens as GPT-2, 124.44 million parameters with its vocabulary.
+    Gpt2,
+    /// Network in the file `model.file`.
+    File,
 }
 
 impl ModelName {
@@ -99,8 +132,50 @@ impl ModelName {
         match self {
             ModelName::Net => "net",
             ModelName::Resnet18 => "resnet18",
+            ModelName::Resnet34 => "resnet34",
+            ModelName::Resnet50 => "resnet50",
+            ModelName::Resnet101 => "resnet101",
+            ModelName::Vit => "vit",
+            ModelName::Gpt2 => "gpt2",
+            ModelName::File => "file",
         }
     }
+
+    /// Whether the network is a ResNet, with batch norm.
+    pub fn is_resnet(self) -> bool {
+        matches!(self, ModelName::Resnet18 | ModelName::Resnet34 | ModelName::Resnet50 | ModelName::Resnet101)
+    }
+
+    /// Whether the network is a transformer.
+    pub fn is_transformer(self) -> bool {
+        matches!(self, ModelName::Vit | ModelName::Gpt2)
+    }
+
+    /// Whether the network reads `key` of `[model]`.
+    pub fn reads(self, key: &str) -> bool {
+        match key {
+            "bias" => self == ModelName::Net,
+            "file" => self == ModelName::File,
+            "stem" | "fused_batch_norm" => self.is_resnet(),
+            "channels_last" => self.is_resnet() || self == ModelName::File,
+            "width" => self.is_resnet() || self.is_transformer(),
+            "depth" | "heads" | "mlp_ratio" | "dropout" => self.is_transformer(),
+            "patch" => self == ModelName::Vit,
+            _ => true,
+        }
+    }
+}
+
+/// First layers of a ResNet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stem {
+    /// `Cifar` for images up to 64 pixels wide and high, `Imagenet` for larger ones.
+    Auto,
+    /// 3x3 convolution.
+    Cifar,
+    /// 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2.
+    Imagenet,
 }
 
 /// Number format of convolutions and matrix products; parameters and gradients are always float32.
@@ -113,6 +188,8 @@ pub enum Precision {
     Tf32,
     /// bfloat16 in convolutions and linear layers; other operations keep the format of their inputs (autocast's rule).
     Bf16,
+    /// IEEE half precision where bf16 has bfloat16, on GPUs only; the loss is scaled so that small gradients are not lost.
+    Fp16,
 }
 
 /// Section `[train]` of the configuration.
@@ -145,13 +222,18 @@ pub struct Train {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct Optim {
-    /// Optimizer: sgd, lars (SGD with layer-wise rates) or lamb (Adam with layer-wise rates).
+    /// Optimizer: sgd, lars (SGD with layer-wise rates), adam, adamw (Adam with decoupled weight
+    /// decay) or lamb (Adam with layer-wise rates).
     pub name: OptimName,
-    /// Momentum of sgd and lars, beta1 of lamb; 0 to below 1.
+    /// Momentum of sgd and lars; beta1 of adam, adamw and lamb: decay per step of their average of
+    /// gradients. 0 to below 1.
     pub momentum: f64,
-    /// Multiple of the parameters that is added to the gradient (lamb: to its step); lars and lamb
-    /// exempt biases and batch norm. 0: none.
+    /// Multiple of the parameters that is added to the gradient (adamw, lamb: to the step). 0: none.
     pub weight_decay: f64,
+    /// Parameters that weight_decay holds for: all, matrices (those of two and more dimensions:
+    /// weights and embeddings, but no biases and no scales of norms) or auto (all with sgd, adam and
+    /// adamw, as in PyTorch; matrices with lars and lamb).
+    pub decay: Decay,
     /// Uses Nesterov momentum; sgd and lars only.
     pub nesterov: bool,
     /// Largest L2 norm of the mean gradient over all parameters, to which a larger one is scaled
@@ -160,9 +242,10 @@ pub struct Optim {
     /// Trust coefficient of lars: a layer's rate is lr * trust * |weights| / (|gradient| +
     /// weight_decay * |weights|).
     pub trust: f64,
-    /// Decay per step of lamb's average of squared gradients; 0 to below 1.
+    /// Decay per step of the average of squared gradients of adam, adamw and lamb; 0 to below 1.
     pub beta2: f64,
-    /// Constant that lamb adds to the root of the average of squared gradients; at least 0.
+    /// Constant that adam, adamw and lamb add to the root of the average of squared gradients; at
+    /// least 0. PyTorch's Adam and AdamW have 1e-8.
     pub epsilon: f64,
     /// Decay per step of a moving average of the weights, which is then the network that is tested
     /// and saved. Batch-norm statistics are measured for it over 2,048 training images at the end
@@ -178,8 +261,43 @@ pub enum OptimName {
     Sgd,
     /// SGD with a rate per layer, in proportion to the ratio of the norms of weights and gradient.
     Lars,
+    /// Adam; weight decay is part of the gradient.
+    Adam,
+    /// Adam with weight decay beside the gradient, in proportion to the learning rate.
+    AdamW,
     /// Adam with a rate per layer, in proportion to the ratio of the norms of weights and step.
     Lamb,
+}
+
+impl OptimName {
+    /// Whether the step divides by the root of an average of squared gradients.
+    pub fn is_adaptive(self) -> bool {
+        matches!(self, OptimName::Adam | OptimName::AdamW | OptimName::Lamb)
+    }
+}
+
+/// Parameters that weight decay holds for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// As the optimizer's authors do: all with SGD, Adam and AdamW, matrices with LARS and LAMB.
+    Auto,
+    /// All parameters.
+    All,
+    /// Parameters of two and more dimensions.
+    Matrices,
+}
+
+impl Optim {
+    /// Weight decay of a parameter, by whether it is a matrix (of two and more dimensions).
+    pub fn weight_decay_of(&self, matrix: bool) -> f64 {
+        let all = match self.decay {
+            Decay::All => true,
+            Decay::Matrices => false,
+            Decay::Auto => !matches!(self.name, OptimName::Lars | OptimName::Lamb),
+        };
+        if all || matrix { self.weight_decay } else { 0.0 }
+    }
 }
 
 /// Section `[schedule]` of the configuration.

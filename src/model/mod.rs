@@ -1,4 +1,4 @@
-//! The networks. In: the `[model]` section, the form of the samples and a seed. Out: a [`Model`] whose parameters have
+//! The networks, each a list of nodes ([`graph`]) that one interpreter computes. In: the `[model]` section, the form of the samples and a seed. Out: a [`Model`] whose parameters have
 //! PyTorch's names, order and initial values (those of `torch.manual_seed(seed)` and the same modules, bit for bit).
 //! Knows nothing of ranks, gradients' reduction or optimizers.
 //!
@@ -15,15 +15,22 @@
 //! # Ok::<(), hpml::error::Error>(())
 //! ```
 
-mod cnn;
+mod builder;
+mod file;
+pub mod graph;
+mod initial;
+mod interpreter;
 mod layers;
-mod resnet;
+mod networks;
 
 use tch::Tensor;
 
+use self::builder::Description;
+pub use self::file::check as check_file;
+use self::interpreter::Interpreter;
 use crate::config::{self, ModelName};
 use crate::data::Form;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::sys::seeded;
 
 /// Function that standardizes an input `[n, c, h, w]`, given batch norm's epsilon.
@@ -51,6 +58,9 @@ impl Mode<'_> {
 /// Batch norm's share of a batch in the running statistics: PyTorch's default.
 pub const MOMENTUM: f64 = 0.1;
 
+/// Constant that batch norm adds to the variance: PyTorch's default.
+pub const EPSILON: f64 = 1e-5;
+
 /// A batch norm's input with mean 0 and variance 1 per channel, before scale and shift.
 pub struct Standardized {
     /// Standardized input, `[n, c, h, w]` float32.
@@ -68,6 +78,10 @@ pub enum Role {
     Parameter,
     /// Parameter that is not trained.
     Frozen,
+    /// Another name of a tensor before it, as with tied weights.
+    Tied,
+    /// Buffer that belongs to no `state_dict`: not persistent, and not saved.
+    Constant,
     /// Batch norm's running statistics.
     Buffer,
     /// Batch norm's `num_batches_tracked`, which hpml counts without a tensor, or an integer buffer of a model from a file.
@@ -88,6 +102,17 @@ pub struct Entry {
 pub trait Network {
     /// Logits in float32: `[n, classes]` of images, `[n, t, vocabulary]` of tokens.
     fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor;
+
+    /// Whether the forward pass in training draws random numbers from libtorch's generators, as dropout does; true where that is
+    /// not known.
+    fn draws(&self) -> bool {
+        true
+    }
+
+    /// Whether a GPU can capture its passes: neither of them waits for the GPU or copies a value from it.
+    fn can_be_captured(&self) -> bool {
+        true
+    }
 }
 
 /// A network and its state.
@@ -104,25 +129,37 @@ impl Model {
     /// `torch.manual_seed(seed)`.
     ///
     /// # Errors
-    /// The network cannot be built for this form.
+    /// [`Error::ConfigValue`](crate::error::Error::ConfigValue) if the network takes no samples of this form, or a key of
+    /// `[model]` does not fit another.
     pub fn new(config: &config::Model, form: Form, seed: u64) -> Result<Model> {
-        if form != Form::CIFAR10 {
-            return Err(Error::ConfigValue {
-                place: "data".into(),
-                key: "model.name".into(),
-                value: config.name.as_str().into(),
-                expected: "is for images [3, 32, 32] of 10 classes".into(),
-            });
+        if config.name == ModelName::File {
+            return file::open(config, form, seed);
         }
-        Ok(seeded(seed, || match config.name {
-            ModelName::Net => cnn::net(config),
-            ModelName::Resnet18 => resnet::resnet18(config),
-        }))
+        let Description { graph, draws } = networks::describe(config, form)?;
+        let state = seeded(seed, || initial::state(&graph, &draws));
+        let network = Box::new(Interpreter::new(&graph, &state, config));
+        // net's convolutions are so thin (3 and 6 channels in) that NHWC brings them nothing.
+        Ok(Model { state, channels_last: config.channels_last && config.name.is_resnet(), network })
+    }
+
+    /// Model of a `network` that reads the tensors of `state`.
+    pub fn with_network(state: Vec<Entry>, channels_last: bool, network: Box<dyn Network>) -> Model {
+        Model { state, channels_last, network }
     }
 
     /// Logits in float32: `[n, classes]` of images `[n, c, h, w]`, `[n, t, vocabulary]` of tokens `[n, t]`.
     pub fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor {
         self.network.forward(inputs, mode)
+    }
+
+    /// Whether the forward pass in training draws random numbers, see [`Network::draws`].
+    pub fn draws(&self) -> bool {
+        self.network.draws()
+    }
+
+    /// Whether a GPU can capture the network's passes.
+    pub fn can_be_captured(&self) -> bool {
+        self.network.can_be_captured()
     }
 
     /// The entries that are trained.
@@ -136,51 +173,10 @@ impl Model {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tch::{Device, Kind};
-
-    fn model(edit: impl Fn(&mut config::Model)) -> Model {
-        let mut config = config::Model::default();
-        edit(&mut config);
-        Model::new(&config, Form::CIFAR10, 0).unwrap()
-    }
-
-    #[test]
-    fn the_networks_have_the_published_number_of_parameters() {
-        assert_eq!(model(|_| ()).parameter_count(), 61_770);
-        assert_eq!(model(|config| config.bias = true).parameter_count(), 61_780);
-        assert_eq!(model(|config| config.name = ModelName::Resnet18).parameter_count(), 11_173_962);
-    }
-
-    #[test]
-    fn names_and_order_are_those_of_pytorchs_state_dict() {
-        let net = model(|config| config.bias = true);
-        let names: Vec<&str> = net.state.iter().map(|entry| entry.name.as_str()).collect();
-        assert_eq!(names, ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight", "fc3.weight", "fc3.bias"]);
-        let resnet = model(|config| config.name = ModelName::Resnet18);
-        assert_eq!(resnet.state.len(), 122); // len(ResNet18().state_dict())
-        assert_eq!(resnet.state[0].name, "conv1.weight");
-        assert_eq!(resnet.state[5].name, "bn1.num_batches_tracked");
-        assert!(resnet.state.iter().any(|entry| entry.name == "layer2.0.shortcut.1.running_var"));
-        assert_eq!(resnet.state[121].name, "linear.bias");
-    }
-
-    #[test]
-    fn every_precision_and_layout_gives_ten_logits_in_float32() {
-        let images = Tensor::zeros([2, 3, 32, 32], (Kind::Float, Device::Cpu));
-        for name in [ModelName::Net, ModelName::Resnet18] {
-            for precision in [config::Precision::Float32, config::Precision::Bf16] {
-                for channels_last in [false, true] {
-                    let model = model(|config| {
-                        (config.name, config.precision, config.channels_last) = (name, precision, channels_last);
-                        config.width = 16;
-                    });
-                    let logits = model.forward(&images, Mode::TRAIN);
-                    assert_eq!((logits.size(), logits.kind()), (vec![2, 10], Kind::Float));
-                }
-            }
-        }
-    }
+/// Version of libtorch that hpml was built with, for example `2.11.0`.
+fn libtorch_version() -> &'static str {
+    option_env!("HPML_LIBTORCH_VERSION").unwrap_or("of an unknown version")
 }
+
+#[cfg(test)]
+mod tests;
