@@ -194,6 +194,33 @@ fn idx_files_and_another_number_of_classes_train() {
     );
 }
 
+#[test]
+fn sequences_of_tokens_train_a_decoder_and_are_checked() {
+    let folder = folder();
+    let mut tokens: Vec<u8> = (0..40 * 9).flat_map(|at: usize| ((at * at / 7 % 20) as u16).to_le_bytes()).collect();
+    write_npy(&folder.path().join("text.npy"), "<u2", &[40, 9], &tokens);
+    write_npy(&folder.path().join("other.npy"), "<u2", &[40, 9], &tokens);
+    let out = folder.path().join("run.h5");
+    let set = [
+        "data.images=text",
+        "data.test_images=other",
+        "model.name=gpt2",
+        "model.width=16",
+        "model.depth=1",
+        "model.heads=2",
+    ];
+    let run = train(2, folder.path(), &out, &[&set[..], &["data.classes=20"]].concat()).run().succeeded();
+    assert!(run.stdout.contains("sequences of 8 tokens, vocabulary 20"), "{}", run.stdout);
+    let loss = column(&out, "epochs/train_loss");
+    assert!(loss[1] < loss[0] && loss[0] < 4.0, "{loss:?}"); // ln 20 is 3.0
+    refused(folder.path(), &set, &["data.classes = 0", "vocabulary"]);
+    tokens[2 * (9 * 3 + 4)] = 20;
+    write_npy(&folder.path().join("text.npy"), "<u2", &[40, 9], &tokens);
+    let set = [&set[..], &["data.classes=20"]].concat();
+    refused(folder.path(), &set, &["text.npy", "sample 3", "token 4 is 20", "expected 0 to 19"]);
+    refused(folder.path(), &[&set[..], &["data.augment=true"]].concat(), &["data.augment = true", "tokens"]);
+}
+
 /// Folder with `images.npy`, `labels.npy` and the test set's, of 20 and 20 samples; `change` may spoil one of them.
 fn npy_folder(folder: &Path, change: impl Fn(&dyn Fn(&str, &str, &[usize], &[u8]))) {
     let write = |name: &str, descr: &str, shape: &[usize], values: &[u8]| {
@@ -240,11 +267,7 @@ fn bad_arrays_end_in_one_message_each() {
         &["test_images.npy", "[3, 32, 32]", "[3, 8, 8]"],
     );
     bad(&|write| write("images", "|u1", &[20, 3, 9, 3], &[0; 20 * 81]), &[], &["images.npy", "data.layout"]);
-    bad(
-        &|write| write("images", "|u1", &[20, 16], &[0; 320]),
-        &[],
-        &["data.classes = 0", "vocabulary", "[n, height, width]"],
-    );
+    bad(&|write| write("images", "|u1", &[20, 16], &[0; 320]), &[], &["test_images.npy", "[3, 32, 32]", "[15]"]);
     let nan: Vec<u8> =
         (0..20 * IMAGE).flat_map(|at| if at == 5 * IMAGE + 1024 + 33 { f32::NAN } else { 0.5 }.to_le_bytes()).collect();
     bad(
