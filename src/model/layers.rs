@@ -113,6 +113,7 @@ impl BatchNorm {
             return None;
         };
         let Mode::Train { momentum, standardize: None } = mode else { return None };
+        let momentum = momentum.unwrap_or(MOMENTUM);
         let norm = sys::BatchNorm { weight, bias, running_mean, running_variance, momentum, epsilon: EPSILON };
         norm.apply(input, shortcut, *relu)
     }
@@ -121,6 +122,7 @@ impl BatchNorm {
     fn unfused(&self, input: &Tensor, mode: Mode) -> Tensor {
         let (train, momentum) = match mode {
             Mode::Train { momentum, standardize: Some(standardize) } => {
+                let momentum = momentum.unwrap_or(MOMENTUM);
                 let standardized = standardize(input, EPSILON);
                 tch::no_grad(|| {
                     let update = |mut running: Tensor, new: &Tensor| {
@@ -133,7 +135,7 @@ impl BatchNorm {
                 let output = across(&self.bias).addcmul(&standardized.values, &across(&self.weight));
                 return output.to_kind(input.kind());
             }
-            Mode::Train { momentum, standardize: None } => (true, momentum),
+            Mode::Train { momentum, standardize: None } => (true, momentum.unwrap_or(MOMENTUM)),
             Mode::Eval => (false, MOMENTUM), // not used
         };
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
