@@ -7,14 +7,14 @@ use tch::Kind;
 use super::engine::{Engine, Kernel};
 use super::float_network::{self, FloatTorch};
 use super::gpu_engine::{self, GpuEngine};
-use super::graph::{FloatNet, IMAGE_BYTES};
+use super::graph::FloatNet;
 use super::integer::{IntNet, predictions};
 use super::scheme;
 use super::simulated::Simulated;
 use crate::device::Target;
 use crate::error::Result;
 
-/// Images computed together, on CPU cores and on a device.
+/// Images of 32x32 pixels computed together, on CPU cores and on a device.
 const BATCH: [usize; 2] = [100, 500];
 
 /// Correct predictions of every case, and agreement of simulation and kernels, over this rank's images. All counts are
@@ -65,7 +65,7 @@ impl AccuracyTable {
     }
 }
 
-/// Runs every case over `pixels` `[n, 3, 32, 32]` with their `labels`, on `target`.
+/// Runs every case over `pixels` `[n, channels, height, width]` with their `labels`, on `target`.
 ///
 /// # Errors
 /// A simulated value is out of range.
@@ -147,19 +147,24 @@ fn run(
     let mut accuracy =
         AccuracyTable { cases: names.map(|name| (name, 0)).collect(), samples: 0, compared: 0, differing: 0 };
     let mut executions = Executions::on(target, integers);
-    let batch = BATCH[usize::from(target.is_gpu())];
-    let correct = |predicted: &[u8], labels: &[u8]| predicted.iter().zip(labels).filter(|(a, b)| a == b).count() as u64;
-    for (pixels, labels) in pixels.chunks(batch * IMAGE_BYTES).zip(labels.chunks(batch)) {
+    let (spec, classes) = (&integers.spec, integers.spec.classes);
+    let batch = spec.images_together(BATCH[usize::from(target.is_gpu())]);
+    for (pixels, labels) in pixels.chunks(batch * spec.image_bytes()).zip(labels.chunks(batch)) {
         for ((_, net), (_, count)) in floats.iter().zip(&mut accuracy.cases) {
             *count += correct(&float_network::predictions(&net.logits(pixels)), labels);
         }
         let (logits, compared, differing) = executions.run(pixels)?;
-        accuracy.cases.last_mut().expect("it was added").1 += correct(&predictions(&logits), labels);
+        accuracy.cases.last_mut().expect("it was added").1 += correct(&predictions(&logits, classes), labels);
         accuracy.compared += compared;
         accuracy.differing += differing;
         accuracy.samples += labels.len() as u64;
     }
     Ok(accuracy)
+}
+
+/// Number of predicted classes that are the labels.
+pub fn correct(predicted: &[usize], labels: &[u8]) -> u64 {
+    predicted.iter().zip(labels).filter(|(class, label)| **class == usize::from(**label)).count() as u64
 }
 
 /// (elements compared, elements that differ) of all tensors and logits of `pixels`; `logits` are those of the kernels.
@@ -171,8 +176,9 @@ pub fn compare(simulated: &Simulated, engine: &mut Engine, pixels: &[u8], logits
     let mut compared = logits.len() as u64;
     let mut differing = unequal(&simulated_logits, logits);
     let tensors: Vec<Vec<u8>> = tensors.iter().map(channels_last).collect();
-    let images = pixels.len() / IMAGE_BYTES;
-    for (image, pixels) in pixels.chunks(IMAGE_BYTES).enumerate() {
+    let spec = simulated.spec();
+    let images = spec.image_count(pixels);
+    for (image, pixels) in pixels.chunks(spec.image_bytes()).enumerate() {
         for (all, own) in tensors.iter().zip(engine.trace(pixels).0) {
             let length = all.len() / images;
             compared += length as u64;
@@ -187,7 +193,7 @@ fn unequal<T: PartialEq>(a: &[T], b: &[T]) -> u64 {
     a.iter().zip(b).filter(|(a, b)| a != b).count() as u64
 }
 
-/// Reorders `[n, channels, side, side]` whole numbers to `[n, side, side, channels]` u8.
+/// Reorders `[n, channels, height, width]` whole numbers to `[n, height, width, channels]` u8.
 fn channels_last(tensor: &tch::Tensor) -> Vec<u8> {
     let bytes = tensor.permute([0, 2, 3, 1]).contiguous().to_kind(Kind::Uint8);
     let mut values = vec![0; bytes.numel()];
