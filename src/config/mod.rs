@@ -26,7 +26,7 @@ pub use parallel::{Algorithm, BufferSync, Compression, Parallel};
 pub use plan::Plan;
 pub use sections::{
     Anneal, Checkpoint, Device, Launch, Metrics, Model, ModelName, Optim, OptimName, Precision, Quantize, RangeFrom,
-    Run, Scaling, Schedule, Timing, Train,
+    Run, Scaling, Schedule, Stem, Timing, Train,
 };
 pub use unread::Reader;
 

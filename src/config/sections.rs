@@ -65,17 +65,34 @@ pub enum Device {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
-    /// Network: net (two convolutions, three linear layers, 62 thousand parameters) or resnet18
-    /// (CIFAR ResNet-18, 11.17 million parameters).
+    /// Network: net (two convolutions, three linear layers), resnet18, resnet34, resnet50 or
+    /// resnet101, vit (vision transformer) or gpt2 (decoder of tokens).
     pub name: ModelName,
     /// Adds a bias to the last layer of net.
     pub bias: bool,
-    /// Channels of resnet18's first stage; 64 is the published network.
+    /// First layers of a ResNet: cifar (3x3 convolution; names of PyTorch's usual CIFAR scripts),
+    /// imagenet (7x7 convolution of stride 2 and a max-pool; torchvision's names and initial
+    /// values) or auto (cifar for images up to 64 pixels wide and high, imagenet for larger ones).
+    pub stem: Stem,
+    /// Channels of a ResNet's first stage, or width of vit and gpt2; 0: that of the published
+    /// network, 64 or 768.
     pub width: usize,
+    /// Blocks of vit and gpt2, at least 1.
+    pub depth: usize,
+    /// Attention heads of vit and gpt2, a divisor of the width; 0: one per 64 of the width.
+    pub heads: usize,
+    /// Hidden values of the feed-forward part of a block of vit and gpt2, as a multiple of the
+    /// width.
+    pub mlp_ratio: usize,
+    /// Side in pixels of the squares that vit cuts an image into; 0: 4 for images up to 64 pixels
+    /// wide and high, 16 for larger ones.
+    pub patch: usize,
+    /// Share of the values that dropout sets to 0 in the training of vit and gpt2, 0 to below 1.
+    pub dropout: f64,
     /// Number format of convolutions and linear layers: float32, tf32 (GPUs multiply with 10 bits
     /// of mantissa) or bf16; parameters and gradients stay float32.
     pub precision: Precision,
-    /// Stores images and convolution weights as NHWC, which is faster on most hardware; resnet18
+    /// Stores images and convolution weights as NHWC, which is faster on most hardware; ResNets
     /// only.
     pub channels_last: bool,
     /// Computes batch norm, shortcut and ReLU in fused kernels (compiled by NVRTC); false: in
@@ -87,10 +104,20 @@ pub struct Model {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelName {
-    /// Two convolutions and three fully connected layers, 62 thousand parameters.
+    /// Two convolutions and three fully connected layers, 62 thousand parameters on CIFAR-10.
     Net,
-    /// CIFAR ResNet-18, 11.17 million parameters.
+    /// ResNet with 18 layers, 11.17 million parameters on CIFAR-10.
     Resnet18,
+    /// ResNet with 34 layers.
+    Resnet34,
+    /// ResNet with 50 layers in bottleneck blocks, 25.56 million parameters on ImageNet.
+    Resnet50,
+    /// ResNet with 101 layers in bottleneck blocks.
+    Resnet101,
+    /// Vision transformer, 86.57 million parameters on ImageNet.
+    Vit,
+    /// Decoder of tokens as GPT-2, 124.44 million parameters with its vocabulary.
+    Gpt2,
 }
 
 impl ModelName {
@@ -99,8 +126,47 @@ impl ModelName {
         match self {
             ModelName::Net => "net",
             ModelName::Resnet18 => "resnet18",
+            ModelName::Resnet34 => "resnet34",
+            ModelName::Resnet50 => "resnet50",
+            ModelName::Resnet101 => "resnet101",
+            ModelName::Vit => "vit",
+            ModelName::Gpt2 => "gpt2",
         }
     }
+
+    /// Whether the network is a ResNet, with batch norm.
+    pub fn is_resnet(self) -> bool {
+        matches!(self, ModelName::Resnet18 | ModelName::Resnet34 | ModelName::Resnet50 | ModelName::Resnet101)
+    }
+
+    /// Whether the network is a transformer.
+    pub fn is_transformer(self) -> bool {
+        matches!(self, ModelName::Vit | ModelName::Gpt2)
+    }
+
+    /// Whether the network reads `key` of `[model]`.
+    pub fn reads(self, key: &str) -> bool {
+        match key {
+            "bias" => self == ModelName::Net,
+            "stem" | "channels_last" | "fused_batch_norm" => self.is_resnet(),
+            "width" => self.is_resnet() || self.is_transformer(),
+            "depth" | "heads" | "mlp_ratio" | "dropout" => self.is_transformer(),
+            "patch" => self == ModelName::Vit,
+            _ => true,
+        }
+    }
+}
+
+/// First layers of a ResNet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stem {
+    /// `Cifar` for images up to 64 pixels wide and high, `Imagenet` for larger ones.
+    Auto,
+    /// 3x3 convolution.
+    Cifar,
+    /// 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2.
+    Imagenet,
 }
 
 /// Number format of convolutions and matrix products; parameters and gradients are always float32.

@@ -7,6 +7,7 @@
 
 mod augment;
 mod cifar10;
+mod form;
 mod loader;
 mod resident;
 mod sampler;
@@ -18,6 +19,7 @@ use crate::config;
 use crate::error::{Error, Result};
 pub use augment::AugmentSeed;
 pub use cifar10::append_records;
+pub use form::Form;
 pub use loader::{Batch, BatchPlan, Loader, LoaderOptions};
 pub use resident::{Batches, Feed};
 pub use sampler::{Sampler, samples_per_rank};

@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Entry, Forward, MOMENTUM, Mode, Model, Role, Stage};
+use super::{EPSILON, Entry, Forward, MOMENTUM, Mode, Model, Role, Stage};
 use crate::config::{self, Precision};
 use crate::sys;
 
@@ -155,9 +155,6 @@ pub(super) struct BatchNorm {
     /// Whether to use hpml's fused kernels where they can compute.
     fused: bool,
 }
-
-/// Constant that batch norm adds to the variance: PyTorch's default.
-const EPSILON: f64 = 1e-5;
 
 impl BatchNorm {
     /// ReLU of the normalized `input`, plus `shortcut` if there is one.

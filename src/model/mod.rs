@@ -13,8 +13,12 @@
 //! assert_eq!(model.forward(&images, Mode::Eval).size(), [2, 10]);
 //! ```
 
+mod builder;
 mod cnn;
+pub mod graph;
+mod initial;
 mod layers;
+mod networks;
 mod resnet;
 
 use std::ffi::CString;
@@ -50,6 +54,9 @@ impl Mode<'_> {
 
 /// Batch norm's share of a batch in the running statistics: PyTorch's default.
 pub const MOMENTUM: f64 = 0.1;
+
+/// Constant that batch norm adds to the variance: PyTorch's default.
+pub const EPSILON: f64 = 1e-5;
 
 /// A batch norm's input with mean 0 and variance 1 per channel, before scale and shift.
 pub struct Standardized {
@@ -117,7 +124,7 @@ impl Model {
     pub fn new(config: &config::Model, seed: u64) -> Model {
         seeded(seed, || match config.name {
             ModelName::Net => cnn::net(config),
-            ModelName::Resnet18 => resnet::resnet18(config),
+            _ => resnet::resnet18(config),
         })
     }
 
@@ -167,6 +174,22 @@ mod tests {
         assert_eq!(resnet.state[5].name, "bn1.num_batches_tracked");
         assert!(resnet.state.iter().any(|entry| entry.name == "layer2.0.shortcut.1.running_var"));
         assert_eq!(resnet.state[121].name, "linear.bias");
+    }
+
+    #[test]
+    fn the_node_list_has_the_state_of_the_model() {
+        for name in [ModelName::Net, ModelName::Resnet18] {
+            let config = config::Model { name, ..config::Model::default() };
+            let form = crate::data::Form::Images { shape: [3, 32, 32], classes: 10 };
+            let graph = graph::Graph::new(&config, form).unwrap();
+            let model = Model::new(&config, 0);
+            assert_eq!(graph.state.len(), model.state.len());
+            for (slot, entry) in graph.state.iter().zip(&model.state) {
+                assert_eq!((&slot.name, slot.role), (&entry.name, entry.role));
+                let shape: Vec<i64> = slot.shape.iter().map(|&extent| extent as i64).collect();
+                assert!(slot.role == Role::Counter || shape == entry.tensor.size(), "{}", slot.name);
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::config;
 
 /// ResNet-18 with `model.width` channels in the first stage, doubled in each of the next three.
 pub(super) fn resnet18(config: &config::Model) -> Model {
-    let width = config.width as i64;
+    let width = if config.width == 0 { 64 } else { config.width as i64 };
     let mut build = Builder::new(config);
     let conv1 = build.conv("conv1", [3, width, 3], 1, 1);
     let bn1 = build.batch_norm("bn1", width);

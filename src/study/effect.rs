@@ -2,7 +2,7 @@
 //! checked configurations. Out: their normal forms; equal forms train alike, unequal ones may still do so.
 
 use crate::config::{
-    Anneal, BufferSync, Compression, Config, ModelName, OptimName, Parallel, Precision, Scaling, Shares,
+    Anneal, BufferSync, Compression, Config, Model, ModelName, OptimName, Parallel, Precision, Scaling, Shares,
 };
 use crate::device::Target;
 use crate::train::GlobalBatch;
@@ -33,15 +33,9 @@ pub fn effect(config: &Config, ground: Ground, batch: &GlobalBatch) -> Config {
         (own.optim.beta2, own.optim.epsilon) = (default.optim.beta2, default.optim.epsilon);
     }
     own.parallel = parallel(config, &default, ground);
-    match own.model.name {
-        ModelName::Net => {
-            (own.model.width, own.model.channels_last) = (default.model.width, default.model.channels_last);
-            own.model.fused_batch_norm = default.model.fused_batch_norm;
-        }
-        ModelName::Resnet18 if !ground.target.is_gpu() => own.model.fused_batch_norm = default.model.fused_batch_norm,
-        ModelName::Resnet18 => {}
-    }
+    model(&mut own.model, &default.model);
     if !ground.target.is_gpu() {
+        own.model.fused_batch_norm = default.model.fused_batch_norm;
         own.launch.cuda_graphs = default.launch.cuda_graphs;
         if own.model.precision == Precision::Tf32 {
             own.model.precision = Precision::Float32;
@@ -71,6 +65,28 @@ fn steps(own: &mut Config, batch: &GlobalBatch) {
     train.max_steps = if total.is_multiple_of(batch.steps_per_epoch) { 0 } else { total };
     if batch.samples == own.schedule.base_batch {
         own.schedule.scaling = Scaling::None;
+    }
+}
+
+/// Sets the keys that the network does not read to their defaults.
+fn model(own: &mut Model, default: &Model) {
+    let name = own.name;
+    let Model { bias, stem, width, depth, heads, mlp_ratio, patch, dropout, .. } = own;
+    reset(name, "bias", bias, &default.bias);
+    reset(name, "stem", stem, &default.stem);
+    reset(name, "width", width, &default.width);
+    reset(name, "depth", depth, &default.depth);
+    reset(name, "heads", heads, &default.heads);
+    reset(name, "mlp_ratio", mlp_ratio, &default.mlp_ratio);
+    reset(name, "patch", patch, &default.patch);
+    reset(name, "dropout", dropout, &default.dropout);
+    reset(name, "channels_last", &mut own.channels_last, &default.channels_last);
+    reset(name, "fused_batch_norm", &mut own.fused_batch_norm, &default.fused_batch_norm);
+}
+
+fn reset<T: Copy>(name: ModelName, key: &str, value: &mut T, default: &T) {
+    if !name.reads(key) {
+        *value = *default;
     }
 }
 
@@ -112,7 +128,7 @@ fn parallel(config: &Config, default: &Config, ground: Ground) -> Parallel {
         own.bucket_mb = default.bucket_mb;
     }
     // Without batch norm there are no statistics; `sync` still reduces stage by stage.
-    if config.model.name == ModelName::Net && own.buffers != BufferSync::Sync {
+    if !config.model.name.is_resnet() && own.buffers != BufferSync::Sync {
         own.buffers = default.buffers;
     }
     own
