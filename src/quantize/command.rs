@@ -11,9 +11,10 @@ use super::engine::{Engine, Kernel};
 use super::finetune;
 use super::float_network::{self, FloatTorch};
 use super::gpu_engine::GpuEngine;
-use super::graph::{FloatNet, IMAGE_BYTES};
+use super::graph::{FloatNet, Spec};
 use super::integer::{IntNet, predictions};
 use super::simulated::Simulated;
+use super::structure::structure;
 use super::{checkpoint, onnx, scheme};
 use crate::collective::Combine;
 use crate::config::{self, Config, Plan};
@@ -48,11 +49,15 @@ pub fn quantize(plan: &Plan, job: &Job, run: &Path, destination: &Destination) -
     let checkpoint = job.agree(store::read_checkpoint(run).and_then(float_only(run)))?;
     job.agree(store::check_not_input(out, &[run]))?;
     let datasets = job.agree(data::open(&plan.data))?;
+    let in_file = |error: Error| Error::File { path: run.to_owned(), message: error.to_string() };
+    let net =
+        spec(plan, &datasets.train).and_then(|spec| FloatNet::from_state(&checkpoint.tensors, spec).map_err(in_file));
+    let net = job.agree(net)?;
     let run_id = job.agree(store::read_identity(run))?.run_id;
     let owner = output::claim_at(job, out, force)?;
     let file = owner.map(|owner| create(owner, force, plan, (run, &run_id))).transpose();
     let mut file = job.agree(file)?;
-    let quantized = quantize_state(plan, job, &checkpoint.tensors, &datasets)?;
+    let quantized = quantize_net(plan, job, &net, &datasets)?;
     let written = file.as_mut().map(|file| {
         print(&quantized, &plan.quantize);
         write(&quantized, job, file)
@@ -61,11 +66,11 @@ pub fn quantize(plan: &Plan, job: &Job, run: &Path, destination: &Destination) -
 }
 
 /// Prepares the file of the network that a training is going to be quantized to, [`beside`] its run file, before the first step:
-/// checks the calibration images, takes the name, and creates the file, which is on rank 0. `source` is the run file and its
+/// checks the network and the calibration images, takes the name, and creates the file, which is on rank 0. `source` is the run file and its
 /// run's id, on rank 0. A collective.
 ///
 /// # Errors
-/// The training set has too few images, or the file cannot be written.
+/// int8 cannot express the network, the training set has too few images, or the file cannot be written.
 pub fn prepare(
     plan: &Plan,
     job: &Job,
@@ -73,6 +78,7 @@ pub fn prepare(
     source: Option<(&Path, &str)>,
     force: bool,
 ) -> Result<Option<RunFile>> {
+    job.agree(spec(plan, train).and_then(|spec| structure(&spec)))?;
     job.agree(check_calibration(&plan.quantize, train))?;
     let out = source.map(|(run, _)| beside(run)).unwrap_or_default(); // rank 0's counts
     let owner = output::claim_at(job, &out, force)?;
@@ -128,29 +134,49 @@ fn float_only(run: &Path) -> impl Fn(Checkpoint) -> Result<Checkpoint> {
     }
 }
 
-/// Quantizes a `state_dict` on all ranks together, each of which takes its share of calibration and test. A collective.
+/// Network, images and classes of a training.
+fn spec(plan: &Plan, train: &Dataset) -> Result<Spec> {
+    let _ = train;
+    Ok(Spec {
+        model: plan.model.clone(),
+        shape: [3, 32, 32],
+        classes: 10,
+        mean: plan.data.mean.to_vec(),
+        std: plan.data.std.to_vec(),
+    })
+}
+
+/// Quantizes the `state_dict` of a training on all ranks together. A collective.
 ///
 /// # Errors
-/// The training set has too few images, the state is of no known network or holds values that are NaN or infinite, or a rank
-/// fails.
+/// The state is not that of the network or holds values that are NaN or infinite; as [`quantize`].
 pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &Datasets) -> Result<Quantized> {
-    let net = job.agree(FloatNet::from_state(state, plan.data.mean, plan.data.std))?;
+    let net = spec(plan, &datasets.train).and_then(|spec| FloatNet::from_state(state, spec));
+    quantize_net(plan, job, &job.agree(net)?, datasets)
+}
+
+/// Quantizes a network on all ranks together, each of which takes its share of calibration and test. A collective.
+///
+/// # Errors
+/// The training set has too few images, a value is NaN or infinite, or a rank fails.
+fn quantize_net(plan: &Plan, job: &Job, net: &FloatNet, datasets: &Datasets) -> Result<Quantized> {
     let images = plan.quantize.calibration_images;
     job.agree(check_calibration(&plan.quantize, &datasets.train))?;
-    let pixels = &datasets.train.images[..images * IMAGE_BYTES];
+    let image_bytes = net.spec.image_bytes();
+    let pixels = &datasets.train.images[..images * image_bytes];
     let gather = |words: &[u64]| job.communicator.all_gather(metrics::Kind::Metrics, words);
-    let torch = FloatTorch::new(&net);
+    let torch = FloatTorch::new(net);
     let activations = calibration::activations(&torch, pixels, job.rank, job.world_size, &gather);
     let activations = job.agree(activations)?;
-    let weights = job.agree(calibration::weights(&net))?;
-    let mut integers = job.agree(scheme::quantize(&net, &activations, &plan.quantize))?;
+    let weights = job.agree(calibration::weights(net))?;
+    let mut integers = job.agree(scheme::quantize(net, &activations, &plan.quantize))?;
 
     let test = &datasets.test;
     let own = job.rank * test.len() / job.world_size..(job.rank + 1) * test.len() / job.world_size;
-    let (pixels, labels) = (&test.images[own.start * IMAGE_BYTES..own.end * IMAGE_BYTES], &test.labels[own]);
-    let mut accuracy = summed(job, accuracy::measure(&net, &integers, pixels, labels, job.target))?;
+    let (pixels, labels) = (&test.images[own.start * image_bytes..own.end * image_bytes], &test.labels[own]);
+    let mut accuracy = summed(job, accuracy::measure(net, &integers, pixels, labels, job.target))?;
     if plan.quantize.finetune_epochs > 0.0 && loses_too_much(&accuracy, plan.quantize.max_drop) {
-        let finetuned = finetune::finetune(&net, &integers, &datasets.train, plan, job)?;
+        let finetuned = finetune::finetune(net, &integers, &datasets.train, plan, job)?;
         // `finetuned` is the same on every rank, so all take the same branch.
         match scheme::with_scales_of(&finetuned, &integers) {
             Ok(finetuned) => {
@@ -182,7 +208,7 @@ pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &
         true => format!("int8 matrices, {}", job.target),
         false => Kernel::best().as_str().to_owned(),
     };
-    let tables = vec![histograms(&weights, &activations), accuracies(&accuracy, &net, &integers, kernel)];
+    let tables = vec![histograms(&weights, &activations), accuracies(&accuracy, net, &integers, kernel)];
     Ok(Quantized { net: integers, accuracy, tables })
 }
 
@@ -305,9 +331,10 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
     let net = load(file)?;
     let test = data::open(&config.data)?.test;
     tch::set_num_threads(1);
+    let (spec, classes) = (&net.spec, net.spec.classes);
 
     if let Some(list) = list {
-        let classes = predictions(&Engine::new(&net, Kernel::best()).run(&test.images));
+        let classes = predictions(&Engine::new(&net, Kernel::best()).run(&test.images), classes);
         let lines: String = classes.iter().map(|class| format!("{class}\n")).collect();
         store::write_output(list, lines.as_bytes(), force)?;
     }
@@ -321,31 +348,36 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
         "true int8 by {}; speed: the best of repeated calls over at least a second, from u8 pixels to the predicted class",
         Kernel::best().as_str()
     );
+    let together = spec.images_together(128);
+    let (batch, meaning) = (format!("batch {together}"), format!("images per second, {together} at a time"));
     sheet.columns = vec![
         ("form", "1", "execution of the network").into(),
         ("accuracy", "percent", "correct predictions on the test set").into(),
         ("batch 1", "1/s", "images per second, one at a time").into(),
-        ("batch 128", "1/s", "images per second, 128 at a time").into(),
+        (batch.as_str(), "1/s", meaning.as_str()).into(),
     ];
-    let mut row = |name: &str, predict: &mut dyn FnMut(&[u8]) -> Result<Vec<u8>>| -> Result<()> {
+    let mut row = |name: &str, predict: &mut dyn FnMut(&[u8]) -> Result<Vec<usize>>| -> Result<()> {
         let mut correct = 0;
-        for (pixels, labels) in test.images.chunks(128 * IMAGE_BYTES).zip(test.labels.chunks(128)) {
-            correct += predict(pixels)?.iter().zip(labels).filter(|(a, b)| a == b).count();
+        for (pixels, labels) in test.images.chunks(together * spec.image_bytes()).zip(test.labels.chunks(together)) {
+            correct += accuracy::correct(&predict(pixels)?, labels);
         }
         let accuracy = 100.0 * correct as f64 / test.len().max(1) as f64;
-        let one = images_per_second(&test.images[..IMAGE_BYTES.min(test.images.len())], predict)?;
-        let many = images_per_second(&test.images[..(128 * IMAGE_BYTES).min(test.images.len())], predict)?;
+        let mut speed = |images: usize| {
+            let images = images.min(test.len());
+            Ok(images as f64 / seconds_per_call(&test.images[..images * spec.image_bytes()], predict)?)
+        };
+        let (one, many) = (speed(1)?, speed(together)?);
         sheet.rows.push([Cell::from(name)].into_iter().chain([accuracy, one, many].map(Cell::Float)).collect());
         Ok(())
     };
     let on = |name: &str| if target.is_gpu() { format!("{name}, {target}") } else { name.to_owned() };
     row(&on("float32, int8 weights"), &mut |pixels| Ok(float_network::predictions(&torch.logits(pixels))))?;
-    row(&on("simulated int8"), &mut |pixels| Ok(predictions(&simulated.run(pixels)?)))?;
-    row("true int8", &mut |pixels| Ok(predictions(&engine.run(pixels))))?;
+    row(&on("simulated int8"), &mut |pixels| Ok(predictions(&simulated.run(pixels)?, classes)))?;
+    row("true int8", &mut |pixels| Ok(predictions(&engine.run(pixels), classes)))?;
     match gpu {
         Ok(Some(target)) => {
             let matrices = GpuEngine::new(&net, target.device());
-            row(&format!("true int8, {target}"), &mut |pixels| Ok(predictions(&matrices.run(pixels))))?;
+            row(&format!("true int8, {target}"), &mut |pixels| Ok(predictions(&matrices.run(pixels), classes)))?;
         }
         Ok(None) => {}
         Err(missing) => sheet.note += &format!("; not on a GPU: {missing}"),
@@ -383,10 +415,11 @@ fn as_float(net: &IntNet) -> FloatNet {
         });
         numbers.expect("copying cannot fail")
     });
-    FloatNet { name: net.name, mean: net.mean, std: net.std, nodes: nodes.collect() }
+    FloatNet { spec: net.spec.clone(), nodes: nodes.collect() }
 }
 
-fn images_per_second(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec<u8>>) -> Result<f64> {
+/// The shortest of repeated calls.
+fn seconds_per_call(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec<usize>>) -> Result<Second> {
     const AT_LEAST: Second = 1.0;
     predict(pixels)?; // warm-up
     let (started, mut best) = (Instant::now(), Second::INFINITY);
@@ -395,7 +428,7 @@ fn images_per_second(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec
         std::hint::black_box(predict(pixels)?);
         best = best.min(call.elapsed().as_secs_f64());
     }
-    Ok((pixels.len() / IMAGE_BYTES) as f64 / best)
+    Ok(best)
 }
 
 /// `hpml export FILE --onnx OUT`: writes a quantized file as ONNX. Replaces an existing file only with `force`; a failed write
@@ -406,10 +439,12 @@ fn images_per_second(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec
 pub fn export(file: &Path, out: &Path, force: bool) -> Result<String> {
     store::check_not_input(out, &[file])?;
     store::check_output(out, force)?;
-    let bytes = onnx::to_onnx(&load(file)?);
+    let net = load(file)?;
+    let bytes = onnx::to_onnx(&net);
     store::write_output(out, &bytes, force)?;
+    let Spec { shape: [channels, height, width], classes, .. } = net.spec;
     Ok(format!(
-        "{} written to {}: pixels uint8 [n, 3, 32, 32] to logits [n, 10]",
+        "{} written to {}: pixels uint8 [n, {channels}, {height}, {width}] to logits [n, {classes}]",
         format_bytes(bytes.len() as u64),
         out.display()
     ))

@@ -179,8 +179,7 @@ impl<I: Prepare> Plan<I> {
         // tiles even for pixels of which an image has one, as its corners.
         const CHUNK_ELEMENTS: usize = 1 << 19;
         let largest = layouts.iter().map(Layout::image).max().expect("the image has a layout");
-        let chunk = (CHUNK_ELEMENTS / largest / TILE).clamp(1, 10) * TILE;
-        let chunk = chunk.min(u32::MAX as usize / largest); // offsets are u32
+        let chunk = if largest > CHUNK_ELEMENTS { 1 } else { (CHUNK_ELEMENTS / largest / TILE).clamp(1, 10) * TILE };
         let border = |index: usize| I::input(net.quantization(index).zero_point);
         let tensors = layouts.iter().enumerate();
         let tensors = tensors.map(|(index, layout)| vec![border(index); chunk * layout.image()]).collect();
@@ -225,7 +224,12 @@ impl<I: Prepare> Plan<I> {
                 }
                 Kind::Last(convolution) => convolution.run_last(images, input, logits),
                 Kind::MaxPool(window) => {
-                    max_pool::<I>(*window, images, (&self.layouts[step.input], input), (&self.layouts[index + 1], &mut own[0]));
+                    max_pool::<I>(
+                        *window,
+                        images,
+                        (&self.layouts[step.input], input),
+                        (&self.layouts[index + 1], &mut own[0]),
+                    );
                 }
                 Kind::AveragePool { multiplier, scale } => {
                     let (from, to) = (self.layouts[step.input], self.layouts[index + 1]);

@@ -15,7 +15,7 @@ impl FloatNet {
     /// The error names it.
     pub fn from_state(state: &[NamedTensor], spec: Spec) -> Result<FloatNet> {
         let structure = structure(&spec)?;
-        let state = State(state);
+        let state = State { tensors: state, network: spec.model.name.as_str() };
         state.check_names(structure.iter().filter_map(|node| Some((node.name.as_str(), &node.layer()?.numbers))))?;
         let nodes = structure.iter().map(|node| {
             node.with_numbers(|node| match node.layer() {
@@ -31,7 +31,10 @@ impl FloatNet {
 const NORM: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
 const COUNTER: &str = "num_batches_tracked";
 
-struct State<'a>(&'a [NamedTensor]);
+struct State<'a> {
+    tensors: &'a [NamedTensor],
+    network: &'static str,
+}
 
 impl State<'_> {
     /// Refuses a tensor that belongs to none of `layers`: the file is of another network.
@@ -46,15 +49,20 @@ impl State<'_> {
                 known.insert(format!("{}.{suffix}", source.norm.as_ref().map_or("", |norm| &norm.name)));
             }
         }
-        match self.0.iter().find(|tensor| !known.contains(&tensor.name)) {
-            Some(tensor) => Err(Error::QuantizeModel { name: tensor.name.clone(), problem: "unknown".into() }),
+        match self.tensors.iter().find(|tensor| !known.contains(&tensor.name)) {
+            Some(tensor) => Err(self.refuse(&tensor.name, "unknown".into())),
             None => Ok(()),
         }
     }
 
+    fn refuse(&self, name: &str, problem: String) -> Error {
+        let problem = format!("{problem}: not a checkpoint of {}", self.network);
+        Error::QuantizeModel { name: name.into(), problem }
+    }
+
     fn floats(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
-        let refuse = |problem: String| Error::QuantizeModel { name: name.into(), problem };
-        let tensor = self.0.iter().find(|tensor| tensor.name == name).ok_or_else(|| refuse("missing".into()))?;
+        let refuse = |problem: String| self.refuse(name, problem);
+        let tensor = self.tensors.iter().find(|tensor| tensor.name == name).ok_or_else(|| refuse("missing".into()))?;
         if tensor.shape != expected {
             return Err(refuse(format!("shape {:?}, expected {expected:?}", tensor.shape)));
         }
@@ -68,11 +76,7 @@ impl State<'_> {
     /// Reads the numbers of the layer `name`, folded with its batch norm.
     fn layer(&self, name: &str, layer: &Layer<Source>) -> Result<Floats> {
         let (geometry, source) = (layer.geometry, &layer.numbers);
-        let shape = match layer.linear {
-            true => vec![geometry.outputs, geometry.taps()],
-            false => geometry.weight_shape().to_vec(),
-        };
-        let weight = self.floats(&format!("{name}.weight"), &shape)?;
+        let weight = self.floats(&format!("{name}.weight"), &layer.state_shape())?;
         let bias = source.bias.then(|| self.floats(&format!("{name}.bias"), &[geometry.outputs])).transpose()?;
         match &source.norm {
             Some(norm) => self.folded(Floats { weight, bias }, norm, geometry),

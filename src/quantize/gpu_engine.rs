@@ -85,9 +85,7 @@ impl GpuEngine {
             for step in before {
                 let input = &tensors[step.input];
                 let output = match &step.requantization {
-                    Some(requantize) => {
-                        requantize.apply(&step.sums(input), step.residual.map(|index| &tensors[index]))
-                    }
+                    Some(requantize) => requantize.apply(&step.sums(input), step.residual.map(|index| &tensors[index])),
                     None => input.shallow_clone(),
                 };
                 tensors.push(step.max_pool.map_or_else(|| output.shallow_clone(), |window| max_pool(&output, window)));

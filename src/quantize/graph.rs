@@ -8,6 +8,7 @@ use std::ops::Range;
 use tch::Tensor;
 
 use crate::config;
+use crate::data::Form;
 use crate::error::Result;
 
 /// Network, images and classes that the numbers of a float or integer network belong to.
@@ -26,6 +27,11 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// Form of the images.
+    pub fn form(&self) -> Form {
+        Form::Images { shape: self.shape, classes: self.classes }
+    }
+
     /// Bytes of an image.
     pub fn image_bytes(&self) -> usize {
         self.shape.iter().product()
@@ -173,6 +179,16 @@ pub struct Layer<L> {
     pub linear: bool,
     /// Weights, biases and scales.
     pub numbers: L,
+}
+
+impl<L> Layer<L> {
+    /// Shape of the weight in the `state_dict`.
+    pub fn state_shape(&self) -> Vec<usize> {
+        match self.linear {
+            true => vec![self.geometry.outputs, self.geometry.taps()],
+            false => self.geometry.weight_shape().to_vec(),
+        }
+    }
 }
 
 impl<L> Node<L> {

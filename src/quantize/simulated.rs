@@ -7,7 +7,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::float_network::{convolve, forget, last_reads, max_pool, Keep};
+use super::float_network::{Keep, convolve, forget, last_reads, max_pool};
 use super::graph::{Layer, Node, Operation, Spec, Window};
 use super::integer::{IntNet, Integers, RESIDUAL_SHIFT};
 use crate::error::{Error, Result};
@@ -121,7 +121,11 @@ impl Simulated {
             let residual = node.layer().and_then(|layer| layer.residual);
             let residual = residual.map(|tensor| (&tensors[tensor], self.net.quantization(tensor).zero_point));
             let output = requantize(node.numbers(), sums, &self.multipliers[index], residual);
-            let output = if node.layer().is_some_and(|layer| layer.max_pool) { max_pool(&output, Window::HALVING) } else { output };
+            let output = if node.layer().is_some_and(|layer| layer.max_pool) {
+                max_pool(&output, Window::HALVING)
+            } else {
+                output
+            };
             check(&node.name, &output, 0.0, 255.0)?;
             tensors.push(output);
         }

@@ -226,8 +226,7 @@ impl<I: Isa> Convolution<I> {
         assert!(real_inputs <= input_channels && real_inputs * outputs * area == packing.weight.len());
 
         // A register of weights that lay across two cache lines would take two loads.
-        let mut weights: Vec<I::Weight> =
-            Vec::with_capacity(LINE + vectors * I::LANES * area * input_channels);
+        let mut weights: Vec<I::Weight> = Vec::with_capacity(LINE + vectors * I::LANES * area * input_channels);
         weights.resize(weights.as_ptr().align_offset(LINE).min(LINE), I::Weight::default());
         let (mut blocks, mut first) = (Vec::new(), 0);
         let groups = columns * input_channels / I::GROUP;
