@@ -24,7 +24,7 @@ fn main() {
     println!("#     model  batch          float32             int8   ratio of the best");
     for name in [ModelName::Net, ModelName::Resnet18] {
         let config = config::Model { name, ..config::Model::default() };
-        let model = Model::new(&config, 0);
+        let model = Model::new(&config, hpml::data::Form::CIFAR10, 0).expect("images of CIFAR-10");
         let net = quantized(&model);
         if let Some(folder) = std::env::args().skip_while(|argument| argument != "--onnx").nth(1) {
             let path = std::path::Path::new(&folder).join(format!("{}.onnx", name.as_str()));

@@ -124,7 +124,7 @@ fn change_samples(group: &hdf5::Group, change: impl Fn(&mut Vec<Vec<f64>>)) {
 fn scale_first_weights(group: &hdf5::Group, factor: f32) {
     let seed: i64 = group.attr("seed").unwrap().read_scalar().unwrap();
     let config = hpml::config::Config::load(None, &[]).unwrap();
-    for entry in hpml::model::Model::new(&config.model, seed as u64).state {
+    for entry in hpml::model::Model::new(&config.model, hpml::data::Form::CIFAR10, seed as u64).unwrap().state {
         let mut values: Vec<f32> = entry.tensor.flatten(0, -1).try_into().unwrap();
         if entry.name == "conv1.weight" {
             values.iter_mut().for_each(|value| *value *= factor);

@@ -223,7 +223,8 @@ mod tests {
     #[test]
     fn the_models_have_as_many_parameters_as_are_measured() {
         for (name, elements) in [(config::ModelName::Net, 61_770), (config::ModelName::Resnet18, 11_173_962)] {
-            let model = Model::new(&config::Model { name, ..Default::default() }, 0);
+            let model =
+                Model::new(&config::Model { name, ..Default::default() }, crate::data::Form::CIFAR10, 0).unwrap();
             assert_eq!(model.parameter_count(), elements);
             assert!(MODEL_ELEMENTS.contains(&elements));
         }

@@ -121,6 +121,29 @@ impl DeviceCollectives {
         self.all_reduce_into(kind, values, values)
     }
 
+    /// The present moment in the order of the device's work, for [`all_reduce_after`](Self::all_reduce_after); `None` where every
+    /// call waits for the device.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
+    pub fn moment(&self) -> Result<Option<Event>> {
+        match &self.way {
+            Way::Nccl(stream) => stream.compute.event().map(Some),
+            Way::Host { .. } => Ok(None),
+        }
+    }
+
+    /// Enqueues the sum of `values` (contiguous, on the device) over the ranks, after the work before `moment`.
+    ///
+    /// # Errors
+    /// Returns an error if a peer is lost or the GPU has failed.
+    pub fn all_reduce_after(&mut self, moment: Option<&Event>, kind: Kind, values: &Tensor) -> Result<Span> {
+        let (Way::Nccl(stream), Some(moment)) = (&mut self.way, moment) else {
+            return self.all_reduce(kind, values);
+        };
+        stream.enqueue(kind, Collective::AllReduce, values, values, moment)
+    }
+
     /// Enqueues the sum of `source` over the ranks into `target`, of equal length and kind; both are contiguous, on the device.
     ///
     /// # Errors
@@ -128,7 +151,10 @@ impl DeviceCollectives {
     pub fn all_reduce_into(&mut self, kind: Kind, source: &Tensor, target: &Tensor) -> Result<Span> {
         self.poll()?;
         match &mut self.way {
-            Way::Nccl(stream) => stream.enqueue(kind, Collective::AllReduce, source, target),
+            Way::Nccl(stream) => {
+                let now = stream.compute.event()?;
+                stream.enqueue(kind, Collective::AllReduce, source, target, &now)
+            }
             Way::Host { all_reduce, buffer } => {
                 let mut region = buffer.region(0..source.numel());
                 source.copy_data(region.as_mut_slice(), source.numel());
@@ -148,7 +174,10 @@ impl DeviceCollectives {
     pub fn broadcast(&mut self, kind: Kind, values: &Tensor) -> Result<Span> {
         self.poll()?;
         match &mut self.way {
-            Way::Nccl(stream) => stream.enqueue(kind, Collective::Broadcast, values, values),
+            Way::Nccl(stream) => {
+                let now = stream.compute.event()?;
+                stream.enqueue(kind, Collective::Broadcast, values, values, &now)
+            }
             Way::Host { .. } => {
                 let mut copy = vec![0f32; values.numel()];
                 values.copy_data(&mut copy, values.numel());
@@ -213,10 +242,17 @@ impl Drop for DeviceCollectives {
 }
 
 impl NcclStream {
-    /// Enqueues a collective on NCCL's stream, after the present work of the compute stream.
-    fn enqueue(&mut self, kind: Kind, collective: Collective, source: &Tensor, target: &Tensor) -> Result<Span> {
+    /// Enqueues a collective on NCCL's stream, after the work of the compute stream before the event `after`.
+    fn enqueue(
+        &mut self,
+        kind: Kind,
+        collective: Collective,
+        source: &Tensor,
+        target: &Tensor,
+        after: &Event,
+    ) -> Result<Span> {
         let bytes = source.numel() * source.kind().elt_size_in_bytes();
-        self.own.wait_for(&self.compute.event()?)?;
+        self.own.wait_for(after)?;
         let inside = progress::enter(kind, bytes);
         let from = self.own.event()?;
         // SAFETY: flat buffers live as long as the training, whose next use of them waits for the stream (`join`).

@@ -131,6 +131,9 @@ pub struct Nccl {
     broken: bool,
 }
 
+// SAFETY: a communicator of NCCL belongs to no thread; `&mut self` keeps its calls apart.
+unsafe impl Send for Nccl {}
+
 impl Nccl {
     /// A communicator over the ranks of `ranks`. A collective, called by each rank after [`gpu::use_gpu`]. A `limit` of zero
     /// waits for ever.

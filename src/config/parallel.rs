@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct Parallel {
-    /// Smallest bucket of gradients that is all-reduced at once, in MB (10^6 bytes); a bucket ends
-    /// at a stage of the network.
+    /// Smallest bucket of gradients that is all-reduced at once, in MB (10^6 bytes), of whole
+    /// parameters; 1 MB completes the bucket of the last parameters, which is reduced first.
     pub bucket_mb: f64,
     /// All-reduce of the gradients: shared (shared memory within a host, a ring of one rank per
     /// host between hosts), ring (over all ranks), mpi (MPI_Allreduce) or auto (shared, but mpi for
@@ -16,7 +16,7 @@ pub struct Parallel {
     pub all_reduce: Algorithm,
     /// Batch-norm statistics: broadcast (from rank 0 every step, as DDP), average (every epoch),
     /// local (no exchange) or sync (batch norm over the global batch, as SyncBatchNorm; gradients
-    /// are then reduced stage by stage after the backward pass, without overlap).
+    /// are then reduced after the backward pass, without overlap).
     pub buffers: BufferSync,
     /// Broadcasts rank 0's initial parameters to all ranks; false: nothing makes them equal, and
     /// their equality is not checked.

@@ -30,8 +30,8 @@ pub struct Launch {
     /// Treatment of processes that were launched together but not joined by MPI; true: each is a
     /// job of one rank; false: that is an error.
     pub allow_singletons: bool,
-    /// Captures forward and backward as CUDA graphs and replays them, one graph per bucket; needs
-    /// the memory of one extra pass. No effect on CPU cores.
+    /// Captures forward and backward as CUDA graphs and replays them; needs the memory of one extra
+    /// pass. No effect on CPU cores, and none where several ranks overlap their all-reduces.
     pub cuda_graphs: bool,
     /// Compute threads per rank; 0: the cores that the rank may use, divided by the ranks that share
     /// them.

@@ -1,10 +1,41 @@
-//! What a data set's samples are: images of a shape and a number of classes, or sequences of tokens.
+//! Form of the samples of a data set, by which networks are built.
 
 /// Form of a data set's samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// Images `[channels, height, width]`, each of one of `classes` classes.
-    Images { shape: [usize; 3], classes: usize },
-    /// Sequences of `length` token ids below `vocabulary`; the target at each place is the next token.
-    Tokens { length: usize, vocabulary: usize },
+    Images {
+        /// Channels, height and width.
+        shape: [usize; 3],
+        /// Number of classes.
+        classes: usize,
+    },
+    /// Sequences of token ids; the target at each place is the next token.
+    Tokens {
+        /// Tokens per sequence.
+        length: usize,
+        /// Number of different token ids.
+        vocabulary: usize,
+    },
+}
+
+impl Form {
+    /// Form of CIFAR-10 and of the embedded set: `[3, 32, 32]`, 10 classes.
+    pub const CIFAR10: Form = Form::Images { shape: [3, 32, 32], classes: 10 };
+
+    /// Number of values that a network gives per target: classes, or the size of the vocabulary.
+    pub fn outputs(self) -> usize {
+        match self {
+            Form::Images { classes, .. } => classes,
+            Form::Tokens { vocabulary, .. } => vocabulary,
+        }
+    }
+
+    /// Targets per sample: 1, or the length of a sequence.
+    pub fn targets(self) -> usize {
+        match self {
+            Form::Images { .. } => 1,
+            Form::Tokens { length, .. } => length,
+        }
+    }
 }

@@ -67,10 +67,10 @@ pub struct LoaderOptions {
 /// Input of one training step on one rank.
 #[derive(Debug)]
 pub struct Batch {
-    /// `[n, 3, 32, 32]` float32 on the host.
-    pub images: Tensor,
-    /// `[n]` int64.
-    pub labels: Tensor,
+    /// `[n, c, h, w]` float32 of images, `[n, t]` int64 of tokens.
+    pub inputs: Tensor,
+    /// `[n]` int64 of images, `[n, t]` of tokens.
+    pub targets: Tensor,
     /// Number of samples, n.
     pub len: usize,
 }
@@ -144,7 +144,7 @@ impl Iterator for Loader {
         } else {
             Tensor::from_data_size(pixels, &[n, 3, side, side], Kind::Float)
         };
-        Some(Batch { images, labels: Tensor::from_slice(&self.current.labels[range]), len })
+        Some(Batch { inputs: images, targets: Tensor::from_slice(&self.current.labels[range]), len })
     }
 }
 
@@ -268,9 +268,9 @@ mod tests {
             for (got, own) in loader.zip(indices.chunks(batch)) {
                 let (images, labels) = directly(&dataset, own, &options);
                 assert_eq!(got.len, own.len());
-                assert!(got.images.equal(&images) && got.labels.equal(&labels), "batch at {taken}");
+                assert!(got.inputs.equal(&images) && got.targets.equal(&labels), "batch at {taken}");
                 let strides = if channels_last { vec![3072, 1, 96, 3] } else { vec![3072, 1024, 32, 1] };
-                assert_eq!(got.images.stride(), strides);
+                assert_eq!(got.inputs.stride(), strides);
                 taken += own.len();
             }
             assert_eq!(taken, indices.len());
@@ -283,8 +283,8 @@ mod tests {
         let plan = BatchPlan { indices: vec![4, 0, 2], sizes: vec![0, 2, 0, 1, 0] };
         let batches: Vec<Batch> = Loader::start(dataset, plan, options()).collect();
         assert_eq!(batches.iter().map(|batch| batch.len).collect::<Vec<_>>(), [0, 2, 0, 1, 0]);
-        assert_eq!(batches[0].images.size(), [0, 3, 32, 32]);
-        assert_eq!(batches[3].labels.int64_value(&[0]), 6);
+        assert_eq!(batches[0].inputs.size(), [0, 3, 32, 32]);
+        assert_eq!(batches[3].targets.int64_value(&[0]), 6);
         let none = Loader::start(Arc::new(Dataset::with_capacity(0)), BatchPlan::even(vec![], 8), options());
         assert_eq!(none.count(), 0);
     }
@@ -298,7 +298,7 @@ mod tests {
             for rank in 0..world_size {
                 let indices = Sampler::new(24, world_size, rank, true, false, world_size as u64).indices();
                 let loader = Loader::start(dataset.clone(), BatchPlan::even(indices.clone(), batch), options);
-                let all: Vec<Tensor> = loader.map(|batch| batch.images).collect();
+                let all: Vec<Tensor> = loader.map(|batch| batch.inputs).collect();
                 images.extend(indices.into_iter().zip(Tensor::cat(&all, 0).unbind(0)));
             }
             images.sort_by_key(|(index, _)| *index);

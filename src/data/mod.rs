@@ -47,6 +47,11 @@ impl Dataset {
         Dataset { images: Vec::with_capacity(samples * IMAGE_BYTES), labels: Vec::with_capacity(samples) }
     }
 
+    /// Form of the samples.
+    pub fn form(&self) -> Form {
+        Form::CIFAR10
+    }
+
     /// Number of samples.
     pub fn len(&self) -> usize {
         self.labels.len()

@@ -149,7 +149,7 @@ impl DeviceLoader {
                 true => images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]),
                 false => images,
             };
-            Batch { images, labels: self.labels.index_select(0, &indices), len }
+            Batch { inputs: images, targets: self.labels.index_select(0, &indices), len }
         }))
     }
 }
@@ -177,9 +177,9 @@ mod tests {
                 .map(|device| Feed::new(dataset.clone(), device).batches(plan.clone(), options));
             let mut batches = 0;
             for (host, device) in host.zip(device) {
-                assert_eq!((host.len, host.images.size()), (device.len, device.images.size()));
-                assert!(host.images.equal(&device.images) && host.labels.equal(&device.labels));
-                assert!(host.len == 0 || host.images.stride() == device.images.stride());
+                assert_eq!((host.len, host.inputs.size()), (device.len, device.inputs.size()));
+                assert!(host.inputs.equal(&device.inputs) && host.targets.equal(&device.targets));
+                assert!(host.len == 0 || host.inputs.stride() == device.inputs.stride());
                 batches += 1;
             }
             assert_eq!(batches, 5);

@@ -21,6 +21,8 @@ pub(super) type Place = usize;
 pub(super) struct Builder {
     graph: Graph,
     draws: Vec<Draw>,
+    /// Part of the network that is being listed.
+    part: String,
     /// The first operation that does not fit its input.
     failure: Option<String>,
 }
@@ -40,8 +42,19 @@ impl Builder {
             Form::Images { shape, .. } => shape.to_vec(),
             Form::Tokens { length, .. } => vec![length],
         };
-        let input = Node { name: "input".into(), op: Op::Input, inputs: Vec::new(), shape, slots: Vec::new() };
-        Builder { graph: Graph { form, nodes: vec![input], state: Vec::new() }, draws: Vec::new(), failure: None }
+        let (name, part) = ("input".to_owned(), "input".to_owned());
+        let input = Node { name, part, op: Op::Input, inputs: Vec::new(), shape, slots: Vec::new() };
+        Builder {
+            graph: Graph { form, nodes: vec![input], state: Vec::new() },
+            draws: Vec::new(),
+            part: String::new(),
+            failure: None,
+        }
+    }
+
+    /// Begins a part of the network, to which the nodes added from now on belong.
+    pub fn part(&mut self, name: &str) {
+        self.part = name.into();
     }
 
     /// Place of the input.
@@ -100,9 +113,12 @@ impl Builder {
         self.product(name, input, [inputs, outputs], slots)
     }
 
-    /// Linear layer without bias whose weight is the tensor in `slot`, `[outputs, inputs]`.
-    pub fn tied_linear(&mut self, name: &str, input: Place, slot: usize) -> Place {
+    /// Linear layer without bias whose weight `[outputs, inputs]` is the tensor `weight` of another node.
+    pub fn tied_linear(&mut self, name: &str, input: Place, weight: &str) -> Place {
+        let slot = self.named(weight);
         let extents = [self.last_extent(input), self.graph.state[slot].shape[0]];
+        // PyTorch's module draws a weight of its own before it is tied.
+        self.draws.push(Draw { slot, values: Values::kaiming_uniform(extents[0]) });
         self.product(name, input, extents, vec![slot])
     }
 
@@ -225,15 +241,32 @@ impl Builder {
         self.node(name, Op::Select { index }, &[input], shape, Vec::new())
     }
 
+    /// Forgets the draws of the modules' own initial values; constants stay.
+    pub fn forget_draws(&mut self) {
+        self.draws.retain(|draw| matches!(draw.values, Values::Constant(_)));
+    }
+
     /// Draws the tensor `name` again, as a network's own initialization does after that of its modules.
     pub fn redraw(&mut self, name: &str, values: Values) {
         let slot = self.named(name);
         self.draws.push(Draw { slot, values });
     }
 
-    /// Slot of the tensor `name`.
-    pub fn named(&self, name: &str) -> usize {
+    /// Draws weight and bias of the convolution or linear layer `name` as PyTorch's module does when it is made.
+    pub fn draw_module(&mut self, name: &str) {
+        let slot = self.named(&format!("{name}.weight"));
+        self.draw_weight(slot);
+        let fan_in = self.graph.state[slot].shape[1..].iter().product();
+        self.draw_bias(self.named(&format!("{name}.bias")), fan_in);
+    }
+
+    fn named(&self, name: &str) -> usize {
         self.graph.state.iter().position(|slot| slot.name == name).expect("a tensor of the network")
+    }
+
+    /// The tensor `name`.
+    pub fn slot_named(&self, name: &str) -> &Slot {
+        &self.graph.state[self.named(name)]
     }
 
     /// Slots of the state, in order.
@@ -244,15 +277,24 @@ impl Builder {
     /// Weight with the initial values of PyTorch's convolutions and linear layers.
     fn weight(&mut self, name: &str, shape: &[usize]) -> usize {
         let slot = self.slot(name, Role::Parameter, shape);
-        self.draws.push(Draw { slot, values: Values::kaiming_uniform(shape[1..].iter().product()) });
+        self.draw_weight(slot);
         slot
     }
 
     /// Bias with the initial values of PyTorch's convolutions and linear layers, each output of which sums `fan_in` products.
     fn bias(&mut self, name: &str, outputs: usize, fan_in: usize) -> usize {
         let slot = self.slot(name, Role::Parameter, &[outputs]);
-        self.draws.push(Draw { slot, values: Values::Uniform(1.0 / (fan_in as f64).sqrt()) });
+        self.draw_bias(slot, fan_in);
         slot
+    }
+
+    fn draw_weight(&mut self, slot: usize) {
+        let fan_in = self.graph.state[slot].shape[1..].iter().product();
+        self.draws.push(Draw { slot, values: Values::kaiming_uniform(fan_in) });
+    }
+
+    fn draw_bias(&mut self, slot: usize, fan_in: usize) {
+        self.draws.push(Draw { slot, values: Values::Uniform(1.0 / (fan_in as f64).sqrt()) });
     }
 
     fn constant(&mut self, name: &str, role: Role, shape: &[usize], value: f64) -> usize {
@@ -274,7 +316,8 @@ impl Builder {
 
     fn node(&mut self, name: &str, op: Op, inputs: &[Place], shape: Vec<usize>, slots: Vec<usize>) -> Place {
         debug_assert!(self.graph.nodes.iter().all(|node| node.name != name), "two nodes named {name}");
-        self.graph.nodes.push(Node { name: name.into(), op, inputs: inputs.to_vec(), shape, slots });
+        let part = self.part.clone();
+        self.graph.nodes.push(Node { name: name.into(), part, op, inputs: inputs.to_vec(), shape, slots });
         self.graph.nodes.len() - 1
     }
 

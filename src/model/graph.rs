@@ -38,6 +38,8 @@ pub struct Node {
     /// PyTorch's name of the module, for example `layer1.0.conv1`; operations that are no module there have a name in the same
     /// manner (`layer1.0.add`). Every node of a graph has another name.
     pub name: String,
+    /// Part of the network that the node belongs to, for example `layer1.0`: the name of a range in Nsight.
+    pub part: String,
     /// Operation.
     pub op: Op,
     /// Indices of the nodes whose outputs the operation reads.
@@ -112,7 +114,7 @@ pub enum Op {
         /// Whether there is a bias.
         bias: bool,
     },
-    /// Learned tensor, the same for every sample; reads no node. Slot: the tensor, with or without a first extent of 1.
+    /// Learned tensor, the same for every sample; reads no node. Slot: the tensor, with or without first extents of 1.
     Parameter,
     /// The inputs one after the other along the first extent.
     Concat,

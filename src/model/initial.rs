@@ -3,6 +3,9 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::graph::{Graph, Slot};
+use super::{Entry, Role};
+
 /// One assignment of initial values.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Draw {
@@ -60,8 +63,22 @@ impl Values {
     }
 }
 
-/// Memory for a tensor of `shape`, float32 on the host.
-pub(super) fn empty(shape: &[usize]) -> Tensor {
-    let shape: Vec<i64> = shape.iter().map(|&extent| extent as i64).collect();
-    Tensor::empty(shape, (Kind::Float, Device::Cpu))
+/// The state of a network after `draws`, which take libtorch's CPU generator as it is.
+pub(super) fn state(graph: &Graph, draws: &[Draw]) -> Vec<Entry> {
+    let entry = |slot: &Slot| {
+        let shape: Vec<i64> = slot.shape.iter().map(|&extent| extent as i64).collect();
+        let tensor = match slot.role {
+            Role::Counter => Tensor::new(),
+            _ => Tensor::empty(shape, (Kind::Float, Device::Cpu)),
+        };
+        Entry { name: slot.name.clone(), role: slot.role, tensor }
+    };
+    let mut state: Vec<Entry> = graph.state.iter().map(entry).collect();
+    for draw in draws.iter().filter(|draw| graph.state[draw.slot].role != Role::Counter) {
+        draw.values.draw(&mut state[draw.slot].tensor);
+    }
+    for entry in state.iter_mut().filter(|entry| entry.role == Role::Parameter) {
+        entry.tensor = entry.tensor.set_requires_grad(true);
+    }
+    state
 }

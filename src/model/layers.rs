@@ -1,92 +1,10 @@
-//! Layers with PyTorch's initial values, and the builder that collects their state.
-
-use std::ffi::CString;
+//! The operations with parameters, as one call of libtorch each or as a faster equivalent.
 
 use tch::{Device, Kind, Tensor};
 
-use super::{EPSILON, Entry, Forward, MOMENTUM, Mode, Model, Role, Stage};
-use crate::config::{self, Precision};
+use super::{EPSILON, MOMENTUM, Mode};
+use crate::config::Precision;
 use crate::sys;
-
-/// Collects entries and stages in the order of the forward pass.
-pub(super) struct Builder {
-    state: Vec<Entry>,
-    stages: Vec<Stage>,
-    precision: Precision,
-    fused_batch_norm: bool,
-}
-
-impl Builder {
-    pub(super) fn new(config: &config::Model) -> Builder {
-        let &config::Model { precision, fused_batch_norm, .. } = config;
-        Builder { state: Vec::new(), stages: Vec::new(), precision, fused_batch_norm }
-    }
-
-    /// Ends a stage: it owns every entry made since the last one.
-    pub(super) fn stage(&mut self, name: &str, forward: Forward) {
-        let start = self.stages.last().map_or(0, |stage| stage.entries.end);
-        let name = CString::new(name).expect("names are words");
-        self.stages.push(Stage { name, entries: start..self.state.len(), forward });
-    }
-
-    pub(super) fn finish(self, channels_last: bool) -> Model {
-        assert_eq!(
-            self.stages.last().map(|stage| stage.entries.end),
-            Some(self.state.len()),
-            "a layer without a stage"
-        );
-        Model { state: self.state, stages: self.stages, channels_last }
-    }
-
-    /// A convolution with `weight` `[outputs, inputs, kernel, kernel]` and no bias.
-    pub(super) fn conv(&mut self, name: &str, [inputs, outputs, kernel]: [i64; 3], stride: i64, padding: i64) -> Conv {
-        let shape = [outputs, inputs, kernel, kernel];
-        let weight = self.uniform(&format!("{name}.weight"), &shape, inputs * kernel * kernel);
-        Conv { weight, stride, padding, precision: self.precision }
-    }
-
-    /// A linear layer with `weight` `[outputs, inputs]` and, with `bias`, a bias `[outputs]`.
-    pub(super) fn linear(&mut self, name: &str, inputs: i64, outputs: i64, bias: bool) -> Linear {
-        let weight = self.uniform(&format!("{name}.weight"), &[outputs, inputs], inputs);
-        let bias = bias.then(|| self.uniform(&format!("{name}.bias"), &[outputs], inputs));
-        Linear { weight, bias, precision: self.precision }
-    }
-
-    /// Batch norm over `channels`: weight 1, bias 0, running mean 0, running variance 1.
-    pub(super) fn batch_norm(&mut self, name: &str, channels: i64) -> BatchNorm {
-        let float = (Kind::Float, Device::Cpu);
-        let mut entry = |suffix: &str, role, tensor| self.entry(format!("{name}.{suffix}"), role, tensor);
-        let weight = entry("weight", Role::Parameter, Tensor::ones([channels], float));
-        let bias = entry("bias", Role::Parameter, Tensor::zeros([channels], float));
-        let mean = entry("running_mean", Role::Buffer, Tensor::zeros([channels], float));
-        let variance = entry("running_var", Role::Buffer, Tensor::ones([channels], float));
-        let _ = entry("num_batches_tracked", Role::Counter, Tensor::new());
-        BatchNorm { weight, bias, mean, variance, fused: self.fused_batch_norm }
-    }
-
-    /// PyTorch's initial values of convolutions and linear layers: `kaiming_uniform_(a = sqrt(5))`, that is uniform in
-    /// ±1/sqrt(fan_in), computed in PyTorch's order of operations so that the numbers are equal to the last bit.
-    /// Source: torch/nn/modules/conv.py, linear.py (`reset_parameters`), torch/nn/init.py.
-    fn uniform(&mut self, name: &str, shape: &[i64], fan_in: i64) -> Tensor {
-        let fan_in = fan_in as f64;
-        let bound = if shape.len() == 1 {
-            1.0 / fan_in.sqrt()
-        } else {
-            let gain = (2.0 / (1.0 + 5f64.sqrt().powi(2))).sqrt();
-            3f64.sqrt() * (gain / fan_in.sqrt())
-        };
-        let mut tensor = Tensor::empty(shape, (Kind::Float, Device::Cpu));
-        let _ = tensor.uniform_(-bound, bound);
-        self.entry(name.into(), Role::Parameter, tensor)
-    }
-
-    fn entry(&mut self, name: String, role: Role, tensor: Tensor) -> Tensor {
-        let tensor = if role == Role::Parameter { tensor.set_requires_grad(true) } else { tensor };
-        let shared = tensor.shallow_clone();
-        self.state.push(Entry { name, role, tensor });
-        shared
-    }
-}
 
 /// Casts an operand of a convolution or linear layer to bfloat16 in bf16 mode; other layers follow their inputs. This is
 /// autocast's rule, written out since tch's `autocast` is for CUDA alone.
@@ -105,11 +23,14 @@ fn is_small(input: &Tensor) -> bool {
     images <= 8 && channels <= 8 && input.device() == Device::Cpu
 }
 
+/// Convolution.
 pub(super) struct Conv {
-    weight: Tensor,
-    stride: i64,
-    padding: i64,
-    precision: Precision,
+    pub weight: Tensor,
+    pub bias: Option<Tensor>,
+    pub stride: i64,
+    pub padding: i64,
+    pub groups: i64,
+    pub precision: Precision,
 }
 
 impl Conv {
@@ -119,67 +40,79 @@ impl Conv {
         matches!(self.weight.size()[..], [_, inputs, 1, 1] if inputs < 16)
     }
 
-    pub(super) fn forward(&self, input: &Tensor) -> Tensor {
-        if self.precision != Precision::Bf16 && is_small(input) {
+    pub fn forward(&self, input: &Tensor) -> Tensor {
+        if self.precision != Precision::Bf16 && self.groups == 1 && self.bias.is_none() && is_small(input) {
             return sys::im2col_conv2d(input, &self.weight, self.stride, self.padding);
         }
         let (mut input, weight) = (cast(input, self.precision), cast(&self.weight, self.precision));
+        let bias = self.bias.as_ref().map(|bias| cast(bias, self.precision));
         let mut stride = self.stride;
         if stride > 1 && self.is_narrow() {
             input = input.slice(2, None, None, stride).slice(3, None, None, stride);
             stride = 1;
         }
-        input.conv2d(&weight, None::<&Tensor>, [stride; 2], [self.padding; 2], [1, 1], 1)
+        input.conv2d(&weight, bias.as_ref(), [stride; 2], [self.padding; 2], [1, 1], self.groups)
     }
 }
 
+/// Linear layer.
 pub(super) struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    precision: Precision,
+    pub weight: Tensor,
+    pub bias: Option<Tensor>,
+    pub precision: Precision,
 }
 
 impl Linear {
-    pub(super) fn forward(&self, input: &Tensor) -> Tensor {
+    pub fn forward(&self, input: &Tensor) -> Tensor {
         let (input, weight) = (cast(input, self.precision), cast(&self.weight, self.precision));
         let bias = self.bias.as_ref().map(|bias| cast(bias, self.precision));
         input.linear(&weight, bias.as_ref())
     }
 }
 
+/// Attention of `[n, t, 3 width]`, which holds queries, keys and values beside each other, to `[n, t, width]`.
+pub(super) fn attention(input: &Tensor, heads: i64, causal: bool, dropout: f64) -> Tensor {
+    let [samples, length, width] = input.size()[..] else { unreachable!("a sequence has three extents") };
+    let parts = input.view([samples, length, 3, heads, width / (3 * heads)]).permute([2, 0, 3, 1, 4]);
+    let [query, key, value] = [0, 1, 2].map(|part| parts.get(part)); // [n, heads, t, width / heads]
+    let mixed =
+        Tensor::scaled_dot_product_attention(&query, &key, &value, None::<&Tensor>, dropout, causal, None, false);
+    mixed.transpose(1, 2).reshape([samples, length, width / 3])
+}
+
+/// Batch norm and what is fused to it.
 pub(super) struct BatchNorm {
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    variance: Tensor,
+    pub weight: Tensor,
+    pub bias: Tensor,
+    pub mean: Tensor,
+    pub variance: Tensor,
+    /// Whether a ReLU follows.
+    pub relu: bool,
     /// Whether to use hpml's fused kernels where they can compute.
-    fused: bool,
+    pub fused: bool,
 }
 
 impl BatchNorm {
-    /// ReLU of the normalized `input`, plus `shortcut` if there is one.
-    pub(super) fn forward_relu(&self, input: &Tensor, shortcut: Option<&Tensor>, mode: Mode) -> Tensor {
-        self.fused(input, shortcut, true, mode).unwrap_or_else(|| {
+    /// The normalized `input`, plus `shortcut` if there is one, then ReLU if one follows. Addition and ReLU work in place, which
+    /// saves memory traffic and changes no value: batch norm needs its input for its gradient, not its output.
+    pub fn forward(&self, input: &Tensor, shortcut: Option<&Tensor>, mode: Mode) -> Tensor {
+        self.fused(input, shortcut, mode).unwrap_or_else(|| {
             let mut output = self.unfused(input, mode);
-            match shortcut {
-                Some(shortcut) => output.g_add_(shortcut).relu_(),
-                None => output.relu_(),
+            if let Some(shortcut) = shortcut {
+                output = output.g_add_(shortcut);
             }
+            if self.relu { output.relu_() } else { output }
         })
     }
 
-    pub(super) fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
-        self.fused(input, None, false, mode).unwrap_or_else(|| self.unfused(input, mode))
-    }
-
     /// The output by hpml's fused kernels; `None` where they are disabled or cannot compute it.
-    fn fused(&self, input: &Tensor, shortcut: Option<&Tensor>, rectified: bool, mode: Mode) -> Option<Tensor> {
-        let BatchNorm { weight, bias, mean: running_mean, variance: running_variance, fused: true } = self else {
+    fn fused(&self, input: &Tensor, shortcut: Option<&Tensor>, mode: Mode) -> Option<Tensor> {
+        let BatchNorm { weight, bias, mean: running_mean, variance: running_variance, relu, fused: true } = self else {
             return None;
         };
         let Mode::Train { momentum, standardize: None } = mode else { return None };
         let norm = sys::BatchNorm { weight, bias, running_mean, running_variance, momentum, epsilon: EPSILON };
-        norm.apply(input, shortcut, rectified)
+        norm.apply(input, shortcut, *relu)
     }
 
     /// The normalized input by libtorch's operations, one pass over memory each.
@@ -209,19 +142,18 @@ impl BatchNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config;
     use crate::sys::seeded;
 
     #[test]
     fn a_narrow_shortcut_has_its_gradient() {
-        let mut build =
-            Builder::new(&config::Model { precision: Precision::Float32, ..config::Config::default().model });
         for inputs in [4, 12, 24] {
             let random = |shape: [i64; 4]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-            let (conv, input, gradient) = seeded(1, || {
-                let conv = build.conv("shortcut", [inputs, 8, 1], 2, 0);
-                (conv, random([32, 16, 16, inputs]).permute([0, 3, 1, 2]), random([32, 8, 8, 8]))
+            let (weight, input, gradient) = seeded(1, || {
+                let weight = random([8, inputs, 1, 1]).set_requires_grad(true);
+                (weight, random([32, 16, 16, inputs]).permute([0, 3, 1, 2]), random([32, 8, 8, 8]))
             });
+            let (stride, padding, groups, precision) = (2, 0, 1, Precision::Float32);
+            let conv = Conv { weight, bias: None, stride, padding, groups, precision };
             let output = conv.forward(&input);
             (&output * &gradient).sum(Kind::Float).backward();
             let seen = input.slice(2, None, None, 2).slice(3, None, None, 2).to_kind(Kind::Double);

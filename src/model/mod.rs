@@ -1,33 +1,34 @@
-//! The networks as sequences of stages. In: the `[model]` section and a seed. Out: a [`Model`] whose parameters have
+//! The networks, each a list of nodes ([`graph`]) that one interpreter computes. In: the `[model]` section, the form of the samples and a seed. Out: a [`Model`] whose parameters have
 //! PyTorch's names, order and initial values (those of `torch.manual_seed(seed)` and the same modules, bit for bit).
 //! Knows nothing of ranks, gradients' reduction or optimizers.
 //!
 //! Logits of two random images:
 //! ```
 //! use hpml::config;
+//! use hpml::data::Form;
 //! use hpml::model::{Mode, Model};
 //! use tch::{Device, Kind, Tensor};
 //!
-//! let model = Model::new(&config::Model::default(), 0);
+//! let model = Model::new(&config::Model::default(), Form::CIFAR10, 0)?;
 //! let images = Tensor::randn([2, 3, 32, 32], (Kind::Float, Device::Cpu));
 //! assert_eq!(model.forward(&images, Mode::Eval).size(), [2, 10]);
+//! # Ok::<(), hpml::error::Error>(())
 //! ```
 
 mod builder;
-mod cnn;
 pub mod graph;
 mod initial;
+mod interpreter;
 mod layers;
 mod networks;
-mod resnet;
-
-use std::ffi::CString;
-use std::ops::Range;
 
 use tch::Tensor;
 
-use crate::config::{self, ModelName};
-use crate::sys::gpu::range;
+use self::builder::Description;
+use self::interpreter::Interpreter;
+use crate::config;
+use crate::data::Form;
+use crate::error::Result;
 use crate::sys::seeded;
 
 /// Function that standardizes an input `[n, c, h, w]`, given batch norm's epsilon.
@@ -73,9 +74,11 @@ pub struct Standardized {
 pub enum Role {
     /// Trained parameter.
     Parameter,
+    /// Parameter that is not trained.
+    Frozen,
     /// Batch norm's running statistics.
     Buffer,
-    /// Batch norm's `num_batches_tracked`, which hpml counts without a tensor.
+    /// Batch norm's `num_batches_tracked`, which hpml counts without a tensor, or an integer buffer of a model from a file.
     Counter,
 }
 
@@ -89,49 +92,39 @@ pub struct Entry {
     pub tensor: Tensor,
 }
 
-/// Forward pass of a stage: its input to its output.
-type Forward = Box<dyn Fn(&Tensor, Mode) -> Tensor>;
-
-/// A piece of the network between two points where the backward pass can be cut.
-pub struct Stage {
-    /// Name, for example `layer1.0`; in Nsight the name of the stage's forward pass.
-    pub name: CString,
-    /// Range of the stage's entries in [`Model::state`].
-    pub entries: Range<usize>,
-    forward: Forward,
+/// The computation of a network, which reads the entries of its [`Model`]'s state.
+pub trait Network {
+    /// Logits in float32: `[n, classes]` of images, `[n, t, vocabulary]` of tokens.
+    fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor;
 }
 
-impl Stage {
-    /// Output of the stage for `input`. The first stage takes images `[n, 3, 32, 32]`, the last gives logits `[n, 10]`.
-    pub fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
-        let _range = range(&self.name);
-        (self.forward)(input, mode)
-    }
-}
-
-/// A network.
+/// A network and its state.
 pub struct Model {
-    /// Parameters and buffers in `state_dict` order, which is the order of the forward pass.
+    /// Parameters and buffers in `state_dict` order.
     pub state: Vec<Entry>,
-    /// Stages in the order of the forward pass; together they own all of `state`.
-    pub stages: Vec<Stage>,
     /// Whether images and weights lie as NHWC in memory.
     pub channels_last: bool,
+    network: Box<dyn Network>,
 }
 
 impl Model {
-    /// Builds the network with the initial values that PyTorch gives it after `torch.manual_seed(seed)`.
-    pub fn new(config: &config::Model, seed: u64) -> Model {
-        seeded(seed, || match config.name {
-            ModelName::Net => cnn::net(config),
-            _ => resnet::resnet18(config),
-        })
+    /// Builds the network for samples of this `form`, with the initial values that PyTorch gives it after
+    /// `torch.manual_seed(seed)`.
+    ///
+    /// # Errors
+    /// [`Error::ConfigValue`](crate::error::Error::ConfigValue) if the network takes no samples of this form, or a key of
+    /// `[model]` does not fit another.
+    pub fn new(config: &config::Model, form: Form, seed: u64) -> Result<Model> {
+        let Description { graph, draws } = networks::describe(config, form)?;
+        let state = seeded(seed, || initial::state(&graph, &draws));
+        let network = Box::new(Interpreter::new(&graph, &state, config));
+        // net's convolutions are so thin (3 and 6 channels in) that NHWC brings them nothing.
+        Ok(Model { state, channels_last: config.channels_last && config.name.is_resnet(), network })
     }
 
-    /// Logits `[n, 10]`, float32, of images `[n, 3, 32, 32]`.
-    pub fn forward(&self, images: &Tensor, mode: Mode) -> Tensor {
-        let (first, rest) = self.stages.split_first().expect("a network has stages");
-        rest.iter().fold(first.forward(images, mode), |hidden, stage| stage.forward(&hidden, mode))
+    /// Logits in float32: `[n, classes]` of images `[n, c, h, w]`, `[n, t, vocabulary]` of tokens `[n, t]`.
+    pub fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor {
+        self.network.forward(inputs, mode)
     }
 
     /// The entries that are trained.
@@ -146,78 +139,4 @@ impl Model {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tch::{Device, Kind};
-
-    fn model(edit: impl Fn(&mut config::Model)) -> Model {
-        let mut config = config::Model::default();
-        edit(&mut config);
-        Model::new(&config, 0)
-    }
-
-    #[test]
-    fn the_networks_have_the_published_number_of_parameters() {
-        assert_eq!(model(|_| ()).parameter_count(), 61_770);
-        assert_eq!(model(|config| config.bias = true).parameter_count(), 61_780);
-        assert_eq!(model(|config| config.name = ModelName::Resnet18).parameter_count(), 11_173_962);
-    }
-
-    #[test]
-    fn names_and_order_are_those_of_pytorchs_state_dict() {
-        let net = model(|config| config.bias = true);
-        let names: Vec<&str> = net.state.iter().map(|entry| entry.name.as_str()).collect();
-        assert_eq!(names, ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight", "fc3.weight", "fc3.bias"]);
-        let resnet = model(|config| config.name = ModelName::Resnet18);
-        assert_eq!(resnet.state.len(), 122); // len(ResNet18().state_dict())
-        assert_eq!(resnet.state[0].name, "conv1.weight");
-        assert_eq!(resnet.state[5].name, "bn1.num_batches_tracked");
-        assert!(resnet.state.iter().any(|entry| entry.name == "layer2.0.shortcut.1.running_var"));
-        assert_eq!(resnet.state[121].name, "linear.bias");
-    }
-
-    #[test]
-    fn the_node_list_has_the_state_of_the_model() {
-        for name in [ModelName::Net, ModelName::Resnet18] {
-            let config = config::Model { name, ..config::Model::default() };
-            let form = crate::data::Form::Images { shape: [3, 32, 32], classes: 10 };
-            let graph = graph::Graph::new(&config, form).unwrap();
-            let model = Model::new(&config, 0);
-            assert_eq!(graph.state.len(), model.state.len());
-            for (slot, entry) in graph.state.iter().zip(&model.state) {
-                assert_eq!((&slot.name, slot.role), (&entry.name, entry.role));
-                let shape: Vec<i64> = slot.shape.iter().map(|&extent| extent as i64).collect();
-                assert!(slot.role == Role::Counter || shape == entry.tensor.size(), "{}", slot.name);
-            }
-        }
-    }
-
-    #[test]
-    fn stages_cover_the_state_without_gaps() {
-        for model in [model(|_| ()), model(|config| config.name = ModelName::Resnet18)] {
-            let mut next = 0;
-            for stage in &model.stages {
-                assert_eq!(stage.entries.start, next);
-                next = stage.entries.end;
-            }
-            assert_eq!(next, model.state.len());
-        }
-    }
-
-    #[test]
-    fn every_precision_and_layout_gives_ten_logits_in_float32() {
-        let images = Tensor::zeros([2, 3, 32, 32], (Kind::Float, Device::Cpu));
-        for name in [ModelName::Net, ModelName::Resnet18] {
-            for precision in [config::Precision::Float32, config::Precision::Bf16] {
-                for channels_last in [false, true] {
-                    let model = model(|config| {
-                        (config.name, config.precision, config.channels_last) = (name, precision, channels_last);
-                        config.width = 16;
-                    });
-                    let logits = model.forward(&images, Mode::TRAIN);
-                    assert_eq!((logits.size(), logits.kind()), (vec![2, 10], Kind::Float));
-                }
-            }
-        }
-    }
-}
+mod tests;

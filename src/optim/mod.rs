@@ -167,7 +167,6 @@ mod tests {
                 gradients: flat(&[0.0; 32]),
                 buffers: flat(&[]),
                 batches_tracked: 0,
-                stage_elements: Vec::new(),
                 tensors: tensors.to_vec(),
             };
             let mut optimizer = Optimizer::new(&state, &config(settings));

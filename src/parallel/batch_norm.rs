@@ -1,12 +1,10 @@
 //! Synchronized batch norm (`parallel.buffers = "sync"`): n ranks with b samples each train as one rank with n b samples.
 //!
 //! Each layer's mean and variance are those of the global batch, so each rank's output and gradient depend on every rank's
-//! input. tch cannot define autograd functions: the graph is cut at the standardized values (a leaf), autograd runs back to
-//! that leaf, and [`SyncBatchNorm::backward`] carries the gradient across the cut with sums over the ranks.
+//! input: both passes sum over the ranks.
 //! Source: Ioffe and Szegedy, Batch Normalization, 2015, section 3; as torch/nn/modules/_functions.py, SyncBatchNorm.
 
-use std::cell::{Cell, RefCell};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tch::{Kind, Tensor};
 
@@ -15,83 +13,64 @@ use crate::config::Timing;
 use crate::error::{Error, Result};
 use crate::metrics;
 use crate::model::Standardized;
-use crate::sys::backward_with;
+use crate::sys::differentiable;
 
-/// Batch norm over all ranks: the graph cuts of the passes in flight and the time their collectives took. All ranks call
-/// its methods together.
+/// Batch norm over all ranks, and the time its collectives took. All ranks call its methods together.
+#[derive(Clone)]
 pub struct SyncBatchNorm {
     communicator: Arc<Communicator>,
     timing: Timing,
-    cuts: RefCell<Vec<Cut>>,
-    spent: Cell<Finished>,
-    /// The first collective that failed; [`take_spent`](Self::take_spent) returns it, since a forward pass returns tensors only.
-    failed: RefCell<Option<Error>>,
+    spent: Arc<Mutex<Spent>>,
 }
 
-/// The place where one batch norm cut the autograd graph.
-pub struct Cut {
-    /// `[n, c, h, w]`, the output of the graph before the cut.
-    input: Tensor,
-    /// `[n, c, h, w]`, the leaf at which the graph after the cut begins.
-    standardized: Tensor,
-    /// `[1, c, 1, 1]`, 1 / sqrt(variance + epsilon).
-    inverse_deviation: Tensor,
-    /// Values per channel over all ranks.
-    count: f64,
+/// Seconds in collectives since they were taken, or the first collective that failed: forward and backward pass return tensors
+/// only.
+#[derive(Default)]
+struct Spent {
+    finished: Finished,
+    failed: Option<Error>,
 }
 
 impl SyncBatchNorm {
     /// Creates a batch norm over all ranks of `communicator`; in profile mode with a barrier before each collective.
     pub fn new(communicator: Arc<Communicator>, timing: Timing) -> SyncBatchNorm {
-        let (cuts, spent, failed) = Default::default();
-        SyncBatchNorm { communicator, timing, cuts, spent, failed }
+        SyncBatchNorm { communicator, timing, spent: Arc::default() }
     }
 
-    /// Standardizes `input` `[n, c, h, w]` by the mean and standard deviation of the global batch, and cuts the graph there.
+    /// Standardizes `input` `[n, c, h, w]` by the mean and standard deviation of the global batch; differentiable.
     pub fn standardize(&self, input: &Tensor, epsilon: f64) -> Standardized {
-        tch::no_grad(|| {
+        let (values, mean, variance, count) = tch::no_grad(|| {
             let float = input.to_kind(Kind::Float);
             let (mean, variance) = float.batch_norm_update_stats(None::<&Tensor>, None, 0.0); // [c] each, variance biased
             let own = float.numel() as f64 / mean.numel() as f64;
             let (mean, variance, count) = self.combine(&mean, &variance, own);
             let affine = None::<&Tensor>;
-            let standardized =
-                float.batch_norm(affine, affine, Some(&mean), Some(&variance), false, 0.0, epsilon, true);
-            let values = standardized.set_requires_grad(true);
-            self.cuts.borrow_mut().push(Cut {
-                input: input.shallow_clone(),
-                standardized: values.shallow_clone(),
-                inverse_deviation: (&variance + epsilon).rsqrt().view([1, -1, 1, 1]),
-                count,
-            });
-            Standardized { values, mean, unbiased_variance: variance * (count / (count - 1.0)) }
-        })
+            let values = float.batch_norm(affine, affine, Some(&mean), Some(&variance), false, 0.0, epsilon, true);
+            (values, mean, variance, count)
+        });
+        let unbiased_variance = tch::no_grad(|| &variance * (count / (count - 1.0)));
+        let (norm, saved) = (self.clone(), values.detach());
+        let inverse_deviation = (variance + epsilon).rsqrt().view([1, -1, 1, 1]);
+        let gradient = move |given: &Tensor| norm.gradient(given, &saved, &inverse_deviation, count);
+        Standardized { values: differentiable(input, &values, gradient), mean, unbiased_variance }
     }
 
-    /// Takes the cuts since the last call: those of the segment just computed.
-    pub fn take_cuts(&self) -> Vec<Cut> {
-        self.cuts.take()
-    }
-
-    /// Continues the backward pass where autograd stopped: across each of `cuts` and through the graph before it, last cut first.
+    /// d loss / d input of one batch norm, given that of its `standardized` values, `inverse_deviation` `[1, c, 1, 1]`, which is
+    /// 1 / sqrt(variance + epsilon), and the values per channel over all ranks.
     ///
-    /// With x^ the standardized values, g their gradient and N the values per channel over all ranks:
+    /// With x^ the standardized values, g their gradient and N the `count`:
     /// `dx = (g - sum(g)/N - x^ sum(g x^)/N) / deviation`. The sums run over all ranks, since every rank's output went through
     /// the mean and variance to which this x contributed. Each rank's loss is already scaled by its share of the global batch.
-    pub fn backward(&self, cuts: Vec<Cut>) {
-        for cut in cuts.into_iter().rev() {
-            let gradient = tch::no_grad(|| {
-                let gradient = cut.standardized.grad();
-                let channels = gradient.size()[1];
-                let over = [0i64, 2, 3];
-                let sum = gradient.sum_dim_intlist(&over[..], false, Kind::Float);
-                let product = (&gradient * &cut.standardized).sum_dim_intlist(&over[..], false, Kind::Float);
-                let means = self.sum(&Tensor::cat(&[sum, product], 0)) / cut.count; // [2 c]
-                let of = |part: i64| means.narrow(0, part * channels, channels).view([1, -1, 1, 1]);
-                (gradient - of(0) - &cut.standardized * of(1)) * &cut.inverse_deviation
-            });
-            backward_with(&cut.input, &gradient);
-        }
+    fn gradient(&self, gradient: &Tensor, standardized: &Tensor, inverse_deviation: &Tensor, count: f64) -> Tensor {
+        tch::no_grad(|| {
+            let channels = gradient.size()[1];
+            let over = [0i64, 2, 3];
+            let sum = gradient.sum_dim_intlist(&over[..], false, Kind::Float);
+            let product = (gradient * standardized).sum_dim_intlist(&over[..], false, Kind::Float);
+            let means = self.sum(&Tensor::cat(&[sum, product], 0)) / count; // [2 c]
+            let of = |part: i64| means.narrow(0, part * channels, channels).view([1, -1, 1, 1]);
+            (gradient - of(0) - standardized * of(1)) * inverse_deviation
+        })
     }
 
     /// Takes the seconds spent in collectives since the last call.
@@ -99,10 +78,12 @@ impl SyncBatchNorm {
     /// # Errors
     /// One of the collectives failed.
     pub fn take_spent(&self) -> Result<Finished> {
-        match self.failed.take() {
-            Some(error) => Err(error),
-            None => Ok(self.spent.take()),
-        }
+        let Spent { finished, failed } = std::mem::take(&mut *self.spent());
+        failed.map_or(Ok(finished), Err)
+    }
+
+    fn spent(&self) -> MutexGuard<'_, Spent> {
+        self.spent.lock().expect("nothing panics while it is locked")
     }
 
     /// Combines every rank's mean and biased variance `[c]` and count into those of the global batch, bit-identical on all ranks.
@@ -139,7 +120,7 @@ impl SyncBatchNorm {
 
     /// Runs one collective and adds its time to `spent`; skips it after an earlier failure, because the job ends with that error.
     fn collective<T>(&self, call: impl FnOnce(&Communicator) -> Result<T>) -> Option<T> {
-        if self.failed.borrow().is_some() {
+        if self.spent().failed.is_some() {
             return None;
         }
         let timed = || {
@@ -148,14 +129,16 @@ impl SyncBatchNorm {
             let result = call(&self.communicator)?;
             Ok((result, wait, start.elapsed().as_secs_f64()))
         };
-        match timed() {
+        let done = timed();
+        let mut spent = self.spent();
+        match done {
             Ok((result, wait, transfer)) => {
-                let spent = self.spent.get();
-                self.spent.set(Finished { wait: spent.wait + wait, transfer: spent.transfer + transfer });
+                spent.finished.wait += wait;
+                spent.finished.transfer += transfer;
                 Some(result)
             }
             Err(error) => {
-                *self.failed.borrow_mut() = Some(error);
+                spent.failed = Some(error);
                 None
             }
         }

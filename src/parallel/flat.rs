@@ -18,8 +18,6 @@ pub struct FlatState {
     pub buffers: Flat,
     /// Batches that `buffers` have seen on this rank: batch norm's `num_batches_tracked`.
     pub batches_tracked: i64,
-    /// Elements of each stage's parameters in the flat buffers.
-    pub stage_elements: Vec<Range<usize>>,
     /// The parameter tensors, in the model's order.
     pub tensors: Vec<FlatTensor>,
 }
@@ -135,6 +133,15 @@ impl Flat {
         }
     }
 
+    /// Moves `tensor`, which is not trained, to this memory's device.
+    fn take_in(&self, tensor: &mut Tensor) {
+        if let Flat::Device(flat) = self
+            && tensor.defined()
+        {
+            tensor.set_data(&tensor.to_device(flat.device()));
+        }
+    }
+
     /// Makes `tensor` a view of the elements from `offset` on: its values move there. With `gradients` it becomes a parameter,
     /// whose gradient is a view of the elements of `gradients` at that offset.
     #[allow(unsafe_code)]
@@ -167,28 +174,31 @@ impl FlatState {
         let parameters = gradients.zeros_like(elements(Role::Parameter));
         let buffers = gradients.zeros_like(elements(Role::Buffer));
         let (mut parameter, mut buffer) = (0, 0);
-        let (mut stage_elements, mut tensors) = (Vec::new(), Vec::new());
-        for stage in &model.stages {
-            let start = parameter;
-            for entry in &mut model.state[stage.entries.clone()] {
-                let shape = entry.tensor.size();
-                let (home, offset) = match entry.role {
-                    Role::Parameter => (&parameters, &mut parameter),
-                    Role::Buffer => (&buffers, &mut buffer),
-                    Role::Counter => continue,
-                };
-                let gradients = (entry.role == Role::Parameter).then_some(&gradients);
-                home.adopt(*offset, &mut entry.tensor, gradients, model.channels_last);
-                let elements = *offset..*offset + shape.iter().product::<i64>() as usize;
-                *offset = elements.end;
-                if entry.role == Role::Parameter {
-                    tensors.push(FlatTensor { elements, matrix: shape.len() > 1 });
+        let mut tensors = Vec::new();
+        for entry in &mut model.state {
+            let (home, offset) = match entry.role {
+                Role::Parameter => (&parameters, &mut parameter),
+                Role::Buffer => (&buffers, &mut buffer),
+                Role::Frozen | Role::Counter => {
+                    gradients.take_in(&mut entry.tensor);
+                    continue;
                 }
+            };
+            let own_gradients = (entry.role == Role::Parameter).then_some(&gradients);
+            home.adopt(*offset, &mut entry.tensor, own_gradients, model.channels_last);
+            let elements = *offset..*offset + entry.tensor.numel();
+            *offset = elements.end;
+            if entry.role == Role::Parameter {
+                tensors.push(FlatTensor { elements, matrix: entry.tensor.dim() > 1 });
             }
-            stage_elements.push(start..parameter);
         }
         gradients.zero();
-        FlatState { parameters, gradients, buffers, batches_tracked: 0, stage_elements, tensors }
+        FlatState { parameters, gradients, buffers, batches_tracked: 0, tensors }
+    }
+
+    /// Ranges of the parameters in the flat buffers, in the model's order.
+    pub fn parameter_elements(&self) -> Vec<Range<usize>> {
+        self.tensors.iter().map(|tensor| tensor.elements.clone()).collect()
     }
 }
 
@@ -214,7 +224,7 @@ mod tests {
             (config::ModelName::Resnet18, true, Some(Device::Cpu)),
         ] {
             let config = config::Model { name, width: 16, channels_last, ..Default::default() };
-            let mut model = Model::new(&config, 3);
+            let mut model = Model::new(&config, crate::data::Form::CIFAR10, 3).unwrap();
             let before: Vec<Tensor> = model.parameters().map(|entry| entry.tensor.copy()).collect();
             let gradients = Flat::zeros(model.parameter_count(), device);
             let state = FlatState::adopt(&mut model, gradients);
@@ -227,7 +237,7 @@ mod tests {
                 model.parameters().map(|e| e.tensor.grad().square().sum(Kind::Double).double_value(&[])).sum();
             let flat: f64 = state.gradients.read().iter().map(|&g| (g as f64).powi(2)).sum();
             assert!(flat > 0.0 && (flat / squares - 1.0).abs() < 1e-6, "{flat} {squares}");
-            let last = state.stage_elements.last().map(|range| range.end);
+            let last = state.tensors.last().map(|tensor| tensor.elements.end);
             assert_eq!(last, Some(state.parameters.len()));
         }
     }

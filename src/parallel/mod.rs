@@ -1,6 +1,6 @@
 //! Reduction of each gradient as soon as it is complete. In: a model, its device and a communicator. Out: a [`Replica`] that
-//! keeps its parameters equal on all ranks: forward and backward pass by segments, where each segment's gradients are
-//! all-reduced while the segments before it still compute. Never calls MPI itself, never updates a parameter.
+//! keeps its parameters equal on all ranks: hooks on the gradients tell when a bucket is complete, and its all-reduce starts
+//! while the backward pass goes on. Never calls MPI itself, never updates a parameter.
 
 mod batch_norm;
 mod bucket;

@@ -5,17 +5,14 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
-use super::SyncBatchNorm;
-use super::batch_norm::Cut;
 use crate::data::Batch;
 use crate::error::Result;
-use crate::sys::backward_with;
 use crate::sys::gpu::{self, Stream};
-use crate::sys::{CudaGraph, CudaGraphPool, give_back_freed_memory};
+use crate::sys::{CudaGraph, CudaGraphPool, GradientHooks, give_back_freed_memory};
 
 /// One batch between its forward pass and the end of its backward pass.
 pub(super) struct Pass {
-    /// Logits, `[n, 10]`.
+    /// Logits, `[n, classes]` or `[n, t, vocabulary]`.
     pub logits: Tensor,
     /// Mean loss of the batch.
     pub mean_loss: Tensor,
@@ -23,78 +20,32 @@ pub(super) struct Pass {
 }
 
 enum Execution {
-    Eager(Segments),
-    /// The captured graphs and the number of segments left.
-    Replayed(Rc<Recorded>, usize),
+    /// Loss of the batch times its share of the step.
+    Eager(Tensor),
+    Replayed(Rc<Recorded>),
 }
 
+/// Hooks on the gradients, and their receiver: the number of a parameter whose gradient is complete.
+pub(super) type Listener<'a> = (&'a mut GradientHooks, &'a mut (dyn FnMut(usize) + Send));
+
 impl Pass {
-    /// Creates the pass of a batch whose forward pass was launched op by op.
-    pub fn eager(segments: Segments, logits: Tensor, mean_loss: Tensor) -> Pass {
-        Pass { logits, mean_loss, execution: Execution::Eager(segments) }
+    /// Creates the pass of a batch whose forward pass was launched op by op. `loss` is the `mean_loss` times the batch's share of
+    /// the step.
+    pub fn eager(loss: Tensor, logits: Tensor, mean_loss: Tensor) -> Pass {
+        Pass { logits, mean_loss, execution: Execution::Eager(loss) }
     }
 
-    /// Number of segments whose backward pass is not yet launched.
-    pub fn left(&self) -> usize {
-        match &self.execution {
-            Execution::Eager(segments) => segments.all.len(),
-            Execution::Replayed(_, left) => *left,
-        }
-    }
-
-    /// Launches the backward pass of the last segment left.
+    /// Launches the backward pass; `listener` hears of each gradient.
     ///
     /// # Errors
     /// A graph cannot be replayed.
-    pub fn backward(&mut self, sync_batch_norm: Option<&SyncBatchNorm>) -> Result<()> {
-        match &mut self.execution {
-            Execution::Eager(segments) => {
-                segments.backward(sync_batch_norm);
-                Ok(())
-            }
-            Execution::Replayed(recorded, left) => {
-                let next = recorded.backward.len() - *left;
-                *left -= 1;
-                recorded.backward[next].replay()
-            }
+    pub fn backward(&self, listener: Option<Listener>) -> Result<()> {
+        match (&self.execution, listener) {
+            (Execution::Eager(loss), None) => loss.backward(),
+            (Execution::Eager(loss), Some((hooks, ready))) => hooks.backward(loss, ready),
+            (Execution::Replayed(recorded), _) => recorded.backward.replay()?,
         }
-    }
-}
-
-/// A forward pass cut into segments, and the loss to differentiate: the batch's part of the step's loss.
-pub(super) struct Segments {
-    /// Segments whose backward pass is not yet launched, in forward order.
-    pub all: Vec<Segment>,
-    /// Loss of the batch times its share of the step.
-    pub loss: Tensor,
-}
-
-/// Part of the network between two cuts, with the graph of one forward pass.
-pub(super) struct Segment {
-    /// Leaf detached from the graph of the segment before; `None` for the images.
-    pub input: Option<Tensor>,
-    /// Input of the next segment before it is detached, or the logits.
-    pub output: Tensor,
-    /// d loss / d `output`; `None` for the last segment, which is differentiated through the loss itself.
-    pub gradient: Option<Tensor>,
-    /// Cuts of the segment's synchronized batch norms.
-    pub cuts: Vec<Cut>,
-}
-
-impl Segments {
-    fn backward(&mut self, sync_batch_norm: Option<&SyncBatchNorm>) {
-        // The segment's activations are freed on return, within the time of the backward pass.
-        let mut segment = self.all.pop().expect("a segment whose backward pass is left");
-        match &segment.gradient {
-            None => self.loss.backward(),
-            Some(gradient) => backward_with(&segment.output, gradient),
-        }
-        if let Some(batch_norm) = sync_batch_norm {
-            batch_norm.backward(std::mem::take(&mut segment.cuts));
-        }
-        if let (Some(before), Some(input)) = (self.all.last_mut(), &segment.input) {
-            before.gradient = Some(input.grad());
-        }
+        Ok(())
     }
 }
 
@@ -108,7 +59,7 @@ const MAX_MEMORY_SHARE: f64 = 0.4;
 pub(super) struct Recorder {
     index: usize,
     pool: CudaGraphPool,
-    /// Images of the batch, and its share of the step.
+    /// Samples of the batch, and its share of the step.
     seen: Option<(usize, f64)>,
     times: usize,
     recorded: Option<Rc<Recorded>>,
@@ -128,8 +79,8 @@ impl Recorder {
         }
     }
 
-    /// Replays the captured forward pass of `batch`, a `share` of its step; captures it first when due, from `forward` of images
-    /// and labels. `None` if the batch has another size, is too large, or comes too early.
+    /// Replays the captured forward pass of `batch`, a `share` of its step; captures it first when due, from `forward` of inputs
+    /// and targets. `None` if the batch has another size, is too large, or comes too early.
     ///
     /// # Errors
     /// The GPU cannot capture or replay an operation of the pass.
@@ -167,11 +118,10 @@ impl Recorder {
 
 /// CUDA graphs of the passes of one batch size.
 struct Recorded {
-    images: Tensor,
-    labels: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
     forward: CudaGraph,
-    /// Backward passes, from the last segment to the first.
-    backward: Vec<CudaGraph>,
+    backward: CudaGraph,
     logits: Tensor,
     mean_loss: Tensor,
 }
@@ -183,26 +133,21 @@ impl Recorded {
         batch: &Batch,
         forward: impl FnOnce(&Tensor, &Tensor) -> Pass,
     ) -> Result<Recorded> {
-        let (images, labels) = (batch.images.copy(), batch.labels.copy());
-        let (graph, mut pass) = CudaGraph::record(index, pool, || forward(&images, &labels))?;
-        let mut backward = Vec::new();
-        while pass.left() > 0 {
-            let (graph, done) = CudaGraph::record(index, pool, || pass.backward(None))?;
-            done?;
-            backward.push(graph);
-        }
+        let (inputs, targets) = (batch.inputs.copy(), batch.targets.copy());
+        let (graph, pass) = CudaGraph::record(index, pool, || forward(&inputs, &targets))?;
+        let (backward, done) = CudaGraph::record(index, pool, || pass.backward(None))?;
+        done?;
         let (logits, mean_loss) = (pass.logits.detach(), pass.mean_loss.detach());
-        Ok(Recorded { images, labels, forward: graph, backward, logits, mean_loss })
+        Ok(Recorded { inputs, targets, forward: graph, backward, logits, mean_loss })
     }
 
     fn forward(self: Rc<Recorded>, batch: &Batch) -> Result<Pass> {
         tch::no_grad(|| {
-            self.images.shallow_clone().copy_(&batch.images);
-            self.labels.shallow_clone().copy_(&batch.labels);
+            self.inputs.shallow_clone().copy_(&batch.inputs);
+            self.targets.shallow_clone().copy_(&batch.targets);
         });
         self.forward.replay()?;
         let (logits, mean_loss) = (self.logits.shallow_clone(), self.mean_loss.shallow_clone());
-        let left = self.backward.len();
-        Ok(Pass { logits, mean_loss, execution: Execution::Replayed(self, left) })
+        Ok(Pass { logits, mean_loss, execution: Execution::Replayed(self) })
     }
 }

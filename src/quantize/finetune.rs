@@ -55,8 +55,8 @@ pub fn finetune(
     };
     for (step, batch) in Loader::start(train.clone(), plan, options).enumerate() {
         rounded.state.gradients.zero();
-        let logits = rounded.forward(&batch.images).pop().expect("a network has layers");
-        let loss = logits.flatten(1, -1).cross_entropy_for_logits(&batch.labels);
+        let logits = rounded.forward(&batch.inputs).pop().expect("a network has layers");
+        let loss = logits.flatten(1, -1).cross_entropy_for_logits(&batch.targets);
         (loss / job.world_size as f64).backward(); // the sum over the ranks is the mean gradient
         {
             // The optimizer reads the region's memory after the all-reduce.
@@ -131,7 +131,6 @@ impl Rounded {
                 gradients,
                 buffers: Flat::zeros(0, None),
                 batches_tracked: 0,
-                stage_elements: Vec::new(),
                 tensors: vec![FlatTensor { elements: 0..elements, matrix: true }],
             },
         }

@@ -106,21 +106,24 @@ fn quantized(net: &FloatNet, edit: impl Fn(&mut config::Quantize)) -> IntNet {
 }
 
 #[test]
-fn folding_batch_norm_leaves_the_logits() {
-    let spec = resnet18();
-    let mut model = Model::new(&spec.model, 3);
-    let state = state(&spec);
-    for (entry, tensor) in model.state.iter_mut().filter(|e| e.role != Role::Counter).zip(&state) {
-        let TensorValues::F32(values) = &tensor.values else { unreachable!() };
-        tch::no_grad(|| entry.tensor.copy_(&tch::Tensor::from_slice(values).view_as(&entry.tensor)));
+fn folding_leaves_the_logits_of_every_network() {
+    for spec in networks() {
+        let mut model = Model::new(&spec.model, spec.form(), 3).unwrap();
+        let state = state(&spec);
+        for (entry, tensor) in model.state.iter_mut().filter(|e| e.role != Role::Counter).zip(&state) {
+            let TensorValues::F32(values) = &tensor.values else { unreachable!() };
+            assert_eq!(entry.name, tensor.name);
+            tch::no_grad(|| entry.tensor.copy_(&tch::Tensor::from_slice(values).view_as(&entry.tensor)));
+        }
+        let net = FloatTorch::new(&FloatNet::from_state(&state, spec.clone()).unwrap());
+        let pixels = pixels(&spec, 3);
+        let images = net.tensors(&pixels).remove(0);
+        let expected = tch::no_grad(|| model.forward(&images, crate::model::Mode::Eval));
+        let difference = (net.logits(&pixels) - &expected).abs().max().double_value(&[]);
+        // Rounding of float32 through up to 101 layers.
+        let bound = 1e-4 * (1.0 + expected.abs().max().double_value(&[]));
+        assert!(difference < bound, "{}: {difference}", name(&spec));
     }
-    let net = FloatTorch::new(&FloatNet::from_state(&state, spec.clone()).unwrap());
-    let pixels = pixels(&spec, 3);
-    let images = net.tensors(&pixels).remove(0);
-    let expected = tch::no_grad(|| model.forward(&images, crate::model::Mode::Eval));
-    let difference = (net.logits(&pixels) - &expected).abs().max().double_value(&[]);
-    // Rounding of float32 through 18 layers; the logits are of the order of 1.
-    assert!(difference < 1e-4 * (1.0 + expected.abs().max().double_value(&[])), "{difference}");
 }
 
 // Finetuning trains on exactly what the integers will compute.

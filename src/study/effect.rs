@@ -127,8 +127,8 @@ fn parallel(config: &Config, default: &Config, ground: Ground) -> Parallel {
     if own.local_steps > 1 || own.buffers == BufferSync::Sync {
         own.bucket_mb = default.bucket_mb;
     }
-    // Without batch norm there are no statistics; `sync` still reduces stage by stage.
-    if !config.model.name.is_resnet() && own.buffers != BufferSync::Sync {
+    // Without batch norm there are no statistics.
+    if !config.model.name.is_resnet() {
         own.buffers = default.buffers;
     }
     own

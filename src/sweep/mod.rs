@@ -21,7 +21,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use crate::allreduce::{self, Bench, Budget};
 use crate::collective::{Communicator, WaitPolicy};
 use crate::config::{Config, ModelName, Plan};
-use crate::data::{self, Datasets};
+use crate::data::{self, Datasets, Form};
 use crate::error::Result;
 use crate::launch::Job;
 use crate::output::{self, Destination};
@@ -54,7 +54,7 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
         print_header(plan, job, &datasets, &cases, record);
     }
     let groups = groups(job, &cases)?;
-    measure_all_reduce(plan, job, &cases, &groups, &mut record)?;
+    measure_all_reduce(plan, job, &cases, &groups, datasets.train.form(), &mut record)?;
     for round in 0..plan.sweep.rounds {
         for number in order(&cases, round, plan.run.seed) {
             let case = &cases[number];
@@ -104,6 +104,7 @@ fn measure_all_reduce(
     job: &Job,
     cases: &[Case],
     groups: &BTreeMap<usize, Option<Arc<Communicator>>>,
+    form: Form,
     record: &mut Option<Record>,
 ) -> Result<()> {
     const SIZES: [usize; 5] = [8, 1 << 10, 16 << 10, 256 << 10, 4 << 20];
@@ -114,8 +115,9 @@ fn measure_all_reduce(
     let mut elements: Vec<usize> = SIZES.iter().map(|bytes| bytes / size_of::<f32>()).collect();
     let mut models: Vec<ModelName> = cases.iter().map(|case| case.model).collect();
     models.dedup();
-    elements
-        .extend(models.into_iter().map(|model| visit::new_model(&plan.model, model, plan.run.seed).parameter_count()));
+    for name in models {
+        elements.push(job.agree(visit::new_model(&plan.model, name, form, plan.run.seed))?.parameter_count());
+    }
     elements.sort_unstable();
     elements.dedup();
     let mut rows = Vec::new();

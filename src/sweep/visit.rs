@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{Case, memory};
 use crate::collective::{Combine, Communicator};
 use crate::config::{self, Config, ModelName, Plan};
-use crate::data::{BatchPlan, Dataset, Feed, Sampler};
+use crate::data::{BatchPlan, Dataset, Feed, Form, Sampler};
 use crate::device::{GpuMonitor, Reading, StepRecorder, Target};
 use crate::error::Result;
 use crate::launch::Job;
@@ -99,7 +99,8 @@ pub(super) fn visit(
     }
 
     memory::forget_peak();
-    let mut replica = Replica::new(Model::new(&plan.model, plan.run.seed), job.target, group.clone(), &plan)?;
+    let mut replica =
+        Replica::new(Model::new(&plan.model, dataset.form(), plan.run.seed)?, job.target, group.clone(), &plan)?;
     let feed = Feed::new(dataset.clone(), job.target.own_memory());
     (outcome.gradient_bytes, outcome.overlaps) = (replica.gradient_bytes(), replica.overlaps());
     let warmup = plan.metrics.warmup_steps.max(1);
@@ -200,8 +201,8 @@ fn fits_alone(
 }
 
 /// The network of a case, with PyTorch's initial values.
-pub(super) fn new_model(model: &config::Model, name: ModelName, seed: u64) -> Model {
-    Model::new(&model_of(model, name), seed)
+pub(super) fn new_model(model: &config::Model, name: ModelName, form: Form, seed: u64) -> Result<Model> {
+    Model::new(&model_of(model, name), form, seed)
 }
 
 /// The `[model]` section of a case whose network is `name`.

@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::NonNull;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::Tensor;
@@ -204,12 +204,18 @@ impl Drop for Range {
 
 /// A CUDA stream: work that a GPU does in order.
 #[derive(Clone)]
-pub struct Stream(Rc<Raw>);
+pub struct Stream(Arc<Raw>);
 
+/// An object of libtorch, freed when it is dropped.
 struct Raw {
     pointer: NonNull<c_void>,
     free: unsafe extern "C" fn(*mut c_void),
 }
+
+// SAFETY: c10's streams and events belong to no thread; no function here changes one that others can see.
+unsafe impl Send for Raw {}
+// SAFETY: as above.
+unsafe impl Sync for Raw {}
 
 impl Raw {
     fn new(pointer: *mut c_void, free: unsafe extern "C" fn(*mut c_void)) -> Result<Raw> {
@@ -231,7 +237,7 @@ impl Stream {
     /// Returns [`Error::Gpu`] if the GPU has failed.
     pub fn of_tensors(index: usize) -> Result<Stream> {
         // SAFETY: returns an object of ours, or null.
-        Ok(Stream(Rc::new(Raw::new(unsafe { hpml_stream(index as c_int, false) }, hpml_stream_free)?)))
+        Ok(Stream(Arc::new(Raw::new(unsafe { hpml_stream(index as c_int, false) }, hpml_stream_free)?)))
     }
 
     /// A new stream of high priority on GPU `index`.
@@ -240,7 +246,7 @@ impl Stream {
     /// Returns [`Error::Gpu`] if the GPU has failed.
     pub fn urgent(index: usize) -> Result<Stream> {
         // SAFETY: as above.
-        Ok(Stream(Rc::new(Raw::new(unsafe { hpml_stream(index as c_int, true) }, hpml_stream_free)?)))
+        Ok(Stream(Arc::new(Raw::new(unsafe { hpml_stream(index as c_int, true) }, hpml_stream_free)?)))
     }
 
     /// The stream's `cudaStream_t`; null is CUDA's default stream.
@@ -273,13 +279,13 @@ impl Stream {
     /// Returns [`Error::Gpu`] if the GPU has failed.
     pub fn event(&self) -> Result<Event> {
         // SAFETY: a stream of ours; returns an object of ours, or null.
-        Ok(Event(Rc::new(Raw::new(unsafe { hpml_event(self.0.pointer.as_ptr()) }, hpml_event_free)?)))
+        Ok(Event(Arc::new(Raw::new(unsafe { hpml_event(self.0.pointer.as_ptr()) }, hpml_event_free)?)))
     }
 }
 
 /// A CUDA event: a point in the order of a stream.
 #[derive(Clone)]
-pub struct Event(Rc<Raw>);
+pub struct Event(Arc<Raw>);
 
 impl Event {
     /// Polls whether the event is complete.

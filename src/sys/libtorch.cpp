@@ -41,14 +41,6 @@ extern "C" void *hpml_im2col_conv2d(const void *input, const void *weight, int64
     });
 }
 
-// Runs the backward pass from `output`, given its `gradient`.
-extern "C" bool hpml_backward(const void *output, const void *gradient) noexcept {
-    return guarded(false, [&] {
-        tensor(output).backward(tensor(gradient));
-        return true;
-    });
-}
-
 // One step of SGD on flat tensors, in one kernel. The gradient is divided by `divisor` unless that is null.
 extern "C" bool hpml_fused_sgd(const void *parameters, const void *gradients, const void *velocity, double weight_decay,
                                double momentum, double lr, bool nesterov, const void *divisor) noexcept {

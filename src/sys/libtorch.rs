@@ -12,7 +12,6 @@ unsafe extern "C" {
         stride: i64,
         padding: i64,
     ) -> *mut torch_sys::C_tensor;
-    fn hpml_backward(output: *const torch_sys::C_tensor, gradient: *const torch_sys::C_tensor) -> bool;
     fn hpml_failure() -> *const std::ffi::c_char;
 }
 
@@ -21,16 +20,6 @@ pub(super) fn failure() -> String {
     // SAFETY: a text that ends in a 0 and is this thread's until its next call.
     let message = unsafe { std::ffi::CStr::from_ptr(hpml_failure()) }.to_string_lossy();
     message.lines().next().unwrap_or_default().to_owned()
-}
-
-/// Runs the backward pass from `output`, given its `gradient` of the same shape.
-///
-/// # Panics
-/// Panics with libtorch's message if the pass fails.
-pub fn backward_with(output: &Tensor, gradient: &Tensor) {
-    // SAFETY: both pointers are live tensors for the length of the call.
-    let done = unsafe { hpml_backward(output.as_ptr(), gradient.as_ptr()) };
-    assert!(done, "Torch({})", failure());
 }
 
 /// Convolution by im2col and a matrix product, libtorch's `thnn_conv2d`; differentiable.
@@ -69,22 +58,6 @@ pub fn seeded<T>(seed: u64, draw: impl FnOnce() -> T) -> T {
 mod tests {
     use super::*;
     use tch::{Device, Kind};
-
-    #[test]
-    fn a_given_gradient_goes_back_as_through_a_product_with_it() {
-        let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-        let (x, gradient) = seeded(1, || (random(&[5, 7]), random(&[5, 7])));
-        let [own, expected] = [0, 1].map(|way| {
-            let x = x.copy().set_requires_grad(true);
-            let output = x.tanh();
-            match way {
-                0 => backward_with(&output, &gradient),
-                _ => (&output * &gradient).sum(Kind::Float).backward(),
-            }
-            x.grad()
-        });
-        assert!(own.equal(&expected));
-    }
 
     #[test]
     fn values_and_gradients_are_those_of_conv2d() {

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod allocator;
+mod autograd;
 mod batch_norm;
 pub mod gpu;
 mod graph;
@@ -13,7 +14,8 @@ mod process;
 
 pub use self::hdf5::{attach_dimension_scale, refuse_external_links, set_dimension_scale};
 pub use allocator::{give_back_freed_memory, keep_freed_memory, private_memory_left, with_memory_limit};
+pub use autograd::{GradientHooks, differentiable};
 pub use batch_norm::BatchNorm;
 pub use graph::{CudaGraph, CudaGraphPool};
-pub use libtorch::{backward_with, im2col_conv2d, seeded};
+pub use libtorch::{im2col_conv2d, seeded};
 pub use process::{default_environment, exit_now, terminate_parent};

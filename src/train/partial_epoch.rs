@@ -68,6 +68,7 @@ impl PartialEpoch {
         saving.attribute("steps_in_epoch", Attribute::Int(self.steps as i64));
         saving.attribute("loss_sum", Attribute::Float(all.loss_sum));
         saving.attribute("correct", Attribute::Int(all.correct as i64));
+        saving.attribute("targets", Attribute::Int(all.targets as i64));
         saving.attribute("samples", Attribute::Int(all.samples as i64));
         saving.attribute("seconds", Attribute::Float(self.seconds));
     }
@@ -77,6 +78,7 @@ impl PartialEpoch {
         let result = StepResult {
             loss_sum: from.of_root("loss_sum"),
             correct: from.of_root("correct") as usize,
+            targets: from.of_root("targets") as usize,
             samples: from.of_root("samples") as usize,
         };
         PartialEpoch {

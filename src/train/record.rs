@@ -10,7 +10,7 @@ use crate::parallel::StepResult;
 use crate::table::{Schema, Table};
 use crate::units::{Second, gigabytes_per_second};
 
-/// Mean loss and accuracy over some samples.
+/// Mean loss and accuracy over the targets of some samples.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Score {
     /// Mean loss.
@@ -22,8 +22,8 @@ pub struct Score {
 }
 
 impl From<StepResult> for Score {
-    fn from(StepResult { loss_sum, correct, samples }: StepResult) -> Score {
-        let count = samples.max(1) as f64;
+    fn from(StepResult { loss_sum, correct, targets, samples }: StepResult) -> Score {
+        let count = targets.max(1) as f64;
         Score { loss: loss_sum / count, accuracy: 100.0 * correct as f64 / count, samples }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::collective::Communicator;
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
-use crate::model::{Model, Role};
+use crate::model::{Entry, Model, Role};
 use crate::parallel::Replica;
 use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues};
 
@@ -14,19 +14,27 @@ use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues};
 pub fn checkpoint(replica: &Replica, epochs: usize, steps: usize) -> Checkpoint {
     let tensors = replica.model().state.iter().map(|entry| match entry.role {
         // PyTorch counts the batches of each batch norm; here all have seen the same.
-        Role::Counter => {
+        Role::Counter if !entry.tensor.defined() => {
             NamedTensor::new(&entry.name, vec![], TensorValues::I64(vec![replica.state().batches_tracked]))
         }
-        Role::Parameter | Role::Buffer => {
+        Role::Counter => {
+            let mut values = vec![0; entry.tensor.numel()];
+            entry.tensor.contiguous().copy_data(&mut values, entry.tensor.numel());
+            NamedTensor::new(&entry.name, shape(entry), TensorValues::I64(values))
+        }
+        Role::Parameter | Role::Frozen | Role::Buffer => {
             let mut values = vec![0.0; entry.tensor.numel()];
             entry.tensor.detach().contiguous().copy_data(&mut values, entry.tensor.numel());
-            let shape = entry.tensor.size().into_iter().map(|extent| extent as usize).collect();
-            NamedTensor::new(&entry.name, shape, TensorValues::F32(values))
+            NamedTensor::new(&entry.name, shape(entry), TensorValues::F32(values))
         }
     });
     let attributes =
         vec![("epochs".into(), Attribute::Int(epochs as i64)), ("steps".into(), Attribute::Int(steps as i64))];
     Checkpoint { tensors: tensors.collect(), attributes }
+}
+
+fn shape(entry: &Entry) -> Vec<usize> {
+    entry.tensor.size().into_iter().map(|extent| extent as usize).collect()
 }
 
 /// Name of the first value of a checkpoint that is NaN or infinite, as in `fc1.weight[17] is NaN`; `None` if all are finite.
@@ -61,21 +69,23 @@ pub fn share(ranks: &Communicator, checkpoint: &mut Checkpoint) -> Result<()> {
 /// # Errors
 /// [`Error::Dataset`] if a tensor of the model is missing or has another shape.
 pub fn load(model: &mut Model, tensors: &[NamedTensor], path: &Path, group: &str) -> Result<()> {
-    for entry in model.state.iter_mut().filter(|entry| entry.role != Role::Counter) {
+    for entry in model.state.iter_mut().filter(|entry| entry.tensor.defined()) {
         let refuse = |message: String| Error::Dataset {
             path: path.to_owned(),
             name: format!("{group}/{}", entry.name),
             message,
         };
-        let shape: Vec<usize> = entry.tensor.size().into_iter().map(|extent| extent as usize).collect();
+        let shape = shape(entry);
         let tensor = tensors.iter().find(|tensor| tensor.name == entry.name).ok_or_else(|| refuse("missing".into()))?;
-        match &tensor.values {
-            TensorValues::F32(values) if tensor.shape == shape => {
-                let source = tch::Tensor::from_slice(values).view_as(&entry.tensor);
-                tch::no_grad(|| entry.tensor.copy_(&source));
-            }
-            _ => return Err(refuse(format!("shape {:?}, expected float32 {shape:?}", tensor.shape))),
-        }
+        let source = match (&tensor.values, entry.role) {
+            _ if tensor.shape != shape => Err("float32"),
+            (TensorValues::I64(values), Role::Counter) => Ok(tch::Tensor::from_slice(values)),
+            (_, Role::Counter) => Err("int64"),
+            (TensorValues::F32(values), _) => Ok(tch::Tensor::from_slice(values)),
+            _ => Err("float32"),
+        };
+        let source = source.map_err(|kind| refuse(format!("shape {:?}, expected {kind} {shape:?}", tensor.shape)))?;
+        tch::no_grad(|| entry.tensor.copy_(&source.view_as(&entry.tensor)));
     }
     Ok(())
 }

@@ -128,7 +128,7 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
         config.optim.momentum = parity.momentum;
         config.optim.weight_decay = 0.0;
     }))?;
-    let mut model = Model::new(&settings.model, parity.seed);
+    let mut model = job.agree(Model::new(&settings.model, images.form(), parity.seed))?;
     if !parity.init.is_empty() {
         job.agree(load(&mut model, &parity.init, path, "init"))?;
     }
@@ -148,13 +148,13 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
     let batches = feed.batches(plan, loader_options(&settings.data, &replica, None));
     let mut reached = Reached::default();
     for (batch, expected_sum) in batches.zip(&parity.input_sum) {
-        let mut sum = [batch.images.sum(tch::Kind::Double).double_value(&[])];
+        let mut sum = [batch.inputs.sum(tch::Kind::Double).double_value(&[])];
         job.communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sum)?;
         reached.input_difference = reached.input_difference.max(relative(sum[0], *expected_sum));
         replica.step(&batch, parity.global_batch, &mut StepRecorder::default())?;
         optimizer.step(replica.state_mut(), parity.lr)?;
         let total = Replica::sum_over_ranks(&job.communicator, replica.take_result()?)?;
-        reached.loss.push(total.loss_sum / total.samples as f64);
+        reached.loss.push(total.loss_sum / total.targets as f64);
         reached.update.push(movements(replica.model(), &initial));
     }
     replica.agreed_checksum(0)?;

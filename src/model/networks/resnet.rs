@@ -23,8 +23,12 @@ fn blocks(name: ModelName) -> ([usize; 4], bool) {
 }
 
 /// ResNet with `model.width` channels in the first stage's 3x3 convolutions, doubled in each of the next three.
-pub(super) fn resnet(config: &config::Model, form: Form, classes: usize) -> Result<Description> {
-    let Form::Images { shape: [_, height, width], .. } = form else { unreachable!("describe checks the form") };
+pub(super) fn resnet(
+    config: &config::Model,
+    form: Form,
+    [_, height, width]: [usize; 3],
+    classes: usize,
+) -> Result<Description> {
     let (stages, bottleneck) = blocks(config.name);
     let imagenet = match config.stem {
         Stem::Auto => height.max(width) > LARGEST_OF_CIFAR,
@@ -35,6 +39,7 @@ pub(super) fn resnet(config: &config::Model, form: Form, classes: usize) -> Resu
     let width = if config.width == 0 { 64 } else { config.width };
 
     let mut build = Builder::new(form);
+    build.part("stem");
     let stem = if imagenet { square(7, 2) } else { square(3, 1) };
     let x = build.conv("conv1", Builder::INPUT, width, stem, false);
     let x = build.batch_norm("bn1", x);
@@ -46,9 +51,11 @@ pub(super) fn resnet(config: &config::Model, form: Form, classes: usize) -> Resu
         for index in 0..count {
             let stride = if stage > 0 && index == 0 { 2 } else { 1 };
             let name = format!("layer{}.{index}", stage + 1);
+            build.part(&name);
             x = block(&mut build, &name, x, width << stage, stride, bottleneck, names.shortcut);
         }
     }
+    build.part(names.head);
     x = build.average_pool("avgpool", x);
     x = build.flatten("flatten", x);
     build.linear(names.head, x, classes, true);

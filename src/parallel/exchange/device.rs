@@ -11,6 +11,7 @@ use crate::device::{Clock, StepRecorder, Target};
 use crate::error::Result;
 use crate::metrics::{Kind, Part};
 use crate::parallel::{Bucket, Flat, FlatState};
+use crate::sys::gpu::Event;
 
 /// Exchange from device memory.
 pub struct DeviceExchange {
@@ -20,8 +21,20 @@ pub struct DeviceExchange {
     overlaps: bool,
     /// Type that gradients are rounded to for the collectives.
     rounded: Option<tch::Kind>,
+    /// Buckets that the backward pass under way has completed, in the order of their all-reduces.
+    completed: Vec<Complete>,
     /// Gradients whose rounded sums are in flight: (destination, sums).
     under_way: Vec<(Tensor, Tensor)>,
+}
+
+/// A bucket whose gradients are enqueued.
+struct Complete {
+    /// Gradients, contiguous.
+    values: Tensor,
+    /// Gradients rounded for the collective, if they are.
+    sums: Option<Tensor>,
+    /// Moment in the order of the device's work when they are complete; `None` where the host waits for them.
+    at: Option<Event>,
 }
 
 impl DeviceExchange {
@@ -43,7 +56,7 @@ impl DeviceExchange {
         };
         let overlaps = timing == Timing::Overlap && collectives.communicator().size() > 1;
         let clock = Clock::of(target, timing)?;
-        Ok(DeviceExchange { collectives, clock, overlaps, rounded, under_way: Vec::new() })
+        Ok(DeviceExchange { collectives, clock, overlaps, rounded, completed: Vec::new(), under_way: Vec::new() })
     }
 
     /// Whether collectives progress while the caller computes.
@@ -57,25 +70,43 @@ impl DeviceExchange {
         (bucket.elements.len() * element) as u64
     }
 
-    /// Hands over a bucket whose gradients are complete.
+    /// Marks a bucket as complete at this place of the backward pass, whose host part goes on: [`ready`](Self::ready) enqueues the
+    /// all-reduce, which starts as soon as the device has come here.
+    pub fn enqueue(&mut self, bucket: &Bucket, state: &FlatState) -> Result<()> {
+        if self.overlaps {
+            let complete = self.complete(bucket, state)?;
+            self.completed.push(complete);
+        }
+        Ok(())
+    }
+
+    /// Enqueues the all-reduces of the marked buckets, then that of `bucket`, after the backward pass.
     pub fn ready(&mut self, bucket: &Bucket, state: &FlatState, times: &mut StepRecorder) -> Result<()> {
-        if self.overlaps { self.reduce(bucket, state, times) } else { Ok(()) }
+        if !self.overlaps {
+            return Ok(());
+        }
+        for complete in std::mem::take(&mut self.completed) {
+            self.reduce(complete, times)?;
+        }
+        let complete = self.complete(bucket, state)?;
+        self.reduce(complete, times)
+    }
+
+    fn complete(&self, bucket: &Bucket, state: &FlatState) -> Result<Complete> {
+        let Flat::Device(gradients) = &state.gradients else { unreachable!("one memory for all") };
+        let values = gradients.narrow(0, bucket.elements.start as i64, bucket.elements.len() as i64);
+        let sums = self.rounded.map(|kind| tch::no_grad(|| values.to_kind(kind)));
+        Ok(Complete { values, sums, at: self.collectives.moment()? })
     }
 
     /// Enqueues the all-reduce of a bucket.
-    fn reduce(&mut self, bucket: &Bucket, state: &FlatState, times: &mut StepRecorder) -> Result<()> {
-        let Flat::Device(gradients) = &state.gradients else { unreachable!("one memory for all") };
-        let values = gradients.narrow(0, bucket.elements.start as i64, bucket.elements.len() as i64);
+    fn reduce(&mut self, complete: Complete, times: &mut StepRecorder) -> Result<()> {
+        let Complete { values, sums, at } = complete;
         let started = Instant::now();
-        let span = match self.rounded {
-            None => self.collectives.all_reduce(Kind::Gradients, &values)?,
-            Some(kind) => {
-                let sums = tch::no_grad(|| values.to_kind(kind));
-                let span = self.collectives.all_reduce(Kind::Gradients, &sums)?;
-                self.under_way.push((values, sums));
-                span
-            }
-        };
+        let span = self.collectives.all_reduce_after(at.as_ref(), Kind::Gradients, sums.as_ref().unwrap_or(&values))?;
+        if let Some(sums) = sums {
+            self.under_way.push((values, sums));
+        }
         if self.collectives.is_through_host() && self.overlaps {
             times.add(Part::CommExposed, started.elapsed().as_secs_f64()); // the caller waited for it
         }
@@ -92,7 +123,8 @@ impl DeviceExchange {
             for bucket in buckets {
                 self.barrier(times)?;
                 let from = self.clock.now()?;
-                self.reduce(bucket, state, times)?;
+                let complete = self.complete(bucket, state)?;
+                self.reduce(complete, times)?;
                 self.collectives.join()?;
                 times.since(Part::CommExposed, from, &self.clock)?;
             }

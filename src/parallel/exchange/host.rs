@@ -78,7 +78,17 @@ impl HostExchange {
         self.communicator.size() > 1 && self.local.is_none()
     }
 
-    /// Hands over a bucket whose gradients are complete; `last`: no computation is left to hide it.
+    /// Has the communication thread reduce a bucket whose gradients are complete.
+    pub fn enqueue(&mut self, bucket: &Bucket, state: &mut FlatState) -> Result<()> {
+        if self.reduces()
+            && let Some(worker) = &mut self.worker
+        {
+            worker.all_reduce(state.gradients.host_mut().region(bucket.elements.clone()));
+        }
+        Ok(())
+    }
+
+    /// Reduces a bucket after the backward pass; `last`: it is the last one of the step.
     pub fn ready(
         &mut self,
         bucket: &Bucket,
@@ -89,9 +99,10 @@ impl HostExchange {
         if !self.reduces() {
             return Ok(());
         }
-        let mut region = || state.gradients.host_mut().region(bucket.elements.clone());
+        if !last {
+            return self.enqueue(bucket, state);
+        }
         match &mut self.worker {
-            Some(worker) if !last => worker.all_reduce(region()),
             // The caller reduces the last bucket: no computation is left to hide it. So a model of one bucket needs no thread,
             // and its all-reduce no hand-over.
             Some(worker) => {
@@ -100,7 +111,8 @@ impl HostExchange {
                 for one in finished {
                     add_collective(times, one, false);
                 }
-                add_collective(times, self.reducer.reduce(&mut region(), WaitPolicy::Spin)?, true);
+                let mut region = state.gradients.host_mut().region(bucket.elements.clone());
+                add_collective(times, self.reducer.reduce(&mut region, WaitPolicy::Spin)?, true);
             }
             None => {} // profile mode, or one bucket: `finish` does it after the backward pass
         }

@@ -102,7 +102,18 @@ impl Exchange {
         }
     }
 
-    /// Hands over a bucket whose gradients are complete, in the order of the buckets; `last`: no computation is left to hide it.
+    /// Hands over a bucket whose gradients are complete while the backward pass goes on; the pass need not wait for anything.
+    ///
+    /// # Errors
+    /// The device has failed.
+    pub fn enqueue(&mut self, bucket: &Bucket, state: &mut FlatState) -> Result<()> {
+        match self {
+            Exchange::Host(host) => host.enqueue(bucket, state),
+            Exchange::Device(device) => device.enqueue(bucket, state),
+        }
+    }
+
+    /// Hands over a bucket after the backward pass; `last`: it is the last one of the step.
     pub fn ready(
         &mut self,
         bucket: &Bucket,

@@ -49,9 +49,8 @@ impl Replica {
         for batch in batches {
             self.state.batches_tracked += 1;
             let momentum = 1.0 / self.state.batches_tracked as f64;
-            let _logits = self.with_mode(momentum, |mode| tch::no_grad(|| self.model.forward(&batch.images, mode)));
+            let _logits = self.with_mode(momentum, |mode| tch::no_grad(|| self.model.forward(&batch.inputs, mode)));
             if let Some(batch_norm) = &self.sync_batch_norm {
-                batch_norm.take_cuts(); // there is no backward pass
                 batch_norm.take_spent()?;
             }
         }
@@ -88,8 +87,10 @@ impl Replica {
     /// # Errors
     /// The collective failed.
     pub fn sum_over_ranks(communicator: &Communicator, result: StepResult) -> Result<StepResult> {
-        let mut sums = [result.loss_sum, result.correct as f64, result.samples as f64];
+        let StepResult { loss_sum, correct, targets, samples } = result;
+        let mut sums = [loss_sum, correct as f64, targets as f64, samples as f64];
         communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sums)?;
-        Ok(StepResult { loss_sum: sums[0], correct: sums[1] as usize, samples: sums[2] as usize })
+        let [loss_sum, correct, targets, samples] = sums;
+        Ok(StepResult { loss_sum, correct: correct as usize, targets: targets as usize, samples: samples as usize })
     }
 }

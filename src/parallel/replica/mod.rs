@@ -2,14 +2,14 @@
 
 mod epoch_end;
 
-use std::ffi::CString;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tch::{Reduction, Tensor};
 
+use super::bucket::Readiness;
 use super::exchange::{Exchange, add_collective};
-use super::pass::{Pass, Recorder, Segment, Segments};
+use super::pass::{Listener, Pass, Recorder};
 use super::tally::{StepResult, Tally};
 use super::{Bucket, FlatState, LocalSteps, SyncBatchNorm};
 use crate::collective::{Communicator, Finished};
@@ -18,16 +18,17 @@ use crate::data::Batch;
 use crate::device::{Clock, Moment, StepRecorder, Target};
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Part};
-use crate::model::{MOMENTUM, Mode, Model, Stage};
+use crate::model::{Entry, MOMENTUM, Mode, Model, Role};
+use crate::sys::GradientHooks;
 use crate::sys::gpu::range;
 
 /// The model on this rank, kept equal to that of all other ranks. All ranks call its methods together.
 ///
 /// ```no_run
-/// use hpml::{data::Batch, device::StepRecorder, error::Result, model::Model, optim::Optimizer, parallel::Replica};
+/// use hpml::{data::{Batch, Form}, device::StepRecorder, error::Result, model::Model, optim::Optimizer, parallel::Replica};
 /// # use hpml::{config::Plan, launch::Job};
 /// # fn train(job: &Job, plan: &Plan, batches: impl Iterator<Item = Batch>) -> Result<()> {
-/// let model = Model::new(&plan.model, plan.run.seed);
+/// let model = Model::new(&plan.model, Form::CIFAR10, plan.run.seed)?;
 /// let mut replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
 /// let mut optimizer = Optimizer::new(replica.state(), &plan.optim);
 /// let mut times = StepRecorder::default();
@@ -47,10 +48,14 @@ pub struct Replica {
     communicator: Arc<Communicator>,
     exchange: Exchange,
     buckets: Vec<Bucket>,
-    /// NVTX range names, one pair per bucket, in the order of `buckets`.
-    names: Vec<BucketNames>,
+    /// Order of the buckets' all-reduces, and the gradients that are complete.
+    readiness: Readiness,
+    /// Hooks on the parameters' gradients, if all-reduces overlap the backward pass.
+    hooks: Option<GradientHooks>,
+    /// Whether the order of the buckets is still to be taken from a pass.
+    must_order: bool,
     buffer_sync: BufferSync,
-    /// Set with `parallel.buffers = "sync"`; then every segment is one stage and there is no worker.
+    /// Set with `parallel.buffers = "sync"`; there is no worker then.
     sync_batch_norm: Option<SyncBatchNorm>,
     timing: Timing,
     clock: Clock,
@@ -73,15 +78,13 @@ impl Replica {
         let (mut exchange, gradients) = Exchange::new(&model, target, &communicator, plan)?;
         let mut state = FlatState::adopt(&mut model, gradients);
         // The worker would call MPI concurrently with the collectives that synchronized batch norm makes in the backward pass.
-        let sync = plan.parallel.buffers == BufferSync::Sync && communicator.size() > 1;
+        let sync = plan.parallel.buffers == BufferSync::Sync && communicator.size() > 1 && !state.buffers.is_empty();
         let sync_batch_norm = sync.then(|| SyncBatchNorm::new(communicator.clone(), plan.metrics.timing));
         let bytes = match communicator.size() {
-            // Within a segment no value may lie on both sides of a cut, as a block's input with its skip connection would.
-            _ if sync => 0.0,
             ranks if ranks > 1 && !exchange.is_local() => plan.parallel.bucket_mb * 1e6,
-            _ => f64::INFINITY, // nothing to reduce: one bucket, so that the backward pass is not cut
+            _ => f64::INFINITY, // nothing to reduce
         };
-        let buckets = Bucket::plan(&state.stage_elements, bytes);
+        let buckets = Bucket::plan(&state.parameter_elements(), bytes);
         if plan.metrics.timing == Timing::Overlap && buckets.len() > 1 && !sync {
             exchange.overlap()?; // first, so that nothing has been sent if MPI does not allow it
         }
@@ -92,12 +95,15 @@ impl Replica {
                 flat.write(&values);
             }
         }
+        broadcast_untrained(&mut model, &communicator, plan.parallel.broadcast_parameters)?;
+        let parameters = model.parameters().map(|entry| &entry.tensor);
+        let hooks = (buckets.len() > 1 && exchange.overlaps()).then(|| GradientHooks::new(parameters));
         Ok(Replica {
-            names: buckets.iter().map(|bucket| BucketNames::new(&model.stages[bucket.stages.clone()])).collect(),
             model,
             state,
             communicator,
             exchange,
+            readiness: Readiness::new(&buckets),
             buckets,
             buffer_sync: plan.parallel.buffers,
             sync_batch_norm,
@@ -105,11 +111,14 @@ impl Replica {
             clock: Clock::of(target, plan.metrics.timing)?,
             label_smoothing: plan.train.label_smoothing,
             keeps_ranks_equal: plan.parallel.keeps_ranks_equal(),
+            must_order: hooks.is_some(),
             accumulated: false,
             recorder: match target {
-                Target::Gpu { index, .. } if plan.launch.cuda_graphs => Recorder::new(index),
+                // A replayed pass calls no hook: with several ranks the overlap is worth more.
+                Target::Gpu { index, .. } if plan.launch.cuda_graphs && hooks.is_none() => Recorder::new(index),
                 _ => None,
             },
+            hooks,
             tally: Tally::new(target),
         })
     }
@@ -211,10 +220,8 @@ impl Replica {
         if self.has_nothing(batch)? {
             return Ok(());
         }
-        let mut pass = self.forward_pass(batch, global_batch, times)?;
-        while pass.left() > 0 {
-            self.backward(&mut pass, times)?;
-        }
+        let pass = self.forward_pass(batch, global_batch, times)?;
+        self.backward(&pass, false, times)?;
         self.count(&pass, batch, times)
     }
 
@@ -228,21 +235,34 @@ impl Replica {
     pub fn step(&mut self, batch: &Batch, global_batch: usize, times: &mut StepRecorder) -> Result<()> {
         self.begin(times)?;
         self.accumulated = false;
-        if self.has_nothing(batch)? {
-            // More ranks than samples: nothing to compute, but the other ranks need this one in the collectives.
-            for bucket in 0..self.buckets.len() {
-                self.bucket_is_ready(bucket, times)?;
-            }
-            return self.exchange.finish(&self.buckets, &mut self.state, times);
+        // With more ranks than samples there may be nothing to compute, but the other ranks need this one in the collectives.
+        let pass = match self.has_nothing(batch)? {
+            true => None,
+            false => Some(self.forward_pass(batch, global_batch, times)?),
+        };
+        if let Some(pass) = &pass {
+            self.backward(pass, true, times)?;
         }
-        let mut pass = self.forward_pass(batch, global_batch, times)?;
-        // From the last segment to the first; one segment per bucket.
-        for bucket in 0..self.buckets.len() {
-            self.backward(&mut pass, times)?;
-            self.bucket_is_ready(bucket, times)?;
+        let left = self.readiness.end();
+        for (number, &bucket) in left.iter().enumerate() {
+            let _range = range(c"all_reduce");
+            let last = number + 1 == left.len();
+            self.exchange.ready(&self.buckets[bucket], last, &mut self.state, times)?;
         }
         self.exchange.finish(&self.buckets, &mut self.state, times)?;
-        self.count(&pass, batch, times)
+        if self.must_order {
+            self.must_order = false;
+            self.agree_on_order()?;
+        }
+        pass.map_or(Ok(()), |pass| self.count(&pass, batch, times))
+    }
+
+    /// Sets the order of the buckets to that in which rank 0's first pass completed them.
+    fn agree_on_order(&mut self) -> Result<()> {
+        let mut order: Vec<f32> = self.readiness.take_completed().iter().map(|&bucket| bucket as f32).collect();
+        self.communicator.broadcast(Kind::Control, &mut order)?; // exact: fewer than 2^24 buckets
+        self.readiness.set_order(order.iter().map(|&bucket| bucket as usize).collect());
+        Ok(())
     }
 
     /// Whether this rank has no sample in `batch`.
@@ -281,29 +301,38 @@ impl Replica {
         let share = batch.len as f64 / sharing as f64;
         let mut recorder = self.recorder.take();
         let replayed = match &mut recorder {
-            Some(recorder) => recorder.pass(batch, share, |images, labels| self.forward(images, labels, share))?,
+            Some(recorder) => recorder.pass(batch, share, |inputs, targets| self.forward(inputs, targets, share))?,
             None => None,
         };
         self.recorder = recorder;
-        let pass = replayed.unwrap_or_else(|| self.forward(&batch.images, &batch.labels, share));
+        let pass = replayed.unwrap_or_else(|| self.forward(&batch.inputs, &batch.targets, share));
         add_pass(times, Part::Forward, start, &self.clock, self.sync_batch_norm.as_ref())?;
         Ok(pass)
     }
 
-    /// Runs the backward pass of the last segment left in `pass`.
-    fn backward(&self, pass: &mut Pass, times: &mut StepRecorder) -> Result<()> {
-        let batch_norm = self.sync_batch_norm.as_ref();
-        let _range = range(&self.names[self.names.len() - pass.left()].backward);
+    /// Runs the backward pass; with `reduces`, the step's last one, buckets are handed over as soon as they are complete.
+    fn backward(&mut self, pass: &Pass, reduces: bool, times: &mut StepRecorder) -> Result<()> {
+        let _range = range(c"backward");
         let start = self.clock.now()?;
-        pass.backward(batch_norm)?;
-        add_pass(times, Part::Backward, start, &self.clock, batch_norm)
+        let Replica { exchange, state, readiness, buckets, .. } = self;
+        let mut done = Ok(());
+        let mut ready = |parameter: usize| {
+            for &bucket in readiness.complete(parameter) {
+                if done.is_ok() {
+                    done = exchange.enqueue(&buckets[bucket], state);
+                }
+            }
+        };
+        let hooks = self.hooks.as_mut().filter(|_| reduces);
+        pass.backward(hooks.map(|hooks| -> Listener { (hooks, &mut ready) }))?;
+        done?;
+        add_pass(times, Part::Backward, start, &self.clock, self.sync_batch_norm.as_ref())
     }
 
     /// Runs one forward and backward pass without communication, to see whether the memory suffices. The gradients and
     /// batch-norm statistics that it leaves are meaningless.
     pub fn compute_alone(&mut self, batch: &Batch) {
-        let logits = self.model.forward(&batch.images, Mode::TRAIN);
-        logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0).backward();
+        loss(&self.model.forward(&batch.inputs, Mode::TRAIN), &batch.targets, 0.0).backward();
     }
 
     /// Adds loss and correct predictions of a test batch, in eval mode and without gradients, to the next
@@ -313,9 +342,9 @@ impl Replica {
             return;
         }
         tch::no_grad(|| {
-            let logits = self.model.forward(&batch.images, Mode::Eval);
-            let mean_loss = logits.cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
-            self.tally.add(&logits, &batch.labels, &mean_loss);
+            let logits = self.model.forward(&batch.inputs, Mode::Eval);
+            let mean_loss = loss(&logits, &batch.targets, 0.0);
+            self.tally.add(&logits, &batch.targets, &mean_loss, batch.len);
         });
     }
 
@@ -346,9 +375,9 @@ impl Replica {
         Ok(())
     }
 
-    /// Runs the forward pass of a `share` of a step, cut before each bucket's first stage, as the backward pass needs it.
-    fn forward(&self, images: &Tensor, labels: &Tensor, share: f64) -> Pass {
-        self.with_mode(MOMENTUM, |mode| self.forward_in(mode, images, labels, share))
+    /// Runs the forward pass of a `share` of a step.
+    fn forward(&self, inputs: &Tensor, targets: &Tensor, share: f64) -> Pass {
+        self.with_mode(MOMENTUM, |mode| self.forward_in(mode, inputs, targets, share))
     }
 
     /// Calls `forward` in training mode, with the statistics of this rank's batch or of the batches of all ranks.
@@ -362,54 +391,43 @@ impl Replica {
         }
     }
 
-    fn forward_in(&self, mode: Mode, images: &Tensor, labels: &Tensor, share: f64) -> Pass {
-        let mut segments: Vec<Segment> = Vec::with_capacity(self.buckets.len());
-        for bucket in self.buckets.iter().rev() {
-            let input = segments.last().map(|before| before.output.detach().set_requires_grad(true));
-            let stages = &self.model.stages[bucket.stages.clone()];
-            let mut output = stages[0].forward(input.as_ref().unwrap_or(images), mode);
-            for stage in &stages[1..] {
-                output = stage.forward(&output, mode);
-            }
-            let cuts = self.sync_batch_norm.as_ref().map_or(Vec::new(), SyncBatchNorm::take_cuts);
-            segments.push(Segment { input, output, gradient: None, cuts });
-        }
-        let logits = segments.last().expect("a model has stages").output.shallow_clone();
-        let smoothing = self.label_smoothing;
-        let mean_loss = logits.cross_entropy_loss(labels, None::<&Tensor>, Reduction::Mean, -100, smoothing);
+    fn forward_in(&self, mode: Mode, inputs: &Tensor, targets: &Tensor, share: f64) -> Pass {
+        let logits = self.model.forward(inputs, mode);
+        let mean_loss = loss(&logits, targets, self.label_smoothing);
         let loss = if share == 1.0 { mean_loss.shallow_clone() } else { &mean_loss * share };
-        Pass::eager(Segments { all: segments, loss }, logits, mean_loss)
-    }
-
-    /// Hands over a bucket whose gradients are complete, in the order of the buckets.
-    fn bucket_is_ready(&mut self, index: usize, times: &mut StepRecorder) -> Result<()> {
-        let _range = range(&self.names[index].all_reduce);
-        let last = index + 1 == self.buckets.len();
-        self.exchange.ready(&self.buckets[index], last, &mut self.state, times)
+        Pass::eager(loss, logits, mean_loss)
     }
 
     fn count(&mut self, pass: &Pass, batch: &Batch, times: &mut StepRecorder) -> Result<()> {
         let start = self.clock.now()?;
-        self.tally.add(&pass.logits, &batch.labels, &pass.mean_loss);
+        self.tally.add(&pass.logits, &batch.targets, &pass.mean_loss, batch.len);
         times.since(Part::Forward, start, &self.clock)
     }
 }
 
-/// NVTX range names of a bucket, shown by Nsight.
-struct BucketNames {
-    backward: CString,
-    all_reduce: CString,
+/// Mean cross entropy of `logits` `[.., classes]` over all `targets` `[..]`.
+fn loss(logits: &Tensor, targets: &Tensor, label_smoothing: f64) -> Tensor {
+    let mean = |logits: &Tensor, targets: &Tensor| {
+        logits.cross_entropy_loss(targets, None::<&Tensor>, Reduction::Mean, -100, label_smoothing)
+    };
+    match logits.dim() {
+        2 => mean(logits, targets),
+        _ => mean(&logits.flatten(0, -2), &targets.flatten(0, -1)),
+    }
 }
 
-impl BucketNames {
-    /// Names the ranges after the first and the last of the bucket's `stages`.
-    fn new(stages: &[Stage]) -> BucketNames {
-        let name = |index: usize| stages[index].name.to_string_lossy();
-        let last = stages.len() - 1;
-        let stages = if last == 0 { name(0).into_owned() } else { format!("{} to {}", name(0), name(last)) };
-        let of = |what: &str| CString::new(format!("{what} {stages}")).expect("names are words");
-        BucketNames { backward: of("backward"), all_reduce: of("all_reduce") }
+/// Gives every rank rank 0's values of what is neither trained nor in the flat buffers, if `broadcasts`.
+fn broadcast_untrained(model: &mut Model, communicator: &Communicator, broadcasts: bool) -> Result<()> {
+    let untrained = |entry: &&mut Entry| matches!(entry.role, Role::Frozen | Role::Counter) && entry.tensor.defined();
+    for entry in model.state.iter_mut().filter(|_| broadcasts).filter(untrained) {
+        let count = entry.tensor.numel();
+        let mut values = vec![0f64; count];
+        entry.tensor.to_kind(tch::Kind::Double).copy_data(&mut values, count);
+        let all = communicator.all_gather(Kind::Parameters, &values)?;
+        let of_root = Tensor::from_slice(&all[..count]).view_(entry.tensor.size());
+        tch::no_grad(|| entry.tensor.copy_(&of_root));
     }
+    Ok(())
 }
 
 /// Adds the time since `start` to `part`, less that of batch norm's collectives, which counts as exposed communication.

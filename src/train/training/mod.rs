@@ -96,7 +96,8 @@ impl<'a> Training<'a> {
     /// # Errors
     /// The data do not suit the plan, or a rank or the device fails.
     pub fn new(plan: &Plan, job: &'a Job, datasets: &Datasets) -> Result<Training<'a>> {
-        let model = Model::new(&plan.model, divergence::model_seed(plan, job.rank));
+        let model =
+            job.agree(Model::new(&plan.model, datasets.train.form(), divergence::model_seed(plan, job.rank)))?;
         Training::with_model(plan, job, datasets, model)
     }
 
@@ -105,7 +106,7 @@ impl<'a> Training<'a> {
     /// # Errors
     /// The checkpoint does not suit the model or the ranks, or holds values that are NaN or infinite.
     pub fn resumed(plan: &Plan, job: &'a Job, datasets: &Datasets, resume: Option<&Resume>) -> Result<Training<'a>> {
-        let mut model = Model::new(&plan.model, plan.run.seed);
+        let mut model = job.agree(Model::new(&plan.model, datasets.train.form(), plan.run.seed))?;
         let load =
             |resume: &Resume| weights::load(&mut model, &resume.content.model.tensors, &resume.path, "checkpoint");
         job.agree(resume.map_or(Ok(()), load))?;

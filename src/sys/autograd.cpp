@@ -1,0 +1,102 @@
+// Calls of libtorch's autograd that tch lacks: hooks on gradients, and operations whose gradient is computed in Rust.
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/custom_class.h>
+
+#include <memory>
+#include <string>
+
+// Message of the last call on this thread that failed; defined in libtorch.cpp.
+extern thread_local std::string hpml_failure_text;
+
+namespace {
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+const at::Tensor &tensor(const void *pointer) { return *static_cast<const at::Tensor *>(pointer); }
+
+// Receiver of the hooks' calls; null outside of hpml_hooks_backward.
+struct Listener {
+    void (*ready)(void *context, size_t parameter) = nullptr;
+    void *context = nullptr;
+};
+
+struct Hook : torch::autograd::PostAccumulateGradHook {
+    std::shared_ptr<const Listener> listener;
+    size_t parameter;
+    Hook(std::shared_ptr<const Listener> listener, size_t parameter) : listener(std::move(listener)), parameter(parameter) {}
+    void operator()(const at::Tensor &) override {
+        if (listener->ready != nullptr) listener->ready(listener->context, parameter);
+    }
+};
+
+// A closure of Rust that computes the gradient of an operation's input.
+struct Closure : torch::CustomClassHolder {
+    using Call = void *(*)(void *closure, const void *gradient);
+    using Drop = void (*)(void *closure);
+    void *closure;
+    Call call;
+    Drop drop;
+    Closure(void *closure, Call call, Drop drop) : closure(closure), call(call), drop(drop) {}
+    ~Closure() override { drop(closure); }
+};
+
+struct Operation : torch::autograd::Function<Operation> {
+    static at::Tensor forward(AutogradContext *context, const at::Tensor &, const at::Tensor *output,
+                              c10::intrusive_ptr<Closure> closure) {
+        context->saved_data["closure"] = c10::IValue::make_capsule(std::move(closure));
+        return *output;
+    }
+
+    static variable_list backward(AutogradContext *context, variable_list gradients) {
+        const auto holder = context->saved_data["closure"].toCapsule();
+        const auto &closure = static_cast<const Closure &>(*holder);
+        const std::unique_ptr<at::Tensor> gradient(static_cast<at::Tensor *>(closure.call(closure.closure, &gradients[0])));
+        TORCH_CHECK(gradient != nullptr, "the gradient of an operation of hpml failed");
+        return {*gradient, {}, {}};
+    }
+};
+} // namespace
+
+// Sets a hook on each of `count` parameters, which are leaves of the graph.
+extern "C" void *hpml_hooks(const void *const *parameters, size_t count) noexcept {
+    try {
+        auto listener = std::make_shared<Listener>();
+        for (size_t index = 0; index < count; ++index) {
+            torch::autograd::impl::set_post_acc_grad_hooks(tensor(parameters[index]), std::make_unique<Hook>(listener, index));
+        }
+        return new std::shared_ptr<Listener>(std::move(listener));
+    } catch (const std::exception &error) {
+        hpml_failure_text = error.what();
+        return nullptr;
+    }
+}
+extern "C" void hpml_hooks_free(void *hooks) noexcept { delete static_cast<std::shared_ptr<Listener> *>(hooks); }
+
+// Runs the backward pass from `loss`; `ready` is called when the gradient of a parameter is complete.
+extern "C" bool hpml_hooks_backward(void *hooks, const void *loss, void (*ready)(void *, size_t), void *context) noexcept {
+    auto &listener = **static_cast<std::shared_ptr<Listener> *>(hooks);
+    listener = {ready, context};
+    bool done = true;
+    try {
+        tensor(loss).backward();
+    } catch (const std::exception &error) {
+        hpml_failure_text = error.what();
+        done = false;
+    }
+    listener = {};
+    return done;
+}
+
+// The node of the graph that makes `output` of `input`; takes the closure.
+extern "C" void *hpml_operation(const void *input, const void *output, void *closure, Closure::Call call,
+                                Closure::Drop drop) noexcept {
+    try {
+        return new at::Tensor(Operation::apply(tensor(input), &tensor(output), c10::make_intrusive<Closure>(closure, call, drop)));
+    } catch (const std::exception &error) {
+        hpml_failure_text = error.what();
+        return nullptr;
+    }
+}
