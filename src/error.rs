@@ -45,8 +45,8 @@ pub enum Error {
     #[error("{}: {found} bytes, expected {expected} ({records} records of {record_bytes}): {mend}", path.display())]
     DataSize { path: PathBuf, found: u64, expected: u64, records: u64, record_bytes: u64, mend: String },
 
-    #[error("{}: record {record} (byte {offset}) has label {label}, expected 0 to 9: not CIFAR-10's binary layout, or damaged; fetch it again", path.display())]
-    DataLabel { path: PathBuf, record: usize, offset: u64, label: u8 },
+    #[error("{}: record {record} (byte {offset}) has label {label}, expected 0 to {last}: not {set}'s binary layout, or damaged; fetch it again", path.display())]
+    DataLabel { path: PathBuf, record: usize, offset: u64, label: u8, last: usize, set: &'static str },
 
     #[error("{}: exists already: choose another name, or overwrite it with --force", path.display())]
     OutputExists { path: PathBuf },

@@ -19,6 +19,14 @@ impl Default for Data {
     fn default() -> Self {
         Data {
             dir: data::SYNTHETIC.into(),
+            shape: Vec::new(),
+            classes: 0,
+            images: "images".into(),
+            labels: "labels".into(),
+            test_images: "test_images".into(),
+            test_labels: "test_labels".into(),
+            test_dir: String::new(),
+            layout: Layout::Auto,
             train_samples: 0,
             test_samples: 0,
             shuffle: true,
@@ -26,9 +34,12 @@ impl Default for Data {
             shares: Shares::Disjoint,
             drop_last: false,
             augment: false,
-            mean: [0.5; 3],
-            std: [0.5; 3],
+            mean: vec![0.5; 3],
+            std: vec![0.5; 3],
             prefetch: 4,
+            threads: 0,
+            cache_mb: 256,
+            gpu_mb: 8192,
         }
     }
 }

@@ -19,7 +19,7 @@ mod validate;
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
-pub use data::{Data, SYNTHETIC, Shares};
+pub use data::{Data, Layout, SYNTHETIC, Shares};
 pub use experiments::{Study, Sweep, Variant, repeated};
 pub use help::documented_defaults;
 pub use parallel::{Algorithm, BufferSync, Compression, Parallel};

@@ -19,6 +19,7 @@ impl Config {
             ("model.depth", self.model.depth),
             ("model.mlp_ratio", self.model.mlp_ratio),
             ("data.prefetch", self.data.prefetch),
+            ("data.cache_mb", self.data.cache_mb),
             ("train.accumulate", self.train.accumulate),
             ("parallel.local_steps", self.parallel.local_steps),
             ("schedule.base_batch", self.schedule.base_batch),
@@ -40,6 +41,12 @@ impl Config {
             ("model.mlp_ratio", self.model.mlp_ratio, 64),
             ("model.patch", self.model.patch, 1024),
             ("data.prefetch", self.data.prefetch, 1024),
+            ("data.threads", self.data.threads, 256),
+            ("data.cache_mb", self.data.cache_mb, 1 << 24),
+            ("data.gpu_mb", self.data.gpu_mb, 1 << 24),
+            ("data.classes", self.data.classes, 1 << 24),
+            ("data.train_samples", self.data.train_samples, u32::MAX as usize), // indices are 32 bits
+            ("data.test_samples", self.data.test_samples, u32::MAX as usize),
             ("launch.threads", self.launch.threads, 4096),
             ("checkpoint.every_epochs", self.checkpoint.every_epochs, 100_000),
             ("checkpoint.keep", self.checkpoint.keep, 1000),
@@ -125,15 +132,33 @@ impl Config {
             }
         }
         if self.data.dir.is_empty() {
-            let expected = "must be the folder of CIFAR-10's binary files, or synthetic for the embedded set (is a shell \
-                            variable unset?)";
+            let expected =
+                "must be a file or folder of data, or synthetic for a set without files (is a shell variable unset?)";
             return refuse("data.dir", "\"\"".into(), expected);
         }
-        if self.data.mean.iter().any(|mean| !mean.is_finite()) {
-            return refuse("data.mean", format!("{:?}", self.data.mean), "must be three finite numbers");
+        let shape = &self.data.shape;
+        if !matches!(shape.len(), 0 | 1 | 3) || shape.iter().any(|extent| !(1..=1 << 20).contains(extent)) {
+            let expected = "must be [channels, height, width] of images, [length] of token sequences, or []";
+            return refuse("data.shape", format!("{shape:?}"), expected);
         }
-        if self.data.std.iter().any(|std| !std.is_finite() || *std <= 0.0) {
-            return refuse("data.std", format!("{:?}", self.data.std), "must be three numbers above 0");
+        if shape.iter().product::<usize>() > 1 << 28 {
+            return refuse("data.shape", format!("{shape:?}"), "must be at most 2^28 values");
+        }
+        let names = [
+            ("data.images", &self.data.images),
+            ("data.labels", &self.data.labels),
+            ("data.test_images", &self.data.test_images),
+            ("data.test_labels", &self.data.test_labels),
+        ];
+        if let Some((key, _)) = names.into_iter().find(|(_, name)| name.is_empty()) {
+            return refuse(key, "\"\"".into(), "must be the name of a dataset (is a shell variable unset?)");
+        }
+        let (mean, std) = (&self.data.mean, &self.data.std);
+        if mean.is_empty() || mean.iter().any(|mean| !mean.is_finite()) {
+            return refuse("data.mean", format!("{mean:?}"), "must be finite numbers, one per channel");
+        }
+        if std.is_empty() || std.iter().any(|std| !std.is_finite() || *std <= 0.0) {
+            return refuse("data.std", format!("{std:?}"), "must be numbers above 0, one per channel");
         }
         let quantize = &self.quantize;
         if quantize.calibration_images == 0 {

@@ -1,10 +1,8 @@
-//! Random crop and flip of training images. In: an image of raw pixels. Out: an image of equal size. Crop and flip depend on
+//! Random crop and flip of training images of any shape. In: an image of pixels as stored. Out: an image of equal size. Crop and flip depend on
 //! (seed, epoch, index) alone, so that an image is the same on any number of ranks and in any order.
 
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-
-use super::{PLANE, SIDE};
 
 /// Black pixels around an image before the crop, as torchvision's `RandomCrop(32, padding=4)`.
 pub(super) const PADDING: usize = 4;
@@ -38,17 +36,19 @@ impl Augmentation {
         Augmentation { top: choice / 2 / PLACES, left: choice / 2 % PLACES, flip: choice % 2 == 1 }
     }
 
-    /// Writes the augmented `image` `[3, 32, 32]` to `out` `[3, 32, 32]`.
-    pub(super) fn apply(self, image: &[u8], out: &mut [u8]) {
+    /// Writes the augmented `image` `[channels, height, width]` to `out`, of equal shape.
+    pub(super) fn apply<T: Copy + Default>(self, image: &[T], [_, height, width]: [usize; 3], out: &mut [T]) {
         // Columns and rows of `out` that lie inside the image; `left` and `top` count from the padded image's corner.
-        let first = PADDING.saturating_sub(self.left);
-        let last = (SIDE + PADDING - self.left).min(SIDE);
-        out.fill(0);
-        for (plane, out) in image.chunks_exact(PLANE).zip(out.chunks_exact_mut(PLANE)) {
-            for (y, out) in out.chunks_exact_mut(SIDE).enumerate() {
-                let Some(row) = (y + self.top).checked_sub(PADDING).filter(|&row| row < SIDE) else { continue };
-                let start = row * SIDE + first + self.left - PADDING;
-                out[first..last].copy_from_slice(&plane[start..start + last - first]);
+        let first = PADDING.saturating_sub(self.left).min(width);
+        let last = (width + PADDING - self.left).clamp(first, width);
+        out.fill(T::default());
+        for (plane, out) in image.chunks_exact(height * width).zip(out.chunks_exact_mut(height * width)) {
+            for (y, out) in out.chunks_exact_mut(width).enumerate() {
+                let Some(row) = (y + self.top).checked_sub(PADDING).filter(|&row| row < height) else { continue };
+                if first < last {
+                    let start = row * width + first + self.left - PADDING;
+                    out[first..last].copy_from_slice(&plane[start..start + last - first]);
+                }
                 if self.flip {
                     out.reverse();
                 }
@@ -60,34 +60,38 @@ impl Augmentation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::IMAGE_BYTES;
 
-    fn numbered() -> Vec<u8> {
-        (0..IMAGE_BYTES).map(|i| (i * 7 % 251 + 1) as u8).collect()
+    const SHAPE: [usize; 3] = [3, 32, 32];
+
+    fn numbered([channels, height, width]: [usize; 3]) -> Vec<u8> {
+        (0..channels * height * width).map(|i| (i * 7 % 251 + 1) as u8).collect()
     }
 
     /// Augments pixel by pixel, from the definition.
-    fn slowly(augmentation: Augmentation, image: &[u8]) -> Vec<u8> {
+    fn slowly(augmentation: Augmentation, image: &[u8], [_, height, width]: [usize; 3]) -> Vec<u8> {
         let pixel = |c: usize, y: usize, x: usize| {
-            let x = if augmentation.flip { SIDE - 1 - x } else { x };
+            let x = if augmentation.flip { width - 1 - x } else { x };
             let (y, x) = (y + augmentation.top, x + augmentation.left);
-            let inside = (PADDING..PADDING + SIDE).contains(&y) && (PADDING..PADDING + SIDE).contains(&x);
-            if inside { image[c * PLANE + (y - PADDING) * SIDE + x - PADDING] } else { 0 }
+            let inside = (PADDING..PADDING + height).contains(&y) && (PADDING..PADDING + width).contains(&x);
+            if inside { image[(c * height + y - PADDING) * width + x - PADDING] } else { 0 }
         };
-        (0..IMAGE_BYTES).map(|i| pixel(i / PLANE, i % PLANE / SIDE, i % SIDE)).collect()
+        let plane = height * width;
+        (0..image.len()).map(|i| pixel(i / plane, i % plane / width, i % width)).collect()
     }
 
     #[test]
     fn each_crop_and_flip_is_that_of_the_padded_image() {
-        let image = numbered();
-        let mut out = vec![9; IMAGE_BYTES];
-        for (top, left, flip) in (0..PLACES * PLACES * 2).map(|i| (i / 2 / PLACES, i / 2 % PLACES, i % 2 == 1)) {
-            let augmentation = Augmentation { top, left, flip };
-            augmentation.apply(&image, &mut out);
-            assert_eq!(out, slowly(augmentation, &image), "{augmentation:?}");
+        for shape in [SHAPE, [1, 28, 20], [2, 3, 2], [1, 1, 1]] {
+            let image = numbered(shape);
+            let mut out = vec![9; image.len()];
+            for (top, left, flip) in (0..PLACES * PLACES * 2).map(|i| (i / 2 / PLACES, i / 2 % PLACES, i % 2 == 1)) {
+                let augmentation = Augmentation { top, left, flip };
+                augmentation.apply(&image, shape, &mut out);
+                assert_eq!(out, slowly(augmentation, &image, shape), "{shape:?} {augmentation:?}");
+            }
+            Augmentation { top: PADDING, left: PADDING, flip: false }.apply(&image, shape, &mut out);
+            assert_eq!(out, image);
         }
-        Augmentation { top: PADDING, left: PADDING, flip: false }.apply(&image, &mut out);
-        assert_eq!(out, image);
     }
 
     #[test]

@@ -39,3 +39,14 @@ impl Form {
         }
     }
 }
+
+impl std::fmt::Display for Form {
+    fn fmt(&self, out: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Form::Images { shape: [channels, height, width], classes } => {
+                write!(out, "images {channels} x {height} x {width}, {classes} classes")
+            }
+            Form::Tokens { length, vocabulary } => write!(out, "sequences of {length} tokens, vocabulary {vocabulary}"),
+        }
+    }
+}

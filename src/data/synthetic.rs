@@ -9,13 +9,17 @@
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
-use super::{CLASSES, Dataset, PLANE, SIDE};
+/// Number of classes.
+pub(super) const CLASSES: usize = 10;
+/// Width and height of an image in pixels.
+pub(super) const SIDE: usize = 32;
+/// Pixels of one channel.
+const PLANE: usize = SIDE * SIDE;
 
-pub(super) const TRAIN_SAMPLES: usize = 10_000;
-pub(super) const TEST_SAMPLES: usize = 2_000;
-
-const TRAIN_SEED: u64 = 0x68706d6c_00000000; // "hpml"
-const TEST_SEED: u64 = 0x68706d6c_80000000;
+/// Samples of the training and of the test set.
+pub(super) const SAMPLES: [usize; 2] = [10_000, 2_000];
+/// Seeds of the training and of the test set.
+pub(super) const SEEDS: [u64; 2] = [0x68706d6c_00000000, 0x68706d6c_80000000]; // "hpml"
 
 /// Distance of a hue from its class's at most, in distances between two classes. Above 0.5 classes overlap.
 const HUE_SPREAD: f32 = 0.6;
@@ -26,32 +30,35 @@ const FADED: f32 = 0.1;
 /// Amplitude of the noise at most, in steps of a pixel's 255.
 const NOISE: i32 = 32;
 
-/// Makes the first `samples` of the training set.
-pub(super) fn train(samples: usize) -> Dataset {
-    generate(samples, TRAIN_SEED)
-}
-
-/// Makes the first `samples` of the test set.
-pub(super) fn test(samples: usize) -> Dataset {
-    generate(samples, TEST_SEED)
-}
-
-/// Makes `samples` samples, a prefix of any larger set. Every ten in a row hold each class once, in a drawn order.
-fn generate(samples: usize, seed: u64) -> Dataset {
-    let mut dataset = Dataset::with_capacity(samples);
-    let mut order: [u8; CLASSES] = std::array::from_fn(|class| class as u8);
-    for index in 0..samples {
-        let mut random = Random(Xoshiro256PlusPlus::seed_from_u64(seed + index as u64));
-        if index % CLASSES == 0 {
-            for last in (1..CLASSES).rev() {
-                order.swap(last, random.below(last + 1));
-            }
+/// Labels of `samples` samples, a prefix of any larger set. Every ten in a row hold each class once, in a drawn order.
+pub(super) fn labels(samples: usize, seed: u64) -> Vec<u32> {
+    let mut order: [u32; CLASSES] = std::array::from_fn(|class| class as u32);
+    let label = |index: usize| {
+        if index.is_multiple_of(CLASSES) {
+            shuffle(&mut order, &mut Random::of_sample(seed, index));
         }
-        let label = order[index % CLASSES];
-        dataset.labels.push(label);
-        Scene::draw(label, &mut random).render(&mut random, &mut dataset.images);
+        order[index % CLASSES]
+    };
+    (0..samples).map(label).collect()
+}
+
+/// Images of the samples with these `labels`, `[n, 3, 32, 32]`.
+pub(super) fn images(labels: &[u32], seed: u64) -> Vec<u8> {
+    let mut images = Vec::with_capacity(labels.len() * 3 * PLANE);
+    for (index, label) in labels.iter().enumerate() {
+        let mut random = Random::of_sample(seed, index);
+        if index.is_multiple_of(CLASSES) {
+            shuffle(&mut [0; CLASSES], &mut random); // the labels took these numbers
+        }
+        Scene::draw(*label as u8, &mut random).render(&mut random, &mut images);
     }
-    dataset
+    images
+}
+
+fn shuffle(order: &mut [u32; CLASSES], random: &mut Random) {
+    for last in (1..CLASSES).rev() {
+        order.swap(last, random.below(last + 1));
+    }
 }
 
 /// Content of an image.
@@ -133,6 +140,10 @@ fn color(hue: f32, saturation: f32, value: f32) -> [u8; 3] {
 struct Random(Xoshiro256PlusPlus);
 
 impl Random {
+    fn of_sample(seed: u64, index: usize) -> Random {
+        Random(Xoshiro256PlusPlus::seed_from_u64(seed + index as u64))
+    }
+
     fn between(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * ((self.0.next_u64() >> 40) as f32 / (1 << 24) as f32)
     }
@@ -154,8 +165,8 @@ mod tests {
 
     #[test]
     fn every_ten_samples_hold_each_class_once() {
-        for dataset in [train(200), test(200)] {
-            for ten in dataset.labels.chunks(CLASSES) {
+        for seed in SEEDS {
+            for ten in labels(200, seed).chunks(CLASSES) {
                 let mut sorted = ten.to_vec();
                 sorted.sort();
                 assert_eq!(sorted, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
@@ -165,20 +176,22 @@ mod tests {
 
     #[test]
     fn it_is_the_same_each_time_and_training_and_test_set_share_no_image() {
-        let first = train(300);
-        assert_eq!(first, train(300));
-        let mut images: Vec<&[u8]> = (0..300).map(|index| first.image(index)).collect();
-        let others = test(300);
-        images.extend((0..300).map(|index| others.image(index)));
-        images.sort();
-        images.dedup();
-        assert_eq!(images.len(), 600);
+        let [first, others] = SEEDS.map(|seed| images(&labels(300, seed), seed));
+        assert_eq!(first, images(&labels(300, SEEDS[0]), SEEDS[0]));
+        let mut all: Vec<&[u8]> = first.chunks(3 * PLANE).chain(others.chunks(3 * PLANE)).collect();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 600);
     }
 
     /// Guards the bytes: with another value here, results no longer compare with those of earlier versions.
     #[test]
     fn its_bytes_are_those_of_the_first_release() {
-        let hash = |data: Dataset| blake3::hash(&[data.images, data.labels].concat()).to_hex()[..16].to_owned();
-        assert_eq!([hash(train(1000)), hash(test(1000))], ["f74d69a592988560", "fa6fbc67a0bfa690"]);
+        let hash = |seed| {
+            let labels = labels(1000, seed);
+            let bytes: Vec<u8> = labels.iter().map(|label| *label as u8).collect();
+            blake3::hash(&[images(&labels, seed), bytes].concat()).to_hex()[..16].to_owned()
+        };
+        assert_eq!(SEEDS.map(hash), ["f74d69a592988560", "fa6fbc67a0bfa690"]);
     }
 }

@@ -42,6 +42,19 @@ pub const PROFILE: Definition = define("profile", "1", "1: profile timing, nothi
 pub const WARMUP: Definition =
     define("warmup", "1", "1: a warm-up step, left out of all statistics unless there are no others");
 
+// Columns of /reads.
+pub const READ_BYTES: Definition = define(
+    "read_bytes",
+    "B",
+    "bytes of training samples read from files, decompressed, from storage or from the system's page cache",
+);
+pub const READ_RATE: Definition =
+    define("bytes_per_second", "B/s", "read_bytes / wall time of the epoch's training on the rank");
+pub const READ_SECONDS: Definition =
+    define("read_seconds", "s", "time in reading and decompressing, summed over the threads that read ahead");
+pub const READ_WAIT: Definition =
+    define("read_wait", "s", "time that the training waited for samples that were not prepared yet");
+
 // Statistics of a part over the counted steps.
 pub const MEAN: Definition = define("mean", "s", "mean over all counted steps and ranks");
 pub const P50: Definition = define("p50", "s", "median over all counted steps and ranks");
@@ -243,7 +256,7 @@ pub const STEP_ERROR: Definition =
     define("step error", "percent", "predicted step / measured step, minus 100 %").unless("not measured");
 
 /// Figures explained in docs/reading-the-numbers.md and in the HTML page.
-pub const EXPLAINED: [Definition; 33] = [
+pub const EXPLAINED: [Definition; 37] = [
     DATA,
     FORWARD,
     BACKWARD,
@@ -274,6 +287,10 @@ pub const EXPLAINED: [Definition; 33] = [
     BYTES,
     SENT_BYTES,
     SECONDS,
+    READ_BYTES,
+    READ_RATE,
+    READ_SECONDS,
+    READ_WAIT,
     VARIANT_ACCURACY,
     AGAINST_FIRST,
     WON_BACK,

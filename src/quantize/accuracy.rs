@@ -2,6 +2,8 @@
 //! and biases, the naive step without rescaled biases, and last the integer network itself. All cases run on the rank's GPU
 //! where it has one.
 
+use std::ops::Range;
+
 use tch::Kind;
 
 use super::engine::{Engine, Kernel};
@@ -11,6 +13,7 @@ use super::graph::FloatNet;
 use super::integer::{IntNet, predictions};
 use super::scheme;
 use super::simulated::Simulated;
+use crate::data::Dataset;
 use crate::device::Target;
 use crate::error::Result;
 
@@ -65,15 +68,15 @@ impl AccuracyTable {
     }
 }
 
-/// Runs every case over `pixels` `[n, channels, height, width]` with their `labels`, on `target`.
+/// Runs every case over the images `own` of `test`, on `target`.
 ///
 /// # Errors
-/// A simulated value is out of range.
+/// An image cannot be read, or a simulated value is out of range.
 pub fn measure(
     net: &FloatNet,
     integers: &IntNet,
-    pixels: &[u8],
-    labels: &[u8],
+    test: &Dataset,
+    own: Range<usize>,
     target: Target,
 ) -> Result<AccuracyTable> {
     let torch = |net: &FloatNet| FloatTorch::on(net, target.device());
@@ -83,15 +86,15 @@ pub fn measure(
         floats.push(("weights, bias unscaled", torch(&scheme::with_unscaled_biases(net, integers))));
     }
     let last = if net.has_bias() { "weights+activations+bias" } else { "weights+activations" };
-    run(&floats, last, integers, pixels, labels, target)
+    run(&floats, last, integers, (test, own), target)
 }
 
 /// Measures the finetuned integer network as a table of one case.
 ///
 /// # Errors
-/// A simulated value is out of range.
-pub fn finetuned(integers: &IntNet, pixels: &[u8], labels: &[u8], target: Target) -> Result<AccuracyTable> {
-    run(&[], "finetuned", integers, pixels, labels, target)
+/// As [`measure`].
+pub fn finetuned(integers: &IntNet, test: &Dataset, own: Range<usize>, target: Target) -> Result<AccuracyTable> {
+    run(&[], "finetuned", integers, (test, own), target)
 }
 
 /// Two executions of one integer network: the simulated and the true one.
@@ -139,22 +142,23 @@ fn run(
     floats: &[(&'static str, FloatTorch)],
     last: &'static str,
     integers: &IntNet,
-    pixels: &[u8],
-    labels: &[u8],
+    (test, own): (&Dataset, Range<usize>),
     target: Target,
 ) -> Result<AccuracyTable> {
     let names = floats.iter().map(|(name, _)| *name).chain([last]);
     let mut accuracy =
         AccuracyTable { cases: names.map(|name| (name, 0)).collect(), samples: 0, compared: 0, differing: 0 };
     let mut executions = Executions::on(target, integers);
-    let (spec, classes) = (&integers.spec, integers.spec.classes);
-    let batch = spec.images_together(BATCH[usize::from(target.is_gpu())]);
-    for (pixels, labels) in pixels.chunks(batch * spec.image_bytes()).zip(labels.chunks(batch)) {
+    let batch = integers.spec.images_together(BATCH[usize::from(target.is_gpu())]);
+    for first in own.clone().step_by(batch) {
+        let range = first..(first + batch).min(own.end);
+        let (pixels, labels) = (&*test.images(range.clone())?, &test.labels(range)[..]);
         for ((_, net), (_, count)) in floats.iter().zip(&mut accuracy.cases) {
             *count += correct(&float_network::predictions(&net.logits(pixels)), labels);
         }
         let (logits, compared, differing) = executions.run(pixels)?;
-        accuracy.cases.last_mut().expect("it was added").1 += correct(&predictions(&logits, classes), labels);
+        accuracy.cases.last_mut().expect("it was added").1 +=
+            correct(&predictions(&logits, integers.spec.classes), labels);
         accuracy.compared += compared;
         accuracy.differing += differing;
         accuracy.samples += labels.len() as u64;
@@ -163,8 +167,8 @@ fn run(
 }
 
 /// Number of predicted classes that are the labels.
-pub fn correct(predicted: &[usize], labels: &[u8]) -> u64 {
-    predicted.iter().zip(labels).filter(|(class, label)| **class == usize::from(**label)).count() as u64
+pub fn correct(predicted: &[usize], labels: &[u32]) -> u64 {
+    predicted.iter().zip(labels).filter(|(class, label)| **class == **label as usize).count() as u64
 }
 
 /// (elements compared, elements that differ) of all tensors and logits of `pixels`; `logits` are those of the kernels.

@@ -95,7 +95,7 @@ pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<IntNet> {
     let spec = spec(checkpoint, &own)?;
     let input = Quantization { scale: own.scale(INPUT_SCALE)?, zero_point: own.zero_point(INPUT_ZERO_POINT)? };
     let mut net = IntNet { input, nodes: Vec::new(), spec };
-    for node in structure(&net.spec)? {
+    for node in structure(&net.spec.model, net.spec.form())? {
         let numbers = match &node.operation {
             Operation::Convolution(layer) => numbers(checkpoint, &node, layer)?,
             Operation::MaxPool { .. } => Integers::pool(net.quantization(node.input)),

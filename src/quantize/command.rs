@@ -18,7 +18,7 @@ use super::structure::structure;
 use super::{checkpoint, onnx, scheme};
 use crate::collective::Combine;
 use crate::config::{self, Config, Plan};
-use crate::data::{self, Dataset, Datasets};
+use crate::data::{self, Dataset, Datasets, Form};
 use crate::device::{self, Choice, Target};
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -48,10 +48,9 @@ pub fn quantize(plan: &Plan, job: &Job, run: &Path, destination: &Destination) -
     let (out, force) = (&destination.path.clone().unwrap_or_else(|| beside(run)), destination.force);
     let checkpoint = job.agree(store::read_checkpoint(run).and_then(float_only(run)))?;
     job.agree(store::check_not_input(out, &[run]))?;
-    let datasets = job.agree(data::open(&plan.data))?;
+    let datasets = job.agree(data::open_shared(&plan.data, &job.communicator))?;
     let in_file = |error: Error| Error::File { path: run.to_owned(), message: error.to_string() };
-    let net =
-        spec(plan, &datasets.train).and_then(|spec| FloatNet::from_state(&checkpoint.tensors, spec).map_err(in_file));
+    let net = spec(plan, &datasets).and_then(|spec| FloatNet::from_state(&checkpoint.tensors, spec).map_err(in_file));
     let net = job.agree(net)?;
     let run_id = job.agree(store::read_identity(run))?.run_id;
     let owner = output::claim_at(job, out, force)?;
@@ -74,12 +73,12 @@ pub fn quantize(plan: &Plan, job: &Job, run: &Path, destination: &Destination) -
 pub fn prepare(
     plan: &Plan,
     job: &Job,
-    train: &Dataset,
+    datasets: &Datasets,
     source: Option<(&Path, &str)>,
     force: bool,
 ) -> Result<Option<RunFile>> {
-    job.agree(spec(plan, train).and_then(|spec| structure(&spec)))?;
-    job.agree(check_calibration(&plan.quantize, train))?;
+    job.agree(spec(plan, datasets))?;
+    job.agree(check_calibration(&plan.quantize, &datasets.train))?;
     let out = source.map(|(run, _)| beside(run)).unwrap_or_default(); // rank 0's counts
     let owner = output::claim_at(job, &out, force)?;
     let file = owner.zip(source).map(|(owner, source)| create(owner, force, plan, source));
@@ -135,15 +134,17 @@ fn float_only(run: &Path) -> impl Fn(Checkpoint) -> Result<Checkpoint> {
 }
 
 /// Network, images and classes of a training.
-fn spec(plan: &Plan, train: &Dataset) -> Result<Spec> {
-    let _ = train;
-    Ok(Spec {
-        model: plan.model.clone(),
-        shape: [3, 32, 32],
-        classes: 10,
-        mean: plan.data.mean.to_vec(),
-        std: plan.data.std.to_vec(),
-    })
+///
+/// # Errors
+/// int8 cannot express the network, or the samples are no u8 images.
+fn spec(plan: &Plan, datasets: &Datasets) -> Result<Spec> {
+    structure(&plan.model, datasets.form())?;
+    for dataset in [&datasets.train, &datasets.test] {
+        dataset.images(0..dataset.len().min(1))?;
+    }
+    let Form::Images { shape, classes } = datasets.form() else { unreachable!("these are images") };
+    let [mean, std] = datasets.train.normalization(&plan.data);
+    Ok(Spec { model: plan.model.clone(), shape, classes, mean, std })
 }
 
 /// Quantizes the `state_dict` of a training on all ranks together. A collective.
@@ -151,7 +152,7 @@ fn spec(plan: &Plan, train: &Dataset) -> Result<Spec> {
 /// # Errors
 /// The state is not that of the network or holds values that are NaN or infinite; as [`quantize`].
 pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &Datasets) -> Result<Quantized> {
-    let net = spec(plan, &datasets.train).and_then(|spec| FloatNet::from_state(state, spec));
+    let net = spec(plan, datasets).and_then(|spec| FloatNet::from_state(state, spec));
     quantize_net(plan, job, &job.agree(net)?, datasets)
 }
 
@@ -162,8 +163,7 @@ pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &
 fn quantize_net(plan: &Plan, job: &Job, net: &FloatNet, datasets: &Datasets) -> Result<Quantized> {
     let images = plan.quantize.calibration_images;
     job.agree(check_calibration(&plan.quantize, &datasets.train))?;
-    let image_bytes = net.spec.image_bytes();
-    let pixels = &datasets.train.images[..images * image_bytes];
+    let pixels = &*job.agree(datasets.train.images(0..images))?;
     let gather = |words: &[u64]| job.communicator.all_gather(metrics::Kind::Metrics, words);
     let torch = FloatTorch::new(net);
     let activations = calibration::activations(&torch, pixels, job.rank, job.world_size, &gather);
@@ -173,15 +173,14 @@ fn quantize_net(plan: &Plan, job: &Job, net: &FloatNet, datasets: &Datasets) -> 
 
     let test = &datasets.test;
     let own = job.rank * test.len() / job.world_size..(job.rank + 1) * test.len() / job.world_size;
-    let (pixels, labels) = (&test.images[own.start * image_bytes..own.end * image_bytes], &test.labels[own]);
-    let mut accuracy = summed(job, accuracy::measure(net, &integers, pixels, labels, job.target))?;
+    let mut accuracy = summed(job, accuracy::measure(net, &integers, test, own.clone(), job.target))?;
     if plan.quantize.finetune_epochs > 0.0 && loses_too_much(&accuracy, plan.quantize.max_drop) {
         let finetuned = finetune::finetune(net, &integers, &datasets.train, plan, job)?;
         // `finetuned` is the same on every rank, so all take the same branch.
         match scheme::with_scales_of(&finetuned, &integers) {
             Ok(finetuned) => {
-                let with_it =
-                    accuracy.clone().and(summed(job, accuracy::finetuned(&finetuned, pixels, labels, job.target))?);
+                let own = accuracy::finetuned(&finetuned, test, own, job.target);
+                let with_it = accuracy.clone().and(summed(job, own)?);
                 if with_it.drop() < accuracy.drop() {
                     (accuracy, integers) = (with_it, finetuned);
                 } else {
@@ -332,10 +331,22 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
     let test = data::open(&config.data)?.test;
     tch::set_num_threads(1);
     let (spec, classes) = (&net.spec, net.spec.classes);
+    if test.form() != spec.form() {
+        let message =
+            format!("its network takes {}, not {}: give data of this form", told(spec.form()), told(test.form()));
+        return Err(Error::File { path: file.to_owned(), message });
+    }
+    let together = spec.images_together(128);
+    let batches = || (0..test.len()).step_by(together).map(|first| first..(first + together).min(test.len()));
 
     if let Some(list) = list {
-        let classes = predictions(&Engine::new(&net, Kernel::best()).run(&test.images), classes);
-        let lines: String = classes.iter().map(|class| format!("{class}\n")).collect();
+        let mut engine = Engine::new(&net, Kernel::best());
+        let mut lines = String::new();
+        for batch in batches() {
+            for class in predictions(&engine.run(&test.images(batch)?), classes) {
+                lines += &format!("{class}\n");
+            }
+        }
         store::write_output(list, lines.as_bytes(), force)?;
     }
     // On a GPU all but the CPU's own kernels.
@@ -348,7 +359,6 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
         "true int8 by {}; speed: the best of repeated calls over at least a second, from u8 pixels to the predicted class",
         Kernel::best().as_str()
     );
-    let together = spec.images_together(128);
     let (batch, meaning) = (format!("batch {together}"), format!("images per second, {together} at a time"));
     sheet.columns = vec![
         ("form", "1", "execution of the network").into(),
@@ -358,13 +368,13 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
     ];
     let mut row = |name: &str, predict: &mut dyn FnMut(&[u8]) -> Result<Vec<usize>>| -> Result<()> {
         let mut correct = 0;
-        for (pixels, labels) in test.images.chunks(together * spec.image_bytes()).zip(test.labels.chunks(together)) {
-            correct += accuracy::correct(&predict(pixels)?, labels);
+        for batch in batches() {
+            correct += accuracy::correct(&predict(&test.images(batch.clone())?)?, &test.labels(batch));
         }
         let accuracy = 100.0 * correct as f64 / test.len().max(1) as f64;
         let mut speed = |images: usize| {
             let images = images.min(test.len());
-            Ok(images as f64 / seconds_per_call(&test.images[..images * spec.image_bytes()], predict)?)
+            Ok(images as f64 / seconds_per_call(&test.images(0..images)?, predict)?)
         };
         let (one, many) = (speed(1)?, speed(together)?);
         sheet.rows.push([Cell::from(name)].into_iter().chain([accuracy, one, many].map(Cell::Float)).collect());
@@ -383,6 +393,14 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
         Err(missing) => sheet.note += &format!("; not on a GPU: {missing}"),
     }
     Ok(terminal(&sheet, terminal_width()))
+}
+
+/// Form of samples in a message.
+fn told(form: Form) -> String {
+    match form {
+        Form::Images { shape, classes } => format!("images {shape:?} of {classes} classes"),
+        Form::Tokens { length, .. } => format!("sequences of {length} tokens"),
+    }
 }
 
 /// GPU that `launch.device` takes, or the reason why there is none.

@@ -29,7 +29,7 @@ use crate::parallel::{Flat, FlatState, FlatTensor};
 /// returns the error then.
 ///
 /// # Errors
-/// Memory for the gradients cannot be allocated, or a collective failed.
+/// Memory for the gradients cannot be allocated, a collective failed, or a sample cannot be read.
 pub fn finetune(
     net: &FloatNet,
     integers: &IntNet,
@@ -44,16 +44,18 @@ pub fn finetune(
     let plan = plan(train.len(), settings, job);
     let steps = plan.sizes.len();
     let options = LoaderOptions {
-        mean: net.spec.mean.clone().try_into().expect("three"),
-        std: net.spec.std.clone().try_into().expect("three"),
+        mean: net.spec.mean.clone(),
+        std: net.spec.std.clone(),
         augment: settings
             .data
             .augment
             .then_some(AugmentSeed { seed: settings.run.seed, epoch: settings.train.epochs as u64 }),
         channels_last: false,
         prefetch: settings.data.prefetch,
+        threads: settings.data.threads,
     };
     for (step, batch) in Loader::start(train.clone(), plan, options).enumerate() {
+        let batch = batch?;
         rounded.state.gradients.zero();
         let logits = rounded.forward(&batch.inputs).pop().expect("a network has layers");
         let loss = logits.flatten(1, -1).cross_entropy_for_logits(&batch.targets);

@@ -14,7 +14,7 @@ impl FloatNet {
     /// int8 cannot express a node of the network; a tensor is missing, unknown, has another shape, or holds a NaN or infinity.
     /// The error names it.
     pub fn from_state(state: &[NamedTensor], spec: Spec) -> Result<FloatNet> {
-        let structure = structure(&spec)?;
+        let structure = structure(&spec.model, spec.form())?;
         let state = State { tensors: state, network: spec.model.name.as_str() };
         state.check_names(structure.iter().filter_map(|node| Some((node.name.as_str(), &node.layer()?.numbers))))?;
         let nodes = structure.iter().map(|node| {

@@ -1,17 +1,19 @@
 //! The structure of a network for int8, read from its list of nodes: batch norm, ReLU, sum and 2x2 max-pool become part of the
 //! convolution before them.
 
-use super::graph::{Geometry, Layer, Node, Norm, Operation, Source, Spec, Window};
+use super::graph::{Geometry, Layer, Node, Norm, Operation, Source, Window};
+use crate::config;
+use crate::data::Form;
 use crate::error::{Error, Result};
 use crate::model::EPSILON;
 use crate::model::graph::{self, Graph, Op};
 
-/// Structure of the network that `spec` describes.
+/// Structure of the network that `model` names, for samples of `form`.
 ///
 /// # Errors
-/// The network does not take such images, or int8 cannot express one of its nodes; the error names it.
-pub fn structure(spec: &Spec) -> Result<Vec<Node<Source>>> {
-    of(&Graph::new(&spec.model, spec.form())?)
+/// The network does not take such samples, or int8 cannot express one of its nodes; the error names it.
+pub fn structure(model: &config::Model, form: Form) -> Result<Vec<Node<Source>>> {
+    of(&Graph::new(model, form)?)
 }
 
 /// Structure of a network.

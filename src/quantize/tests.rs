@@ -16,8 +16,7 @@ use super::{IntNet, accuracy, checkpoint, finetune, onnx, predictions, scheme};
 use crate::collective::HostBuffer;
 use crate::config::{self, ModelName, RangeFrom, Stem};
 use crate::error::Error;
-use crate::model::graph::{Graph, Slot};
-use crate::model::{Model, Role};
+use crate::model::{Entry, Model, Role};
 use crate::store::{Attribute, NamedTensor, TensorValues};
 
 /// Pseudo-random images, blotches rather than noise so that layers differ in their ranges.
@@ -72,25 +71,21 @@ fn name(spec: &Spec) -> String {
 
 /// State of a network as after a training: with batch norm's initial values folding would change nothing.
 fn state(spec: &Spec) -> Vec<NamedTensor> {
-    let graph = Graph::new(&spec.model, spec.form()).unwrap();
-    let tensor = |(number, slot): (usize, &Slot)| {
-        let fan_in: usize = slot.shape[1..].iter().product();
-        let spread = if slot.shape.len() == 1 { 0.1 } else { 1.0 / (fan_in as f32).sqrt() };
-        let value = |index: usize| {
-            let random = ((index + 1) * (2 * number + 1)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
-            let random = random as f32 / (1 << 23) as f32 - 1.0;
-            match slot.name.rsplit('.').next() {
-                Some("running_var") => 0.2 + (index % 7) as f32 * 0.05,
-                Some("running_mean") => (index % 5) as f32 * 0.03 - 0.06,
-                Some("weight") if slot.shape.len() == 1 => 0.7 + (index % 4) as f32 * 0.1,
-                _ => random * spread,
-            }
-        };
-        let values = (0..slot.elements()).map(value).collect();
-        NamedTensor::new(slot.name.clone(), slot.shape.clone(), TensorValues::F32(values))
+    let model = Model::new(&spec.model, spec.form(), 3).unwrap();
+    let value = |name: &str, index: usize, value: f32| match name.rsplit('.').next() {
+        Some("running_var") => 0.2 + (index % 7) as f32 * 0.05,
+        Some("running_mean") => (index % 5) as f32 * 0.03 - 0.06,
+        Some("bias") if name.contains("bn") => (index % 3) as f32 * 0.1 - 0.1,
+        _ => value,
     };
-    let floats = graph.state.iter().filter(|slot| slot.role != Role::Counter);
-    floats.enumerate().map(tensor).collect()
+    let tensor = |entry: &Entry| {
+        let mut values = vec![0f32; entry.tensor.numel()];
+        entry.tensor.detach().contiguous().copy_data(&mut values, entry.tensor.numel());
+        let values = values.iter().enumerate().map(|(index, &own)| value(&entry.name, index, own)).collect();
+        let shape = entry.tensor.size().into_iter().map(|extent| extent as usize).collect();
+        NamedTensor::new(entry.name.clone(), shape, TensorValues::F32(values))
+    };
+    model.state.iter().filter(|entry| entry.role != Role::Counter).map(tensor).collect()
 }
 
 fn float_net(spec: &Spec) -> FloatNet {
@@ -181,7 +176,7 @@ fn every_execution_gives_the_same_integers() {
 #[test]
 fn the_imagenet_stem_at_full_size_runs_image_by_image() {
     let spec = resnet(ModelName::Resnet18, Stem::Auto, 64, [3, 193, 192], 10);
-    let structure = structure(&spec).unwrap();
+    let structure = structure(&spec.model, spec.form()).unwrap();
     let pool = structure.iter().find(|node| matches!(node.operation, Operation::MaxPool { .. })).unwrap();
     assert_eq!((pool.name.as_str(), pool.shape()), ("maxpool", (64, [49, 48])));
     let spec = Spec { model: config::Model { width: 16, ..spec.model }, shape: [3, 257, 512], ..spec };
@@ -195,8 +190,9 @@ fn the_imagenet_stem_at_full_size_runs_image_by_image() {
     }
 }
 
-/// ONNX Runtime multiplies accumulators with float32 scales and rounds halves to even, hpml with fixed-point multipliers of 31
-/// bits and halves up: a few activations differ by one step, and with them a few logits by little.
+/// ONNX Runtime multiplies accumulators with float32 scales, hpml with fixed-point multipliers of 31 bits, so that a sum within
+/// float32's rounding of a half becomes another step now and then; in a ResNet it also rounds the sums with a residual to
+/// float32. Without such a sum all logits are equal; with one those of its image differ by a little.
 #[test]
 fn onnx_runtime_finds_the_logits_of_the_exported_network() {
     let Some(python) = std::env::var_os("HPML_PYTHON") else {
@@ -219,13 +215,11 @@ fn onnx_runtime_finds_the_logits_of_the_exported_network() {
         let expected = Engine::new(&net, Kernel::best()).run(&pixels);
         let off: Vec<i32> = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).collect();
         let spread = expected.iter().max().unwrap() - expected.iter().min().unwrap();
-        let equal = off.iter().filter(|off| **off == 0).count();
-        eprintln!(
-            "{}: {equal} of {} logits equal, {} of {spread} steps off at most",
-            name(&spec),
-            off.len(),
-            off.iter().max().unwrap()
-        );
+        let (equal, most) = (off.iter().filter(|off| **off == 0).count(), off.iter().max().unwrap());
+        let told = format!("{}: {equal} of {} logits equal, {most} of {spread} steps off", name(&spec), off.len());
+        eprintln!("{told}");
+        let bound = if spec.model.name == ModelName::Net { 0 } else { spread / 50 };
+        assert!(*most <= bound && equal * 2 >= off.len(), "{told}");
         assert_eq!(predictions(&found, spec.classes), predictions(&expected, spec.classes), "{}", name(&spec));
     }
 }
@@ -360,4 +354,13 @@ fn what_cannot_be_quantized_is_told() {
     );
     let message = error(&state(&net(true)), &images).unwrap_err().to_string();
     assert_eq!(message, "fc3.bias: unknown: not a checkpoint of net");
+}
+
+#[test]
+fn a_node_that_int8_does_not_know_is_refused_by_name_and_kind() {
+    let small = |model: &mut config::Model| (model.width, model.depth, model.heads) = (8, 1, 2);
+    let vit = spec(ModelName::Vit, small, [3, 32, 32], 10);
+    let message = FloatNet::from_state(&[], vit).unwrap_err().to_string();
+    assert!(message.starts_with("int8 cannot express node "), "{message}");
+    assert!(message.contains("class_token (parameter)") && message.contains("ResNets"), "{message}");
 }

@@ -19,6 +19,7 @@ mod layout;
 mod owner;
 mod parity;
 mod run_file;
+mod samples;
 mod schema;
 mod table;
 mod values;
@@ -36,6 +37,7 @@ pub use inspect::inspect;
 pub use owner::{Attempt, Claim, Owner};
 pub use parity::{Parity, Reference, read_parity};
 pub use run_file::RunFile;
+pub use samples::{Number, Rows, SampleFile};
 pub use schema::{FORMAT_VERSION, WARNINGS};
 pub use write::{check_not_input, check_output, is_same_file, write_output};
 

@@ -48,7 +48,7 @@ pub fn empty_tables() -> Vec<Table> {
 /// # Errors
 /// A variant is invalid, the file cannot be written, or a rank fails. A training that diverges is a result, not an error.
 pub fn run(plan: &Plan, job: &Job, destination: &Destination) -> Result<()> {
-    let datasets = job.agree(data::open(&plan.data))?;
+    let datasets = job.agree(data::open_shared(&plan.data, &job.communicator))?;
     let ground = Ground { ranks: job.world_size, samples: datasets.train.len(), target: job.target };
     let variants = job.agree(variants(plan, ground))?;
     let environment = environment::attributes(job, Some(&datasets));

@@ -44,7 +44,7 @@ pub fn empty_tables() -> Vec<Table> {
 /// # Errors
 /// The cases do not suit the number of ranks, the file cannot be written or belongs to another sweep, or a rank fails.
 pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> Result<()> {
-    let datasets = job.agree(data::open(&plan.data))?;
+    let datasets = job.agree(data::open_shared(&plan.data, &job.communicator))?;
     let cases = job.agree(case::cases(&plan.sweep, plan.model.name, job.world_size, datasets.train.len()))?;
     let stem = format!("scaling-{}ranks", job.world_size);
     let owner = output::claim(job, destination, &stem)?;

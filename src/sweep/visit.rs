@@ -101,14 +101,15 @@ pub(super) fn visit(
     memory::forget_peak();
     let mut replica =
         Replica::new(Model::new(&plan.model, dataset.form(), plan.run.seed)?, job.target, group.clone(), &plan)?;
-    let feed = Feed::new(dataset.clone(), job.target.own_memory());
+    let feed = Feed::new(dataset.clone(), job.target.own_memory(), plan.data.gpu_mb as Bytes * 1_000_000)?;
     (outcome.gradient_bytes, outcome.overlaps) = (replica.gradient_bytes(), replica.overlaps());
     let warmup = plan.metrics.warmup_steps.max(1);
     let batches = batches(case, &plan, group.rank(), dataset.len(), warmup + MOST_STEPS);
     // One step without communication first, on which no rank waits, so that running out of memory is a result and not a failure.
     // A GPU always reports a lack of memory, and each batch size would have cuDNN try its algorithms.
     let step_by_step = needed == 0 && !matches!(job.target, Target::Gpu { .. });
-    let fits = fits_alone(&mut replica, &batches.indices[..case.batch_per_rank], &plan.data, &feed, room, step_by_step);
+    let fits =
+        fits_alone(&mut replica, &batches.indices[..case.batch_per_rank], &plan.data, &feed, room, step_by_step)?;
     if any(group, !fits)? {
         outcome.peak_memory = memory::peak();
         drop(replica);
@@ -117,7 +118,7 @@ pub(super) fn visit(
     }
 
     let mut optimizer = Optimizer::new(replica.state(), &plan.optim);
-    let mut batches = feed.batches(batches, loader_options(&plan.data, &replica, None));
+    let mut batches = feed.batches(batches, loader_options(&plan.data, &feed, &replica, None));
     let sizes = [case.batch_per_rank];
     let mut step =
         |replica: &mut Replica| timed_step(&mut batches, &sizes, replica, &mut optimizer, case.ranks, plan.train.lr);
@@ -178,26 +179,26 @@ fn fits_alone(
     feed: &Feed,
     room: Bytes,
     step_by_step: bool,
-) -> bool {
+) -> Result<bool> {
     let most = memory::resident() + room;
     let smaller = std::iter::successors(Some(8), |size| Some(size * 4)).take_while(|&size| size < indices.len());
     let mut known = Vec::new();
     for size in smaller.filter(|_| step_by_step).chain([indices.len()]) {
         if memory::extrapolated(&known, size) > most {
-            return false;
+            return Ok(false);
         }
         let plan = BatchPlan { indices: indices[..size].to_vec(), sizes: vec![size] };
-        let batch = feed.batches(plan, loader_options(data, replica, None)).next();
-        let batch = batch.expect("a plan of one batch");
+        let batch = feed.batches(plan, loader_options(data, feed, replica, None)).next();
+        let batch = batch.expect("a plan of one batch")?;
         sys::give_back_freed_memory();
         memory::forget_peak();
         let left = most.saturating_sub(memory::resident());
         if !memory::survives(|| sys::with_memory_limit(left, || replica.compute_alone(&batch))) {
-            return false;
+            return Ok(false);
         }
         known.push((size, memory::peak()));
     }
-    true
+    Ok(true)
 }
 
 /// The network of a case, with PyTorch's initial values.

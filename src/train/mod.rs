@@ -13,6 +13,7 @@ mod global_batch;
 mod gpus;
 mod outputs;
 mod partial_epoch;
+mod reads;
 mod record;
 mod resume;
 mod sampling;
@@ -53,7 +54,7 @@ pub fn begin<'a>(
     resume: Option<&ResumeFrom>,
 ) -> Result<Option<Begun<'a>>> {
     let destination = job.agree(start::destination(destination, &plan.run, resume))?;
-    let datasets = job.agree(data::open(&plan.data))?;
+    let datasets = job.agree(data::open_shared(&plan.data, &job.communicator))?;
     let stem = format!("{}-{}ranks", plan.model.name.as_str(), job.world_size);
     let owner = output::claim(job, &destination, &stem)?;
     let out = owner.as_ref().map(Owner::target);
@@ -79,6 +80,7 @@ pub fn empty_tables() -> Vec<Table> {
         divergence::spread().table(&[]),
         divergence::ranks().table(&[]),
         gpus::gpu().table(&[]),
+        reads::reads().table(&[]),
     ]
 }
 

@@ -117,7 +117,7 @@ pub fn find(
     data: &Datasets,
 ) -> Result<Start> {
     let look = |out: &Path| {
-        let now = Now { plan, data: &data.name, fingerprint: data.train.fingerprint() };
+        let now = Now { plan, data: &data.name, fingerprint: data.train.fingerprint()? };
         look(resume, out, force, &now)
     };
     let found = job.agree(out.map(look).transpose())?;

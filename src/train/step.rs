@@ -1,7 +1,7 @@
 //! One timed optimizer step, as trainings and sweeps take it.
 
 use crate::config;
-use crate::data::{AugmentSeed, Batches, LoaderOptions};
+use crate::data::{AugmentSeed, Batches, Feed, LoaderOptions};
 use crate::device::StepRecorder;
 use crate::error::Result;
 use crate::metrics::Part;
@@ -13,7 +13,7 @@ use crate::sys::gpu::range;
 /// Returns how long each part of the step takes on this rank.
 ///
 /// # Errors
-/// The device has failed, or a rank is gone.
+/// A sample cannot be read or trained on, the device has failed, or a rank is gone.
 pub fn timed_step(
     batches: &mut Batches,
     sizes: &[usize],
@@ -32,7 +32,7 @@ pub fn timed_step(
         let waiting = clock.now()?;
         let batch = {
             let _range = range(c"batch");
-            batches.next().expect("every batch of the plan comes")
+            batches.next().expect("every batch of the plan comes")?
         };
         time.since(Part::Data, waiting, &clock)?;
         if number < sizes.len() {
@@ -52,13 +52,20 @@ pub fn timed_step(
     Ok(time)
 }
 
-/// Options of a loader that prepares batches of `data` in the layout of the replica's model, augmented if `augment` has a seed.
-pub fn loader_options(data: &config::Data, replica: &Replica, augment: Option<AugmentSeed>) -> LoaderOptions {
+/// Options of a loader that prepares batches of `feed` in the layout of the replica's model, augmented if `augment` has a seed.
+pub fn loader_options(
+    data: &config::Data,
+    feed: &Feed,
+    replica: &Replica,
+    augment: Option<AugmentSeed>,
+) -> LoaderOptions {
+    let [mean, std] = feed.dataset().normalization(data);
     LoaderOptions {
-        mean: data.mean,
-        std: data.std,
+        mean,
+        std,
         augment,
         channels_last: replica.model().channels_last,
         prefetch: data.prefetch,
+        threads: data.threads,
     }
 }

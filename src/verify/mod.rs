@@ -18,7 +18,7 @@ use tch::Tensor;
 use self::judgement::{Judgement, Reached, relative};
 use crate::collective::Combine;
 use crate::config::{BufferSync, ModelName, Plan};
-use crate::data::{self, BatchPlan, Dataset, Feed};
+use crate::data::{self, BatchPlan, Dataset, Feed, Form};
 use crate::device::StepRecorder;
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -28,7 +28,7 @@ use crate::optim::Optimizer;
 use crate::parallel::Replica;
 use crate::store::{self, Parity, Reference};
 use crate::train::{load, loader_options};
-use crate::units::counted;
+use crate::units::{Bytes, counted};
 
 /// Sections and keys that `--set` may change: they affect where and how the steps are computed, not the result.
 const SETTINGS: [&str; 9] = [
@@ -100,7 +100,7 @@ pub fn run(plan: &Plan, job: &Job, path: &Path) -> Result<String> {
         let mend = "give the CIFAR-10 folder that the parity file was made from with --data".into();
         job.agree(Err(Error::DataMissing { path: path.to_owned(), mend }))?;
     }
-    let datasets = job.agree(data::open(&plan.data))?;
+    let datasets = job.agree(data::open_shared(&plan.data, &job.communicator))?;
     let (mut passed, mut failures) = (Vec::new(), Vec::new());
     for parity in &parities {
         let found = verify(plan, job, parity, &datasets.train, path)?;
@@ -124,10 +124,13 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
     let settings = job.agree(plan.adapted(|config| {
         config.model.name = name;
         config.model.bias = parity.init.iter().any(|tensor| tensor.name == "fc3.bias");
-        (config.data.mean, config.data.std) = (parity.mean, parity.std);
+        (config.data.mean, config.data.std) = (parity.mean.to_vec(), parity.std.to_vec());
         config.optim.momentum = parity.momentum;
         config.optim.weight_decay = 0.0;
     }))?;
+    if let Form::Images { shape, .. } = images.form() {
+        job.agree(settings.data.normalization(shape[0]))?;
+    }
     let mut model = job.agree(Model::new(&settings.model, images.form(), parity.seed))?;
     if !parity.init.is_empty() {
         job.agree(load(&mut model, &parity.init, path, "init"))?;
@@ -144,10 +147,11 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
     let mut optimizer = Optimizer::new(replica.state(), &settings.optim);
     let initial: Vec<Tensor> = replica.model().parameters().map(|entry| entry.tensor.detach().copy()).collect();
     let plan = job.agree(own_samples(job, parity, images, path))?;
-    let feed = Feed::new(images.clone(), job.target.own_memory());
-    let batches = feed.batches(plan, loader_options(&settings.data, &replica, None));
+    let feed = job.agree(Feed::new(images.clone(), job.target.own_memory(), Bytes::MAX))?;
+    let batches = feed.batches(plan, loader_options(&settings.data, &feed, &replica, None));
     let mut reached = Reached::default();
     for (batch, expected_sum) in batches.zip(&parity.input_sum) {
+        let batch = batch?;
         let mut sum = [batch.inputs.sum(tch::Kind::Double).double_value(&[])];
         job.communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sum)?;
         reached.input_difference = reached.input_difference.max(relative(sum[0], *expected_sum));
@@ -220,7 +224,7 @@ fn same_parameters(model: &Model, parity: &Parity, reference: &Reference, path: 
 fn own_samples(job: &Job, parity: &Parity, images: &Dataset, path: &Path) -> Result<BatchPlan> {
     let batch = parity.global_batch;
     for (&index, &label) in parity.indices.iter().zip(&parity.labels) {
-        if images.labels.get(index as usize) != Some(&label) {
+        if index as usize >= images.len() || images.label(index as usize) != u32::from(label) {
             let message =
                 format!("sample {index} has label {label} in it, another one in --data: made from other data");
             return Err(Error::Dataset { path: path.to_owned(), name: "labels".into(), message });

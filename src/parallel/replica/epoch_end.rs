@@ -42,11 +42,12 @@ impl Replica {
     /// Source: PyTorch, torch/optim/swa_utils.py, `update_bn` (momentum `None`: a cumulative average).
     ///
     /// # Errors
-    /// A collective failed.
-    pub fn measure_statistics(&mut self, batches: impl Iterator<Item = Batch>) -> Result<()> {
+    /// A collective failed, or a batch cannot be read.
+    pub fn measure_statistics(&mut self, batches: impl Iterator<Item = Result<Batch>>) -> Result<()> {
         self.state.buffers.zero();
         self.state.batches_tracked = 0;
         for batch in batches {
+            let batch = batch?;
             self.state.batches_tracked += 1;
             let momentum = 1.0 / self.state.batches_tracked as f64;
             let _logits = self.with_mode(momentum, |mode| tch::no_grad(|| self.model.forward(&batch.inputs, mode)));

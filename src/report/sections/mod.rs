@@ -9,6 +9,7 @@ mod gpus;
 mod prediction;
 mod quantization;
 mod ranks;
+mod reads;
 mod sampling;
 mod scaling;
 mod scaling_plots;
@@ -23,7 +24,7 @@ use crate::report::section::Section;
 /// Makes a section of one run file; `None` if the file has none of its tables.
 type Make = fn(&Source) -> Result<Option<Section>>;
 
-const SECTIONS: [Make; 11] = [
+const SECTIONS: [Make; 12] = [
     scaling::section,
     prediction::section,
     allreduce::section,
@@ -32,6 +33,7 @@ const SECTIONS: [Make; 11] = [
     ranks::section,
     sampling::section,
     steps::section,
+    reads::section,
     comm::section,
     gpus::section,
     quantization::section,

@@ -3,6 +3,7 @@
 mod saving;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -11,6 +12,7 @@ use super::checkpoints::{Checkpoints, Decision};
 use super::divergence::{self, Divergence};
 use super::gpus::Gpus;
 use super::partial_epoch::PartialEpoch;
+use super::reads::ReadRecord;
 use super::record::{EpochRow, Record};
 use super::resume::Resume;
 use super::sampling::{self, Sampling};
@@ -18,7 +20,7 @@ use super::step::{loader_options, timed_step};
 use super::{GlobalBatch, weights};
 use crate::collective::{Communicator, progress};
 use crate::config::Plan;
-use crate::data::{AugmentSeed, BatchPlan, Datasets, Feed, LoaderOptions, Sampler};
+use crate::data::{AugmentSeed, BatchPlan, Dataset, Datasets, Feed, LoaderOptions, Sampler};
 use crate::device::StepRecorder;
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -26,6 +28,7 @@ use crate::model::Model;
 use crate::optim::{Average, Optimizer, Schedule};
 use crate::parallel::{Replica, StepResult};
 use crate::store::{Checkpoint, Table};
+use crate::units::Bytes;
 
 /// Training images over all ranks, rounded up to whole batches, over which batch norm's statistics of the averaged weights are
 /// measured at an epoch's end. Gives means within 2 % of a standard deviation, and takes 1.4 % of the time of an epoch of
@@ -55,6 +58,7 @@ pub struct Training<'a> {
     plan: Plan,
     job: &'a Job,
     gpus: Gpus,
+    reads: ReadRecord,
     train_feed: Feed,
     test_feed: Feed,
     replica: Replica,
@@ -123,7 +127,8 @@ impl<'a> Training<'a> {
         let total = (plan.train.epochs * global_batch.steps_per_epoch).min(most);
 
         let replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
-        let device = job.target.own_memory();
+        let (device, most) = (job.target.own_memory(), plan.data.gpu_mb as Bytes * 1_000_000);
+        let feed = |dataset: &Arc<Dataset>| job.agree(Feed::new(dataset.clone(), device, most));
         Ok(Training {
             optimizer: Optimizer::new(replica.state(), &plan.optim),
             average: Average::new(plan.optim.ema, replica.state()),
@@ -141,8 +146,9 @@ impl<'a> Training<'a> {
             divergence: Divergence::new(plan.metrics.spread_steps),
             sampling: Sampling::new(samples),
             gpus: Gpus::new(job.target, &job.gpu_uuid),
-            train_feed: Feed::new(datasets.train.clone(), device),
-            test_feed: Feed::new(datasets.test.clone(), device),
+            reads: ReadRecord::default(),
+            train_feed: feed(&datasets.train)?,
+            test_feed: feed(&datasets.test)?,
             plan: plan.clone(),
             job,
             replica,
@@ -196,6 +202,7 @@ impl<'a> Training<'a> {
             return Ok(Progress::Stopped(signal));
         }
         self.gpus.end_epoch(&job.communicator, epoch)?;
+        self.reads.end_epoch(&job.communicator, &self.train_feed, epoch, self.epoch.seconds())?;
         if job.is_root() {
             self.sampling.draw(&self.plan, job.world_size, epoch, self.epoch.steps());
         }
@@ -293,10 +300,11 @@ impl<'a> Training<'a> {
         tables
     }
 
-    /// Tables beside those of the record: `/sampling`, `/gpu` where there are GPUs, `/spread` and `/ranks` with
+    /// Tables beside those of the record: `/sampling`, `/gpu` where there are GPUs, `/reads` where samples are read from files, `/spread` and `/ranks` with
     /// `metrics.spread_steps`.
     pub fn more_tables(&self) -> Vec<Table> {
-        std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.divergence.tables()).collect()
+        let tables = std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.reads.table());
+        tables.chain(self.divergence.tables()).collect()
     }
 
     /// Warnings of this run so far, on rank 0.
@@ -406,7 +414,7 @@ impl<'a> Training<'a> {
     /// Options of the loader of the epoch under way.
     fn training_options(&self) -> LoaderOptions {
         let seed = AugmentSeed { seed: self.plan.run.seed, epoch: self.epochs_done as u64 };
-        loader_options(&self.plan.data, &self.replica, self.plan.data.augment.then_some(seed))
+        loader_options(&self.plan.data, &self.train_feed, &self.replica, self.plan.data.augment.then_some(seed))
     }
 
     /// Measures batch norm's statistics of the averaged weights, which the model holds, over the first batches of the epoch, as
@@ -432,8 +440,9 @@ impl<'a> Training<'a> {
     fn test_share(&mut self, samples: Range<usize>) -> Result<StepResult> {
         let indices = (samples.start as u32..samples.end as u32).collect();
         let plan = BatchPlan::even(indices, self.plan.train.test_batch);
-        for batch in self.test_feed.batches(plan, loader_options(&self.plan.data, &self.replica, None)) {
-            self.replica.evaluate(&batch);
+        let options = loader_options(&self.plan.data, &self.test_feed, &self.replica, None);
+        for batch in self.test_feed.batches(plan, options) {
+            self.replica.evaluate(&batch?);
         }
         self.replica.take_result()
     }

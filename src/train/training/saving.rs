@@ -66,6 +66,7 @@ impl Training<'_> {
         self.record.resume(self.steps_done, tables);
         self.divergence.resume(tables);
         self.gpus.resume(tables);
+        self.reads.resume(tables);
         if let Some(resume) = resume {
             self.resumed_at = resume.resumed_at();
             self.draw_again();
