@@ -71,6 +71,12 @@ pub enum Command {
         hpml study configs/large-batch.toml --data DIR --set study.seeds=[0] --set train.epochs=2"
     )]
     Study(Study),
+    /// Count what a training computes, sends and keeps in memory, before anything is started
+    #[command(
+        after_help = "Two commands that work:\n  hpml workload --ranks 4 --set model.name=resnet18\n  hpml workload \
+        configs/resnet18-h200.toml --data DIR --set train.batch_per_rank=512"
+    )]
+    Workload(Workload),
     /// Predict step time, speedup and efficiency on more ranks from the run file of a sweep
     #[command(after_help = "Two commands that work:\n  hpml predict runs/scaling.h5 --ranks 8..4096\n  hpml predict \
         runs/scaling.h5 --ranks 8,64 --busbw 20 --latency 5 --batch 256")]
@@ -212,6 +218,19 @@ pub struct Predict {
     /// Also write the prediction to the run file, as /prediction
     #[arg(long)]
     pub save: bool,
+}
+
+/// Arguments of `hpml workload`.
+#[derive(Debug, Args)]
+pub struct Workload {
+    /// Configuration (TOML) of the training [default: built-in, printed by hpml config]
+    pub config: Option<PathBuf>,
+    /// Options `--set` and `--data`.
+    #[command(flatten)]
+    pub common: Common,
+    /// Ranks of the training
+    #[arg(long, default_value = "1", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 24))]
+    pub ranks: usize,
 }
 
 /// Arguments of `hpml quantize`.

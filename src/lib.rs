@@ -29,3 +29,4 @@ pub mod table;
 pub mod train;
 pub mod units;
 pub mod verify;
+pub mod workload;

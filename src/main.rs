@@ -11,7 +11,7 @@ use hpml::config::{self, Config, Device, Launch, Plan, Reader};
 use hpml::error::Result;
 use hpml::launch::{self, Job};
 use hpml::quantize::command as int8;
-use hpml::{allreduce, predict, report, store, study, sweep, sys, train, verify};
+use hpml::{allreduce, predict, report, store, study, sweep, sys, train, verify, workload};
 
 fn main() -> ExitCode {
     sys::keep_freed_memory();
@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         Command::Quantize(args) => {
             start(config_of(Reader::Quantize, &args.run, &args.common), |job, config| quantize(job, config, &args))
         }
+        Command::Workload(args) => print(count(&args)),
         Command::Predict(args) => print(predict::run(&args.into())),
         Command::Eval { file, predictions, force, common } => {
             print(eval(&file, predictions.as_deref(), force, &common))
@@ -127,6 +128,12 @@ fn watched(job: &mut Job, plan: Result<Plan>) -> Result<Plan> {
     job.configure(&plan)?;
     job.watch(&plan.launch)?;
     Ok(plan)
+}
+
+/// Counts what a training by these arguments computes, sends and keeps in memory.
+fn count(args: &cli::Workload) -> Result<String> {
+    let config = load_config(Reader::Train, args.config.as_deref(), &args.common)?;
+    workload::run(&Plan::new(config, args.ranks)?)
 }
 
 fn eval(file: &Path, predictions: Option<&Path>, force: bool, common: &Common) -> Result<String> {

@@ -9,9 +9,12 @@ use std::sync::Arc;
 
 use common::{Mpirun, column, folder, texts};
 use hpml::collective::Universe;
-use hpml::config::Timing;
+use hpml::config::{Config, Plan, Timing};
+use hpml::data::Batch;
+use hpml::device::{StepRecorder, Target};
 use hpml::metrics::Kind;
-use hpml::parallel::SyncBatchNorm;
+use hpml::model::{Entry, Mode, Model, Network, Role};
+use hpml::parallel::{Replica, SyncBatchNorm};
 use tch::Tensor;
 
 const NARROW_RESNET: [&str; 6] =
@@ -347,5 +350,96 @@ fn keys_of_what_is_left_out_are_checked() {
         let run = Mpirun::ranks(2).args(["train", "--set", set]).run();
         assert!(!run.status.success() && run.messages().len() == 1, "{}", run.stderr);
         assert!(run.messages()[0].contains(named), "{}", run.stderr);
+    }
+}
+
+/// Two layers with tied weights around a frozen matrix, a head, and a matrix that nothing reads.
+struct Tied([Tensor; 4]);
+
+impl Network for Tied {
+    fn forward(&self, inputs: &Tensor, _mode: Mode) -> Tensor {
+        let [tied, _unused, frozen, head] = &self.0;
+        inputs.matmul(tied).tanh().matmul(frozen).matmul(tied).tanh().matmul(head)
+    }
+}
+
+impl Tied {
+    fn new() -> Tied {
+        let random = |columns: i64| Tensor::randn([8, columns], (tch::Kind::Float, tch::Device::Cpu));
+        let [tied, unused, frozen, head] = [8, 8, 8, 10].map(random);
+        Tied([tied.set_requires_grad(true), unused.set_requires_grad(true), frozen, head.set_requires_grad(true)])
+    }
+
+    fn into_model(self) -> Model {
+        let names = [("tied", Role::Parameter), ("unused", Role::Parameter), ("frozen", Role::Frozen)];
+        let entry = |((name, role), tensor): ((&str, Role), &Tensor)| Entry {
+            name: name.to_owned(),
+            role,
+            tensor: tensor.shallow_clone(),
+        };
+        let all = names.into_iter().chain([("head", Role::Parameter)]).zip(&self.0);
+        Model::with_network(all.map(entry).collect(), false, Box::new(self))
+    }
+}
+
+/// One rank's part of `tied_frozen_and_unused_parameters_have_the_gradients_of_the_global_batch`.
+#[test]
+#[ignore = "a part of another test"]
+fn hooks_on_every_rank() {
+    let universe = Universe::start().unwrap();
+    let ranks = Arc::new(universe.world());
+    let (rank, size) = (ranks.rank() as i64, ranks.size() as i64);
+    let set = ["parallel.bucket_mb=0.0001".to_owned()]; // a bucket per matrix
+    let plan = Plan::new(Config::load(None, &set).unwrap(), ranks.size()).unwrap();
+    tch::manual_seed(if rank == 0 { 5 } else { 6 }); // equal by the broadcast alone
+    let network = Tied::new();
+    let mut replica = Replica::new(network.into_model(), Target::Cpu, ranks.clone(), &plan).unwrap();
+    assert_eq!(replica.buckets().len(), if size > 1 { 3 } else { 1 });
+    assert_eq!(replica.overlaps(), size > 1);
+
+    tch::manual_seed(5);
+    let own = Tied::new();
+    for step in 0..4 {
+        // Two micro-batches of 6 samples per rank, but for the second step: one batch, and none on the last rank.
+        let samples = 12 * size;
+        let inputs = Tensor::randn([samples, 8], (tch::Kind::Float, tch::Device::Cpu));
+        let targets = Tensor::randint(10, [samples], (tch::Kind::Int64, tch::Device::Cpu));
+        let batch = |from: i64, len: i64| Batch {
+            inputs: inputs.narrow(0, from, len).copy(),
+            targets: targets.narrow(0, from, len).copy(),
+            len: len as usize,
+        };
+        let mut times = StepRecorder::default();
+        let used = if step == 1 && size > 1 {
+            let len = if rank + 1 == size { 0 } else { 12 };
+            replica.step(&batch(12 * rank, len), 12 * (size as usize - 1), &mut times).unwrap();
+            samples - 12
+        } else {
+            replica.accumulate(&batch(12 * rank, 6), samples as usize, &mut times).unwrap();
+            replica.step(&batch(12 * rank + 6, 6), samples as usize, &mut times).unwrap();
+            samples
+        };
+        for parameter in [0, 3] {
+            own.0[parameter].shallow_clone().zero_grad();
+        }
+        let logits = own.forward(&inputs.narrow(0, 0, used), Mode::TRAIN);
+        logits.cross_entropy_for_logits(&targets.narrow(0, 0, used)).backward();
+        let values = |tensor: &Tensor| Vec::<f32>::try_from(tensor.detach().contiguous().flatten(0, -1)).unwrap();
+        let expected = [values(&own.0[0].grad()), vec![0.0; 64], values(&own.0[3].grad())].concat();
+        let found = replica.state().gradients.read().into_owned();
+        let difference = difference(&expected, &found);
+        assert!(difference < 1e-5, "rank {rank}, step {step}: {difference:e}");
+        println!("rank {rank}, step {step}: {difference:e}");
+    }
+}
+
+#[test]
+fn tied_frozen_and_unused_parameters_have_the_gradients_of_the_global_batch() {
+    for ranks in [1, 2, 3] {
+        let mut command = Command::new("mpirun");
+        command.args(["-n", &ranks.to_string()]).arg(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "--nocapture", "hooks_on_every_rank"]);
+        let run = Mpirun::command(command).run().succeeded();
+        assert_eq!(run.stdout.matches("step 3").count(), ranks, "{}", run.stdout);
     }
 }

@@ -48,6 +48,7 @@ impl Default for Model {
     fn default() -> Self {
         Model {
             name: ModelName::Net,
+            file: String::new(),
             bias: false,
             stem: Stem::Auto,
             width: 0,
@@ -84,6 +85,7 @@ impl Default for Optim {
             name: OptimName::Sgd,
             momentum: 0.9,
             weight_decay: 0.0,
+            decay: Decay::Auto,
             nesterov: false,
             clip_norm: 0.0,
             trust: 0.001,

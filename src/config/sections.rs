@@ -66,8 +66,11 @@ pub enum Device {
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
     /// Network: net (two convolutions, three linear layers), resnet18, resnet34, resnet50 or
-    /// resnet101, vit (vision transformer) or gpt2 (decoder of tokens).
+    /// resnet101, vit (vision transformer), gpt2 (decoder of tokens) or file (model.file).
     pub name: ModelName,
+    /// File of the network with model.name = "file": a TorchScript module, as scripts/export.py
+    /// writes it; its initial values are those in the file.
+    pub file: String,
     /// Adds a bias to the last layer of net.
     pub bias: bool,
     /// First layers of a ResNet: cifar (3x3 convolution; names of PyTorch's usual CIFAR scripts),
@@ -90,10 +93,11 @@ pub struct Model {
     /// Share of the values that dropout sets to 0 in the training of vit and gpt2, 0 to below 1.
     pub dropout: f64,
     /// Number format of convolutions and linear layers: float32, tf32 (GPUs multiply with 10 bits
-    /// of mantissa) or bf16; parameters and gradients stay float32.
+    /// of mantissa), bf16 or fp16 (GPUs only, with a dynamic scale of the loss); parameters and
+    /// gradients stay float32.
     pub precision: Precision,
     /// Stores images and convolution weights as NHWC, which is faster on most hardware; ResNets
-    /// only.
+    /// and files only.
     pub channels_last: bool,
     /// Computes batch norm, shortcut and ReLU in fused kernels (compiled by NVRTC); false: in
     /// libtorch's kernels, which pass over memory more often. No effect on CPU cores.
@@ -118,6 +122,8 @@ pub enum ModelName {
     Vit,
     /// Decoder of tokens as GPT-2, 124.44 million parameters with its vocabulary.
     Gpt2,
+    /// Network in the file `model.file`.
+    File,
 }
 
 impl ModelName {
@@ -131,6 +137,7 @@ impl ModelName {
             ModelName::Resnet101 => "resnet101",
             ModelName::Vit => "vit",
             ModelName::Gpt2 => "gpt2",
+            ModelName::File => "file",
         }
     }
 
@@ -148,7 +155,9 @@ impl ModelName {
     pub fn reads(self, key: &str) -> bool {
         match key {
             "bias" => self == ModelName::Net,
-            "stem" | "channels_last" | "fused_batch_norm" => self.is_resnet(),
+            "file" => self == ModelName::File,
+            "stem" | "fused_batch_norm" => self.is_resnet(),
+            "channels_last" => self.is_resnet() || self == ModelName::File,
             "width" => self.is_resnet() || self.is_transformer(),
             "depth" | "heads" | "mlp_ratio" | "dropout" => self.is_transformer(),
             "patch" => self == ModelName::Vit,
@@ -179,6 +188,8 @@ pub enum Precision {
     Tf32,
     /// bfloat16 in convolutions and linear layers; other operations keep the format of their inputs (autocast's rule).
     Bf16,
+    /// IEEE half precision where bf16 has bfloat16, on GPUs only; the loss is scaled so that small gradients are not lost.
+    Fp16,
 }
 
 /// Section `[train]` of the configuration.
@@ -211,13 +222,18 @@ pub struct Train {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct Optim {
-    /// Optimizer: sgd, lars (SGD with layer-wise rates) or lamb (Adam with layer-wise rates).
+    /// Optimizer: sgd, lars (SGD with layer-wise rates), adam, adamw (Adam with decoupled weight
+    /// decay) or lamb (Adam with layer-wise rates).
     pub name: OptimName,
-    /// Momentum of sgd and lars, beta1 of lamb; 0 to below 1.
+    /// Momentum of sgd and lars; beta1 of adam, adamw and lamb: decay per step of their average of
+    /// gradients. 0 to below 1.
     pub momentum: f64,
-    /// Multiple of the parameters that is added to the gradient (lamb: to its step); lars and lamb
-    /// exempt biases and batch norm. 0: none.
+    /// Multiple of the parameters that is added to the gradient (adamw, lamb: to the step). 0: none.
     pub weight_decay: f64,
+    /// Parameters that weight_decay holds for: all, matrices (those of two and more dimensions:
+    /// weights and embeddings, but no biases and no scales of norms) or auto (all with sgd, adam and
+    /// adamw, as in PyTorch; matrices with lars and lamb).
+    pub decay: Decay,
     /// Uses Nesterov momentum; sgd and lars only.
     pub nesterov: bool,
     /// Largest L2 norm of the mean gradient over all parameters, to which a larger one is scaled
@@ -226,9 +242,10 @@ pub struct Optim {
     /// Trust coefficient of lars: a layer's rate is lr * trust * |weights| / (|gradient| +
     /// weight_decay * |weights|).
     pub trust: f64,
-    /// Decay per step of lamb's average of squared gradients; 0 to below 1.
+    /// Decay per step of the average of squared gradients of adam, adamw and lamb; 0 to below 1.
     pub beta2: f64,
-    /// Constant that lamb adds to the root of the average of squared gradients; at least 0.
+    /// Constant that adam, adamw and lamb add to the root of the average of squared gradients; at
+    /// least 0. PyTorch's Adam and AdamW have 1e-8.
     pub epsilon: f64,
     /// Decay per step of a moving average of the weights, which is then the network that is tested
     /// and saved. Batch-norm statistics are measured for it over 2,048 training images at the end
@@ -244,8 +261,43 @@ pub enum OptimName {
     Sgd,
     /// SGD with a rate per layer, in proportion to the ratio of the norms of weights and gradient.
     Lars,
+    /// Adam; weight decay is part of the gradient.
+    Adam,
+    /// Adam with weight decay beside the gradient, in proportion to the learning rate.
+    AdamW,
     /// Adam with a rate per layer, in proportion to the ratio of the norms of weights and step.
     Lamb,
+}
+
+impl OptimName {
+    /// Whether the step divides by the root of an average of squared gradients.
+    pub fn is_adaptive(self) -> bool {
+        matches!(self, OptimName::Adam | OptimName::AdamW | OptimName::Lamb)
+    }
+}
+
+/// Parameters that weight decay holds for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// As the optimizer's authors do: all with SGD, Adam and AdamW, matrices with LARS and LAMB.
+    Auto,
+    /// All parameters.
+    All,
+    /// Parameters of two and more dimensions.
+    Matrices,
+}
+
+impl Optim {
+    /// Weight decay of a parameter, by whether it is a matrix (of two and more dimensions).
+    pub fn weight_decay_of(&self, matrix: bool) -> f64 {
+        let all = match self.decay {
+            Decay::All => true,
+            Decay::Matrices => false,
+            Decay::Auto => !matches!(self.name, OptimName::Lars | OptimName::Lamb),
+        };
+        if all || matrix { self.weight_decay } else { 0.0 }
+    }
 }
 
 /// Section `[schedule]` of the configuration.

@@ -1,6 +1,6 @@
 //! The only check of the values, before any rank works. An error names the key, the value and what is allowed.
 
-use super::{Algorithm, BufferSync, Compression, Config, ModelName};
+use super::{Algorithm, BufferSync, Compression, Config, ModelName, Precision};
 use crate::error::{Error, Result};
 
 impl Config {
@@ -176,6 +176,20 @@ impl Config {
         if self.model.bias && self.model.name != ModelName::Net {
             return refuse("model.bias", "true".into(), "belongs to model.name = \"net\" only (its fc3)");
         }
+        if (self.model.name == ModelName::File) != !self.model.file.is_empty() {
+            let (value, expected) = match self.model.file.is_empty() {
+                true => ("\"\"".into(), "must name a model file with model.name = \"file\", made by scripts/export.py"),
+                false => (self.model.file.clone(), "belongs to model.name = \"file\""),
+            };
+            return refuse("model.file", value, expected);
+        }
+        if quantize.enabled && self.model.name == ModelName::File {
+            return refuse(
+                "quantize.enabled",
+                "true".into(),
+                "a network of model.name = \"file\" has no int8 form: set it to false",
+            );
+        }
         let sweep = &self.sweep;
         for (key, values, most) in
             [("sweep.batch_per_rank", &sweep.batch_per_rank, 1 << 20), ("sweep.ranks", &sweep.ranks, 1 << 20)]
@@ -197,6 +211,22 @@ impl Config {
             return refuse("sweep.precision", sweep.precision.to_string(), "must be above 0, below 1");
         }
         Ok(())
+    }
+
+    /// Refuses keys that only GPUs support.
+    ///
+    /// # Errors
+    /// [`Error::ConfigValue`] with the first such key.
+    pub fn check_for_cpu(&self) -> Result<()> {
+        if self.model.precision != Precision::Fp16 {
+            return Ok(());
+        }
+        Err(Error::ConfigValue {
+            place: "launch.device".into(),
+            key: "model.precision".into(),
+            value: "fp16".into(),
+            expected: "not supported on CPU cores: set bf16 (or float32), or use a GPU".into(),
+        })
     }
 
     /// Refuses keys that only CPU ranks support; with `through_host`, also those that need gradients to stay on the GPU.

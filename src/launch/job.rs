@@ -191,7 +191,7 @@ impl Job {
         }
         self.target = targets[self.rank];
         let through_host = DeviceCollectives::go_through_host(self.target, plan.parallel.all_reduce);
-        self.agree(if self.target.is_gpu() { plan.check_for_gpu(through_host) } else { Ok(()) })?;
+        self.agree(if self.target.is_gpu() { plan.check_for_gpu(through_host) } else { plan.check_for_cpu() })?;
         self.agree(self.target.enter(plan.model.precision == Precision::Tf32))?;
         let name = match self.target {
             Target::Gpu { index, .. } => {

@@ -175,6 +175,7 @@ pub const SENT_BYTES: Definition = define(
 );
 pub const SECONDS: Definition = define("seconds", "s", "time that rank 0 spent inside the collective calls");
 
+const NO_LOSS_SCALE: &str = "model.precision is not fp16";
 const NAN_LOSS: &str = "the training diverged";
 
 // Columns of /epochs.
@@ -197,6 +198,14 @@ pub const TEST_ACCURACY: Definition =
     define("test_accuracy", "percent", "share of correct predictions on the test set, after the epoch")
         .unless(NAN_LOSS);
 pub const EPOCH_LR: Definition = define("lr", "1", "learning rate of the epoch's last step").unless(NAN_LOSS);
+pub const LOSS_SCALE: Definition =
+    define("loss_scale", "1", "factor of the loss after the epoch's last step").unless(NO_LOSS_SCALE);
+pub const SKIPPED_STEPS: Definition = define(
+    "skipped_steps",
+    "1",
+    "optimizer steps left out since the start of the training, since a gradient was NaN or infinite",
+)
+.unless(NO_LOSS_SCALE);
 pub const TRAIN_SECONDS: Definition =
     define("seconds", "s", "wall time of the epoch's training, without the test").unless(NAN_LOSS);
 pub const TEST_SECONDS: Definition = define("test_seconds", "s", "wall time of the test");

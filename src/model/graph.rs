@@ -205,6 +205,25 @@ impl Graph {
         self.nodes.iter().map(|node| self.multiplications_of(node)).sum()
     }
 
+    /// For each node the number of nodes that read its output.
+    pub fn readers(&self) -> Vec<usize> {
+        let mut readers = vec![0; self.nodes.len()];
+        self.nodes.iter().flat_map(|node| &node.inputs).for_each(|&input| readers[input] += 1);
+        readers
+    }
+
+    /// Whether the output of `producer` may be overwritten by its reader: no other node reads it, and the gradient of the
+    /// operation that made it does not need it. `readers` are those of [`readers`](Self::readers).
+    pub fn may_overwrite(&self, producer: usize, readers: &[usize]) -> bool {
+        let node = &self.nodes[producer];
+        readers[producer] == 1
+            && match node.op {
+                Op::Conv2d { .. } | Op::Linear { .. } | Op::BatchNorm | Op::Add => true,
+                Op::Dropout { .. } => self.may_overwrite(node.inputs[0], readers), // in a test its output is its input
+                _ => false,
+            }
+    }
+
     /// For each node the index of the last node that reads its output; its own for the last node, which is the result.
     pub fn last_uses(&self) -> Vec<usize> {
         let mut last: Vec<usize> = (0..self.nodes.len()).collect();

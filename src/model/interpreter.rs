@@ -111,6 +111,13 @@ impl Interpreter {
 }
 
 impl Network for Interpreter {
+    fn draws(&self) -> bool {
+        self.parts.iter().flat_map(|part| &part.steps).any(|step| match step.operation {
+            Operation::Attention { dropout: rate, .. } | Operation::Dropout { rate } => rate > 0.0,
+            _ => false,
+        })
+    }
+
     fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor {
         let mut values: Vec<Option<Tensor>> = (0..self.nodes).map(|_| None).collect();
         values[0] = Some(inputs.shallow_clone());
@@ -128,8 +135,7 @@ impl Network for Interpreter {
 
 /// The steps in the order of the forward pass, each with the name of its part.
 fn steps<'a>(graph: &'a Graph, state: &[Entry], config: &config::Model) -> Vec<(Step, &'a str)> {
-    let mut readers = vec![0; graph.nodes.len()];
-    graph.nodes.iter().flat_map(|node| &node.inputs).for_each(|&input| readers[input] += 1);
+    let readers = graph.readers();
     let fusion = Fusion { graph, readers: &readers };
     let fused: Vec<usize> =
         (0..graph.nodes.len()).filter_map(|index| fusion.of(index)).flat_map(|f| f.within).collect();
@@ -188,18 +194,6 @@ impl Fusion<'_> {
             _ => None,
         }
     }
-
-    /// Whether the output of `producer` may be overwritten by its reader: no other node reads it, and the gradient of the
-    /// operation that made it does not need it.
-    fn may_overwrite(&self, producer: usize) -> bool {
-        let node = &self.graph.nodes[producer];
-        self.readers[producer] == 1
-            && match node.op {
-                Op::Conv2d { .. } | Op::Linear { .. } | Op::BatchNorm | Op::Add => true,
-                Op::Dropout { .. } => self.may_overwrite(node.inputs[0]), // in a test its output is its input
-                _ => false,
-            }
-    }
 }
 
 fn batch_norm(node: &Node, state: &[Entry], config: &config::Model, relu: bool) -> Operation {
@@ -230,14 +224,14 @@ fn operation(fusion: &Fusion, index: usize, state: &[Entry], config: &config::Mo
         }
         Op::BatchNorm => batch_norm(node, state, config, false),
         Op::LayerNorm { epsilon } => Operation::LayerNorm { weight: tensor(0), bias: tensor(1), epsilon },
-        Op::Relu => Operation::Relu { in_place: fusion.may_overwrite(node.inputs[0]) },
+        Op::Relu => Operation::Relu { in_place: fusion.graph.may_overwrite(node.inputs[0], fusion.readers) },
         Op::Gelu { tanh } => Operation::Gelu { approximate: if tanh { "tanh" } else { "none" } },
         Op::MaxPool { kernel, stride, padding } => {
             let [kernel, stride, padding] = [kernel, stride, padding].map(integer);
             Operation::MaxPool { kernel, stride, padding }
         }
         Op::AveragePool => Operation::AveragePool,
-        Op::Add => Operation::Add { in_place: fusion.may_overwrite(node.inputs[0]) },
+        Op::Add => Operation::Add { in_place: fusion.graph.may_overwrite(node.inputs[0], fusion.readers) },
         Op::Flatten => Operation::Flatten,
         Op::Parameter => {
             let shape: Vec<i64> = std::iter::once(1).chain(node.shape.iter().copied().map(integer)).collect();

@@ -12,6 +12,7 @@ fn cast(tensor: &Tensor, precision: Precision) -> Tensor {
     match precision {
         Precision::Float32 | Precision::Tf32 => tensor.shallow_clone(),
         Precision::Bf16 => tensor.to_kind(Kind::BFloat16),
+        Precision::Fp16 => tensor.to_kind(Kind::Half),
     }
 }
 
@@ -41,7 +42,8 @@ impl Conv {
     }
 
     pub fn forward(&self, input: &Tensor) -> Tensor {
-        if self.precision != Precision::Bf16 && self.groups == 1 && self.bias.is_none() && is_small(input) {
+        let is_full = matches!(self.precision, Precision::Float32 | Precision::Tf32);
+        if is_full && self.groups == 1 && self.bias.is_none() && is_small(input) {
             return sys::im2col_conv2d(input, &self.weight, self.stride, self.padding);
         }
         let (mut input, weight) = (cast(input, self.precision), cast(&self.weight, self.precision));

@@ -16,6 +16,7 @@
 //! ```
 
 mod builder;
+mod file;
 pub mod graph;
 mod initial;
 mod interpreter;
@@ -25,8 +26,9 @@ mod networks;
 use tch::Tensor;
 
 use self::builder::Description;
+pub use self::file::check as check_file;
 use self::interpreter::Interpreter;
-use crate::config;
+use crate::config::{self, ModelName};
 use crate::data::Form;
 use crate::error::Result;
 use crate::sys::seeded;
@@ -76,6 +78,10 @@ pub enum Role {
     Parameter,
     /// Parameter that is not trained.
     Frozen,
+    /// Another name of a tensor before it, as with tied weights.
+    Tied,
+    /// Buffer that belongs to no `state_dict`: not persistent, and not saved.
+    Constant,
     /// Batch norm's running statistics.
     Buffer,
     /// Batch norm's `num_batches_tracked`, which hpml counts without a tensor, or an integer buffer of a model from a file.
@@ -96,6 +102,17 @@ pub struct Entry {
 pub trait Network {
     /// Logits in float32: `[n, classes]` of images, `[n, t, vocabulary]` of tokens.
     fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor;
+
+    /// Whether the forward pass in training draws random numbers from libtorch's generators, as dropout does; true where that is
+    /// not known.
+    fn draws(&self) -> bool {
+        true
+    }
+
+    /// Whether a GPU can capture its passes: neither of them waits for the GPU or copies a value from it.
+    fn can_be_captured(&self) -> bool {
+        true
+    }
 }
 
 /// A network and its state.
@@ -115,6 +132,9 @@ impl Model {
     /// [`Error::ConfigValue`](crate::error::Error::ConfigValue) if the network takes no samples of this form, or a key of
     /// `[model]` does not fit another.
     pub fn new(config: &config::Model, form: Form, seed: u64) -> Result<Model> {
+        if config.name == ModelName::File {
+            return file::open(config, form, seed);
+        }
         let Description { graph, draws } = networks::describe(config, form)?;
         let state = seeded(seed, || initial::state(&graph, &draws));
         let network = Box::new(Interpreter::new(&graph, &state, config));
@@ -122,9 +142,24 @@ impl Model {
         Ok(Model { state, channels_last: config.channels_last && config.name.is_resnet(), network })
     }
 
+    /// Model of a `network` that reads the tensors of `state`.
+    pub fn with_network(state: Vec<Entry>, channels_last: bool, network: Box<dyn Network>) -> Model {
+        Model { state, channels_last, network }
+    }
+
     /// Logits in float32: `[n, classes]` of images `[n, c, h, w]`, `[n, t, vocabulary]` of tokens `[n, t]`.
     pub fn forward(&self, inputs: &Tensor, mode: Mode) -> Tensor {
         self.network.forward(inputs, mode)
+    }
+
+    /// Whether the forward pass in training draws random numbers, see [`Network::draws`].
+    pub fn draws(&self) -> bool {
+        self.network.draws()
+    }
+
+    /// Whether a GPU can capture the network's passes.
+    pub fn can_be_captured(&self) -> bool {
+        self.network.can_be_captured()
     }
 
     /// The entries that are trained.
@@ -136,6 +171,11 @@ impl Model {
     pub fn parameter_count(&self) -> usize {
         self.parameters().map(|entry| entry.tensor.numel()).sum()
     }
+}
+
+/// Version of libtorch that hpml was built with, for example `2.11.0`.
+fn libtorch_version() -> &'static str {
+    option_env!("HPML_LIBTORCH_VERSION").unwrap_or("of an unknown version")
 }
 
 #[cfg(test)]

@@ -6,35 +6,67 @@ use crate::parallel::{FlatTensor, norm};
 
 /// Updates `parameters` by `gradients`, both `[elements]`, and the moments, in place. `direction` is LAMB's work space,
 /// `[elements]`.
-pub fn step(
+pub fn step(step: &Step, parameters: &mut [f32], gradients: &[f32], moments: [&mut [f32]; 2], direction: &mut [f32]) {
+    let clip = step.clip_factor(gradients);
+    match step.config.name {
+        OptimName::Lars | OptimName::Lamb => by_tensor(step, parameters, gradients, moments, direction, clip),
+        _ => by_group(step, parameters, gradients, moments, clip),
+    }
+}
+
+/// Updates the parameters of each group in one pass over memory, by SGD, Adam or AdamW.
+fn by_group(step: &Step, parameters: &mut [f32], gradients: &[f32], [first, second]: [&mut [f32]; 2], clip: f32) {
+    for group in step.groups {
+        for elements in &group.elements {
+            let (parameters, gradients) = (&mut parameters[elements.clone()], &gradients[elements.clone()]);
+            let first = &mut first[elements.clone()];
+            match step.config.name {
+                OptimName::Sgd => {
+                    let weight_decay = group.weight_decay as f32;
+                    let rule = Sgd { lr: step.lr as f32, weight_decay, ..Sgd::new(step, clip) };
+                    rule.step(parameters, gradients, first);
+                }
+                name => {
+                    let decays = [name == OptimName::Adam, name == OptimName::AdamW];
+                    let [in_gradient, beside] = decays.map(|is| if is { group.weight_decay } else { 0.0 });
+                    let moments = [first, &mut second[elements.clone()]];
+                    let rest = (1.0 - step.lr * beside) as f32;
+                    Adam::new(step, clip).step(
+                        parameters,
+                        gradients,
+                        moments,
+                        in_gradient as f32,
+                        rest,
+                        step.lr as f32,
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Updates one tensor after the other by LARS or LAMB, whose rates follow from a tensor's norms.
+fn by_tensor(
     step: &Step,
     parameters: &mut [f32],
     gradients: &[f32],
     [first, second]: [&mut [f32]; 2],
     direction: &mut [f32],
+    clip: f32,
 ) {
-    let clip = step.clip_factor(gradients);
-    if step.config.name == OptimName::Sgd {
-        let rule = Sgd { lr: step.lr as f32, weight_decay: step.config.weight_decay as f32, ..Sgd::new(step, clip) };
-        // One pass over memory, all tensors alike.
-        return rule.step(parameters, gradients, first);
-    }
     for tensor in step.tensors {
         let elements = tensor.elements.clone();
         let (parameters, gradients) = (&mut parameters[elements.clone()], &gradients[elements.clone()]);
         let first = &mut first[elements.clone()];
-        match step.config.name {
-            OptimName::Lars => {
-                let weight_decay = if tensor.matrix { step.config.weight_decay } else { 0.0 };
-                let trust = if tensor.matrix { step.lars_trust(parameters, gradients, clip) } else { 1.0 };
-                let scale = (step.lr * trust) as f32;
-                let rule = Sgd { weight_decay: weight_decay as f32, scale, ..Sgd::new(step, clip) };
-                rule.step(parameters, gradients, first);
-            }
-            _ => {
-                let moments = [first, &mut second[elements.clone()]];
-                step.lamb(tensor, parameters, gradients, moments, &mut direction[elements], clip);
-            }
+        let weight_decay = step.config.weight_decay_of(tensor.matrix);
+        if step.config.name == OptimName::Lars {
+            let trust = if tensor.matrix { step.lars_trust(parameters, gradients, clip, weight_decay) } else { 1.0 };
+            let scale = (step.lr * trust) as f32;
+            let rule = Sgd { weight_decay: weight_decay as f32, scale, ..Sgd::new(step, clip) };
+            rule.step(parameters, gradients, first);
+        } else {
+            let moments = [first, &mut second[elements.clone()]];
+            step.lamb(tensor, parameters, gradients, moments, &mut direction[elements], clip);
         }
     }
 }
@@ -52,10 +84,10 @@ impl Step<'_> {
     }
 
     /// LARS's trust ratio, `trust |w| / (|g| + weight_decay |w|)`; 1 where one of the norms is 0.
-    fn lars_trust(&self, parameters: &[f32], gradients: &[f32], clip: f32) -> f64 {
+    fn lars_trust(&self, parameters: &[f32], gradients: &[f32], clip: f32, weight_decay: f64) -> f64 {
         let (weights, gradient) = (norm(parameters), f64::from(clip) * norm(gradients));
         if weights > 0.0 && gradient > 0.0 {
-            self.config.trust * weights / (gradient + self.config.weight_decay * weights)
+            self.config.trust * weights / (gradient + weight_decay * weights)
         } else {
             1.0
         }
@@ -71,21 +103,11 @@ impl Step<'_> {
         direction: &mut [f32],
         clip: f32,
     ) {
-        let (beta1, beta2) = (self.config.momentum as f32, self.config.beta2 as f32);
-        // The correction takes the betas rounded to float32, as in the sums: 1 - 0.999 in float32 is off by 5e-5.
-        let rest = |beta: f32, power: i32| (1.0 - f64::from(beta).powi(power)) as f32;
-        let (new1, new2) = (rest(beta1, 1), rest(beta2, 1));
-        let (corrected1, corrected2) = (1.0 / rest(beta1, self.number), 1.0 / rest(beta2, self.number));
-        let epsilon = self.config.epsilon as f32;
-        let weight_decay = if tensor.matrix { self.config.weight_decay as f32 } else { 0.0 };
+        let (adam, weight_decay) = (Adam::new(self, clip), self.config.weight_decay_of(tensor.matrix) as f32);
         let moments = first.iter_mut().zip(second);
         let rows = parameters.iter().zip(gradients).zip(moments).zip(&mut *direction);
         for (((&parameter, &gradient), (first, second)), direction) in rows {
-            let gradient = clip * gradient;
-            *first = beta1 * *first + new1 * gradient;
-            *second = beta2 * *second + new2 * gradient * gradient;
-            let adam = *first * corrected1 / ((*second * corrected2).sqrt() + epsilon);
-            *direction = adam + weight_decay * parameter;
+            *direction = adam.direction(clip * gradient, first, second) + weight_decay * parameter;
         }
         let (weights, length) = (norm(parameters), norm(direction));
         let trust = if tensor.matrix && weights > 0.0 && length > 0.0 { weights / length } else { 1.0 };
@@ -122,6 +144,56 @@ impl Sgd {
             *velocity = momentum * *velocity + gradient;
             let step = if nesterov { gradient + momentum * *velocity } else { *velocity };
             *parameter -= lr * step;
+        }
+    }
+}
+
+/// Adam's moments and the direction that follows from them, `m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon)`.
+struct Adam {
+    beta1: f32,
+    beta2: f32,
+    /// Shares of the new gradient in the moments, `1 - beta`.
+    new1: f32,
+    new2: f32,
+    /// Corrections of the moments, which begin at 0.
+    corrected1: f32,
+    corrected2: f32,
+    epsilon: f32,
+    clip: f32,
+}
+
+impl Adam {
+    fn new(step: &Step, clip: f32) -> Adam {
+        let (beta1, beta2) = (step.config.momentum as f32, step.config.beta2 as f32);
+        // The correction takes the betas rounded to float32, as in the sums: 1 - 0.999 in float32 is off by 5e-5.
+        let rest = |beta: f32, power: i32| (1.0 - f64::from(beta).powi(power)) as f32;
+        let (new1, new2) = (rest(beta1, 1), rest(beta2, 1));
+        let (corrected1, corrected2) = (1.0 / rest(beta1, step.number), 1.0 / rest(beta2, step.number));
+        Adam { beta1, beta2, new1, new2, corrected1, corrected2, epsilon: step.config.epsilon as f32, clip }
+    }
+
+    /// Takes a gradient into the moments, and returns the direction.
+    #[inline(always)]
+    fn direction(&self, gradient: f32, first: &mut f32, second: &mut f32) -> f32 {
+        *first = self.beta1 * *first + self.new1 * gradient;
+        *second = self.beta2 * *second + self.new2 * gradient * gradient;
+        *first * self.corrected1 / ((*second * self.corrected2).sqrt() + self.epsilon)
+    }
+
+    /// Updates the parameters, `p = rest p - lr direction`, with `weight_decay p` as a part of the gradient.
+    fn step(
+        &self,
+        parameters: &mut [f32],
+        gradients: &[f32],
+        [first, second]: [&mut [f32]; 2],
+        weight_decay: f32,
+        rest: f32,
+        lr: f32,
+    ) {
+        let moments = first.iter_mut().zip(second);
+        for ((parameter, &gradient), (first, second)) in parameters.iter_mut().zip(gradients).zip(moments) {
+            let gradient = self.clip * gradient + weight_decay * *parameter;
+            *parameter = rest * *parameter - lr * self.direction(gradient, first, second);
         }
     }
 }

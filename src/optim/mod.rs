@@ -4,14 +4,18 @@
 mod average;
 mod device;
 mod host;
+mod loss_scale;
 mod schedule;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use crate::config::{self, OptimName};
 use crate::error::Result;
 use crate::parallel::{Flat, FlatState, FlatTensor};
+use crate::sys::unscale;
 pub use average::Average;
+pub use loss_scale::LossScale;
 pub use schedule::Schedule;
 
 /// Constant added to the norm that clipping divides by, as in PyTorch.
@@ -23,9 +27,11 @@ pub type Moment<'a> = (&'static str, Cow<'a, [f32]>);
 /// Updates parameters by gradients, both `[elements]`, in the same order at every call.
 ///
 /// Sources: SGD: PyTorch, torch/optim/sgd.py, no dampening. LARS: You, Gitman, Ginsburg, Large Batch Training of
-/// Convolutional Networks, 2017, algorithm 1. LAMB: You et al., Large Batch Optimization for Deep Learning: Training BERT in
-/// 76 minutes, 2019, algorithm 2. LARS and LAMB leave biases and batch norm's scales and shifts out of both weight decay
-/// and trust ratio. On a GPU these formulas are calls on its tensors.
+/// Convolutional Networks, 2017, algorithm 1. Adam: Kingma, Ba, Adam: A Method for Stochastic Optimization, 2015, algorithm 1.
+/// AdamW: Loshchilov, Hutter, Decoupled Weight Decay Regularization, 2019, algorithm 2, with the decay in proportion to the
+/// learning rate as PyTorch has it. LAMB: You et al., Large Batch Optimization for Deep Learning: Training BERT in
+/// 76 minutes, 2019, algorithm 2. LARS and LAMB leave vectors (biases, scales of norms) out of the trust ratio; which parameters
+/// decay is `optim.decay`. On a GPU these formulas are calls on its tensors.
 ///
 /// ```no_run
 /// use hpml::optim::Optimizer;
@@ -44,22 +50,53 @@ pub type Moment<'a> = (&'static str, Cow<'a, [f32]>);
 pub struct Optimizer {
     config: config::Optim,
     tensors: Vec<FlatTensor>,
-    /// Velocity of SGD and LARS, first moment of LAMB; zero before the first step.
+    groups: Vec<Group>,
+    /// Velocity of SGD and LARS, first moment of the others; zero before the first step.
     first: Flat,
-    /// Second moment of LAMB.
+    /// Second moment of Adam, AdamW and LAMB.
     second: Flat,
     /// Direction of LAMB's update, kept so that no step allocates.
     direction: Vec<f32>,
     steps: i32,
+    /// Scale of the loss that the gradients come from, in fp16.
+    loss_scale: Option<LossScale>,
 }
 
 /// Settings of one step of an optimizer, for the formulas in `host` and `device`.
 struct Step<'a> {
     config: &'a config::Optim,
     tensors: &'a [FlatTensor],
+    groups: &'a [Group],
     /// Number of the step, from 1.
     number: i32,
     lr: f64,
+}
+
+/// Parameters with the same weight decay.
+#[derive(Debug, PartialEq)]
+struct Group {
+    weight_decay: f64,
+    /// Elements in the flat buffers, adjacent tensors as one range.
+    elements: Vec<Range<usize>>,
+}
+
+impl Group {
+    /// The groups of `tensors`, which are in the order of their elements.
+    fn all(tensors: &[FlatTensor], config: &config::Optim) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        for FlatTensor { elements, matrix } in tensors {
+            let weight_decay = config.weight_decay_of(*matrix);
+            let Some(group) = groups.iter_mut().find(|group| group.weight_decay == weight_decay) else {
+                groups.push(Group { weight_decay, elements: vec![elements.clone()] });
+                continue;
+            };
+            match group.elements.last_mut() {
+                Some(last) if last.end == elements.start => last.end = elements.end,
+                _ => group.elements.push(elements.clone()),
+            }
+        }
+        groups
+    }
 }
 
 impl Optimizer {
@@ -67,15 +104,29 @@ impl Optimizer {
     pub fn new(state: &FlatState, config: &config::Optim) -> Optimizer {
         let FlatState { tensors, parameters: memory, .. } = state;
         let elements = tensors.last().map_or(0, |tensor| tensor.elements.end);
+        let second = if config.name.is_adaptive() { elements } else { 0 };
         let lamb = if config.name == OptimName::Lamb { elements } else { 0 };
         Optimizer {
             config: config.clone(),
             tensors: tensors.clone(),
+            groups: Group::all(tensors, config),
             first: memory.zeros_like(elements),
-            second: memory.zeros_like(lamb),
+            second: memory.zeros_like(second),
             direction: vec![0.0; if matches!(memory, Flat::Host(_)) { lamb } else { 0 }],
             steps: 0,
+            loss_scale: None,
         }
+    }
+
+    /// This optimizer, for gradients of a loss that was multiplied by the factor of `scale`; `None`: of the loss itself. They must
+    /// be in device memory.
+    pub fn with_loss_scale(self, loss_scale: Option<LossScale>) -> Optimizer {
+        Optimizer { loss_scale, ..self }
+    }
+
+    /// Scale of the next loss; `None` without one.
+    pub fn loss_scale(&self) -> Option<LossScale> {
+        self.loss_scale
     }
 
     /// Number of steps done, and the moments with their names; [`restore`](Self::restore) sets them.
@@ -89,13 +140,27 @@ impl Optimizer {
         [&mut self.first, &mut self.second]
     }
 
-    /// Updates the parameters of `state` once by its gradients, with the learning rate `lr`.
+    /// Sets the loss scale, as [`loss_scale`](Self::loss_scale) returned it.
+    pub fn set_loss_scale(&mut self, scale: LossScale) {
+        self.loss_scale = Some(scale);
+    }
+
+    /// Updates the parameters of `state` once by its gradients, with the learning rate `lr`. With a loss scale, gradients that are
+    /// NaN or infinite change nothing but the scale: they are the sum over the ranks, so all ranks leave out the same steps.
     ///
     /// # Errors
     /// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
     pub fn step(&mut self, state: &mut FlatState, lr: f64) -> Result<()> {
+        if let Some(scale) = &mut self.loss_scale {
+            let Flat::Device(gradients) = &state.gradients else { unreachable!("fp16 is refused on CPU cores") };
+            let finite = unscale(gradients, 1.0 / f64::from(scale.factor()))?;
+            scale.update(finite);
+            if !finite {
+                return Ok(());
+            }
+        }
         self.steps += 1;
-        let step = Step { config: &self.config, tensors: &self.tensors, number: self.steps, lr };
+        let step = Step { config: &self.config, tensors: &self.tensors, groups: &self.groups, number: self.steps, lr };
         match (&mut state.parameters, &state.gradients, &mut self.first, &mut self.second) {
             (Flat::Host(parameters), Flat::Host(gradients), Flat::Host(first), Flat::Host(second)) => {
                 let moments = [first.as_mut_slice(), second.as_mut_slice()];
@@ -112,7 +177,7 @@ impl Optimizer {
     /// First and second moment in host memory, in the order of the parameters; empty if the optimizer has no such moment or keeps
     /// it on a device.
     pub fn moments(&mut self) -> [&mut [f32]; 2] {
-        let carried = self.config.momentum > 0.0 || self.config.name == OptimName::Lamb;
+        let carried = self.config.momentum > 0.0 || self.config.name.is_adaptive();
         match (&mut self.first, &mut self.second) {
             (Flat::Host(first), Flat::Host(second)) => {
                 [if carried { first.as_mut_slice() } else { &mut [] }, second.as_mut_slice()]
@@ -190,6 +255,58 @@ mod tests {
             }
             cases += 1;
         }
-        assert_eq!(cases, 9);
+        assert_eq!(cases, 15);
+    }
+
+    #[test]
+    fn a_step_with_an_infinite_gradient_is_left_out_and_not_counted() {
+        let device = Some(tch::Device::Cpu);
+        let flat = |values: &[f32]| {
+            let mut flat = Flat::zeros(values.len(), device);
+            flat.write(values);
+            flat
+        };
+        let state = || FlatState {
+            parameters: flat(&[1.0, 2.0]),
+            gradients: flat(&[0.0; 2]),
+            buffers: flat(&[]),
+            batches_tracked: 0,
+            tensors: vec![FlatTensor { elements: 0..2, matrix: true }],
+        };
+        let config = config("name=adamw clip_norm=0.5 weight_decay=0.1");
+        let (mut scaled, mut plain) = (state(), state());
+        let mut optimizer = Optimizer::new(&scaled, &config).with_loss_scale(Some(LossScale::default()));
+        let mut reference = Optimizer::new(&plain, &config);
+        for (step, gradients) in
+            [[0.5, -0.25], [f32::INFINITY, 0.0], [1.0, 3.0], [f32::NAN, 1.0], [-2.0, 0.5]].iter().enumerate()
+        {
+            let factor = optimizer.loss_scale().unwrap().factor();
+            scaled.gradients.write(&gradients.map(|gradient| gradient * factor));
+            optimizer.step(&mut scaled, 0.1).unwrap();
+            if gradients.iter().all(|gradient| gradient.is_finite()) {
+                plain.gradients.write(gradients);
+                reference.step(&mut plain, 0.1).unwrap();
+            }
+            // The scale is a power of two: nothing is rounded.
+            assert_eq!(scaled.parameters.read(), plain.parameters.read(), "{step}");
+        }
+        assert_eq!(optimizer.state().0, 3);
+        assert_eq!(optimizer.loss_scale(), Some(LossScale::new(16_384.0, 1, 2)));
+    }
+
+    #[test]
+    fn groups_join_neighbours_of_equal_decay() {
+        let tensor = |elements: Range<usize>, matrix| FlatTensor { elements, matrix };
+        let tensors = [tensor(0..6, true), tensor(6..8, false), tensor(8..9, false), tensor(9..13, true)];
+        let groups = |line: &str| {
+            let groups = Group::all(&tensors, &config(line));
+            groups.into_iter().map(|group| (group.weight_decay, group.elements)).collect::<Vec<_>>()
+        };
+        assert_eq!(groups("name=sgd weight_decay=0.5"), [(0.5, vec![0..13])]);
+        assert_eq!(groups("name=lamb"), [(0.0, vec![0..13])]);
+        let apart = [(0.5, vec![0..6, 9..13]), (0.0, vec![6..9])];
+        assert_eq!(groups("name=adamw weight_decay=0.5 decay=matrices"), apart);
+        assert_eq!(groups("name=lars weight_decay=0.5"), apart);
+        assert_eq!(groups("name=lars weight_decay=0.5 decay=all"), [(0.5, vec![0..13])]);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::config::Plan;
+
 /// Most bytes that the bucket of the last parameters needs to be complete, as DistributedDataParallel's first bucket: its
 /// all-reduce starts while most of the backward pass is left.
 const FIRST_BYTES: f64 = 1e6;
@@ -16,6 +18,11 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// Least bytes of the buckets of `plan` on `ranks` ranks; infinite where nothing is reduced.
+    pub fn least_bytes(plan: &Plan, ranks: usize) -> f64 {
+        if ranks > 1 && plan.parallel.local_steps == 1 { plan.parallel.bucket_mb * 1e6 } else { f64::INFINITY }
+    }
+
     /// Cuts the parameters into buckets of at least `bytes`, the last parameters first, whose gradients the backward pass of most
     /// networks completes first; their bucket is complete with 1 MB.
     ///

@@ -57,6 +57,14 @@ impl Flat {
         Flat::zeros(elements, device)
     }
 
+    /// Device of the values.
+    pub fn device(&self) -> Device {
+        match self {
+            Flat::Host(_) => Device::Cpu,
+            Flat::Device(tensor) => tensor.device(),
+        }
+    }
+
     /// Number of values.
     pub fn len(&self) -> usize {
         match self {
@@ -179,7 +187,8 @@ impl FlatState {
             let (home, offset) = match entry.role {
                 Role::Parameter => (&parameters, &mut parameter),
                 Role::Buffer => (&buffers, &mut buffer),
-                Role::Frozen | Role::Counter => {
+                Role::Tied => continue,
+                Role::Frozen | Role::Counter | Role::Constant => {
                     gradients.take_in(&mut entry.tensor);
                     continue;
                 }

@@ -2,7 +2,7 @@
 //! checked configurations. Out: their normal forms; equal forms train alike, unequal ones may still do so.
 
 use crate::config::{
-    Anneal, BufferSync, Compression, Config, Model, ModelName, OptimName, Parallel, Precision, Scaling, Shares,
+    Anneal, Compression, Config, Decay, Model, ModelName, OptimName, Parallel, Precision, Scaling, Shares,
 };
 use crate::device::Target;
 use crate::train::GlobalBatch;
@@ -27,11 +27,16 @@ pub fn effect(config: &Config, ground: Ground, batch: &GlobalBatch) -> Config {
     if own.optim.name != OptimName::Lars {
         own.optim.trust = default.optim.trust;
     }
-    if own.optim.name == OptimName::Lamb {
+    if own.optim.name.is_adaptive() {
         own.optim.nesterov = default.optim.nesterov;
     } else {
         (own.optim.beta2, own.optim.epsilon) = (default.optim.beta2, default.optim.epsilon);
     }
+    own.optim.decay = match own.optim.weight_decay {
+        0.0 => default.optim.decay,
+        decay if own.optim.weight_decay_of(false) == decay => Decay::All,
+        _ => Decay::Matrices,
+    };
     own.parallel = parallel(config, &default, ground);
     model(&mut own.model, &default.model);
     if !ground.target.is_gpu() {
@@ -71,6 +76,9 @@ fn steps(own: &mut Config, batch: &GlobalBatch) {
 /// Sets the keys that the network does not read to their defaults.
 fn model(own: &mut Model, default: &Model) {
     let name = own.name;
+    if !name.reads("file") {
+        own.file.clear();
+    }
     let Model { bias, stem, width, depth, heads, mlp_ratio, patch, dropout, .. } = own;
     reset(name, "bias", bias, &default.bias);
     reset(name, "stem", stem, &default.stem);
@@ -124,7 +132,7 @@ fn parallel(config: &Config, default: &Config, ground: Ground) -> Parallel {
     if own.compression != Compression::PowerSgd {
         own.compression_rank = default.compression_rank;
     }
-    if own.local_steps > 1 || own.buffers == BufferSync::Sync {
+    if own.local_steps > 1 {
         own.bucket_mb = default.bucket_mb;
     }
     // Without batch norm there are no statistics.
@@ -156,8 +164,13 @@ mod tests {
         for (one, other) in [
             (&[][..], &["optim.beta2=0.9", "optim.trust=0.1", "schedule.gamma=0.5", "parallel.compression_rank=8"][..]),
             (&[], &["train.global_batch=16"]),
-            (&[], &["model.precision=tf32", "parallel.buffers=local", "data.drop_last=true", "train.max_steps=14"]),
+            (&[], &["model.precision=tf32", "parallel.buffers=sync", "data.drop_last=true", "train.max_steps=14"]),
             (&["train.batch_per_rank=50"], &["train.batch_per_rank=4096", "train.accumulate=3"]),
+            (
+                &["optim.name=adamw", "optim.weight_decay=0.1"],
+                &["optim.name=adamw", "optim.weight_decay=0.1", "optim.decay=all"],
+            ),
+            (&[], &["optim.decay=matrices"]),
             (&["train.max_steps=7"], &["train.max_steps=7", "train.epochs=1"]),
             (&[], &["schedule.scaling=linear", "schedule.base_batch=16"]),
             (powersgd, &["parallel.compression=powersgd", "parallel.compression_block=64"]),
@@ -179,7 +192,7 @@ mod tests {
             &["schedule.scaling=linear"],
             &["schedule.anneal=step"],
             &["parallel.bucket_mb=1"],
-            &["parallel.buffers=sync"],
+            &["model.name=resnet18", "parallel.buffers=sync"],
             &["parallel.compression=bf16"],
             &["data.shares=same"],
             &["data.set_epoch=false"],

@@ -118,6 +118,8 @@ fn one(variant: &config::Variant, config: &Config, ground: Ground) -> Result<Var
     let tf32 = |config: &Config| config.model.precision == Precision::Tf32;
     if ground.target.is_gpu() {
         plan.check_for_gpu(DeviceCollectives::go_through_host(ground.target, plan.parallel.all_reduce))?;
+    } else {
+        plan.check_for_cpu()?;
     }
     if ground.target.is_gpu() && tf32(&plan) != tf32(config) {
         let (place, value) = ("study".into(), format!("{:?}", plan.model.precision).to_lowercase());

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::launch::Job;
 use crate::metrics::{Kind, StepTimes};
 use crate::model::Model;
-use crate::optim::Optimizer;
+use crate::optim::{LossScale, Optimizer};
 use crate::parallel::Replica;
 use crate::sys;
 use crate::train::{loader_options, timed_step};
@@ -117,7 +117,8 @@ pub(super) fn visit(
         return Ok(outcome);
     }
 
-    let mut optimizer = Optimizer::new(replica.state(), &plan.optim);
+    let mut optimizer =
+        Optimizer::new(replica.state(), &plan.optim).with_loss_scale(LossScale::of(plan.model.precision));
     let mut batches = feed.batches(batches, loader_options(&plan.data, &feed, &replica, None));
     let sizes = [case.batch_per_rank];
     let mut step =

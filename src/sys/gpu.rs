@@ -6,7 +6,6 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-use tch::Tensor;
 
 use super::libtorch::failure;
 use crate::error::{Error, Result};
@@ -125,16 +124,6 @@ unsafe extern "C" {
     fn hpml_event_happened(event: *mut c_void) -> c_int;
     fn hpml_event_synchronize(event: *mut c_void) -> bool;
     fn hpml_event_elapsed(from: *mut c_void, to: *mut c_void) -> f64;
-    fn hpml_fused_sgd(
-        parameters: *const torch_sys::C_tensor,
-        gradients: *const torch_sys::C_tensor,
-        velocity: *const torch_sys::C_tensor,
-        weight_decay: f64,
-        momentum: f64,
-        lr: f64,
-        nesterov: bool,
-        divisor: *const torch_sys::C_tensor,
-    ) -> bool;
 }
 
 fn failed<T>() -> Result<T> {
@@ -323,61 +312,9 @@ impl Event {
     }
 }
 
-/// PyTorch's fused SGD on flat tensors `[elements]` of one device:
-/// `g = g / divisor + weight_decay p; v = momentum v + g; p -= lr v` (with Nesterov `lr (g + momentum v)`), in one pass.
-pub struct FusedSgd<'a> {
-    /// Factor of the parameters in the gradient.
-    pub weight_decay: f64,
-    /// Factor of the velocity.
-    pub momentum: f64,
-    /// Learning rate.
-    pub lr: f64,
-    /// Whether to use Nesterov's form.
-    pub nesterov: bool,
-    /// Divisor of the gradient, one float32 on the device; `None` stands for 1.
-    pub divisor: Option<&'a Tensor>,
-}
-
-impl FusedSgd<'_> {
-    /// Updates `parameters` and `velocity` in place.
-    ///
-    /// # Errors
-    /// Returns [`Error::Gpu`] if libtorch refuses the tensors, or the GPU has failed.
-    pub fn step(&self, parameters: &Tensor, gradients: &Tensor, velocity: &Tensor) -> Result<()> {
-        let divisor = self.divisor.map_or(std::ptr::null(), Tensor::as_ptr);
-        // SAFETY: all pointers are live tensors for the length of the call, or null where that is allowed.
-        ok(unsafe {
-            hpml_fused_sgd(
-                parameters.as_ptr(),
-                gradients.as_ptr(),
-                velocity.as_ptr(),
-                self.weight_decay,
-                self.momentum,
-                self.lr,
-                self.nesterov,
-                divisor,
-            )
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
-
-    #[test]
-    fn the_fused_step_is_sgds() {
-        let tensor = |from: f64| Tensor::arange(8, (Kind::Float, Device::Cpu)) * 0.125 + from;
-        let (parameters, gradients, velocity) = (tensor(0.5), tensor(-1.0), tensor(0.0));
-        let divisor = Tensor::from(2f32);
-        let gradient = &gradients / 2.0 + &parameters * 0.1;
-        let moved = &velocity * 0.9 + gradient;
-        let expected = &parameters - &moved * 0.25;
-        let rule = FusedSgd { weight_decay: 0.1, momentum: 0.9, lr: 0.25, nesterov: false, divisor: Some(&divisor) };
-        rule.step(&parameters, &gradients, &velocity).unwrap();
-        assert!(parameters.allclose(&expected, 1e-6, 1e-6, false) && velocity.allclose(&moved, 1e-6, 1e-6, false));
-    }
 
     #[test]
     fn what_is_not_here_is_named() {

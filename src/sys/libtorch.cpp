@@ -41,20 +41,6 @@ extern "C" void *hpml_im2col_conv2d(const void *input, const void *weight, int64
     });
 }
 
-// One step of SGD on flat tensors, in one kernel. The gradient is divided by `divisor` unless that is null.
-extern "C" bool hpml_fused_sgd(const void *parameters, const void *gradients, const void *velocity, double weight_decay,
-                               double momentum, double lr, bool nesterov, const void *divisor) noexcept {
-    return guarded(false, [&] {
-        std::optional<at::Tensor> scale;
-        if (divisor != nullptr) scale = tensor(divisor);
-        std::vector<at::Tensor> buffers;
-        if (momentum != 0) buffers.push_back(tensor(velocity));
-        at::_fused_sgd_({tensor(parameters)}, {tensor(gradients)}, buffers, weight_decay, momentum, lr, 0.0, nesterov,
-                        false, false, scale, {});
-        return true;
-    });
-}
-
 // Allows TF32 for float32 products, and turns on cuDNN's benchmark mode, which picks a convolution for each shape.
 extern "C" void hpml_fast_kernels(bool tf32) noexcept {
     guarded(false, [&] {

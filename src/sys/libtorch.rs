@@ -15,11 +15,15 @@ unsafe extern "C" {
     fn hpml_failure() -> *const std::ffi::c_char;
 }
 
-/// First line of the message of the last call in libtorch.cpp, graph.cpp or autograd.cpp that failed on this thread.
+/// First line of the message of the last call of this folder's C++ that failed on this thread.
 pub(super) fn failure() -> String {
+    failure_text().lines().next().unwrap_or_default().to_owned()
+}
+
+/// Whole message of the last call of this folder's C++ that failed on this thread.
+pub(super) fn failure_text() -> String {
     // SAFETY: a text that ends in a 0 and is this thread's until its next call.
-    let message = unsafe { std::ffi::CStr::from_ptr(hpml_failure()) }.to_string_lossy();
-    message.lines().next().unwrap_or_default().to_owned()
+    unsafe { std::ffi::CStr::from_ptr(hpml_failure()) }.to_string_lossy().into_owned()
 }
 
 /// Convolution by im2col and a matrix product, libtorch's `thnn_conv2d`; differentiable.

@@ -4,18 +4,26 @@
 #![allow(unsafe_code)]
 
 mod allocator;
+mod autocast;
 mod autograd;
 mod batch_norm;
+mod generator;
 pub mod gpu;
 mod graph;
 mod hdf5;
 mod libtorch;
+mod optimizer;
 mod process;
+mod script;
 
 pub use self::hdf5::{attach_dimension_scale, refuse_external_links, set_dimension_scale};
 pub use allocator::{give_back_freed_memory, keep_freed_memory, private_memory_left, with_memory_limit};
+pub use autocast::Autocast;
 pub use autograd::{GradientHooks, differentiable};
 pub use batch_norm::BatchNorm;
+pub use generator::Generator;
 pub use graph::{CudaGraph, CudaGraphPool};
 pub use libtorch::{im2col_conv2d, seeded};
+pub use optimizer::{FusedAdam, FusedSgd, unscale};
 pub use process::{default_environment, exit_now, terminate_parent};
+pub use script::{ComputeBatchNorm, Script, ScriptBatchNorm, ScriptFacts, ScriptTensor};

@@ -8,6 +8,7 @@
 mod checkpoints;
 mod console;
 mod divergence;
+mod draws;
 mod found;
 mod global_batch;
 mod gpus;

@@ -47,6 +47,10 @@ pub struct EpochRow {
     pub images_per_second: f64,
     /// Learning rate of the epoch's last step.
     pub lr: f64,
+    /// Scale of the loss after the epoch's last step; NaN without one.
+    pub loss_scale: f64,
+    /// Optimizer steps left out since the start of the training; NaN without a loss scale.
+    pub skipped_steps: f64,
     /// Checksum of the parameters, equal on all ranks.
     pub checksum: u64,
 }
@@ -78,6 +82,10 @@ pub fn epochs() -> Schema<EpochRow> {
         .put(|row, value| row.images_per_second = value)
         .float(&definitions::EPOCH_LR, |row| row.lr)
         .put(|row, value| row.lr = value)
+        .float(&definitions::LOSS_SCALE, |row| row.loss_scale)
+        .put(|row, value| row.loss_scale = value)
+        .float(&definitions::SKIPPED_STEPS, |row| row.skipped_steps)
+        .put(|row, value| row.skipped_steps = value)
         .text(("parameter_checksum", "1", "blake3 (64 bits) of the parameters, equal on all ranks"), |row| {
             format!("{:016x}", row.checksum)
         })
@@ -325,6 +333,8 @@ mod tests {
             test_seconds,
             images_per_second,
             lr: 0.1,
+            loss_scale: f64::NAN,
+            skipped_steps: f64::NAN,
             checksum: 7,
         }
     }

@@ -3,13 +3,15 @@
 
 use std::path::PathBuf;
 
+use super::draws::Draws;
 use super::weights;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::metrics::Kind;
-use crate::optim::{Average, Optimizer};
+use crate::optim::{Average, LossScale, Optimizer};
 use crate::parallel::Replica;
 use crate::store::{self, Attribute, Checkpoint, NamedTensor, Resumable, TensorValues};
+use crate::units::counted;
 
 /// Checkpoint to go on from, as read from its file.
 pub struct Resume {
@@ -62,6 +64,16 @@ impl Resume {
         steps
     }
 
+    /// The bytes of a tensor of `expected` bytes, each as a number; `None` if there is no such tensor.
+    fn bytes(&self, name: &str, expected: usize) -> Option<Vec<f32>> {
+        match self.content.state.tensor(name).map(|tensor| &tensor.values) {
+            Some(TensorValues::I8(values)) if values.len() == expected => {
+                Some(values.iter().map(|&value| f32::from(value as u8)).collect())
+            }
+            _ => None,
+        }
+    }
+
     fn floats(&self, name: &str, expected: usize) -> Result<&[f32]> {
         match self.content.state.tensor(name).map(|tensor| &tensor.values) {
             Some(TensorValues::F32(values)) if values.len() == expected => Ok(values),
@@ -98,10 +110,15 @@ impl<'a> Saving<'a> {
         self.state.attributes.push((name.to_owned(), value));
     }
 
-    /// Adds moments and step count of the optimizer. A collective.
+    /// Adds moments and step count of the optimizer, and the loss scale if there is one. A collective.
     pub fn optimizer(&mut self, optimizer: &Optimizer) -> Result<()> {
         let (steps, moments) = optimizer.state();
         self.attribute("optimizer_steps", Attribute::Int(steps));
+        if let Some(scale) = optimizer.loss_scale() {
+            self.attribute("loss_scale", Attribute::Float(scale.factor().into()));
+            self.attribute("loss_scale_steady", Attribute::Int(scale.steady().into()));
+            self.attribute("skipped_steps", Attribute::Int(scale.skipped() as i64));
+        }
         moments.into_iter().try_for_each(|(name, values)| self.tensor(name, &values, self.ranks_are_apart))
     }
 
@@ -124,6 +141,19 @@ impl<'a> Saving<'a> {
         self.tensor("buffers", &replica.state().buffers.read(), true)
     }
 
+    /// Adds the states of the generators that the network draws from, a row per rank. A collective.
+    pub fn draws(&mut self, draws: &Draws) -> Result<()> {
+        for (name, state) in draws.states()? {
+            let rows = self.job.communicator.all_gather(Kind::Control, &state)?;
+            if self.job.is_root() {
+                let values = rows.into_iter().map(|byte| byte as i8).collect();
+                let shape = vec![self.job.world_size, state.len()];
+                self.state.tensors.push(NamedTensor::new(name, shape, TensorValues::I8(values)));
+            }
+        }
+        Ok(())
+    }
+
     /// State that was added, on rank 0.
     pub fn end(self) -> Checkpoint {
         self.state
@@ -143,12 +173,15 @@ impl<'a> Saving<'a> {
 }
 
 /// Numbers of a checkpoint that all ranks learn.
-const NUMBERS: [&str; 9] = [
+const NUMBERS: [&str; 12] = [
     "steps",
     "epochs",
     "steps_in_epoch",
     "seconds",
     "optimizer_steps",
+    "loss_scale",
+    "loss_scale_steady",
+    "skipped_steps",
     "world_size",
     "local_steps",
     "batches_tracked",
@@ -193,8 +226,13 @@ impl<'a> Restoring<'a> {
         self.resume.map_or(0.0, |resume| resume.number(name))
     }
 
-    /// Restores moments and step count of the optimizer. A collective.
+    /// Restores moments and step count of the optimizer, and its loss scale. A collective.
     pub fn optimizer(&self, optimizer: &mut Optimizer) -> Result<()> {
+        if optimizer.loss_scale().is_some() {
+            let (factor, steady, skipped) =
+                (self.number("loss_scale"), self.number("loss_scale_steady"), self.number("skipped_steps"));
+            optimizer.set_loss_scale(LossScale::new(factor as f32, steady as u32, skipped as usize));
+        }
         let moments = optimizer.restore(self.number("optimizer_steps") as i64);
         for (name, moment) in ["first_moment", "second_moment"].into_iter().zip(moments) {
             moment.write(&self.tensor(name, moment.len(), self.ranks_are_apart)?);
@@ -208,6 +246,32 @@ impl<'a> Restoring<'a> {
         average.weights.write(&self.tensor("average", average.weights.len(), self.ranks_are_apart)?);
         average.buffers.write(&self.tensor("average_buffers", average.buffers.len(), true)?);
         average.batches_tracked = self.number("average_batches") as i64;
+        Ok(())
+    }
+
+    /// Restores the generators that the network draws from. On another number or kind of devices there is no state for each: the
+    /// draws begin anew, and the log says so. A collective.
+    pub fn draws(&self, draws: &Draws) -> Result<()> {
+        let ranks = self.job.world_size;
+        for (name, generator) in draws.generators() {
+            let bytes = ranks * generator.state()?.len();
+            let saved = self.resume.and_then(|resume| resume.bytes(name, bytes)).filter(|_| self.ranks() == ranks);
+            if self.job.from_root([f64::from(u8::from(saved.is_some()))])? == [0.0] {
+                if self.job.is_root() {
+                    log::info!(
+                        "the checkpoint has no {name} of {}: what dropout draws begins anew, as at the start of a training",
+                        counted(ranks, "rank")
+                    );
+                }
+                continue;
+            }
+            // Bytes as whole numbers of float32, which a broadcast sends.
+            let mut values = saved.unwrap_or_else(|| vec![0.0; bytes]);
+            self.job.communicator.broadcast(Kind::Parameters, &mut values)?;
+            let own = &values[self.job.rank * bytes / ranks..(self.job.rank + 1) * bytes / ranks];
+            let own: Vec<u8> = own.iter().map(|&value| value as u8).collect();
+            self.job.agree(generator.restore(&own))?;
+        }
         Ok(())
     }
 

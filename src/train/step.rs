@@ -28,6 +28,9 @@ pub fn timed_step(
     let started = clock.now()?;
     // The sampler pads, so every rank has as many samples as this one.
     let global_batch = sizes.iter().sum::<usize>() * ranks;
+    if let Some(scale) = optimizer.loss_scale() {
+        replica.set_loss_scale(scale.factor());
+    }
     for number in 1..=sizes.len() {
         let waiting = clock.now()?;
         let batch = {

@@ -12,17 +12,18 @@ use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues};
 /// State of the model after `epochs` epochs and `steps` steps, with PyTorch's names, shapes and order: what `load_state_dict`
 /// reads.
 pub fn checkpoint(replica: &Replica, epochs: usize, steps: usize) -> Checkpoint {
-    let tensors = replica.model().state.iter().map(|entry| match entry.role {
+    let saved = replica.model().state.iter().filter(|entry| entry.role != Role::Constant);
+    let tensors = saved.map(|entry| match entry.role {
         // PyTorch counts the batches of each batch norm; here all have seen the same.
         Role::Counter if !entry.tensor.defined() => {
             NamedTensor::new(&entry.name, vec![], TensorValues::I64(vec![replica.state().batches_tracked]))
         }
         Role::Counter => {
             let mut values = vec![0; entry.tensor.numel()];
-            entry.tensor.contiguous().copy_data(&mut values, entry.tensor.numel());
+            entry.tensor.to_kind(tch::Kind::Int64).contiguous().copy_data(&mut values, entry.tensor.numel());
             NamedTensor::new(&entry.name, shape(entry), TensorValues::I64(values))
         }
-        Role::Parameter | Role::Frozen | Role::Buffer => {
+        _ => {
             let mut values = vec![0.0; entry.tensor.numel()];
             entry.tensor.detach().contiguous().copy_data(&mut values, entry.tensor.numel());
             NamedTensor::new(&entry.name, shape(entry), TensorValues::F32(values))
@@ -69,7 +70,8 @@ pub fn share(ranks: &Communicator, checkpoint: &mut Checkpoint) -> Result<()> {
 /// # Errors
 /// [`Error::Dataset`] if a tensor of the model is missing or has another shape.
 pub fn load(model: &mut Model, tensors: &[NamedTensor], path: &Path, group: &str) -> Result<()> {
-    for entry in model.state.iter_mut().filter(|entry| entry.tensor.defined()) {
+    let is_read = |entry: &&mut Entry| entry.role != Role::Constant && entry.tensor.defined();
+    for entry in model.state.iter_mut().filter(is_read) {
         let refuse = |message: String| Error::Dataset {
             path: path.to_owned(),
             name: format!("{group}/{}", entry.name),

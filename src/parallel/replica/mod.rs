@@ -60,6 +60,8 @@ pub struct Replica {
     timing: Timing,
     clock: Clock,
     label_smoothing: f64,
+    /// Factor of the loss whose gradients the backward pass computes, one float32 on the device; `None` stands for 1.
+    loss_scale: Option<Tensor>,
     /// Whether all ranks must have the same parameters.
     keeps_ranks_equal: bool,
     /// Whether the gradients hold those of earlier batches of the current step.
@@ -80,11 +82,7 @@ impl Replica {
         // The worker would call MPI concurrently with the collectives that synchronized batch norm makes in the backward pass.
         let sync = plan.parallel.buffers == BufferSync::Sync && communicator.size() > 1 && !state.buffers.is_empty();
         let sync_batch_norm = sync.then(|| SyncBatchNorm::new(communicator.clone(), plan.metrics.timing));
-        let bytes = match communicator.size() {
-            ranks if ranks > 1 && !exchange.is_local() => plan.parallel.bucket_mb * 1e6,
-            _ => f64::INFINITY, // nothing to reduce
-        };
-        let buckets = Bucket::plan(&state.parameter_elements(), bytes);
+        let buckets = Bucket::plan(&state.parameter_elements(), Bucket::least_bytes(plan, communicator.size()));
         if plan.metrics.timing == Timing::Overlap && buckets.len() > 1 && !sync {
             exchange.overlap()?; // first, so that nothing has been sent if MPI does not allow it
         }
@@ -97,7 +95,9 @@ impl Replica {
         }
         broadcast_untrained(&mut model, &communicator, plan.parallel.broadcast_parameters)?;
         let parameters = model.parameters().map(|entry| &entry.tensor);
+        let can_be_captured = model.can_be_captured();
         let hooks = (buckets.len() > 1 && exchange.overlaps()).then(|| GradientHooks::new(parameters));
+        let draws = model.draws();
         Ok(Replica {
             model,
             state,
@@ -110,12 +110,18 @@ impl Replica {
             timing: plan.metrics.timing,
             clock: Clock::of(target, plan.metrics.timing)?,
             label_smoothing: plan.train.label_smoothing,
+            loss_scale: None,
             keeps_ranks_equal: plan.parallel.keeps_ranks_equal(),
             must_order: hooks.is_some(),
             accumulated: false,
             recorder: match target {
-                // A replayed pass calls no hook: with several ranks the overlap is worth more.
-                Target::Gpu { index, .. } if plan.launch.cuda_graphs && hooks.is_none() => Recorder::new(index),
+                // A replayed pass calls no hook: with several ranks the overlap is worth more. What dropout draws in one was not
+                // seen yet.
+                Target::Gpu { index, .. }
+                    if plan.launch.cuda_graphs && hooks.is_none() && !draws && can_be_captured =>
+                {
+                    Recorder::new(index)
+                }
                 _ => None,
             },
             hooks,
@@ -202,6 +208,14 @@ impl Replica {
         if let Some(local) = self.exchange.local() {
             local.set_since(steps);
         }
+    }
+
+    /// Sets the factor of the losses to come, which the gradients then have, too; losses in results are without it. Its place in
+    /// memory stays the same, so that captured passes read it.
+    pub fn set_loss_scale(&mut self, factor: f32) {
+        let device = self.state.parameters.device();
+        let scale = self.loss_scale.get_or_insert_with(|| Tensor::ones([], (tch::Kind::Float, device)));
+        let _ = tch::no_grad(|| scale.fill_(f64::from(factor)));
     }
 
     /// Buckets, in the order in which they are reduced.
@@ -395,6 +409,10 @@ impl Replica {
         let logits = self.model.forward(inputs, mode);
         let mean_loss = loss(&logits, targets, self.label_smoothing);
         let loss = if share == 1.0 { mean_loss.shallow_clone() } else { &mean_loss * share };
+        let loss = match &self.loss_scale {
+            Some(scale) => loss * scale,
+            None => loss,
+        };
         Pass::eager(loss, logits, mean_loss)
     }
 

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::checkpoints::{Checkpoints, Decision};
 use super::divergence::{self, Divergence};
+use super::draws::Draws;
 use super::gpus::Gpus;
 use super::partial_epoch::PartialEpoch;
 use super::reads::ReadRecord;
@@ -25,7 +26,7 @@ use crate::device::StepRecorder;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::model::Model;
-use crate::optim::{Average, Optimizer, Schedule};
+use crate::optim::{Average, LossScale, Optimizer, Schedule};
 use crate::parallel::{Replica, StepResult};
 use crate::store::{Checkpoint, Table};
 use crate::units::Bytes;
@@ -66,6 +67,7 @@ pub struct Training<'a> {
     divergence: Divergence,
     sampling: Sampling,
     optimizer: Optimizer,
+    draws: Draws,
     average: Option<Average>,
     /// Whether the model holds the averaged weights at the moment: between two epochs, if there is an average.
     averaged: bool,
@@ -130,7 +132,9 @@ impl<'a> Training<'a> {
         let (device, most) = (job.target.own_memory(), plan.data.gpu_mb as Bytes * 1_000_000);
         let feed = |dataset: &Arc<Dataset>| job.agree(Feed::new(dataset.clone(), device, most));
         Ok(Training {
-            optimizer: Optimizer::new(replica.state(), &plan.optim),
+            optimizer: Optimizer::new(replica.state(), &plan.optim)
+                .with_loss_scale(LossScale::of(plan.model.precision)),
+            draws: Draws::seeded(replica.model().draws(), job.target, plan.run.seed, job.rank)?,
             average: Average::new(plan.optim.ema, replica.state()),
             averaged: false,
             must_be_finite: true,
@@ -225,6 +229,7 @@ impl<'a> Training<'a> {
         let found = weights::not_finite(&self.checkpoint()).or_else(|| loss("test", test.loss_sum));
         self.agree_on_finite(found.or_else(|| loss("training", train.loss_sum)))?;
         self.epochs_done += 1;
+        let scale = self.optimizer.loss_scale();
         self.record.add_epoch(EpochRow {
             epoch,
             world_size: job.world_size,
@@ -234,6 +239,8 @@ impl<'a> Training<'a> {
             test_seconds: test_started.elapsed().as_secs_f64(),
             images_per_second: train.samples as f64 / seconds,
             lr: self.schedule.lr(self.steps_done - 1),
+            loss_scale: scale.map_or(f64::NAN, |scale| scale.factor().into()),
+            skipped_steps: scale.map_or(f64::NAN, |scale| scale.skipped() as f64),
             checksum,
         });
         Ok(Progress::Epoch)
@@ -382,8 +389,13 @@ impl<'a> Training<'a> {
     fn take_result(&mut self, step: usize, lr: f64) -> Result<()> {
         let result = self.replica.take_result()?;
         self.epoch.add_result(result);
-        if self.must_be_finite && !result.loss_sum.is_finite() {
-            let what = format!("loss is {} on rank {}", result.loss_sum, self.job.rank);
+        let scale = self.optimizer.loss_scale().filter(LossScale::is_lost);
+        let what = match (result.loss_sum.is_finite(), scale) {
+            (false, _) => format!("loss is {} on rank {}", result.loss_sum, self.job.rank),
+            (true, Some(scale)) => format!("a gradient is not finite, even with a loss scale of {:e}", scale.factor()),
+            (true, None) => return Ok(()),
+        };
+        if self.must_be_finite {
             return Err(Error::NotFinite { what, epoch: self.epochs_done, step, lr });
         }
         Ok(())

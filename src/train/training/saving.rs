@@ -33,6 +33,7 @@ impl Training<'_> {
         saving.optimizer(&self.optimizer)?;
         saving.average(self.average.as_ref())?;
         saving.replica(&mut self.replica)?;
+        saving.draws(&self.draws)?;
         self.epoch.capture(result, &mut saving);
         for (name, count) in [
             ("steps", self.steps_done),
@@ -62,6 +63,7 @@ impl Training<'_> {
         from.optimizer(&mut self.optimizer)?;
         from.average(self.average.as_mut())?;
         from.replica(&mut self.replica)?;
+        from.draws(&self.draws)?;
         let tables = resume.map_or(&[][..], |resume| &resume.content.tables);
         self.record.resume(self.steps_done, tables);
         self.divergence.resume(tables);
