@@ -30,7 +30,7 @@ use std::path::Path;
 use crate::config::{Config, SYNTHETIC};
 use crate::error::{Error, Result};
 pub use crate::table::{Attribute, Column, Table, Values, attribute};
-pub use checkpoint::read_checkpoint;
+pub use checkpoint::{read_checkpoint, read_weights};
 pub use checkpoint_folder::{CheckpointFolder, Resumable, Written, newest_checkpoint, newest_step, read_resumable};
 pub use identity::{FileKind, Identity, RunIdentity, read_identity};
 pub use inspect::inspect;
