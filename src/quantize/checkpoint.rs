@@ -142,11 +142,12 @@ fn spec(checkpoint: &Checkpoint, own: &Attributes) -> Result<Spec> {
 /// `spec`, if its numbers are possible.
 fn checked(spec: Spec, own: &Attributes) -> Result<Spec> {
     const MOST_CHANNELS: usize = 4096;
+    const MOST_BLOCKS: usize = 1024;
     const MOST_PIXELS: usize = 4096; // along a side
     const MOST_CLASSES: usize = 1 << 20;
     let [channels, height, width] = spec.shape;
     let possible = [
-        (MODEL, spec.model.width <= MOST_CHANNELS),
+        (SECTION, spec.model.width <= MOST_CHANNELS && spec.model.depth <= MOST_BLOCKS),
         (SHAPE, (1..=MOST_CHANNELS).contains(&channels)),
         (SHAPE, [height, width].iter().all(|side| (1..=MOST_PIXELS).contains(side))),
         (CLASSES, (1..=MOST_CLASSES).contains(&spec.classes)),

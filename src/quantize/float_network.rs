@@ -73,9 +73,9 @@ pub(super) fn tensor_nodes(net: &FloatNet, device: Device) -> Vec<Node<Tensors>>
 /// Tensors that a forward pass leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keep {
-    /// All of them.
+    /// All tensors.
     All,
-    /// Those that no node has read for the last time: in the end the logits. The others are empty.
+    /// Tensors that a node still reads: in the end the logits. The others are empty.
     Last,
 }
 

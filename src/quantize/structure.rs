@@ -2,7 +2,7 @@
 //! convolution before them.
 
 use super::graph::{Geometry, Layer, Node, Norm, Operation, Source, Window};
-use crate::config;
+use crate::config::{self, ModelName};
 use crate::data::Form;
 use crate::error::{Error, Result};
 use crate::model::EPSILON;
@@ -13,6 +13,12 @@ use crate::model::graph::{self, Graph, Op};
 /// # Errors
 /// The network does not take such samples, or int8 cannot express one of its nodes; the error names it.
 pub fn structure(model: &config::Model, form: Form) -> Result<Vec<Node<Source>>> {
+    if model.name == ModelName::File {
+        let expected =
+            "int8 cannot express a TorchScript module, whose nodes it does not know: quantize net or a ResNet";
+        let (place, key, value) = ("model".into(), "model.file".into(), model.file.clone());
+        return Err(Error::ConfigValue { place, key, value, expected: expected.into() });
+    }
     of(&Graph::new(model, form)?)
 }
 

@@ -191,8 +191,8 @@ fn the_imagenet_stem_at_full_size_runs_image_by_image() {
 }
 
 /// ONNX Runtime multiplies accumulators with float32 scales, hpml with fixed-point multipliers of 31 bits, so that a sum within
-/// float32's rounding of a half becomes another step now and then; in a ResNet it also rounds the sums with a residual to
-/// float32. Without such a sum all logits are equal; with one those of its image differ by a little.
+/// float32's rounding of a half becomes another step now and then. Of 20 images none has such a sum in `net`, at most 3 in a
+/// ResNet, whose logits then differ by up to 2 % of their range; a bound of 5 % leaves room for other CPUs.
 #[test]
 fn onnx_runtime_finds_the_logits_of_the_exported_network() {
     let Some(python) = std::env::var_os("HPML_PYTHON") else {
@@ -218,8 +218,8 @@ fn onnx_runtime_finds_the_logits_of_the_exported_network() {
         let (equal, most) = (off.iter().filter(|off| **off == 0).count(), off.iter().max().unwrap());
         let told = format!("{}: {equal} of {} logits equal, {most} of {spread} steps off", name(&spec), off.len());
         eprintln!("{told}");
-        let bound = if spec.model.name == ModelName::Net { 0 } else { spread / 50 };
-        assert!(*most <= bound && equal * 2 >= off.len(), "{told}");
+        let bound = if spec.model.name == ModelName::Net { 0 } else { spread / 20 };
+        assert!(*most <= bound && equal * 4 >= off.len() * 3, "{told}");
         assert_eq!(predictions(&found, spec.classes), predictions(&expected, spec.classes), "{}", name(&spec));
     }
 }
