@@ -41,8 +41,8 @@ pub type Standardize<'a> = &'a dyn Fn(&Tensor, f64) -> Standardized;
 pub enum Mode<'a> {
     /// Training: `running = (1 - momentum) running + momentum batch`.
     Train {
-        /// Share of the batch in the running statistics, 0 to 1.
-        momentum: f64,
+        /// Share of the batch in the running statistics, 0 to 1; `None`: each layer's own, PyTorch's default if built in.
+        momentum: Option<f64>,
         /// Standardization over more than this batch, for example over all ranks; `None` for the batch alone.
         standardize: Option<Standardize<'a>>,
     },
@@ -51,8 +51,8 @@ pub enum Mode<'a> {
 }
 
 impl Mode<'_> {
-    /// Training with PyTorch's default momentum and each batch's own statistics.
-    pub const TRAIN: Mode<'static> = Mode::Train { momentum: MOMENTUM, standardize: None };
+    /// Training with each layer's own momentum and each batch's own statistics.
+    pub const TRAIN: Mode<'static> = Mode::Train { momentum: None, standardize: None };
 }
 
 /// Batch norm's share of a batch in the running statistics: PyTorch's default.

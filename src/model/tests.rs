@@ -126,6 +126,7 @@ fn dropout_draws_from_the_generator_in_training_only() {
     let tokens = Tensor::arange(16, (Kind::Int64, Device::Cpu)).view([2, 8]);
     let form = Form::Tokens { length: 8, vocabulary: 50 };
     let model = Model::new(&section("name=gpt2 width=32 heads=2 depth=1 dropout=0.5"), form, 0).unwrap();
+    assert!(model.draws() && !Model::new(&section("name=net"), Form::CIFAR10, 0).unwrap().draws());
     let logits = |seed, mode: Mode| seeded(seed, || model.forward(&tokens, mode));
     assert!(logits(1, Mode::TRAIN).equal(&logits(1, Mode::TRAIN)));
     assert!(!logits(1, Mode::TRAIN).equal(&logits(2, Mode::TRAIN)));

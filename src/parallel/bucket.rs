@@ -24,7 +24,7 @@ impl Bucket {
     }
 
     /// Cuts the parameters into buckets of at least `bytes`, the last parameters first, whose gradients the backward pass of most
-    /// networks completes first; their bucket is complete with 1 MB.
+    /// networks completes first; their bucket is complete with 1 MB, unless `bytes` is infinite: then there is one bucket.
     ///
     /// `elements` are the ranges of each parameter's float32 gradients in the flat buffer, one after the other. The remaining
     /// parameters at the front of the network form a bucket of any size: no computation is left to hide its all-reduce, so a
@@ -34,7 +34,7 @@ impl Bucket {
         let mut end = elements.len();
         for start in (0..elements.len()).rev() {
             let cut = elements[start].start..elements[end - 1].end;
-            let enough = if buckets.is_empty() { bytes.min(FIRST_BYTES) } else { bytes };
+            let enough = if buckets.is_empty() && bytes.is_finite() { bytes.min(FIRST_BYTES) } else { bytes };
             if (cut.len() * size_of::<f32>()) as f64 >= enough || start == 0 {
                 buckets.push(Bucket { parameters: start..end, elements: cut });
                 end = start;
@@ -133,6 +133,7 @@ mod tests {
         let large = [0..1_000_000, 1_000_000..2_000_000, 2_000_000..2_200_000, 2_200_000..2_300_000];
         let ends: Vec<usize> = Bucket::plan(&large, 8e6).iter().map(|bucket| bucket.parameters.start).collect();
         assert_eq!(ends, [2, 0]); // 1.2 MB, then what is left
+        assert_eq!(Bucket::plan(&large, f64::INFINITY).len(), 1);
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub use checkpoint_folder::{CheckpointFolder, Resumable, Written, newest_checkpo
 pub use identity::{FileKind, Identity, RunIdentity, read_identity};
 pub use inspect::inspect;
 pub use owner::{Attempt, Claim, Owner};
-pub use parity::{Parity, Reference, read_parity};
+pub use parity::{Parity, Reference, Tokens, read_parity};
 pub use run_file::RunFile;
 pub use samples::{Number, Rows, SampleFile};
 pub use schema::{FORMAT_VERSION, WARNINGS};
