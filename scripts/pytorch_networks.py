@@ -120,7 +120,9 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x):
         y = self.ln_1(x)
-        x = self.dropout(self.self_attention(y, y, y, need_weights=False)[0]) + x
+        # Contiguous, so that dropout draws in the order of [n, t, width]; nn.MultiheadAttention leaves it transposed in memory.
+        y = self.self_attention(y, y, y, need_weights=False)[0].contiguous()
+        x = self.dropout(y) + x
         return x + self.mlp(self.ln_2(x))
 
 
