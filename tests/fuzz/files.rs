@@ -302,13 +302,13 @@ pub fn tables(folder: &Path) -> Case {
 pub fn int8(folder: &Path) -> Case {
     let whole = store::read_checkpoint(&real_files(folder)[1]).unwrap();
     from_checkpoint(&whole).unwrap();
-    let pixels: Vec<u8> = (0..3072).map(|place| (place * 7 % 256) as u8).collect();
     Box::new(move |random| {
         let mut changed = whole.clone();
         for _ in 0..1 + random.below(3) {
             change(&mut changed, random);
         }
         if let Ok(net) = from_checkpoint(&changed) {
+            let pixels: Vec<u8> = (0..net.spec.image_bytes()).map(|place| (place * 7 % 256) as u8).collect();
             let portable = Engine::new(&net, Kernel::Portable).run(&pixels);
             assert_eq!(Engine::new(&net, Kernel::best()).run(&pixels), portable);
         }
