@@ -191,7 +191,7 @@ pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &
 /// # Errors
 /// The configuration has other values than those of three channels.
 fn rgb(data: &config::Data) -> Result<[[f32; 3]; 2]> {
-    let three = |values: Vec<f32>| values.try_into().expect("as many as were asked for");
+    let three = |values: Vec<f32>| values.try_into().expect("three were wanted");
     Ok(data.normalization(3)?.map(three))
 }
 
