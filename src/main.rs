@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use hpml::cli::{self, Cli, Command, Common};
-use hpml::config::{self, Config, Device, Launch, Plan, Reader};
-use hpml::error::Result;
+use hpml::config::{self, Config, Device, Launch, ModelName, Plan, Reader};
+use hpml::error::{Error, Result};
 use hpml::launch::{self, Job};
 use hpml::quantize::command as int8;
-use hpml::{allreduce, predict, report, store, study, sweep, sys, train, verify, workload};
+use hpml::{allreduce, model, predict, report, store, study, sweep, sys, train, verify, workload};
 
 fn main() -> ExitCode {
     sys::keep_freed_memory();
@@ -88,6 +88,7 @@ fn sweep(job: &mut Job, loaded: Result<Config>, args: &cli::Sweep) -> Result<()>
     let plan = loaded.and_then(|config| Plan::with_batch_as_written(config, job.world_size));
     let plan = job.agree(plan)?;
     job.configure(&plan)?;
+    check_model(job, &plan)?;
     job.disable_watchdog(); // while others are measured
     sweep::run(&plan, job, &args.destination(), args.resume)
 }
@@ -127,7 +128,13 @@ fn watched(job: &mut Job, plan: Result<Plan>) -> Result<Plan> {
     let plan = job.agree(plan)?;
     job.configure(&plan)?;
     job.watch(&plan.launch)?;
+    check_model(job, &plan)?;
     Ok(plan)
+}
+
+/// Repeats the check of a network from a file, on rank 0. A collective.
+fn check_model(job: &Job, plan: &Plan) -> Result<()> {
+    job.agree(if job.is_root() { model::check_file(&plan.model) } else { Ok(()) })
 }
 
 /// Counts what a training by these arguments computes, sends and keeps in memory.
@@ -145,6 +152,11 @@ fn config_of(reader: Reader, run: &Path, common: &Common) -> Result<Config> {
     let trained = store::read_config(run)?;
     let config = trained.with_overrides(&common.overrides(), &run.display().to_string())?;
     config.data.check_kind(&trained.data, run)?;
+    if reader == Reader::Quantize && config.model.name == ModelName::File {
+        let (place, key, value) = (run.display().to_string(), "model.name".into(), "file".into());
+        let expected = "a network from a file has no int8 form: quantize a run of a built-in network".into();
+        return Err(Error::ConfigValue { place, key, value, expected });
+    }
     reader.refuse_unread(&common.set, &config)?;
     Ok(config)
 }

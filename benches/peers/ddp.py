@@ -75,7 +75,7 @@ def batches(data, batch):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, metavar="DIR")
-    parser.add_argument("--model", choices=MODELS, required=True)
+    parser.add_argument("--model", choices=SETTINGS, required=True)
     parser.add_argument("--batch", type=int, required=True, help="images per rank and step")
     parser.add_argument("--steps", type=int, required=True, help="timed steps")
     parser.add_argument("--warmup", type=int, default=0, help="steps before those")

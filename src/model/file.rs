@@ -6,6 +6,8 @@
 
 mod check;
 mod description;
+#[cfg(test)]
+mod tests;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 pub use check::check;
 use description::Description;
 
-use super::{Entry, MOMENTUM, Mode, Model, Network, Role, Standardize};
+use super::{Entry, Mode, Model, Network, Role, Standardize};
 use crate::config::{self, Precision};
 use crate::data::Form;
 use crate::error::{AtPath, Error, Result};
@@ -58,6 +60,12 @@ impl Module {
     /// Refuses what would not train, or not as it did in PyTorch.
     fn check_trainable(&self) -> Result<()> {
         let facts = self.facts;
+        if facts.autocast {
+            return self.refuse(
+                "its forward enters autocast, which TorchScript does by rules of its own (over a convolution with a bias it \
+                 fails): take autocast out of the model, export it again, and set model.precision = \"bf16\"",
+            );
+        }
         if facts.baked_test && !facts.baked_training && !facts.reads_mode {
             return self.refuse(
                 "was traced in eval mode, so that dropout and batch norm would do in training what they do in a test: script it \
@@ -130,12 +138,13 @@ impl Module {
     }
 
     /// The module as a network.
-    fn into_network(self, autocast: bool) -> FileNetwork {
+    fn into_network(self, precision: Precision) -> FileNetwork {
         // A trace counts its passes whatever the mode.
         let counted =
             |given: &&ScriptTensor| self.is_traced() && !given.is_parameter && given.tensor.kind() != Kind::Float;
         let counters = self.tensors.iter().filter(counted).map(|given| given.tensor.shallow_clone()).collect();
-        FileNetwork { script: self.script, is_training: Cell::new(None), autocast, counters }
+        let draws = self.description.as_ref().is_none_or(|description| description.check.random);
+        FileNetwork { script: self.script, is_training: Cell::new(None), precision, draws, counters }
     }
 }
 
@@ -171,8 +180,10 @@ fn reason(message: &str) -> &str {
 struct FileNetwork {
     script: Script,
     is_training: Cell<Option<bool>>,
-    /// Whether it computes in bfloat16, by autocast.
-    autocast: bool,
+    /// Number format of convolutions and matrix products, by autocast.
+    precision: Precision,
+    /// Whether it draws random numbers in training.
+    draws: bool,
     /// Integer buffers that a test must leave as they are.
     counters: Vec<Tensor>,
 }
@@ -183,7 +194,11 @@ impl FileNetwork {
         if self.is_training.replace(Some(is_training)) != Some(is_training) {
             self.script.set_training(is_training);
         }
-        let _autocast = self.autocast.then(|| Autocast::bf16(inputs.device()));
+        let _autocast = match self.precision {
+            Precision::Float32 | Precision::Tf32 => None,
+            Precision::Bf16 => Some(Autocast::bf16(inputs.device())),
+            Precision::Fp16 => Some(Autocast::fp16(inputs.device())),
+        };
         match mode {
             Mode::Eval => {
                 let before: Vec<Tensor> = self.counters.iter().map(Tensor::copy).collect();
@@ -193,23 +208,23 @@ impl FileNetwork {
                 }
                 logits
             }
-            Mode::Train { momentum, standardize } => {
-                // PyTorch's default stands for each layer's own.
-                let momentum = (momentum != MOMENTUM).then_some(momentum);
-                match standardize {
-                    None => self.script.forward(inputs, momentum, None),
-                    Some(standardize) => {
-                        let batch_norm = |layer: &ScriptBatchNorm| standardized(layer, standardize);
-                        self.script.forward(inputs, momentum, Some(&batch_norm))
-                    }
+            Mode::Train { momentum, standardize } => match standardize {
+                None => self.script.forward(inputs, momentum, None),
+                Some(standardize) => {
+                    let batch_norm = |layer: &ScriptBatchNorm| standardized(layer, standardize);
+                    self.script.forward(inputs, momentum, Some(&batch_norm))
                 }
-            }
+            },
         }
         .map(|logits| logits.to_kind(Kind::Float))
     }
 }
 
 impl Network for FileNetwork {
+    fn draws(&self) -> bool {
+        self.draws
+    }
+
     fn can_be_captured(&self) -> bool {
         false // nobody knows what is in it
     }
@@ -255,29 +270,20 @@ pub(super) fn open(config: &config::Model, form: Form, seed: u64) -> Result<Mode
     {
         return module.refuse(message);
     }
-    let (path, facts, state) = (module.path.clone(), module.facts, module.state());
-    let network = module.into_network(config.precision == Precision::Bf16);
+    let (path, state) = (module.path.clone(), module.state());
+    let network = module.into_network(config.precision);
     let is_images = matches!(form, Form::Images { .. });
     let channels_last = config.channels_last && is_images;
     let refuse = |message: String| Error::File { path: path.clone(), message };
     seeded(seed, || try_out(&network, &state, form, channels_last)).map_err(|message| {
         let reason = reason(&message);
-        if facts.autocast {
-            return refuse(format!(
-                "its forward enters autocast and fails: {reason}: take autocast out of the model, export it again, and set \
-                 model.precision = \"bf16\""
-            ));
-        }
         if channels_last && seeded(seed, || try_out(&network, &state, form, false)).is_ok() {
             return refuse(format!(
                 "fails on images in NHWC, and not in NCHW: {reason}: set model.channels_last = false, or use reshape and \
                  flatten instead of view in the model"
             ));
         }
-        refuse(format!(
-            "does not fit {}: {reason}: export it for these samples, or set data.* to others",
-            description::described(form)
-        ))
+        refuse(format!("does not fit {form}: {reason}: export it for these samples, or choose other data"))
     })?;
     Ok(Model { state, channels_last, network: Box::new(network) })
 }

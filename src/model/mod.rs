@@ -41,8 +41,8 @@ pub type Standardize<'a> = &'a dyn Fn(&Tensor, f64) -> Standardized;
 pub enum Mode<'a> {
     /// Training: `running = (1 - momentum) running + momentum batch`.
     Train {
-        /// Share of the batch in the running statistics, 0 to 1.
-        momentum: f64,
+        /// Share of the batch in the running statistics, 0 to 1; `None`: each layer's own, PyTorch's default if built in.
+        momentum: Option<f64>,
         /// Standardization over more than this batch, for example over all ranks; `None` for the batch alone.
         standardize: Option<Standardize<'a>>,
     },
@@ -51,8 +51,8 @@ pub enum Mode<'a> {
 }
 
 impl Mode<'_> {
-    /// Training with PyTorch's default momentum and each batch's own statistics.
-    pub const TRAIN: Mode<'static> = Mode::Train { momentum: MOMENTUM, standardize: None };
+    /// Training with each layer's own momentum and each batch's own statistics.
+    pub const TRAIN: Mode<'static> = Mode::Train { momentum: None, standardize: None };
 }
 
 /// Batch norm's share of a batch in the running statistics: PyTorch's default.
@@ -96,6 +96,19 @@ pub struct Entry {
     pub role: Role,
     /// Values, float32 on the host, in PyTorch's shape; empty for a counter.
     pub tensor: Tensor,
+}
+
+/// Other name of a ResNet's tensor: PyTorch's CIFAR scripts have `shortcut` and `linear` where torchvision has `downsample` and
+/// `fc`. `None` if both name it alike.
+pub fn other_name(name: &str) -> Option<String> {
+    [("shortcut", "downsample"), ("linear", "fc")]
+        .into_iter()
+        .flat_map(|(one, other)| [(one, other), (other, one)])
+        .find_map(|(from, to)| {
+            let parts: Vec<&str> = name.split('.').map(|part| if part == from { to } else { part }).collect();
+            let other = parts.join(".");
+            (other != name).then_some(other)
+        })
 }
 
 /// The computation of a network, which reads the entries of its [`Model`]'s state.

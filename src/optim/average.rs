@@ -24,7 +24,10 @@ impl Average {
     /// An average without updates, in the memory (host or device) of `state`; `None` for a decay of 0.
     pub fn new(decay: f64, state: &FlatState) -> Option<Average> {
         let zeros = |like: &Flat| like.zeros_like(like.len());
-        let (weights, buffers) = (zeros(&state.parameters), zeros(&state.buffers));
+        let (weights, mut buffers) = (zeros(&state.parameters), zeros(&state.buffers));
+        if decay > 0.0 {
+            buffers.write(&state.buffers.read()); // those of a model file that are no statistics are not measured
+        }
         (decay > 0.0).then_some(Average { decay, weights, buffers, batches_tracked: 0 })
     }
 

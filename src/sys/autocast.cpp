@@ -11,13 +11,13 @@ struct Before {
 };
 } // namespace
 
-// Turns autocast to bfloat16 on for this thread and the CPU, or a GPU; returns what was so before.
-extern "C" void *hpml_autocast_begin(bool gpu) noexcept {
+// Turns autocast to bfloat16, or IEEE half precision, on for this thread and the CPU, or a GPU; returns what was so before.
+extern "C" void *hpml_autocast_begin(bool gpu, bool half) noexcept {
     const auto device = gpu ? at::kCUDA : at::kCPU;
     auto before = std::make_unique<Before>(
         Before{device, at::autocast::is_autocast_enabled(device), at::autocast::get_autocast_dtype(device)});
     at::autocast::set_autocast_enabled(device, true);
-    at::autocast::set_autocast_dtype(device, at::kBFloat16);
+    at::autocast::set_autocast_dtype(device, half ? at::kHalf : at::kBFloat16);
     at::autocast::increment_nesting();
     return before.release();
 }

@@ -1,4 +1,4 @@
-//! libtorch's autocast to bfloat16.
+//! libtorch's autocast.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -6,11 +6,11 @@ use std::marker::PhantomData;
 use tch::Device;
 
 unsafe extern "C" {
-    fn hpml_autocast_begin(gpu: bool) -> *mut c_void;
+    fn hpml_autocast_begin(gpu: bool, half: bool) -> *mut c_void;
     fn hpml_autocast_end(before: *mut c_void);
 }
 
-/// Autocast to bfloat16 on the calling thread, until it is dropped: operations on libtorch's list (convolutions, matrix products)
+/// Autocast on the calling thread, until it is dropped: operations on libtorch's list (convolutions, matrix products)
 /// cast their operands, others keep or raise their format. Weights that were cast are kept until the outermost one is dropped.
 ///
 /// It belongs around a forward pass, not around a backward pass. Source: torch/amp/autocast_mode.py.
@@ -34,10 +34,19 @@ pub struct Autocast {
 }
 
 impl Autocast {
-    /// Turns autocast on for operations on `device`.
+    /// Autocast to bfloat16 for operations on `device`.
     pub fn bf16(device: Device) -> Autocast {
+        Autocast::begin(device, false)
+    }
+
+    /// Autocast to IEEE half precision for operations on `device`.
+    pub fn fp16(device: Device) -> Autocast {
+        Autocast::begin(device, true)
+    }
+
+    fn begin(device: Device, half: bool) -> Autocast {
         // SAFETY: returns an object of ours.
-        let before = unsafe { hpml_autocast_begin(device.is_cuda()) };
+        let before = unsafe { hpml_autocast_begin(device.is_cuda(), half) };
         Autocast { before, _thread: PhantomData }
     }
 }

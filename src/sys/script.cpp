@@ -77,7 +77,7 @@ enum Fact : uint32_t {
     READS_MODE = 1,     // an operation follows the module's `training`: the module was scripted
     BAKED_TRAINING = 2, // an operation has `train = True` written into it
     BAKED_TEST = 4,     // an operation has `train = False` written into it
-    AUTOCAST = 8,       // autocast is entered within forward
+    AUTOCAST = 8,       // forward enters autocast, which the executor without its optimizer passes over
     BATCH_NORM = 16,    // it has a batch norm
 };
 
@@ -129,10 +129,25 @@ bool is_none(const Value *value) {
     return constant && constant->isNone();
 }
 
+// Replaces all calls of functions and children by what they do. A call of Inline goes one level down if the executor's optimizer
+// is off, and else brings graphs along that were optimized.
+void inline_all(Graph &graph) {
+    const GraphOptimizerEnabledGuard off(false);
+    const auto count = [&] {
+        size_t nodes = 0;
+        each_node(graph.block(), [&](Node *) { ++nodes; });
+        return nodes;
+    };
+    for (size_t before = 0; before != count();) {
+        before = count();
+        Inline(graph);
+    }
+}
+
 // Reads the facts of the graph of forward, gives a trace its mode back, and puts hpml's batch norm in.
 void prepare(Script &script) {
     const auto graph = toGraphFunction(script.module.get_method("forward").function()).graph();
-    Inline(*graph);
+    inline_all(*graph);
     const auto batch_norm_name = Symbol::fromQualString("aten::batch_norm"), own = Symbol::fromQualString("hpml::batch_norm");
     std::vector<Node *> norms;
     std::vector<std::pair<Node *, size_t>> baked;

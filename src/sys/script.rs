@@ -116,7 +116,7 @@ pub struct ScriptFacts {
     pub baked_training: bool,
     /// Whether dropout, batch norm or the like was written down as in a test.
     pub baked_test: bool,
-    /// Whether forward enters autocast by itself.
+    /// Whether forward enters autocast by itself: [`Script::forward`] would compute in float32 there.
     pub autocast: bool,
     /// Whether there is a batch norm.
     pub batch_norm: bool,

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::description::{Check, Description};
 use super::{Mode, Module, Role, reason};
-use crate::config::{self, ModelName};
+use crate::config::{self, ModelName, Precision};
 use crate::data::Form;
 use crate::error::{Error, Result};
 use crate::model::libtorch_version;
@@ -72,7 +72,7 @@ fn repeat(module: Module, description: &Description) -> Result<Vec<f64>, String>
     let state = module.state();
     let mut parameters: Vec<Tensor> =
         state.iter().filter(|entry| entry.role == Role::Parameter).map(|entry| entry.tensor.shallow_clone()).collect();
-    let network = module.into_network(false);
+    let network = module.into_network(Precision::Float32);
     let (inputs, targets) = batch(description.form(), check.samples);
     let loss = |mode| -> Result<Tensor, String> {
         let logits = network.logits(&inputs, mode)?;
@@ -123,7 +123,7 @@ fn batch(form: Form, samples: usize) -> (Tensor, Tensor) {
 }
 
 /// Hash of 32 bits per integer. Source: `hashed` in scripts/export.py.
-fn hashed(range: std::ops::Range<usize>) -> impl Iterator<Item = u32> {
+pub(super) fn hashed(range: std::ops::Range<usize>) -> impl Iterator<Item = u32> {
     range.map(|index| {
         let mut x = index as u32;
         for (shift, factor) in [(16, 0x7feb_352d), (15, 0x846c_a68b)] {

@@ -86,20 +86,11 @@ impl Description {
         };
         (!fits).then(|| {
             format!(
-                "was exported for {}, and the data has {}: export it with {option} and as many classes, or set data.* to other \
-                 samples",
-                described(self.form()),
-                described(form)
+                "was exported for {}, and the data are {form}: export it with {option} and as many classes, or choose other data \
+                 (data.classes says how many there are)",
+                self.form()
             )
         })
-    }
-}
-
-/// The form in words.
-pub(super) fn described(form: Form) -> String {
-    match form {
-        Form::Images { shape, classes } => format!("images {shape:?} of {classes} classes"),
-        Form::Tokens { length, vocabulary } => format!("{length} tokens of a vocabulary of {vocabulary}"),
     }
 }
 
@@ -118,7 +109,7 @@ mod tests {
         assert_eq!(description.misfit(images(32, 10)), None);
         for (form, named) in [
             (images(64, 10), "--input 3 64 64"),
-            (images(32, 100), "100"),
+            (images(32, 100), "100 classes"),
             (Form::Tokens { length: 8, vocabulary: 10 }, "--tokens 8"),
         ] {
             let message = description.misfit(form).unwrap();

@@ -23,6 +23,11 @@ pub(super) fn describe(config: &config::Model, form: Form) -> Result<Description
         ) => resnet::resnet(config, form, shape, classes),
         (ModelName::Vit, Form::Images { shape, classes }) => vit::vit(config, form, shape, classes),
         (ModelName::Gpt2, Form::Tokens { length, vocabulary }) => gpt2::gpt2(config, form, length, vocabulary),
+        (ModelName::File, _) => Err(refuse(
+            "model.name",
+            "\"file\"".into(),
+            "has no list of nodes to count: this needs a built-in network".into(),
+        )),
         (name, Form::Tokens { .. }) => Err(refuse(
             "model.name",
             format!("{:?}", name.as_str()),

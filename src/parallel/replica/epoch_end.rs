@@ -1,5 +1,7 @@
 //! Agreement of the ranks at an epoch's end: batch norm's statistics, the parameters' checksum, the sum of the results.
 
+use tch::Tensor;
+
 use super::Replica;
 use crate::collective::{Combine, Communicator};
 use crate::config::BufferSync;
@@ -7,6 +9,7 @@ use crate::data::Batch;
 use crate::device::StepRecorder;
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
+use crate::model::Role;
 use crate::parallel::StepResult;
 
 impl Replica {
@@ -44,17 +47,23 @@ impl Replica {
     /// # Errors
     /// A collective failed, or a batch cannot be read.
     pub fn measure_statistics(&mut self, batches: impl Iterator<Item = Result<Batch>>) -> Result<()> {
-        self.state.buffers.zero();
         self.state.batches_tracked = 0;
+        let counters = self.model.state.iter().filter(|entry| entry.role == Role::Counter && entry.tensor.defined());
+        let counters: Vec<(Tensor, Tensor)> =
+            counters.map(|entry| (entry.tensor.shallow_clone(), entry.tensor.copy())).collect();
         for batch in batches {
             let batch = batch?;
             self.state.batches_tracked += 1;
+            // The first batch takes the place of what was there.
             let momentum = 1.0 / self.state.batches_tracked as f64;
-            let _logits = self.with_mode(momentum, |mode| tch::no_grad(|| self.model.forward(&batch.inputs, mode)));
+            let _logits =
+                self.with_mode(Some(momentum), |mode| tch::no_grad(|| self.model.forward(&batch.inputs, mode)));
             if let Some(batch_norm) = &self.sync_batch_norm {
                 batch_norm.take_spent()?;
             }
         }
+        // A file's own counts go on with the training's passes.
+        tch::no_grad(|| counters.into_iter().for_each(|(mut counter, before)| counter.copy_(&before)));
         match self.buffer_sync {
             BufferSync::Broadcast | BufferSync::Average if self.keeps_ranks_equal => self.average_buffers(),
             _ => Ok(()),

@@ -18,7 +18,7 @@ use crate::data::Batch;
 use crate::device::{Clock, Moment, StepRecorder, Target};
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Part};
-use crate::model::{Entry, MOMENTUM, Mode, Model, Role};
+use crate::model::{Entry, Mode, Model, Role};
 use crate::sys::GradientHooks;
 use crate::sys::gpu::range;
 
@@ -391,11 +391,11 @@ impl Replica {
 
     /// Runs the forward pass of a `share` of a step.
     fn forward(&self, inputs: &Tensor, targets: &Tensor, share: f64) -> Pass {
-        self.with_mode(MOMENTUM, |mode| self.forward_in(mode, inputs, targets, share))
+        self.with_mode(None, |mode| self.forward_in(mode, inputs, targets, share))
     }
 
     /// Calls `forward` in training mode, with the statistics of this rank's batch or of the batches of all ranks.
-    fn with_mode<T>(&self, momentum: f64, forward: impl FnOnce(Mode) -> T) -> T {
+    fn with_mode<T>(&self, momentum: Option<f64>, forward: impl FnOnce(Mode) -> T) -> T {
         match &self.sync_batch_norm {
             None => forward(Mode::Train { momentum, standardize: None }),
             Some(batch_norm) => {
