@@ -72,7 +72,7 @@ fn idx(extents: &[usize], values: &[u8]) -> Vec<u8> {
     [&bytes, values].concat()
 }
 
-/// An HDF5 file with images of `shape` without the samples, in chunks of so many samples, and compressed, if there is a number.
+/// An HDF5 file with images of `shape` without the samples, in chunks of `chunk` samples, compressed, if it is given.
 fn write_h5<T: hdf5::H5Type + Clone>(
     path: &Path,
     shape: &[usize],

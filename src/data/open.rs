@@ -171,7 +171,7 @@ fn refused(key: &str, value: String, expected: String) -> Error {
     Error::ConfigValue { place: "data".into(), key: key.into(), value, expected }
 }
 
-/// Number of samples to take of a set of `most`: the first so many, or all for 0.
+/// Number of samples to take of a set of `most`: the configured number of first samples, or all for 0.
 fn samples(data: &config::Data, part: usize, most: usize, place: &str) -> Result<usize> {
     let asked = [data.train_samples, data.test_samples][part];
     if asked > most {
@@ -231,8 +231,7 @@ fn generated(data: &config::Data) -> Result<Datasets> {
             Form::Images { shape: [channels, height, width], classes }
         }
         [length] if data.classes == 0 => {
-            let expected =
-                format!("must be the vocabulary of the sequences of {length} tokens that data.shape asks for");
+            let expected = format!("must be the vocabulary of the sequences of {length} tokens in data.shape");
             return Err(refused("data.classes", "0".into(), expected));
         }
         [length] => Form::Tokens { length, vocabulary: data.classes },
