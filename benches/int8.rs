@@ -10,36 +10,44 @@ use std::time::Instant;
 
 use hpml::config::{self, ModelName};
 use hpml::model::{Mode, Model, Role};
-use hpml::quantize::{
-    Engine, FloatNet, FloatTorch, IMAGE_BYTES, IntNet, Kernel, Reference, calibration, scheme, to_onnx,
-};
+use hpml::quantize::{Engine, FloatNet, FloatTorch, IntNet, Kernel, Reference, Spec, calibration, scheme, to_onnx};
 use hpml::store::{NamedTensor, TensorValues};
 
 /// Number of calls per form.
 const ROUNDS: usize = 15;
 
+/// Images per call that are measured beside single ones: with more pixels an image, fewer.
+const IMAGES: usize = 128;
+
 fn main() {
     tch::set_num_threads(1);
     println!("# 1 thread, int8 by {}, images/s, best (median) of {ROUNDS} calls", Kernel::best().as_str());
-    println!("#     model  batch          float32             int8   ratio of the best");
-    for name in [ModelName::Net, ModelName::Resnet18] {
-        let config = config::Model { name, ..config::Model::default() };
-        let model = Model::new(&config, hpml::data::Form::CIFAR10, 0).expect("images of CIFAR-10");
-        let net = quantized(&model);
+    println!("#     model  image  batch          float32             int8   ratio of the best");
+    for (name, side, classes) in
+        [(ModelName::Net, 32, 10), (ModelName::Resnet18, 32, 10), (ModelName::Resnet50, 224, 1000)]
+    {
+        let model = config::Model { name, ..config::Model::default() };
+        let spec = Spec { model, shape: [3, side, side], classes, mean: vec![0.5; 3], std: vec![0.5; 3] };
+        let model = Model::new(&spec.model, spec.form(), 0).expect("the images fit the network");
+        let net = quantized(&model, &spec);
         if let Some(folder) = std::env::args().skip_while(|argument| argument != "--onnx").nth(1) {
             let path = std::path::Path::new(&folder).join(format!("{}.onnx", name.as_str()));
             std::fs::write(path, to_onnx(&net)).expect("the folder can be written to");
         }
         let mut engine = Engine::new(&net, Kernel::best());
-        let pixels = pixels(128);
-        assert_eq!(engine.run(&pixels[..IMAGE_BYTES]), Reference::new(&net).run(&pixels[..IMAGE_BYTES]));
-        for batch in [128usize, 1] {
-            let pixels = &pixels[..batch * IMAGE_BYTES];
-            let repeats = if batch == 1 { if name == ModelName::Net { 200 } else { 4 } } else { 1 };
+        let image = pixels(&spec, 1);
+        assert_eq!(engine.run(&image), Reference::new(&net).run(&image));
+        for batch in [spec.images_together(IMAGES), 1] {
+            let pixels = pixels(&spec, batch);
+            let repeats = match (name, batch) {
+                (ModelName::Net, 1) => 200,
+                (ModelName::Resnet18, 1) => 4,
+                _ => 1,
+            };
             let mut rates = [Vec::new(), Vec::new()];
             for _ in 0..ROUNDS {
-                rates[0].push(images_per_second(batch, repeats, || drop(float(&model, pixels))));
-                rates[1].push(images_per_second(batch, repeats, || drop(engine.run(pixels))));
+                rates[0].push(images_per_second(batch, repeats, || drop(float(&model, &spec, &pixels))));
+                rates[1].push(images_per_second(batch, repeats, || drop(engine.run(&pixels))));
             }
             let [float, int] = rates.map(|mut rates| {
                 rates.sort_by(f64::total_cmp);
@@ -47,7 +55,7 @@ fn main() {
             });
             let shown = |(best, median): (f64, f64)| format!("{best:.0} ({median:.0})");
             println!(
-                "{:>11} {batch:>6} {:>16} {:>16} {:>7.2}",
+                "{:>11} {side:>6} {batch:>6} {:>16} {:>16} {:>7.2}",
                 name.as_str(),
                 shown(float),
                 shown(int),
@@ -64,8 +72,9 @@ fn images_per_second(batch: usize, repeats: usize, mut call: impl FnMut()) -> f6
 }
 
 /// Runs hpml's float32 as the test of a training does, in the model's memory layout.
-fn float(model: &Model, pixels: &[u8]) -> tch::Tensor {
-    let images = tch::Tensor::from_slice(pixels).view([-1, 3, 32, 32]).to_kind(tch::Kind::Float);
+fn float(model: &Model, spec: &Spec, pixels: &[u8]) -> tch::Tensor {
+    let [channels, height, width] = spec.shape.map(|extent| extent as i64);
+    let images = tch::Tensor::from_slice(pixels).view([-1, channels, height, width]).to_kind(tch::Kind::Float);
     let mut images = (images / 255.0 - 0.5) / 0.5;
     if model.channels_last {
         images = images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
@@ -73,7 +82,7 @@ fn float(model: &Model, pixels: &[u8]) -> tch::Tensor {
     tch::no_grad(|| model.forward(&images, Mode::Eval))
 }
 
-fn quantized(model: &Model) -> IntNet {
+fn quantized(model: &Model, spec: &Spec) -> IntNet {
     let floats = model.state.iter().filter(|entry| entry.role != Role::Counter);
     let state: Vec<NamedTensor> = floats
         .map(|entry| {
@@ -83,12 +92,12 @@ fn quantized(model: &Model) -> IntNet {
             NamedTensor::new(entry.name.clone(), shape, TensorValues::F32(values))
         })
         .collect();
-    let net = FloatNet::from_state(&state, [0.5; 3], [0.5; 3]).expect("the model's own state");
-    let images = pixels(20);
+    let net = FloatNet::from_state(&state, spec.clone()).expect("the model's own state");
+    let images = pixels(spec, 20);
     let activations = calibration::activations(&FloatTorch::new(&net), &images, 0, 1, &calibration::alone);
     scheme::quantize(&net, &activations.expect("finite"), &config::Quantize::default()).expect("quantizable")
 }
 
-fn pixels(images: usize) -> Vec<u8> {
-    (0..images * IMAGE_BYTES).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+fn pixels(spec: &Spec, images: usize) -> Vec<u8> {
+    (0..images * spec.image_bytes()).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }

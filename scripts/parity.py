@@ -2,14 +2,17 @@
 
   python scripts/parity.py --data DIR --out parity.h5 [--models net resnet18] [--ranks 1 2 4]
 
-DIR holds CIFAR-10's binary files. Needs torch, numpy, h5py. For each model group /net (20 steps of 64 samples) and
-/resnet18 (8 steps of 16), S steps of B samples and P parameters:
-  attributes          mean, std (per channel; input = (u8/255 - mean)/std), lr, momentum, global_batch, noise, seed
-  init/<name>         initial state_dict, float32, without num_batches_tracked; left out with --no-weights: hpml then makes
-                      them from `seed`, as torch.manual_seed does
+DIR holds CIFAR-10's binary files. Needs torch, numpy, h5py. One group per model of SETTINGS, for example /net (20 steps of 64
+samples) and /resnet18 (8 steps of 16), with S steps of B samples and P parameters:
+  attributes          mean, std (per channel; input = (u8/255 - mean)/std), lr, momentum, global_batch, noise, seed;
+                      settings: hpml's keys of [model] that make it, if it is not the network of the group's name in full size
+  init/<name>         initial state_dict, float32, without num_batches_tracked, tied weights once; left out with --no-weights
+                      where they are those that hpml makes from `seed`, as torch.manual_seed does
   indices  [S,B]      sample numbers in data_batch_1..5, one after the other; rank r of n takes columns rB//n to (r+1)B//n
   labels   [S,B]      labels of the samples
   input_sum [S]       sum of the normalized inputs per step (float64)
+  tokens   [S,B,T+1]  instead of indices and labels, for a network of tokens: inputs 0 to T-1, targets 1 to T; attribute
+                      vocabulary; mean and std are not used
 and one group ranks_<n> per number of ranks n, with batch-norm statistics over the samples of each rank (a model without batch
 norm has only ranks_1, which holds for any n):
   loss [S], update [S,P]    in float64: mean cross-entropy before each update, L2 norm of each parameter's movement since the start
@@ -26,6 +29,7 @@ does that too, but so rarely that a few references would miss it. hpml allows FA
 is refused if a reference without noise differs by more than half of the allowed amount.
 """
 import argparse
+import dataclasses
 import concurrent.futures
 import os
 import tempfile
@@ -38,13 +42,37 @@ import torch.multiprocessing as mp
 import torch.nn as nn
 import torch.nn.functional as F
 
-from pytorch_networks import MODELS
+import pytorch_networks
 
 MOMENTUM, NOISY, FACTOR = 0.9, 12, 4
-# mean, std, learning rate, steps, batch, noise. The rate moves the model, but does not amplify rounding beyond use.
+HALF, CIFAR = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+
+
+@dataclasses.dataclass
+class Settings:
+    """Training of one group. The rate moves the model, but does not amplify rounding beyond use."""
+
+    network: str
+    lr: float
+    steps: int
+    batch: int
+    noise: float
+    normalization: tuple = CIFAR  # mean and std per channel
+    sizes: dict = dataclasses.field(default_factory=dict)  # hpml's keys of [model]
+    tokens: tuple = ()  # length and vocabulary
+
+
+CHANGED = ("heads.head.weight", "bn3.weight")  # have other initial values than the seed gives, see build
+TRANSFORMER = dict(width=32, depth=2, heads=2)
 SETTINGS = {
-    "net": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0.1, 20, 64, 2**-14),
-    "resnet18": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 0.0003, 8, 16, 2**-16),
+    "net": Settings("net", 0.1, 20, 64, 2**-14, HALF),
+    "resnet18": Settings("resnet18", 0.0003, 8, 16, 2**-16),
+    "resnet18_imagenet": Settings("resnet18", 0.0003, 4, 32, 2**-16, sizes=dict(width=16, stem="imagenet")),
+    "resnet34": Settings("resnet34", 0.0003, 4, 16, 2**-16, sizes=dict(width=16)),
+    "resnet50": Settings("resnet50", 0.0003, 4, 16, 2**-16, sizes=dict(width=4)),
+    "resnet101": Settings("resnet101", 0.0003, 4, 16, 2**-16, sizes=dict(width=4)),
+    "vit": Settings("vit", 0.01, 8, 16, 2**-14, sizes=TRANSFORMER),
+    "gpt2": Settings("gpt2", 0.01, 8, 16, 2**-14, sizes=TRANSFORMER, tokens=(32, 128)),
 }
 # Stand-ins for other processors: environments that restrict a process to some instructions.
 PROCESSORS = {
@@ -55,8 +83,23 @@ PROCESSORS = {
 
 
 def build(name, seed):
+    settings = SETTINGS[name]
+    form = dict(zip(("length", "vocabulary"), settings.tokens))
     torch.manual_seed(seed)
-    return MODELS[name]().train()
+    model = pytorch_networks.build(settings.network, **form, **settings.sizes).train()
+    for key, parameter in model.named_parameters():
+        if key == "heads.head.weight":
+            # With its weight of 0 no layer of vit before the head would move in the first step.
+            nn.init.normal_(parameter, std=0.02)
+        if key.endswith("bn3.weight"):
+            # With weights of 1 float32's rounding grows to 1 % of the gradient of a bottleneck network.
+            nn.init.constant_(parameter, 0.2)
+    return model
+
+
+def cross_entropy(logits, targets):
+    """Mean over all targets: those of images, or those at all places of sequences."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
 
 def has_batch_norm(model):
@@ -96,15 +139,15 @@ def train(name, seed, x, y, ranks, dtype=torch.float32, threads=1, channels_last
     """Trains in one process, with batch-norm statistics over the samples of each of `ranks` ranks."""
     torch.set_num_threads(threads)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model, x = build(name, seed).to(dtype).to(memory_format=layout), x.to(dtype)
-    run, batch = Run(model, SETTINGS[name][2], noise, noise_seed), x.shape[1]
+    model, x = build(name, seed).to(dtype).to(memory_format=layout), x.to(dtype) if x.is_floating_point() else x
+    run, batch = Run(model, SETTINGS[name].lr, noise, noise_seed), x.shape[1]
     shares = [slice(rank * batch // ranks, (rank + 1) * batch // ranks) for rank in range(ranks)]
 
     def gradient(images, labels):
         total = 0.0
         for share in shares:
-            own = images[share].contiguous(memory_format=layout)
-            loss = F.cross_entropy(model(own), labels[share]) * (len(own) / batch)
+            own = images[share].contiguous(memory_format=layout) if images.ndim == 4 else images[share]
+            loss = cross_entropy(model(own), labels[share]) * (len(own) / batch)
             loss.backward()
             total += loss.item()
         return total
@@ -132,11 +175,11 @@ def ddp_rank(rank, name, seed, x, y, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     model, share = build(name, seed), x.shape[1] // 2
-    wrapped, run = nn.parallel.DistributedDataParallel(model), Run(model, SETTINGS[name][2])
+    wrapped, run = nn.parallel.DistributedDataParallel(model), Run(model, SETTINGS[name].lr)
     own = slice(rank * share, (rank + 1) * share)
 
     def gradient(images, labels):
-        loss = F.cross_entropy(wrapped(images), labels)
+        loss = cross_entropy(wrapped(images), labels)
         loss.backward()
         return loss.item()
 
@@ -179,7 +222,7 @@ def references(group, name, seed, x, y, ranks, batch_norm):
     if ranks == 2 or not batch_norm:
         plain["DistributedDataParallel, 2 ranks"] = rounding(ddp(name, seed, x, y), exact)
     for number in range(NOISY):
-        found = train(name, seed, x, y, ranks, noise=SETTINGS[name][5], noise_seed=number)
+        found = train(name, seed, x, y, ranks, noise=SETTINGS[name].noise, noise_seed=number)
         noisy[f"noise {number}"] = rounding(found, exact)
 
     envelope = np.maximum.accumulate(np.max(list(noisy.values()), axis=0), axis=1)
@@ -198,10 +241,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=["net", "resnet18"])
+    parser.add_argument("--models", nargs="+", choices=sorted(SETTINGS), default=["net", "resnet18"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--no-weights", action="store_true", help="omit init/, for a small file")
+    parser.add_argument("--no-weights", action="store_true", help="omit init/, for a small file, where the seed gives it")
     args = parser.parse_args()
 
     names = [f"data_batch_{number}.bin" for number in range(1, 6)]
@@ -210,19 +253,31 @@ def main():
 
     with h5py.File(args.out, "w", libver="v110") as file:  # with checksums of its metadata
         for name in args.models:
-            mean, std, lr, steps, batch, noise = SETTINGS[name]
-            indices = order[: steps * batch].reshape(steps, batch)
-            y = torch.from_numpy(records[indices, 0].astype(np.int64))
-            pixels = torch.from_numpy(records[indices, 1:]).reshape(steps, batch, 3, 32, 32)
-            x = (pixels.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+            settings = SETTINGS[name]
+            (mean, std), steps, batch = settings.normalization, settings.steps, settings.batch
             group = file.create_group(name)
-            group.attrs.update(mean=mean, std=std, lr=lr, momentum=MOMENTUM, global_batch=batch, noise=noise, seed=args.seed)
-            group["indices"], group["labels"] = indices.astype(np.int32), y.numpy().astype(np.uint8)
+            group.attrs.update(mean=mean, std=std, lr=settings.lr, momentum=MOMENTUM, global_batch=batch)
+            group.attrs.update(noise=settings.noise, seed=args.seed)
+            if settings.sizes:
+                keys = dict(name=settings.network) | settings.sizes
+                group.attrs["settings"] = " ".join(f"{key}={value}" for key, value in keys.items())
+            if settings.tokens:
+                length, vocabulary = settings.tokens
+                tokens = np.random.default_rng(args.seed).integers(vocabulary, size=(steps, batch, length + 1))
+                x, y = torch.from_numpy(tokens[:, :, :-1].copy()), torch.from_numpy(tokens[:, :, 1:].copy())
+                group["tokens"], group.attrs["vocabulary"] = tokens.astype(np.int32), vocabulary
+            else:
+                indices = order[: steps * batch].reshape(steps, batch)
+                y = torch.from_numpy(records[indices, 0].astype(np.int64))
+                pixels = torch.from_numpy(records[indices, 1:]).reshape(steps, batch, 3, 32, 32)
+                x = (pixels.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+                group["indices"], group["labels"] = indices.astype(np.int32), y.numpy().astype(np.uint8)
             group["input_sum"] = np.array([step.double().sum().item() for step in x])
             model = build(name, args.seed)
-            if not args.no_weights:
+            if not args.no_weights or any(key.endswith(CHANGED) for key in model.state_dict()):
+                listed = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
                 for key, tensor in model.state_dict().items():
-                    if not key.endswith("num_batches_tracked"):
+                    if not key.endswith("num_batches_tracked") and key in listed:
                         group[f"init/{key}"] = tensor.numpy()
             batch_norm = has_batch_norm(model)
             for ranks in args.ranks if batch_norm else [1]:

@@ -301,7 +301,7 @@ pub struct Common {
     /// Override one key of the configuration, as in train.epochs=3; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
-    /// Folder of CIFAR-10's binary files; short for --set data.dir=DIR
+    /// HDF5 file, or folder of CIFAR, IDX or .npy files; short for --set data.dir=DIR
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
 }

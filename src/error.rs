@@ -131,8 +131,11 @@ pub enum Error {
     #[error("{0}")]
     Verify(String),
 
-    #[error("{name}: {problem}: not a checkpoint of net or resnet18")]
+    #[error("{name}: {problem}")]
     QuantizeModel { name: String, problem: String },
+
+    #[error("int8 cannot express node {name} ({kind}): {problem}")]
+    QuantizeNode { name: String, kind: &'static str, problem: String },
 
     #[error("{name}: value {index} is {value}: quantization needs finite numbers; train again with a lower train.lr")]
     QuantizeNotFinite { name: String, index: usize, value: f32 },

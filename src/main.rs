@@ -72,7 +72,7 @@ fn train(job: &mut Job, loaded: Result<Config>, args: &cli::Train) -> Result<()>
         return begun.run(false).map(drop);
     }
     let plan = begun.plan().clone();
-    let file = int8::prepare(&plan, job, &begun.datasets().train, begun.output(), destination.force)?;
+    let file = int8::prepare(&plan, job, begun.datasets(), begun.output(), destination.force)?;
     let trained = begun.run(true)?;
     let weights = trained.weights()?;
     let quantized = int8::quantize_state(&plan, job, &weights.tensors, trained.datasets())?;

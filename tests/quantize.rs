@@ -155,7 +155,7 @@ fn what_cannot_be_quantized_is_refused_and_leaves_nothing() {
     for (file, more, named) in [
         (edit("nan", &fill("fc1.weight", f32::NAN)), None, "fc1.weight"),
         (edit("dead", &fill("conv2.weight", 0.0)), None, "conv2"),
-        (edit("other", &|group| group.relink("fc2.weight", "fc9.weight").unwrap()), None, "fc"),
+        (edit("other", &|group| group.relink("fc2.weight", "fc9.weight").unwrap()), None, "fc9.weight"),
         (damaged, None, "fc1.weight"),
         (run.clone(), Some("quantize.calibration_images=0"), "quantize.calibration_images"),
         (folder.path().join("none.h5"), None, "none.h5"),
@@ -166,6 +166,9 @@ fn what_cannot_be_quantized_is_refused_and_leaves_nothing() {
         assert!(!run.status.success(), "{named}: {}", run.stdout);
         assert_eq!(run.messages().len(), 1, "{named}: {}", run.stderr);
         assert!(run.messages()[0].contains(named), "{named}: {}", run.stderr);
+        if named == "fc9.weight" {
+            assert!(run.messages()[0].contains(text(&file)), "{}", run.stderr);
+        }
         assert!(!out.exists());
     }
 }
@@ -201,4 +204,81 @@ fn a_network_is_not_quantized_or_tested_with_data_of_another_kind() {
     let synthetic = ["quantize", text(&real), "--data", "synthetic"];
     common::assert_refused(&hpml(&synthetic), &["real.h5", "data.dir", text(data.path()), "--data"]);
     assert!(!folder.path().join("real-int8.h5").exists());
+}
+
+#[test]
+fn a_resnet_on_images_of_any_shape_goes_to_int8() {
+    let folder = folder();
+    let (run, int8, onnx) =
+        (folder.path().join("run.h5"), folder.path().join("int8.h5"), folder.path().join("net.onnx"));
+    let sets = [
+        "model.name=resnet50",
+        "model.width=4",
+        "model.stem=imagenet",
+        "data.shape=[1,41,36]",
+        "data.classes=300",
+        "data.train_samples=64",
+        "data.test_samples=24",
+        "train.max_steps=2",
+        "train.batch_per_rank=8",
+        "quantize.calibration_images=16",
+    ];
+    let train = Mpirun::ranks(2).args(["train", "--out", text(&run)]);
+    train.args(sets.iter().flat_map(|set| ["--set", set])).run().succeeded();
+    Mpirun::ranks(2).args(["quantize", text(&run), "--out", text(&int8)]).run().succeeded();
+    let cases = ["float32", "weights", "weights, bias unscaled", "weights+activations+bias"];
+    assert_eq!(texts(&int8, "quantization/case"), cases);
+    assert!(texts(&int8, "histograms/name").contains(&"layer1.0.downsample.0".to_owned()));
+    hpml(&["eval", text(&int8)]).succeeded();
+    let exported = hpml(&["export", text(&int8), "--onnx", text(&onnx)]).succeeded();
+    assert!(exported.stdout.contains("[n, 1, 41, 36] to logits [n, 300]"), "{}", exported.stdout);
+    let other = hpml(&["eval", text(&int8), "--set", "data.shape=[1,40,36]"]);
+    common::assert_refused(&other, &["int8.h5", "[1, 41, 36]"]);
+}
+
+#[test]
+fn a_network_that_int8_cannot_express_is_refused_by_its_node_before_it_is_trained() {
+    let folder = folder();
+    let run = folder.path().join("run.h5");
+    let vit = ["model.name=vit", "model.width=16", "model.depth=1", "model.heads=2", "train.max_steps=1"];
+    let vit: Vec<&str> = vit.iter().flat_map(|set| ["--set", set]).collect();
+    let train = |more: &[&str]| Mpirun::ranks(2).args(["train", "--out", text(&run)]).args(&vit).args(more).run();
+    let node = ["int8 cannot express node class_token (parameter)", "ResNets"];
+    common::assert_refused(&train(&["--set", "quantize.enabled=true"]), &node);
+    assert!(!folder.path().join("run-int8.h5").exists());
+    train(&["--force"]).succeeded();
+    common::assert_refused(&Mpirun::ranks(2).args(["quantize", text(&run)]).run(), &node);
+    assert!(!folder.path().join("run-int8.h5").exists());
+}
+
+#[test]
+fn float32_images_are_refused_with_the_mend() {
+    let folder = folder();
+    let (data, run) = (folder.path().join("data.h5"), folder.path().join("run.h5"));
+    {
+        let file = hdf5::File::create(&data).unwrap();
+        for (images, labels, n) in [("train/images", "train/labels", 40), ("test/images", "test/labels", 20)] {
+            let values = vec![0.25f32; n * 3 * 16 * 16];
+            let dataset = file.new_dataset::<f32>().shape([n, 3, 16, 16]).create(images).unwrap();
+            dataset.write_raw(&values).unwrap();
+            let classes: Vec<u8> = (0..n).map(|index| (index % 4) as u8).collect();
+            file.new_dataset::<u8>().shape([n]).create(labels).unwrap().write_raw(&classes).unwrap();
+        }
+    }
+    let names = [
+        "data.images=train/images",
+        "data.labels=train/labels",
+        "data.test_images=test/images",
+        "data.test_labels=test/labels",
+        "train.max_steps=1",
+        "train.batch_per_rank=8",
+        "quantize.calibration_images=16",
+    ];
+    let names: Vec<&str> = names.iter().flat_map(|set| ["--set", set]).collect();
+    let train = ["train", "--out", text(&run), "--data", text(&data)];
+    hpml(&[&train[..], &names].concat()).succeeded();
+    common::assert_refused(&hpml(&["quantize", text(&run)]), &[text(&data), "float32 images", "uint8"]);
+    let enabled = ["--force", "--set", "quantize.enabled=true"];
+    common::assert_refused(&hpml(&[&train[..], &names, &enabled].concat()), &[text(&data), "float32 images", "uint8"]);
+    assert!(!folder.path().join("run-int8.h5").exists());
 }

@@ -30,11 +30,25 @@ fn assert_refused(run: &Finished, named: &[&str]) {
 
 #[test]
 fn a_resumed_training_ends_bit_for_bit_where_an_uncut_one_does() {
-    let cases: [(usize, &[&str]); 8] = [
+    let cases: [(usize, &[&str]); 9] = [
         (1, &[]),
         (2, &["optim.ema=0.9", "data.augment=true", "schedule.anneal=cosine", "train.accumulate=2"]),
         (2, &["optim.name=lamb", "optim.clip_norm=1.0", "parallel.all_reduce=ring"]),
         (3, &["optim.nesterov=true", "parallel.all_reduce=mpi", "train.label_smoothing=0.1"]),
+        // Dropout, which each rank draws for itself.
+        (
+            2,
+            &[
+                "model.name=vit",
+                "model.width=8",
+                "model.depth=1",
+                "model.heads=2",
+                "model.patch=8",
+                "model.dropout=0.2",
+                "optim.name=adamw",
+                "optim.weight_decay=0.1",
+            ],
+        ),
         // Errors that each rank's compression carries to later steps.
         (2, &["parallel.compression=int8", "parallel.bucket_mb=0.1"]),
         (2, &["parallel.compression=powersgd", "parallel.compression_start=200"]),
@@ -107,6 +121,26 @@ fn another_number_of_ranks_goes_on_with_the_same_samples() {
     assert_eq!(common::column(&whole, "epochs/epoch"), common::column(&pieces, "epochs/epoch"));
     let refused = train(3, &pieces, &[&args[..], &["--set", "train.epochs=9", "--resume", "auto"]].concat()).run();
     assert_refused(&refused, &["global batch is 16", "3 ranks"]);
+}
+
+#[test]
+fn dropout_draws_anew_on_another_number_of_ranks_and_the_log_says_so() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let small =
+        ["model.name=vit", "model.width=8", "model.depth=1", "model.heads=2", "model.patch=8", "model.dropout=0.2"];
+    let data = ["data.train_samples=64", "data.test_samples=20", "train.epochs=2", "train.batch_per_rank=8"];
+    let settings = |more: &[&'static str]| -> Vec<&'static str> {
+        small.iter().chain(&data).chain(more).flat_map(|setting| ["--set", *setting]).collect()
+    };
+    let first = settings(&["train.epochs=1", "checkpoint.every_epochs=1"]);
+    let run = train(2, &out, &first).run().succeeded();
+    assert!(!run.stderr.contains("dropout"), "{}", run.stderr);
+    let saved = hdf5::File::open(&checkpoints(&out)[0]).unwrap().dataset("resume/cpu_generator").unwrap();
+    assert_eq!(saved.shape(), [2, 5056]);
+    let rest = train(1, &out, &[&settings(&["checkpoint.every_epochs=1"])[..], &["--resume", "auto"]].concat());
+    let rest = rest.run().succeeded();
+    assert!(rest.stderr.contains("no cpu_generator of 1 rank: what dropout draws begins anew"), "{}", rest.stderr);
 }
 
 #[test]

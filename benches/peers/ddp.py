@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc_per_node=2 benches/peers/ddp.py --data DIR --model resnet18 --batch 32 --steps 8 --warmup 2
 
-DIR holds CIFAR-10's binary files. A step is: load the batch (crop and flip for ResNet-18), clear the gradients, forward,
+DIR holds CIFAR-10's binary files. A step is: load the batch (crop and flip for the ResNets), clear the gradients, forward,
 backward with the all-reduce, SGD. Without options everything is as PyTorch has it by default; the options are what a tuned
 script sets. The last line is JSON, images_per_second of all ranks together:
 
@@ -32,6 +32,7 @@ SETTINGS = {
     "net": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), {"lr": 0.001, "momentum": 0.9}),
     "resnet18": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}),
 }
+SETTINGS["resnet50"] = SETTINGS["resnet18"]
 RECORD = 1 + 3 * 32 * 32
 
 
@@ -75,7 +76,7 @@ def batches(data, batch):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, metavar="DIR")
-    parser.add_argument("--model", choices=MODELS, required=True)
+    parser.add_argument("--model", choices=SETTINGS, required=True)
     parser.add_argument("--batch", type=int, required=True, help="images per rank and step")
     parser.add_argument("--steps", type=int, required=True, help="timed steps")
     parser.add_argument("--warmup", type=int, default=0, help="steps before those")
@@ -93,7 +94,7 @@ def main():
     world_size = dist.get_world_size()
     mean, std, sgd = SETTINGS[args.model]
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    data = batches(Cifar10(args.data, args.model == "resnet18", mean, std), args.batch)
+    data = batches(Cifar10(args.data, args.model != "net", mean, std), args.batch)
     model = MODELS[args.model]().to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), fused=args.fused or None, **sgd)
     network = model if args.plain else DistributedDataParallel(model, gradient_as_bucket_view=args.bucket_view)

@@ -57,6 +57,7 @@ impl Default for Model {
             mlp_ratio: 4,
             patch: 0,
             dropout: 0.0,
+            weights: String::new(),
             precision: Precision::Float32,
             channels_last: true,
             fused_batch_norm: true,

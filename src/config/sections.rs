@@ -92,6 +92,9 @@ pub struct Model {
     pub patch: usize,
     /// Share of the values that dropout sets to 0 in the training of vit and gpt2, 0 to below 1.
     pub dropout: f64,
+    /// HDF5 file with the initial parameters and batch-norm statistics under PyTorch's names: a run
+    /// file, or a state_dict as datasets; empty: they are drawn from run.seed.
+    pub weights: String,
     /// Number format of convolutions and linear layers: float32, tf32 (GPUs multiply with 10 bits
     /// of mantissa), bf16 or fp16 (GPUs only, with a dynamic scale of the loss); parameters and
     /// gradients stay float32.

@@ -1,8 +1,8 @@
 //! Keys that a command ignores. One that is given on the command line and has no effect is a mistake, so it is refused with a
 //! hint at the key that has the effect; a file may contain such keys, since one file serves several commands.
 
-use super::Config;
 use super::load::split_override;
+use super::{Config, ModelName};
 use crate::error::{Error, Result};
 
 /// Command that reads a configuration.
@@ -79,6 +79,7 @@ impl Reader {
                 ("train.epochs", Some("sweep.seconds and sweep.rounds limit the measurement")),
                 ("train.max_steps", Some("sweep.seconds and sweep.rounds limit the measurement")),
                 ("train.test_batch", Some("nothing is tested")),
+                ("model.weights", Some("only speed is measured")),
                 ("metrics.timing", Some("sweep.timing decides it")),
                 ("metrics.spread_steps", Some("only speed is measured")),
                 ("data.set_epoch", Some("only speed is measured")),
@@ -146,6 +147,13 @@ impl Reader {
         if trains && name == "train.batch_per_rank" && config.train.global_batch > 0 {
             return Some("train.global_batch decides it: set that, or set it to 0 too");
         }
+        if matches!(self, Reader::Train | Reader::Variant) && section == "model" && !config.model.name.reads(key) {
+            return Some(match config.model.name {
+                ModelName::Net => "net has no such layer: choose another model.name",
+                ModelName::Vit | ModelName::Gpt2 => "a transformer has no such layer: choose another model.name",
+                _ => "a ResNet has no such layer: choose another model.name",
+            });
+        }
         if self == Reader::Sweep && name == "model.name" && !config.sweep.model.is_empty() {
             return Some("sweep.model are the networks");
         }
@@ -210,6 +218,8 @@ mod tests {
             (Reader::Sweep, "train.lr=0.1", false),
             (Reader::Quantize, "train.batch_per_rank=64", false),
             (Reader::Quantize, "train.lr=0.1", true),
+            (Reader::Train, "model.depth=3", true),
+            (Reader::Sweep, "model.depth=3", false), // sweep.model may name a network that reads it
             (Reader::Eval, "data.test_samples=100", false),
             (Reader::Eval, "quantize.percentile=99.0", true),
         ] {

@@ -15,7 +15,7 @@ use crate::units::{Bytes, format_bytes};
 
 /// Most classes, and most ids of a vocabulary.
 pub(super) const MOST_CLASSES: usize = 1 << 24;
-/// Most channels by which the axis of the channels is told from those of rows and columns.
+/// Most channels of an axis that the shape alone shows to be that of the channels.
 const MOST_CHANNELS: usize = 4;
 /// Labels that are read at once.
 const PIECE: usize = 1 << 16;

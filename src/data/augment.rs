@@ -40,7 +40,7 @@ impl Augmentation {
     pub(super) fn apply<T: Copy + Default>(self, image: &[T], [_, height, width]: [usize; 3], out: &mut [T]) {
         // Columns and rows of `out` that lie inside the image; `left` and `top` count from the padded image's corner.
         let first = PADDING.saturating_sub(self.left).min(width);
-        let last = (width + PADDING - self.left).clamp(first, width);
+        let last = (width + PADDING).saturating_sub(self.left).clamp(first, width);
         out.fill(T::default());
         for (plane, out) in image.chunks_exact(height * width).zip(out.chunks_exact_mut(height * width)) {
             for (y, out) in out.chunks_exact_mut(width).enumerate() {

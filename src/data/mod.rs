@@ -3,7 +3,7 @@
 //! of the samples.
 //!
 //! A data set has a [`Form`] and a source: files of several formats, read sample by sample while they are trained on; a set that is
-//! made in memory, one copy per host; or samples that are made when they are needed. Which is told by what lies at `data.dir`. Beside
+//! made in memory, one copy per host; or samples that are made when they are needed. What lies at `data.dir` decides which. Beside
 //! the copy per host nothing here talks to other ranks: a rank's samples follow from its number and the seed.
 
 mod array;

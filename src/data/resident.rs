@@ -250,7 +250,9 @@ mod tests {
             let (host, device) = (host.unwrap(), device.unwrap());
             assert_eq!((host.len, host.inputs.size()), (device.len, device.inputs.size()));
             assert!(host.inputs.equal(&device.inputs) && host.targets.equal(&device.targets));
-            assert!(host.len == 0 || host.inputs.stride() == device.inputs.stride());
+            // The strides of a single channel say nothing.
+            let says_nothing = host.len == 0 || host.inputs.size().get(1) == Some(&1);
+            assert!(says_nothing || host.inputs.stride() == device.inputs.stride());
             batches += 1;
         }
         assert_eq!(batches, 5);

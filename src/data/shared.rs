@@ -1,5 +1,5 @@
 //! One copy per host of samples that are made in memory: a file in the host's shared memory, which all its ranks read and which has no
-//! name any more once they have opened it. In: the communicator, and the bytes on whichever rank is asked for them. Out: the file.
+//! name any more once they have opened it. In: the communicator, and a function that makes the bytes. Out: the file.
 
 use std::fs::File;
 use std::io::Write;

@@ -102,6 +102,8 @@ pub fn run(launch: &Launch, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCo
             }
         }
         Err(error) => {
+            // Where all ranks fail alike, at the same time, the first one's message suffices: it ends the others.
+            std::thread::sleep(Duration::from_millis(100) * rank.min(10) as u32);
             eprintln!("hpml: rank {rank}: {error}");
             Communicator::abort(status.into())
         }

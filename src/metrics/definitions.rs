@@ -175,6 +175,7 @@ pub const SENT_BYTES: Definition = define(
 );
 pub const SECONDS: Definition = define("seconds", "s", "time that rank 0 spent inside the collective calls");
 
+const NO_NODES: &str = "a network from a file is not looked into";
 const NO_LOSS_SCALE: &str = "model.precision is not fp16";
 const NAN_LOSS: &str = "the training diverged";
 
@@ -198,6 +199,17 @@ pub const TEST_ACCURACY: Definition =
     define("test_accuracy", "percent", "share of correct predictions on the test set, after the epoch")
         .unless(NAN_LOSS);
 pub const EPOCH_LR: Definition = define("lr", "1", "learning rate of the epoch's last step").unless(NAN_LOSS);
+pub const OPERATIONS_FORWARD: Definition = define(
+    "operations_forward",
+    "1",
+    "multiplications and additions of the forward pass per sample, in convolutions, matrix products and attention",
+)
+.unless(NO_NODES);
+pub const OPERATIONS_TRAINING: Definition =
+    define("operations_training", "1", "multiplications and additions of forward and backward pass per sample")
+        .unless(NO_NODES);
+pub const ACTIVATION_BYTES: Definition =
+    define("activation_bytes", "B", "values of one sample that the backward pass needs").unless(NO_NODES);
 pub const LOSS_SCALE: Definition =
     define("loss_scale", "1", "factor of the loss after the epoch's last step").unless(NO_LOSS_SCALE);
 pub const SKIPPED_STEPS: Definition = define(

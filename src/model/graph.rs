@@ -1,5 +1,5 @@
 //! A network as a list of nodes in the order of the forward pass: what the forward pass, the folding for int8, ONNX and the
-//! counts of work and memory all read. It holds no numbers: [`Slot`]s name the tensors of the state.
+//! counts of work and memory all read. It holds no values: [`Slot`]s name the tensors of the state.
 //!
 //! ```
 //! use hpml::config;

@@ -98,6 +98,19 @@ pub struct Entry {
     pub tensor: Tensor,
 }
 
+/// Other name of a ResNet's tensor: PyTorch's CIFAR scripts have `shortcut` and `linear` where torchvision has `downsample` and
+/// `fc`. `None` if both name it alike.
+pub fn other_name(name: &str) -> Option<String> {
+    [("shortcut", "downsample"), ("linear", "fc")]
+        .into_iter()
+        .flat_map(|(one, other)| [(one, other), (other, one)])
+        .find_map(|(from, to)| {
+            let parts: Vec<&str> = name.split('.').map(|part| if part == from { to } else { part }).collect();
+            let other = parts.join(".");
+            (other != name).then_some(other)
+        })
+}
+
 /// The computation of a network, which reads the entries of its [`Model`]'s state.
 pub trait Network {
     /// Logits in float32: `[n, classes]` of images, `[n, t, vocabulary]` of tokens.

@@ -51,6 +51,18 @@ fn the_networks_do_the_published_work() {
 }
 
 #[test]
+fn a_resnets_tensors_have_two_names() {
+    for (one, other) in [
+        ("linear.weight", Some("fc.weight")),
+        ("layer2.0.downsample.1.bias", Some("layer2.0.shortcut.1.bias")),
+        ("layer2.0.conv1.weight", None),
+        ("fc1.weight", None),
+    ] {
+        assert_eq!(other_name(one).as_deref(), other);
+    }
+}
+
+#[test]
 fn shapes_follow_the_data() {
     let net = graph("name=net", Form::Images { shape: [1, 28, 20], classes: 47 });
     let fc1 = net.nodes.iter().find(|node| node.name == "fc1").unwrap();
@@ -114,6 +126,7 @@ fn dropout_draws_from_the_generator_in_training_only() {
     let tokens = Tensor::arange(16, (Kind::Int64, Device::Cpu)).view([2, 8]);
     let form = Form::Tokens { length: 8, vocabulary: 50 };
     let model = Model::new(&section("name=gpt2 width=32 heads=2 depth=1 dropout=0.5"), form, 0).unwrap();
+    assert!(model.draws() && !Model::new(&section("name=net"), Form::CIFAR10, 0).unwrap().draws());
     let logits = |seed, mode: Mode| seeded(seed, || model.forward(&tokens, mode));
     assert!(logits(1, Mode::TRAIN).equal(&logits(1, Mode::TRAIN)));
     assert!(!logits(1, Mode::TRAIN).equal(&logits(2, Mode::TRAIN)));
@@ -137,5 +150,111 @@ fn every_node_reads_earlier_ones_and_has_a_name_of_its_own() {
         }
         assert!(graph.nodes.iter().enumerate().all(|(index, _)| graph.last_uses()[index] >= index));
         assert_eq!(graph.nodes.last().unwrap().shape.last(), Some(&form.outputs()));
+    }
+}
+
+/// Made by `tests/fixtures/networks.py`: names, initial values and losses of PyTorch.
+const PYTORCH: &str = include_str!("../../tests/fixtures/networks.txt");
+/// Samples per step of the fixture.
+const SAMPLES: i64 = 8;
+/// Learning rate of the fixture's steps.
+const RATE: f64 = 0.01;
+
+/// A network of the fixture.
+struct Case {
+    keys: &'static str,
+    form: Form,
+    losses: Vec<f64>,
+    /// Relative differences of PyTorch's own float32 losses from those.
+    rounding: Vec<f64>,
+    /// Name, shape and sum of each entry of the state but the counters.
+    entries: Vec<(&'static str, Vec<i64>, u64)>,
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = Vec::new();
+    for line in PYTORCH.lines() {
+        if let Some(case) = line.strip_prefix("case ") {
+            let [keys, form, losses, rounding] = case.split(" | ").collect::<Vec<_>>().try_into().unwrap();
+            let (kind, numbers) = form.split_once(' ').unwrap();
+            let numbers: Vec<usize> = numbers.split(' ').map(|number| number.parse().unwrap()).collect();
+            let form = match (kind, &numbers[..]) {
+                ("images", &[channels, height, width, classes]) => {
+                    Form::Images { shape: [channels, height, width], classes }
+                }
+                ("tokens", &[length, vocabulary]) => Form::Tokens { length, vocabulary },
+                _ => panic!("{line}"),
+            };
+            let parse = |numbers: &str| numbers.split(' ').map(|number| number.parse().unwrap()).collect();
+            let (losses, rounding) = (parse(losses), parse(rounding));
+            cases.push(Case { keys, form, losses, rounding, entries: Vec::new() });
+        } else {
+            let [name, shape, sum] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+            let shape = shape.split('x').map(|extent| extent.parse().unwrap()).collect();
+            cases.last_mut().unwrap().entries.push((name, shape, sum.parse().unwrap()));
+        }
+    }
+    cases
+}
+
+/// Sum of (index + 1) * bits over all values.
+fn sum_of_bits(tensor: &Tensor) -> u64 {
+    let mut values = vec![0f32; tensor.numel()];
+    tensor.detach().copy_data(&mut values, tensor.numel());
+    let bits = values.iter().map(|value| u64::from(value.to_bits()));
+    bits.zip(1u64..).fold(0, |sum, (bits, number)| sum.wrapping_add(bits.wrapping_mul(number)))
+}
+
+#[test]
+fn names_and_initial_values_are_pytorchs_to_the_last_bit() {
+    let cases = cases();
+    assert_eq!(cases.len(), 12);
+    for Case { keys, form, entries, .. } in cases {
+        let model = Model::new(&section(keys), form, 1).unwrap();
+        let own: Vec<_> = model.state.iter().filter(|entry| entry.role != Role::Counter).collect();
+        assert_eq!(own.len(), entries.len(), "{keys}");
+        for (entry, (name, shape, sum)) in own.iter().zip(entries) {
+            assert_eq!((entry.name.as_str(), entry.tensor.size()), (name, shape), "{keys}");
+            assert_eq!(sum_of_bits(&entry.tensor), sum, "{keys}: {name}");
+        }
+    }
+}
+
+/// Three steps of plain gradient descent, within 1e-4 of PyTorch's in float64; where PyTorch's own float32 is further away than
+/// 1e-5, as with many batch norms over few values, within ten times its distance.
+#[test]
+fn losses_are_pytorchs() {
+    tch::set_num_threads(1);
+    for Case { keys, form, losses, rounding, .. } in cases() {
+        let model = Model::new(&section(keys), form, 1).unwrap();
+        let damped = model.parameters().filter(|entry| entry.name.ends_with("bn3.weight"));
+        damped.for_each(|entry| tch::no_grad(|| drop(entry.tensor.shallow_clone().fill_(0.2))));
+        for ((step, expected), rounding) in (0..).zip(losses).zip(rounding) {
+            let (inputs, targets) = seeded(100 + step, || match form {
+                Form::Images { shape, classes } => {
+                    let shape = [SAMPLES, shape[0] as i64, shape[1] as i64, shape[2] as i64];
+                    let images = Tensor::randn(shape, (Kind::Float, Device::Cpu));
+                    (images, Tensor::randint(classes as i64, [SAMPLES], (Kind::Int64, Device::Cpu)))
+                }
+                Form::Tokens { length, vocabulary } => {
+                    let draw =
+                        || Tensor::randint(vocabulary as i64, [SAMPLES, length as i64], (Kind::Int64, Device::Cpu));
+                    (draw(), draw())
+                }
+            });
+            let logits = seeded(200 + step, || model.forward(&inputs, Mode::TRAIN));
+            let loss = logits.flatten(0, -2).cross_entropy_for_logits(&targets.flatten(0, -1));
+            loss.backward();
+            tch::no_grad(|| {
+                for entry in model.parameters() {
+                    let mut parameter = entry.tensor.shallow_clone();
+                    let mut gradient = parameter.grad();
+                    let _ = parameter.g_sub_(&(&gradient * RATE));
+                    let _ = gradient.zero_();
+                }
+            });
+            let (found, bound) = (loss.double_value(&[]), expected * (10.0 * rounding).max(1e-4));
+            assert!((found - expected).abs() < bound, "{keys}, step {step}: {found}, PyTorch {expected}");
+        }
     }
 }

@@ -2,19 +2,22 @@
 //! and biases, the naive step without rescaled biases, and last the integer network itself. All cases run on the rank's GPU
 //! where it has one.
 
+use std::ops::Range;
+
 use tch::Kind;
 
 use super::engine::{Engine, Kernel};
 use super::float_network::{self, FloatTorch};
 use super::gpu_engine::{self, GpuEngine};
-use super::graph::{FloatNet, IMAGE_BYTES};
+use super::graph::FloatNet;
 use super::integer::{IntNet, predictions};
 use super::scheme;
 use super::simulated::Simulated;
+use crate::data::Dataset;
 use crate::device::Target;
 use crate::error::Result;
 
-/// Images computed together, on CPU cores and on a device.
+/// Images of 32x32 pixels computed together, on CPU cores and on a device.
 const BATCH: [usize; 2] = [100, 500];
 
 /// Correct predictions of every case, and agreement of simulation and kernels, over this rank's images. All counts are
@@ -65,15 +68,15 @@ impl AccuracyTable {
     }
 }
 
-/// Runs every case over `pixels` `[n, 3, 32, 32]` with their `labels`, on `target`.
+/// Runs every case over the images `own` of `test`, on `target`.
 ///
 /// # Errors
-/// A simulated value is out of range.
+/// An image cannot be read, or a simulated value is out of range.
 pub fn measure(
     net: &FloatNet,
     integers: &IntNet,
-    pixels: &[u8],
-    labels: &[u8],
+    test: &Dataset,
+    own: Range<usize>,
     target: Target,
 ) -> Result<AccuracyTable> {
     let torch = |net: &FloatNet| FloatTorch::on(net, target.device());
@@ -83,15 +86,15 @@ pub fn measure(
         floats.push(("weights, bias unscaled", torch(&scheme::with_unscaled_biases(net, integers))));
     }
     let last = if net.has_bias() { "weights+activations+bias" } else { "weights+activations" };
-    run(&floats, last, integers, pixels, labels, target)
+    run(&floats, last, integers, (test, own), target)
 }
 
 /// Measures the finetuned integer network as a table of one case.
 ///
 /// # Errors
-/// A simulated value is out of range.
-pub fn finetuned(integers: &IntNet, pixels: &[u8], labels: &[u8], target: Target) -> Result<AccuracyTable> {
-    run(&[], "finetuned", integers, pixels, labels, target)
+/// As [`measure`].
+pub fn finetuned(integers: &IntNet, test: &Dataset, own: Range<usize>, target: Target) -> Result<AccuracyTable> {
+    run(&[], "finetuned", integers, (test, own), target)
 }
 
 /// Two executions of one integer network: the simulated and the true one.
@@ -139,27 +142,33 @@ fn run(
     floats: &[(&'static str, FloatTorch)],
     last: &'static str,
     integers: &IntNet,
-    pixels: &[u8],
-    labels: &[u8],
+    (test, own): (&Dataset, Range<usize>),
     target: Target,
 ) -> Result<AccuracyTable> {
     let names = floats.iter().map(|(name, _)| *name).chain([last]);
     let mut accuracy =
         AccuracyTable { cases: names.map(|name| (name, 0)).collect(), samples: 0, compared: 0, differing: 0 };
     let mut executions = Executions::on(target, integers);
-    let batch = BATCH[usize::from(target.is_gpu())];
-    let correct = |predicted: &[u8], labels: &[u8]| predicted.iter().zip(labels).filter(|(a, b)| a == b).count() as u64;
-    for (pixels, labels) in pixels.chunks(batch * IMAGE_BYTES).zip(labels.chunks(batch)) {
+    let batch = integers.spec.images_together(BATCH[usize::from(target.is_gpu())]);
+    for first in own.clone().step_by(batch) {
+        let range = first..(first + batch).min(own.end);
+        let (pixels, labels) = (&*test.images(range.clone())?, &test.labels(range)[..]);
         for ((_, net), (_, count)) in floats.iter().zip(&mut accuracy.cases) {
             *count += correct(&float_network::predictions(&net.logits(pixels)), labels);
         }
         let (logits, compared, differing) = executions.run(pixels)?;
-        accuracy.cases.last_mut().expect("it was added").1 += correct(&predictions(&logits), labels);
+        accuracy.cases.last_mut().expect("it was added").1 +=
+            correct(&predictions(&logits, integers.spec.classes), labels);
         accuracy.compared += compared;
         accuracy.differing += differing;
         accuracy.samples += labels.len() as u64;
     }
     Ok(accuracy)
+}
+
+/// Number of predicted classes that are the labels.
+pub fn correct(predicted: &[usize], labels: &[u32]) -> u64 {
+    predicted.iter().zip(labels).filter(|(class, label)| **class == **label as usize).count() as u64
 }
 
 /// (elements compared, elements that differ) of all tensors and logits of `pixels`; `logits` are those of the kernels.
@@ -171,8 +180,9 @@ pub fn compare(simulated: &Simulated, engine: &mut Engine, pixels: &[u8], logits
     let mut compared = logits.len() as u64;
     let mut differing = unequal(&simulated_logits, logits);
     let tensors: Vec<Vec<u8>> = tensors.iter().map(channels_last).collect();
-    let images = pixels.len() / IMAGE_BYTES;
-    for (image, pixels) in pixels.chunks(IMAGE_BYTES).enumerate() {
+    let spec = simulated.spec();
+    let images = spec.image_count(pixels);
+    for (image, pixels) in pixels.chunks(spec.image_bytes()).enumerate() {
         for (all, own) in tensors.iter().zip(engine.trace(pixels).0) {
             let length = all.len() / images;
             compared += length as u64;
@@ -187,7 +197,7 @@ fn unequal<T: PartialEq>(a: &[T], b: &[T]) -> u64 {
     a.iter().zip(b).filter(|(a, b)| a != b).count() as u64
 }
 
-/// Reorders `[n, channels, side, side]` whole numbers to `[n, side, side, channels]` u8.
+/// Reorders `[n, channels, height, width]` whole numbers to `[n, height, width, channels]` u8.
 fn channels_last(tensor: &tch::Tensor) -> Vec<u8> {
     let bytes = tensor.permute([0, 2, 3, 1]).contiguous().to_kind(Kind::Uint8);
     let mut values = vec![0; bytes.numel()];

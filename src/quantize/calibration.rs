@@ -6,14 +6,13 @@
 use tch::Tensor;
 
 use super::float_network::FloatTorch;
-use super::graph::IMAGE_BYTES;
 use crate::error::{Error, Result};
 
 /// Bins of the histogram that is stored and plotted.
 pub const BINS: usize = 100;
 /// Finer bins per bin, for percentiles and the search for the least error.
 const FINE: usize = 20;
-/// Images computed together. Fixed for every number of ranks, since another grouping may round differently.
+/// Images of 32x32 pixels computed together. Fixed for every number of ranks, since another grouping may round differently.
 pub const UNIT: usize = 20;
 /// Fractional bits of the fixed-point sums below the greatest magnitude.
 const FRACTION: i32 = 40;
@@ -178,15 +177,15 @@ impl Tally {
     }
 }
 
-/// Units of [`UNIT`] images that `rank` of `ranks` computes; all ranks together compute each unit once.
-pub fn own_units(images: usize, rank: usize, ranks: usize) -> std::ops::Range<usize> {
-    let units = images.div_ceil(UNIT);
+/// Units of `unit` images that `rank` of `ranks` computes; all ranks together compute each unit once.
+pub fn own_units(images: usize, unit: usize, rank: usize, ranks: usize) -> std::ops::Range<usize> {
+    let units = images.div_ceil(unit);
     rank * units / ranks..(rank + 1) * units / ranks
 }
 
 /// Computes the distributions of the input and of every layer's output as the next layer reads it.
 ///
-/// `pixels` `[n, 3, 32, 32]` u8 are all calibration images, identical on every rank; this rank computes its
+/// `pixels` `[n, channels, height, width]` u8 are all calibration images, identical on every rank; this rank computes its
 /// [`own_units`]. `gather` returns every rank's words in rank order (for one rank, [`alone`]).
 ///
 /// # Errors
@@ -202,8 +201,9 @@ pub fn activations(
         return Err(Error::CalibrationEmpty);
     }
     let names = net.tensor_names();
-    let own = own_units(pixels.len() / IMAGE_BYTES, rank, ranks);
-    let units = || pixels.chunks(UNIT * IMAGE_BYTES).skip(own.start).take(own.len());
+    let (spec, unit) = (net.spec(), net.spec().images_together(UNIT));
+    let own = own_units(spec.image_count(pixels), unit, rank, ranks);
+    let units = || pixels.chunks(unit * spec.image_bytes()).skip(own.start).take(own.len());
 
     let mut extremes = vec![Extremes::NONE; names.len()];
     let mut failed = Ok(());
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn every_unit_has_one_rank() {
         for (images, ranks) in [(400, 3), (20, 4), (21, 2), (1, 2)] {
-            let all: Vec<usize> = (0..ranks).flat_map(|rank| own_units(images, rank, ranks)).collect();
+            let all: Vec<usize> = (0..ranks).flat_map(|rank| own_units(images, UNIT, rank, ranks)).collect();
             assert_eq!(all, (0..images.div_ceil(UNIT)).collect::<Vec<_>>());
         }
     }

@@ -1,10 +1,11 @@
 //! Checkpoint of the integer network: PyTorch's names, int8 weights, int32 biases, scales and zero points as attributes. It is
-//! complete: structure follows from names and shapes, multipliers from the scales.
+//! complete: its section `[model]` and the form of the images give the structure, the scales the multipliers.
 
-use super::graph::{Geometry, Node, structure};
+use super::graph::{Layer, Node, Operation, Source, Spec};
 use super::integer::{IntNet, Integers, Quantization};
 use super::scheme;
-use crate::config::ModelName;
+use super::structure::structure;
+use crate::config::{self, ModelName};
 use crate::error::{Error, Result};
 use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues, attribute};
 
@@ -17,6 +18,9 @@ const OUTPUT_ZERO_POINT: &str = "output_zero_point";
 const FORMAT: &str = "quantization";
 const INT8: &str = "int8";
 const MODEL: &str = "model";
+const SECTION: &str = "model_section"; // [model] as TOML; files of hpml 0.1 lack it, the shape and the classes
+const SHAPE: &str = "image_shape";
+const CLASSES: &str = "classes";
 const MEAN: &str = "mean";
 const STD: &str = "std";
 const INPUT_SCALE: &str = "input_scale";
@@ -26,24 +30,32 @@ const AVERAGE_SCALE: &str = "avgpool_output_scale";
 /// Converts `net` to a checkpoint.
 pub fn to_checkpoint(net: &IntNet) -> Checkpoint {
     let mut tensors = Vec::new();
-    let floats = |values: [f32; 3]| Attribute::Floats(values.iter().map(|&value| value as f64).collect());
+    let spec = &net.spec;
+    let section = toml::to_string(&spec.model).expect("the section of a configuration is TOML");
+    let floats = |values: &[f32]| Attribute::Floats(values.iter().map(|&value| value as f64).collect());
     let mut attributes = vec![
         (FORMAT.to_owned(), Attribute::Text(INT8.into())),
-        (MODEL.into(), Attribute::Text(net.name.as_str().into())),
-        (MEAN.into(), floats(net.mean)),
-        (STD.into(), floats(net.std)),
+        (MODEL.into(), Attribute::Text(spec.model.name.as_str().into())),
+        (SECTION.into(), Attribute::Text(section)),
+        (SHAPE.into(), Attribute::Ints(spec.shape.iter().map(|&extent| extent as i64).collect())),
+        (CLASSES.into(), Attribute::Int(spec.classes as i64)),
+        (MEAN.into(), floats(&spec.mean)),
+        (STD.into(), floats(&spec.std)),
         (INPUT_SCALE.into(), Attribute::Float(net.input.scale)),
         (INPUT_ZERO_POINT.into(), Attribute::Int(net.input.zero_point.into())),
     ];
     for node in &net.nodes {
         let numbers = node.numbers();
-        let Some(layer) = node.layer() else {
-            attributes.push((AVERAGE_SCALE.into(), Attribute::Float(numbers.output.scale)));
-            continue;
+        let layer = match &node.operation {
+            Operation::Convolution(layer) => layer,
+            Operation::AveragePool { .. } => {
+                attributes.push((AVERAGE_SCALE.into(), Attribute::Float(numbers.output.scale)));
+                continue;
+            }
+            Operation::MaxPool { .. } => continue,
         };
-        let Geometry { inputs, outputs, kernel, .. } = layer.geometry;
-        let linear = is_linear(&node.name);
-        let shape = if linear { vec![outputs, layer.geometry.taps()] } else { vec![outputs, inputs, kernel, kernel] };
+        let outputs = layer.geometry.outputs;
+        let shape = layer.state_shape();
         let values = TensorValues::I8(numbers.weight.clone());
         let mut weight = NamedTensor::new(format!("{}.weight", node.name), shape, values);
         weight.attributes = vec![
@@ -80,38 +92,84 @@ pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<IntNet> {
     if !is_quantized(checkpoint) {
         return Err(refuse("checkpoint", "not quantized: make it with hpml quantize"));
     }
-    let name = match own.get(MODEL)? {
-        Attribute::Text(name) if name == ModelName::Net.as_str() => ModelName::Net,
-        Attribute::Text(name) if name == ModelName::Resnet18.as_str() => ModelName::Resnet18,
-        _ => return Err(refuse(MODEL, "neither net nor resnet18")),
-    };
-    let width = checkpoint.tensor("conv1.weight").and_then(|tensor| tensor.shape.first().copied());
-    let width = width.ok_or_else(|| refuse("conv1.weight", "missing"))?;
-    if !(1..=1024).contains(&width) {
-        return Err(refuse("conv1.weight", "impossible shape"));
-    }
-    let structure = structure(name, width);
-    let nodes = structure.iter().map(|node| {
-        node.with_numbers(|node| match node.layer() {
-            None => Ok(Integers::average_pool(Quantization { scale: own.scale(AVERAGE_SCALE)?, zero_point: 0 })),
-            // Folded batch norm always leaves a bias.
-            Some(layer) => numbers(checkpoint, node, layer.geometry, name == ModelName::Resnet18),
-        })
-    });
-    let nodes = nodes.collect::<Result<Vec<_>>>()?;
+    let spec = spec(checkpoint, &own)?;
     let input = Quantization { scale: own.scale(INPUT_SCALE)?, zero_point: own.zero_point(INPUT_ZERO_POINT)? };
-    scheme::complete(IntNet { name, mean: own.three(MEAN)?, std: own.three(STD)?, input, nodes })
+    let mut net = IntNet { input, nodes: Vec::new(), spec };
+    for node in structure(&net.spec.model, net.spec.form())? {
+        let numbers = match &node.operation {
+            Operation::Convolution(layer) => numbers(checkpoint, &node, layer)?,
+            Operation::MaxPool { .. } => Integers::pool(net.quantization(node.input)),
+            Operation::AveragePool { .. } => {
+                Integers::pool(Quantization { scale: own.scale(AVERAGE_SCALE)?, zero_point: 0 })
+            }
+        };
+        net.nodes.push(node.with_numbers(|_| Ok(numbers))?);
+    }
+    scheme::complete(net)
 }
 
-fn numbers(checkpoint: &Checkpoint, node: &Node<()>, geometry: Geometry, has_bias: bool) -> Result<Integers> {
-    let Geometry { inputs, outputs, kernel, .. } = geometry;
+/// Network, images and classes of a checkpoint; CIFAR-10's if it does not say.
+fn spec(checkpoint: &Checkpoint, own: &Attributes) -> Result<Spec> {
+    let Attribute::Text(name) = own.get(MODEL)? else { return Err(own.refuse(MODEL, "not a text")) };
+    let Some(section) = attribute(&checkpoint.attributes, SECTION) else {
+        let name = match name {
+            name if name == ModelName::Net.as_str() => ModelName::Net,
+            name if name == ModelName::Resnet18.as_str() => ModelName::Resnet18,
+            _ => return Err(own.refuse(MODEL, "neither net nor resnet18")),
+        };
+        let width = checkpoint.tensor("conv1.weight").and_then(|tensor| tensor.shape.first().copied()).unwrap_or(0);
+        let model =
+            config::Model { name, width, bias: checkpoint.tensor("fc3.bias").is_some(), ..config::Model::default() };
+        let spec = Spec { model, shape: [3, 32, 32], classes: 10, mean: own.singles(MEAN)?, std: own.singles(STD)? };
+        return checked(spec, own);
+    };
+    let Attribute::Text(section) = section else { return Err(own.refuse(SECTION, "not a text")) };
+    let model: config::Model = toml::from_str(section)
+        .map_err(|error| own.refuse(SECTION, &format!("{}: written by another version of hpml", error.message())))?;
+    let count = |value: i64| usize::try_from(value).unwrap_or(0);
+    let shape = match own.get(SHAPE)? {
+        Attribute::Ints(extents) => extents.iter().map(|&extent| count(extent)).collect(),
+        _ => Vec::new(),
+    };
+    let shape = shape.try_into().map_err(|_| own.refuse(SHAPE, "expected channels, height and width"))?;
+    let classes = match own.get(CLASSES)? {
+        Attribute::Int(classes) => count(*classes),
+        _ => 0,
+    };
+    checked(Spec { model, shape, classes, mean: own.singles(MEAN)?, std: own.singles(STD)? }, own)
+}
+
+/// `spec`, if its numbers are possible.
+fn checked(spec: Spec, own: &Attributes) -> Result<Spec> {
+    const MOST_CHANNELS: usize = 4096;
+    const MOST_BLOCKS: usize = 1024;
+    const MOST_PIXELS: usize = 4096; // along a side
+    const MOST_CLASSES: usize = 1 << 20;
+    let [channels, height, width] = spec.shape;
+    let possible = [
+        (SECTION, spec.model.width <= MOST_CHANNELS && spec.model.depth <= MOST_BLOCKS),
+        (SHAPE, (1..=MOST_CHANNELS).contains(&channels)),
+        (SHAPE, [height, width].iter().all(|side| (1..=MOST_PIXELS).contains(side))),
+        (CLASSES, (1..=MOST_CLASSES).contains(&spec.classes)),
+        (MEAN, spec.mean.len() == channels),
+        (STD, spec.std.len() == channels),
+    ];
+    match possible.iter().find(|(_, possible)| !possible) {
+        Some((name, _)) => Err(own.refuse(name, "impossible value")),
+        None => Ok(spec),
+    }
+}
+
+fn numbers(checkpoint: &Checkpoint, node: &Node<Source>, layer: &Layer<Source>) -> Result<Integers> {
+    let outputs = layer.geometry.outputs;
+    // Folded batch norm always leaves a bias.
+    let has_bias = layer.numbers.bias || layer.numbers.norm.is_some();
     let refuse = |name: &str, problem: String| Error::QuantizeModel { name: name.into(), problem };
     let name = format!("{}.weight", node.name);
     let tensor = checkpoint.tensor(&name).ok_or_else(|| refuse(&name, "missing".into()))?;
-    let expected =
-        if is_linear(&node.name) { vec![outputs, geometry.taps()] } else { vec![outputs, inputs, kernel, kernel] };
+    let expected = layer.state_shape();
     let TensorValues::I8(weight) = &tensor.values else { return Err(refuse(&name, "not int8".into())) };
-    if tensor.shape != expected || weight.len() != outputs * geometry.taps() {
+    if tensor.shape != expected || weight.len() != outputs * layer.geometry.taps() {
         return Err(refuse(&name, format!("shape {:?}, expected {expected:?}", tensor.shape)));
     }
     let own = Attributes { owner: &name, attributes: &tensor.attributes };
@@ -128,11 +186,6 @@ fn numbers(checkpoint: &Checkpoint, node: &Node<()>, geometry: Geometry, has_bia
     };
     let output = Quantization { scale: own.scale(OUTPUT_SCALE)?, zero_point: own.zero_point(OUTPUT_ZERO_POINT)? };
     Ok(Integers { weight: weight.clone(), weight_scale, bias, output, requantization: None })
-}
-
-/// Whether PyTorch's module `name` is a linear layer, whose weight has two dimensions.
-pub(super) fn is_linear(name: &str) -> bool {
-    name.starts_with("fc") || name == "linear"
 }
 
 fn usable(scale: f64) -> bool {
@@ -175,8 +228,7 @@ impl Attributes<'_> {
         }
     }
 
-    fn three(&self, name: &str) -> Result<[f32; 3]> {
-        let values: Vec<f32> = self.floats(name)?.into_iter().map(|value| value as f32).collect();
-        <[f32; 3]>::try_from(values).map_err(|_| self.refuse(name, "expected three numbers"))
+    fn singles(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.floats(name)?.into_iter().map(|value| value as f32).collect())
     }
 }

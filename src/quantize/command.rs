@@ -11,13 +11,14 @@ use super::engine::{Engine, Kernel};
 use super::finetune;
 use super::float_network::{self, FloatTorch};
 use super::gpu_engine::GpuEngine;
-use super::graph::{FloatNet, IMAGE_BYTES};
+use super::graph::{FloatNet, Spec};
 use super::integer::{IntNet, predictions};
 use super::simulated::Simulated;
+use super::structure::structure;
 use super::{checkpoint, onnx, scheme};
 use crate::collective::Combine;
 use crate::config::{self, Config, Plan};
-use crate::data::{self, Dataset, Datasets};
+use crate::data::{self, Dataset, Datasets, Form};
 use crate::device::{self, Choice, Target};
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -48,11 +49,14 @@ pub fn quantize(plan: &Plan, job: &Job, run: &Path, destination: &Destination) -
     let checkpoint = job.agree(store::read_checkpoint(run).and_then(float_only(run)))?;
     job.agree(store::check_not_input(out, &[run]))?;
     let datasets = job.agree(data::open_shared(&plan.data, &job.communicator))?;
+    let in_file = |error: Error| Error::File { path: run.to_owned(), message: error.to_string() };
+    let net = spec(plan, &datasets).and_then(|spec| FloatNet::from_state(&checkpoint.tensors, spec).map_err(in_file));
+    let net = job.agree(net)?;
     let run_id = job.agree(store::read_identity(run))?.run_id;
     let owner = output::claim_at(job, out, force)?;
     let file = owner.map(|owner| create(owner, force, plan, (run, &run_id))).transpose();
     let mut file = job.agree(file)?;
-    let quantized = quantize_state(plan, job, &checkpoint.tensors, &datasets)?;
+    let quantized = quantize_net(plan, job, &net, &datasets)?;
     let written = file.as_mut().map(|file| {
         print(&quantized, &plan.quantize);
         write(&quantized, job, file)
@@ -61,19 +65,20 @@ pub fn quantize(plan: &Plan, job: &Job, run: &Path, destination: &Destination) -
 }
 
 /// Prepares the file of the network that a training is going to be quantized to, [`beside`] its run file, before the first step:
-/// checks the calibration images, takes the name, and creates the file, which is on rank 0. `source` is the run file and its
+/// checks the network and the calibration images, takes the name, and creates the file, which is on rank 0. `source` is the run file and its
 /// run's id, on rank 0. A collective.
 ///
 /// # Errors
-/// The training set has too few images, or the file cannot be written.
+/// int8 cannot express the network, the training set has too few images, or the file cannot be written.
 pub fn prepare(
     plan: &Plan,
     job: &Job,
-    train: &Dataset,
+    datasets: &Datasets,
     source: Option<(&Path, &str)>,
     force: bool,
 ) -> Result<Option<RunFile>> {
-    job.agree(check_calibration(&plan.quantize, train))?;
+    job.agree(spec(plan, datasets))?;
+    job.agree(check_calibration(&plan.quantize, &datasets.train))?;
     let out = source.map(|(run, _)| beside(run)).unwrap_or_default(); // rank 0's counts
     let owner = output::claim_at(job, &out, force)?;
     let file = owner.zip(source).map(|(owner, source)| create(owner, force, plan, source));
@@ -128,34 +133,54 @@ fn float_only(run: &Path) -> impl Fn(Checkpoint) -> Result<Checkpoint> {
     }
 }
 
-/// Quantizes a `state_dict` on all ranks together, each of which takes its share of calibration and test. A collective.
+/// Network, images and classes of a training.
 ///
 /// # Errors
-/// The training set has too few images, the state is of no known network or holds values that are NaN or infinite, or a rank
-/// fails.
+/// int8 cannot express the network, or the samples are no u8 images.
+fn spec(plan: &Plan, datasets: &Datasets) -> Result<Spec> {
+    structure(&plan.model, datasets.form())?;
+    for dataset in [&datasets.train, &datasets.test] {
+        dataset.images(0..dataset.len().min(1))?;
+    }
+    let Form::Images { shape, classes } = datasets.form() else { unreachable!("these are images") };
+    let [mean, std] = datasets.train.normalization(&plan.data);
+    Ok(Spec { model: plan.model.clone(), shape, classes, mean, std })
+}
+
+/// Quantizes the `state_dict` of a training on all ranks together. A collective.
+///
+/// # Errors
+/// The state is not that of the network or holds values that are NaN or infinite; as [`quantize`].
 pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &Datasets) -> Result<Quantized> {
-    let net = job.agree(rgb(&plan.data).and_then(|[mean, std]| FloatNet::from_state(state, mean, std)))?;
+    let net = spec(plan, datasets).and_then(|spec| FloatNet::from_state(state, spec));
+    quantize_net(plan, job, &job.agree(net)?, datasets)
+}
+
+/// Quantizes a network on all ranks together, each of which takes its share of calibration and test. A collective.
+///
+/// # Errors
+/// The training set has too few images, a value is NaN or infinite, or a rank fails.
+fn quantize_net(plan: &Plan, job: &Job, net: &FloatNet, datasets: &Datasets) -> Result<Quantized> {
     let images = plan.quantize.calibration_images;
     job.agree(check_calibration(&plan.quantize, &datasets.train))?;
     let pixels = &*job.agree(datasets.train.images(0..images))?;
     let gather = |words: &[u64]| job.communicator.all_gather(metrics::Kind::Metrics, words);
-    let torch = FloatTorch::new(&net);
+    let torch = FloatTorch::new(net);
     let activations = calibration::activations(&torch, pixels, job.rank, job.world_size, &gather);
     let activations = job.agree(activations)?;
-    let weights = job.agree(calibration::weights(&net))?;
-    let mut integers = job.agree(scheme::quantize(&net, &activations, &plan.quantize))?;
+    let weights = job.agree(calibration::weights(net))?;
+    let mut integers = job.agree(scheme::quantize(net, &activations, &plan.quantize))?;
 
     let test = &datasets.test;
     let own = job.rank * test.len() / job.world_size..(job.rank + 1) * test.len() / job.world_size;
-    let (pixels, labels) = (&*job.agree(test.images(own.clone()))?, &classes(test, own)[..]);
-    let mut accuracy = summed(job, accuracy::measure(&net, &integers, pixels, labels, job.target))?;
+    let mut accuracy = summed(job, accuracy::measure(net, &integers, test, own.clone(), job.target))?;
     if plan.quantize.finetune_epochs > 0.0 && loses_too_much(&accuracy, plan.quantize.max_drop) {
-        let finetuned = finetune::finetune(&net, &integers, &datasets.train, plan, job)?;
+        let finetuned = finetune::finetune(net, &integers, &datasets.train, plan, job)?;
         // `finetuned` is the same on every rank, so all take the same branch.
         match scheme::with_scales_of(&finetuned, &integers) {
             Ok(finetuned) => {
-                let with_it =
-                    accuracy.clone().and(summed(job, accuracy::finetuned(&finetuned, pixels, labels, job.target))?);
+                let own = accuracy::finetuned(&finetuned, test, own, job.target);
+                let with_it = accuracy.clone().and(summed(job, own)?);
                 if with_it.drop() < accuracy.drop() {
                     (accuracy, integers) = (with_it, finetuned);
                 } else {
@@ -182,22 +207,8 @@ pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &
         true => format!("int8 matrices, {}", job.target),
         false => Kernel::best().as_str().to_owned(),
     };
-    let tables = vec![histograms(&weights, &activations), accuracies(&accuracy, &net, &integers, kernel)];
+    let tables = vec![histograms(&weights, &activations), accuracies(&accuracy, net, &integers, kernel)];
     Ok(Quantized { net: integers, accuracy, tables })
-}
-
-/// Mean and standard deviation of the three channels.
-///
-/// # Errors
-/// The configuration has other values than those of three channels.
-fn rgb(data: &config::Data) -> Result<[[f32; 3]; 2]> {
-    let three = |values: Vec<f32>| values.try_into().expect("as many as were asked for");
-    Ok(data.normalization(3)?.map(three))
-}
-
-/// Classes of the images of `range`.
-fn classes(dataset: &Dataset, range: std::ops::Range<usize>) -> Vec<u8> {
-    dataset.labels(range).into_iter().map(|label| label as u8).collect()
 }
 
 /// Sum of the counts over the ranks.
@@ -318,12 +329,24 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
     let gpu = gpu(&config.launch)?; // before the first tensor
     let net = load(file)?;
     let test = data::open(&config.data)?.test;
-    let (pixels, labels) = (test.images(0..test.len())?, classes(&test, 0..test.len()));
     tch::set_num_threads(1);
+    let (spec, classes) = (&net.spec, net.spec.classes);
+    if test.form() != spec.form() {
+        let message =
+            format!("its network takes {}, not {}: give data of this form", told(spec.form()), told(test.form()));
+        return Err(Error::File { path: file.to_owned(), message });
+    }
+    let together = spec.images_together(128);
+    let batches = || (0..test.len()).step_by(together).map(|first| first..(first + together).min(test.len()));
 
     if let Some(list) = list {
-        let classes = predictions(&Engine::new(&net, Kernel::best()).run(&pixels));
-        let lines: String = classes.iter().map(|class| format!("{class}\n")).collect();
+        let mut engine = Engine::new(&net, Kernel::best());
+        let mut lines = String::new();
+        for batch in batches() {
+            for class in predictions(&engine.run(&test.images(batch)?), classes) {
+                lines += &format!("{class}\n");
+            }
+        }
         store::write_output(list, lines.as_bytes(), force)?;
     }
     // On a GPU all but the CPU's own kernels.
@@ -336,36 +359,48 @@ pub fn eval(config: &Config, file: &Path, list: Option<&Path>, force: bool) -> R
         "true int8 by {}; speed: the best of repeated calls over at least a second, from u8 pixels to the predicted class",
         Kernel::best().as_str()
     );
+    let (batch, meaning) = (format!("batch {together}"), format!("images per second, {together} at a time"));
     sheet.columns = vec![
         ("form", "1", "execution of the network").into(),
         ("accuracy", "percent", "correct predictions on the test set").into(),
         ("batch 1", "1/s", "images per second, one at a time").into(),
-        ("batch 128", "1/s", "images per second, 128 at a time").into(),
+        (batch.as_str(), "1/s", meaning.as_str()).into(),
     ];
-    let mut row = |name: &str, predict: &mut dyn FnMut(&[u8]) -> Result<Vec<u8>>| -> Result<()> {
+    let mut row = |name: &str, predict: &mut dyn FnMut(&[u8]) -> Result<Vec<usize>>| -> Result<()> {
         let mut correct = 0;
-        for (pixels, labels) in pixels.chunks(128 * IMAGE_BYTES).zip(labels.chunks(128)) {
-            correct += predict(pixels)?.iter().zip(labels).filter(|(a, b)| a == b).count();
+        for batch in batches() {
+            correct += accuracy::correct(&predict(&test.images(batch.clone())?)?, &test.labels(batch));
         }
         let accuracy = 100.0 * correct as f64 / test.len().max(1) as f64;
-        let one = images_per_second(&pixels[..IMAGE_BYTES.min(pixels.len())], predict)?;
-        let many = images_per_second(&pixels[..(128 * IMAGE_BYTES).min(pixels.len())], predict)?;
+        let mut speed = |images: usize| {
+            let images = images.min(test.len());
+            Ok(images as f64 / seconds_per_call(&test.images(0..images)?, predict)?)
+        };
+        let (one, many) = (speed(1)?, speed(together)?);
         sheet.rows.push([Cell::from(name)].into_iter().chain([accuracy, one, many].map(Cell::Float)).collect());
         Ok(())
     };
     let on = |name: &str| if target.is_gpu() { format!("{name}, {target}") } else { name.to_owned() };
     row(&on("float32, int8 weights"), &mut |pixels| Ok(float_network::predictions(&torch.logits(pixels))))?;
-    row(&on("simulated int8"), &mut |pixels| Ok(predictions(&simulated.run(pixels)?)))?;
-    row("true int8", &mut |pixels| Ok(predictions(&engine.run(pixels))))?;
+    row(&on("simulated int8"), &mut |pixels| Ok(predictions(&simulated.run(pixels)?, classes)))?;
+    row("true int8", &mut |pixels| Ok(predictions(&engine.run(pixels), classes)))?;
     match gpu {
         Ok(Some(target)) => {
             let matrices = GpuEngine::new(&net, target.device());
-            row(&format!("true int8, {target}"), &mut |pixels| Ok(predictions(&matrices.run(pixels))))?;
+            row(&format!("true int8, {target}"), &mut |pixels| Ok(predictions(&matrices.run(pixels), classes)))?;
         }
         Ok(None) => {}
         Err(missing) => sheet.note += &format!("; not on a GPU: {missing}"),
     }
     Ok(terminal(&sheet, terminal_width()))
+}
+
+/// Form of samples in a message.
+fn told(form: Form) -> String {
+    match form {
+        Form::Images { shape, classes } => format!("images {shape:?} of {classes} classes"),
+        Form::Tokens { length, .. } => format!("sequences of {length} tokens"),
+    }
 }
 
 /// GPU that `launch.device` takes, or the reason why there is none.
@@ -398,10 +433,11 @@ fn as_float(net: &IntNet) -> FloatNet {
         });
         numbers.expect("copying cannot fail")
     });
-    FloatNet { name: net.name, mean: net.mean, std: net.std, nodes: nodes.collect() }
+    FloatNet { spec: net.spec.clone(), nodes: nodes.collect() }
 }
 
-fn images_per_second(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec<u8>>) -> Result<f64> {
+/// The shortest of repeated calls.
+fn seconds_per_call(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec<usize>>) -> Result<Second> {
     const AT_LEAST: Second = 1.0;
     predict(pixels)?; // warm-up
     let (started, mut best) = (Instant::now(), Second::INFINITY);
@@ -410,7 +446,7 @@ fn images_per_second(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec
         std::hint::black_box(predict(pixels)?);
         best = best.min(call.elapsed().as_secs_f64());
     }
-    Ok((pixels.len() / IMAGE_BYTES) as f64 / best)
+    Ok(best)
 }
 
 /// `hpml export FILE --onnx OUT`: writes a quantized file as ONNX. Replaces an existing file only with `force`; a failed write
@@ -421,10 +457,12 @@ fn images_per_second(pixels: &[u8], predict: &mut dyn FnMut(&[u8]) -> Result<Vec
 pub fn export(file: &Path, out: &Path, force: bool) -> Result<String> {
     store::check_not_input(out, &[file])?;
     store::check_output(out, force)?;
-    let bytes = onnx::to_onnx(&load(file)?);
+    let net = load(file)?;
+    let bytes = onnx::to_onnx(&net);
     store::write_output(out, &bytes, force)?;
+    let Spec { shape: [channels, height, width], classes, .. } = net.spec;
     Ok(format!(
-        "{} written to {}: pixels uint8 [n, 3, 32, 32] to logits [n, 10]",
+        "{} written to {}: pixels uint8 [n, {channels}, {height}, {width}] to logits [n, {classes}]",
         format_bytes(bytes.len() as u64),
         out.display()
     ))

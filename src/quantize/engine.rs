@@ -4,8 +4,8 @@
 //! the cache, layer by layer. Every tensor is stored as NHWC with the border that its reader's padding needs, so that ReLU,
 //! residual, max-pool and requantization are done while an output is still in a register.
 
-use super::graph::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Layer, Node, Operation};
-use super::integer::{IntNet, Integers, image_count};
+use super::graph::{Layer, Node, Operation, Spec, Window};
+use super::integer::{IntNet, Integers};
 use super::kernel::{Convolution, Isa, Packing, Prepare, Run, Scale, TILE};
 #[cfg(target_arch = "x86_64")]
 use super::kernel::{avx2::Avx2, vnni::Vnni};
@@ -61,7 +61,8 @@ impl Kernel {
 /// # fn classify(path: &std::path::Path, pixels: &[u8]) -> hpml::error::Result<()> {
 /// let net = from_checkpoint(&hpml::store::read_checkpoint(path)?)?;
 /// let mut engine = Engine::new(&net, Kernel::best());
-/// println!("{:?}", predictions(&engine.run(pixels))); // [n, 3, 32, 32] u8 to n classes
+/// let logits = engine.run(pixels); // [n, channels, height, width] u8 to [n, classes]
+/// println!("{:?}", predictions(&logits, net.spec.classes));
 /// # Ok(())
 /// # }
 /// ```
@@ -88,7 +89,7 @@ impl Engine {
         })
     }
 
-    /// Computes logits `[n, 10]`, at the last layer's output scale, from pixels `[n, 3, 32, 32]`.
+    /// Computes logits `[n, classes]`, at the last layer's output scale, from pixels `[n, channels, height, width]`.
     ///
     /// # Panics
     /// `pixels` are not whole images.
@@ -102,12 +103,11 @@ impl Engine {
         }
     }
 
-    /// Every u8 tensor of one image as `[side, side, channels]` (0: the quantized image), and the logits.
+    /// Every u8 tensor of one image as `[height, width, channels]` (0: the quantized image), and the logits.
     ///
     /// # Panics
     /// `pixels` are not one image.
     pub fn trace(&mut self, pixels: &[u8]) -> (Vec<Vec<u8>>, Vec<i32>) {
-        assert_eq!(pixels.len(), IMAGE_BYTES);
         match &mut self.0 {
             #[cfg(target_arch = "x86_64")]
             Form::Vnni(plan) => plan.trace(pixels),
@@ -118,10 +118,10 @@ impl Engine {
     }
 }
 
-/// Memory layout of a tensor: `[images, side + 2 border, side + 2 border, stored channels]`.
+/// Memory layout of a tensor: `[images, height + 2 border, width + 2 border, stored channels]`.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
-    side: usize,
+    size: [usize; 2], // height, width
     channels: usize,
     stored: usize,
     border: usize,
@@ -129,11 +129,17 @@ struct Layout {
 
 impl Layout {
     fn row(&self) -> usize {
-        (self.side + 2 * self.border) * self.stored
+        (self.size[1] + 2 * self.border) * self.stored
     }
 
     fn image(&self) -> usize {
-        (self.side + 2 * self.border) * self.row()
+        (self.size[0] + 2 * self.border) * self.row()
+    }
+
+    /// Pixels (y, x) of one image, row by row.
+    fn pixels(&self) -> impl Iterator<Item = (isize, isize)> {
+        let [height, width] = self.size.map(|side| side as isize);
+        (0..height).flat_map(move |y| (0..width).map(move |x| (y, x)))
     }
 
     /// Offset of pixel (y, x), which may lie in the border (from -border).
@@ -153,12 +159,14 @@ struct Step<I: Isa> {
 enum Kind<I: Isa> {
     Convolution(Box<dyn Run<I>>),
     Last(Box<Convolution<I>>),
+    MaxPool(Window),
     AveragePool { multiplier: i32, scale: Scale },
 }
 
 struct Plan<I: Isa> {
+    spec: Spec,
     chunk: usize,
-    table: [[u8; 256]; 3],
+    table: Vec<[u8; 256]>,
     layouts: Vec<Layout>,
     tensors: Vec<Vec<I::Input>>, // [chunk] images each
     steps: Vec<Step<I>>,
@@ -171,7 +179,7 @@ impl<I: Prepare> Plan<I> {
         // tiles even for pixels of which an image has one, as its corners.
         const CHUNK_ELEMENTS: usize = 1 << 19;
         let largest = layouts.iter().map(Layout::image).max().expect("the image has a layout");
-        let chunk = (CHUNK_ELEMENTS / largest / TILE).clamp(1, 10) * TILE;
+        let chunk = if largest > CHUNK_ELEMENTS { 1 } else { (CHUNK_ELEMENTS / largest / TILE).clamp(1, 10) * TILE };
         let border = |index: usize| I::input(net.quantization(index).zero_point);
         let tensors = layouts.iter().enumerate();
         let tensors = tensors.map(|(index, layout)| vec![border(index); chunk * layout.image()]).collect();
@@ -182,25 +190,27 @@ impl<I: Prepare> Plan<I> {
             let convolution: &mut dyn Run<I> = match &mut step.kind {
                 Kind::Convolution(convolution) => convolution.as_mut(),
                 Kind::Last(convolution) => convolution.as_mut(),
-                Kind::AveragePool { .. } => continue,
+                Kind::MaxPool(_) | Kind::AveragePool { .. } => continue,
             };
             convolution.followed_by(next);
             next = convolution.address();
         }
-        Plan { chunk, table: net.input_table(), layouts, tensors, steps }
+        Plan { spec: net.spec.clone(), chunk, table: net.input_table(), layouts, tensors, steps }
     }
 
     fn run(&mut self, pixels: &[u8]) -> Vec<i32> {
-        let mut logits = vec![0; image_count(pixels) * CLASSES];
-        for (pixels, logits) in pixels.chunks(self.chunk * IMAGE_BYTES).zip(logits.chunks_mut(self.chunk * CLASSES)) {
+        let Spec { classes, .. } = self.spec;
+        let mut logits = vec![0; self.spec.image_count(pixels) * classes];
+        let chunks = pixels.chunks(self.chunk * self.spec.image_bytes());
+        for (pixels, logits) in chunks.zip(logits.chunks_mut(self.chunk * classes)) {
             self.run_chunk(pixels, logits);
         }
         logits
     }
 
     fn run_chunk(&mut self, pixels: &[u8], logits: &mut [i32]) {
-        let images = image_count(pixels);
-        for (image, pixels) in pixels.chunks(IMAGE_BYTES).enumerate() {
+        let images = self.spec.image_count(pixels);
+        for (image, pixels) in pixels.chunks(self.spec.image_bytes()).enumerate() {
             self.quantize(image, pixels);
         }
         for (index, step) in self.steps.iter_mut().enumerate() {
@@ -213,6 +223,14 @@ impl<I: Prepare> Plan<I> {
                     convolution.run(images, input, residual, &mut own[0]);
                 }
                 Kind::Last(convolution) => convolution.run_last(images, input, logits),
+                Kind::MaxPool(window) => {
+                    max_pool::<I>(
+                        *window,
+                        images,
+                        (&self.layouts[step.input], input),
+                        (&self.layouts[index + 1], &mut own[0]),
+                    );
+                }
                 Kind::AveragePool { multiplier, scale } => {
                     let (from, to) = (self.layouts[step.input], self.layouts[index + 1]);
                     for image in 0..images {
@@ -227,26 +245,32 @@ impl<I: Prepare> Plan<I> {
     /// Normalizes and quantizes an image by table look-up, from planes to pixels.
     fn quantize(&mut self, image: usize, pixels: &[u8]) {
         let layout = self.layouts[0];
-        let [red, green, blue] = &self.table;
-        let (planes, _) = pixels.as_chunks::<{ IMAGE_SIDE * IMAGE_SIDE }>();
-        for y in 0..IMAGE_SIDE {
-            let row = &mut self.tensors[0][layout.at(image, y as isize, 0) as usize..][..IMAGE_SIDE * 4];
-            let plane = |channel: usize| &planes[channel][y * IMAGE_SIDE..][..IMAGE_SIDE];
-            let colors = plane(0).iter().zip(plane(1)).zip(plane(2));
-            for (pixel, ((&r, &g), &b)) in row.as_chunks_mut::<4>().0.iter_mut().zip(colors) {
-                let values = [red[r as usize], green[g as usize], blue[b as usize], 0];
-                *pixel = values.map(I::input);
+        let [height, width] = layout.size;
+        for y in 0..height {
+            let row = &mut self.tensors[0][layout.at(image, y as isize, 0) as usize..][..width * layout.stored];
+            let plane = |channel: usize| &pixels[(channel * height + y) * width..][..width];
+            if let [red, green, blue] = &self.table[..] {
+                let colors = plane(0).iter().zip(plane(1)).zip(plane(2));
+                for (pixel, ((&r, &g), &b)) in row.as_chunks_mut::<4>().0.iter_mut().zip(colors) {
+                    let values = [red[r as usize], green[g as usize], blue[b as usize], 0];
+                    *pixel = values.map(I::input);
+                }
+                continue;
+            }
+            for (channel, table) in self.table.iter().enumerate() {
+                let stored = row.iter_mut().skip(channel).step_by(layout.stored);
+                stored.zip(plane(channel)).for_each(|(stored, &pixel)| *stored = I::input(table[pixel as usize]));
             }
         }
     }
 
     fn trace(&mut self, pixels: &[u8]) -> (Vec<Vec<u8>>, Vec<i32>) {
+        assert_eq!(self.spec.image_count(pixels), 1);
         let logits = self.run(pixels);
         let tensors = self.layouts.iter().zip(&self.tensors).take(self.steps.len()); // the last step makes logits
         let dense = |(layout, tensor): (&Layout, &Vec<I::Input>)| {
-            let pixels = (0..layout.side).flat_map(|y| (0..layout.side).map(move |x| (y as isize, x as isize)));
             let values = |(y, x)| tensor[layout.at(0, y, x) as usize..][..layout.channels].iter().map(|&v| I::value(v));
-            pixels.flat_map(values).collect()
+            layout.pixels().flat_map(values).collect()
         };
         (tensors.map(dense).collect(), logits)
     }
@@ -254,11 +278,12 @@ impl<I: Prepare> Plan<I> {
 
 fn layouts<I: Isa>(net: &IntNet) -> Vec<Layout> {
     let layout = |index: usize| {
-        let (channels, side) = net.shape(index);
+        let (channels, size) = net.shape(index);
         let readers = net.nodes.iter().filter(|node| node.input == index).filter_map(Node::layer);
         let border = readers.map(|layer| layer.geometry.padding).max().unwrap_or(0);
-        let stored = if index == 0 { 4 } else { channels.next_multiple_of(I::CHANNELS) };
-        Layout { side, channels, stored, border }
+        // No kernel stores the image: its pixels are as wide as the reads of a kernel.
+        let stored = channels.next_multiple_of(if index == 0 { 4 } else { I::CHANNELS });
+        Layout { size, channels, stored, border }
     };
     (0..=net.nodes.len()).map(layout).collect()
 }
@@ -271,6 +296,7 @@ fn step<I: Prepare>(net: &IntNet, layouts: &[Layout], chunk: usize, index: usize
         Scale { offset, shift, residual_multiplier }
     });
     let (kind, residual) = match &node.operation {
+        Operation::MaxPool { window, .. } => (Kind::MaxPool(*window), None),
         Operation::AveragePool { .. } => {
             let requantization = numbers.requantization.as_ref().expect("only the last layer has none");
             let scale = scale.expect("scale and requantization come together");
@@ -302,13 +328,14 @@ fn packing<'a>(
     let geometry = layer.geometry;
     let (step, padding) = (geometry.stride as isize, geometry.padding as isize);
     let pool = if layer.max_pool { 2 } else { 1 };
-    let results = geometry.out_side() / pool as usize;
+    let size = geometry.out_size().map(|side| side / pool as usize);
+    let results = Layout { size, ..output };
     let last = layer.numbers.requantization.is_none();
     let mut tables = [Vec::new(), Vec::new(), Vec::new()];
     for image in 0..chunk {
-        for (y, x) in (0..results).flat_map(|y| (0..results).map(move |x| (y as isize, x as isize))) {
+        for (y, x) in results.pixels() {
             tables[0].push(input.at(image, y * pool * step - padding, x * pool * step - padding));
-            tables[1].push(if last { (image * CLASSES) as u32 } else { output.at(image, y, x) });
+            tables[1].push(if last { (image * net.spec.classes) as u32 } else { output.at(image, y, x) });
             if let Some(residual) = layer.residual {
                 tables[2].push(layouts[residual].at(image, y, x));
             }
@@ -323,30 +350,49 @@ fn packing<'a>(
         scale,
         kernel: geometry.kernel,
         stride: geometry.stride,
-        side: results,
+        size,
         padding: geometry.padding,
         border: net.quantization(node.input).zero_point,
-        input_side: input.side,
+        input_size: input.size,
         input_channels: input.stored,
         row_stride: input.row(),
         window: layer.max_pool.then_some([0, right, down, right + down]),
         inputs,
         outputs,
         residuals,
-        output_channels: if last { CLASSES } else { output.stored },
-        per_image: results * results,
+        output_channels: if last { net.spec.classes } else { output.stored },
+        per_image: size[0] * size[1],
     }
 }
 
 /// Averages over the image, requantized.
 fn average<I: Isa>(layout: Layout, input: &[I::Input], multiplier: i32, scale: &Scale, output: &mut [I::Input]) {
     let mut sums = vec![0i32; layout.channels];
-    for (y, x) in (0..layout.side).flat_map(|y| (0..layout.side).map(move |x| (y as isize, x as isize))) {
+    for (y, x) in layout.pixels() {
         let pixel = &input[layout.at(0, y, x) as usize..][..layout.channels];
         sums.iter_mut().zip(pixel).for_each(|(sum, &value)| *sum += I::value(value) as i32);
     }
     for (output, sum) in output.iter_mut().zip(sums) {
         let total = sum as i64 * multiplier as i64 + scale.offset;
         *output = I::input((total >> scale.shift).clamp(0, 255) as u8);
+    }
+}
+
+/// Max-pools the first `images` images of a tensor to another; each has its layout.
+fn max_pool<I: Isa>(
+    window: Window,
+    images: usize,
+    (from, input): (&Layout, &[I::Input]),
+    (to, output): (&Layout, &mut [I::Input]),
+) {
+    for (image, (y, x)) in (0..images).flat_map(|image| to.pixels().map(move |pixel| (image, pixel))) {
+        let greatest = &mut output[to.at(image, y, x) as usize..][..to.channels];
+        greatest.fill(I::input(0));
+        for row in window.inside(y as usize, from.size[0]) {
+            for column in window.inside(x as usize, from.size[1]) {
+                let pixel = &input[from.at(image, row as isize, column as isize) as usize..][..to.channels];
+                greatest.iter_mut().zip(pixel).for_each(|(greatest, &value)| *greatest = value.max(*greatest));
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use super::float_network::{self, Tensors};
+use super::float_network::{self, Keep, Tensors};
 use super::graph::{FloatNet, Node, Operation};
 use super::integer::{IntNet, Integers, Quantization};
 use super::scheme::{ACTIVATION_MAX, WEIGHT_MAX};
@@ -44,8 +44,8 @@ pub fn finetune(
     let plan = plan(train.len(), settings, job);
     let steps = plan.sizes.len();
     let options = LoaderOptions {
-        mean: net.mean.to_vec(),
-        std: net.std.to_vec(),
+        mean: net.spec.mean.clone(),
+        std: net.spec.std.clone(),
         augment: settings
             .data
             .augment
@@ -138,7 +138,8 @@ impl Rounded {
         }
     }
 
-    /// Computes every tensor that a layer reads, in real units, from the normalized images `[n, 3, 32, 32]` on, and the logits.
+    /// Computes every tensor that a layer reads, in real units, from the normalized images
+    /// `[n, channels, height, width]` on, and the logits.
     pub(super) fn forward(&self, images: &Tensor) -> Vec<Tensor> {
         let nodes = self.nodes.iter().zip(&self.weight_scales).map(|(node, scale)| {
             let numbers = |node: &Node<Tensors>| {
@@ -160,7 +161,7 @@ impl Rounded {
             }
             None => values,
         };
-        float_network::forward(&nodes, images.shallow_clone(), quantized)
+        float_network::forward(&nodes, images.shallow_clone(), Keep::All, quantized)
     }
 
     fn into_net(self, net: &FloatNet) -> FloatNet {

@@ -2,13 +2,13 @@
 //! Element for element it computes the integers of every other execution.
 //!
 //! The units multiply i8 by i8, so u8 activations are stored less 128, and the accumulators' initial values compensate.
-//! Tensors are `[n, side, side, channels]`. `_int_mm` wants more than 16 rows and multiples of 8 elsewhere: matrices are
+//! Tensors are `[n, height, width, channels]`. `_int_mm` wants more than 16 rows and multiples of 8 elsewhere: matrices are
 //! padded with zeros accordingly.
 
 use tch::{Device, Kind, Tensor};
 
-use super::graph::{CLASSES, Geometry, IMAGE_SIDE, Layer, Node};
-use super::integer::{IntNet, Integers, RESIDUAL_SHIFT, image_count};
+use super::graph::{Geometry, Layer, Node, Operation, Spec, Window};
+use super::integer::{IntNet, Integers, RESIDUAL_SHIFT};
 
 /// Offset subtracted from a u8 to make it an i8.
 pub(super) const HALF: i64 = 128;
@@ -17,17 +17,21 @@ const ROWS: usize = 17;
 
 /// An integer network ready to run on a device.
 pub struct GpuEngine {
+    spec: Spec,
     device: Device,
-    /// `[3][256]` int8: from a pixel to the network's input.
-    table: [Tensor; 3],
+    /// `[256]` int8 per channel: from a pixel to the network's input.
+    table: Vec<Tensor>,
     steps: Vec<Step>,
 }
 
 struct Step {
     input: usize,
     residual: Option<usize>,
+    /// The convolution; `None` for a pool.
     product: Option<Product>,
-    max_pool: bool,
+    /// Max-pool, after the convolution if there is one.
+    max_pool: Option<Window>,
+    /// `None` for a max-pool alone and for the last layer.
     requantization: Option<Requantize>,
 }
 
@@ -36,7 +40,7 @@ struct Product {
     geometry: Geometry,
     /// Value of a padding pixel, less [`HALF`].
     padding: i64,
-    /// `[outputs, taps]` int8, both padded to multiples of 8, taps as `[kernel, kernel, inputs]`.
+    /// `[outputs, taps]` int8, both padded to multiples of 8, taps as `[rows, columns, inputs]`.
     weight: Tensor,
     /// Initial accumulators, `[outputs]` int32.
     start: Tensor,
@@ -55,37 +59,40 @@ impl GpuEngine {
     /// Copies the network to `device`.
     pub fn new(net: &IntNet, device: Device) -> GpuEngine {
         let signed = |values: &[u8; 256]| values.map(|value| (i64::from(value) - HALF) as i8);
-        let table = net.input_table().map(|values| Tensor::from_slice(&signed(&values)).to_device(device));
+        let table = net.input_table();
+        let table = table.iter().map(|values| Tensor::from_slice(&signed(values)).to_device(device)).collect();
         let steps = net.nodes.iter().map(|node| Step::new(net, node, device)).collect();
-        GpuEngine { device, table, steps }
+        GpuEngine { spec: net.spec.clone(), device, table, steps }
     }
 
-    /// Computes logits `[n, 10]`, at the last layer's output scale, from pixels `[n, 3, 32, 32]`.
+    /// Computes logits `[n, classes]`, at the last layer's output scale, from pixels `[n, channels, height, width]`.
     pub fn run(&self, pixels: &[u8]) -> Vec<i32> {
         self.trace(pixels).1
     }
 
-    /// Every u8 tensor less 128, as `[n, side, side, channels]` int8 (0: the quantized images), and the logits.
+    /// Every u8 tensor less 128, as `[n, height, width, channels]` int8 (0: the quantized images), and the logits.
     pub fn trace(&self, pixels: &[u8]) -> (Vec<Tensor>, Vec<i32>) {
         tch::no_grad(|| {
-            let (n, side) = (image_count(pixels) as i64, IMAGE_SIDE as i64);
-            let images = Tensor::from_data_size(pixels, &[n, 3, side * side], Kind::Uint8).to_device(self.device);
-            let plane = |channel: usize| {
-                let places = images.select(1, channel as i64).flatten(0, -1).to_kind(Kind::Int64);
-                self.table[channel].index_select(0, &places).view([n, side, side])
+            let images = self.spec.pixel_tensor(pixels).to_device(self.device);
+            let plane = |(channel, table): (usize, &Tensor)| {
+                let plane = images.select(1, channel as i64);
+                let places = plane.flatten(0, -1).to_kind(Kind::Int64);
+                table.index_select(0, &places).view_as(&plane)
             };
-            let mut tensors = vec![Tensor::stack(&[plane(0), plane(1), plane(2)], -1)];
-            let mut logits = vec![0i32; n as usize * CLASSES];
-            for step in &self.steps {
-                let sums = step.sums(&tensors[step.input]);
-                match &step.requantization {
-                    None => sums.contiguous().copy_data(&mut logits, n as usize * CLASSES),
-                    Some(requantize) => {
-                        let output = requantize.apply(&sums, step.residual.map(|index| &tensors[index]));
-                        tensors.push(if step.max_pool { max_pool(&output) } else { output });
-                    }
-                }
+            let planes: Vec<Tensor> = self.table.iter().enumerate().map(plane).collect();
+            let mut tensors = vec![Tensor::stack(&planes, -1)];
+            let (last, before) = self.steps.split_last().expect("a network has layers");
+            for step in before {
+                let input = &tensors[step.input];
+                let output = match &step.requantization {
+                    Some(requantize) => requantize.apply(&step.sums(input), step.residual.map(|index| &tensors[index])),
+                    None => input.shallow_clone(),
+                };
+                tensors.push(step.max_pool.map_or_else(|| output.shallow_clone(), |window| max_pool(&output, window)));
             }
+            let sums = last.sums(&tensors[last.input]).contiguous();
+            let mut logits = vec![0i32; sums.numel()];
+            sums.copy_data(&mut logits, sums.numel());
             (tensors, logits)
         })
     }
@@ -103,16 +110,21 @@ impl Step {
             }
         });
         let product = node.layer().map(|layer| Product::new(net, node, layer, device));
+        let max_pool = match &node.operation {
+            Operation::Convolution(layer) => layer.max_pool.then_some(Window::HALVING),
+            Operation::MaxPool { window, .. } => Some(*window),
+            Operation::AveragePool { .. } => None,
+        };
         Step {
             input: node.input,
             residual: node.layer().and_then(|layer| layer.residual),
             product,
-            max_pool: node.layer().is_some_and(|layer| layer.max_pool),
+            max_pool,
             requantization,
         }
     }
 
-    /// Accumulators int32 `[n, side, side, outputs]`; for the average pool the sums over the image.
+    /// Accumulators int32 `[n, height, width, outputs]`; for the average pool the sums over the image.
     fn sums(&self, input: &Tensor) -> Tensor {
         match &self.product {
             Some(product) => product.sums(input),
@@ -126,9 +138,8 @@ impl Step {
 
 impl Product {
     fn new(net: &IntNet, node: &Node<Integers>, layer: &Layer<Integers>, device: Device) -> Product {
-        let Geometry { inputs, outputs, kernel, .. } = layer.geometry;
-        let taps = layer.geometry.taps();
-        let shape = [outputs, inputs, kernel, kernel].map(|extent| extent as i64);
+        let (outputs, taps) = (layer.geometry.outputs, layer.geometry.taps());
+        let shape = layer.geometry.weight_shape().map(|extent| extent as i64);
         let weight = Tensor::from_slice(&layer.numbers.weight).view(shape);
         let weight = weight.permute([0, 2, 3, 1]).reshape([outputs as i64, taps as i64]);
         // Compensates for activations that are stored less 128.
@@ -144,19 +155,20 @@ impl Product {
 
     fn sums(&self, input: &Tensor) -> Tensor {
         let Geometry { inputs, outputs, kernel, stride, padding, .. } = self.geometry;
-        let [c, k, s, p, out] = [inputs, kernel, stride, padding, self.geometry.out_side()].map(|value| value as i64);
+        let [c, s, p] = [inputs, stride, padding].map(|value| value as i64);
+        let ([rows, columns], [height, width]) = (kernel, self.geometry.out_size());
+        let [rows, columns, height, width] = [rows, columns, height, width].map(|extent| extent as i64);
         let input = match p {
             0 => input.contiguous(),
             _ => bordered(input, p, self.padding),
         };
-        let (n, side) = (input.size()[0], input.size()[1]);
-        let row = side * c;
-        let columns = input.as_strided([n, out, out, k, k, c], [side * row, s * row, s * c, row, c, 1], 0);
-        let taps = self.weight.size()[1] as usize;
-        let columns = padded(&columns.reshape([n * out * out, k * k * c]), ROWS, taps);
-        let product = columns.internal_int_mm(&self.weight.tr());
-        let sums = product.narrow(0, 0, n * out * out).narrow(1, 0, outputs as i64) + &self.start;
-        sums.view([n, out, out, outputs as i64])
+        let n = input.size()[0];
+        let taps = windows(&input, [rows, columns], s, [height, width]);
+        let taps = taps.reshape([n * height * width, rows * columns * c]);
+        let taps = padded(&taps, ROWS, self.weight.size()[1] as usize);
+        let product = taps.internal_int_mm(&self.weight.tr());
+        let sums = product.narrow(0, 0, n * height * width).narrow(1, 0, outputs as i64) + &self.start;
+        sums.view([n, height, width, outputs as i64])
     }
 }
 
@@ -171,7 +183,14 @@ impl Requantize {
     }
 }
 
-/// Pads `[n, side, side, channels]` with a border of `pixels` pixels of `value`.
+/// Windows of contiguous `[n, height, width, channels]` as a view `[n, y, x, rows, columns, channels]`, `stride` pixels apart.
+fn windows(tensor: &Tensor, [rows, columns]: [i64; 2], stride: i64, [y, x]: [i64; 2]) -> Tensor {
+    let (n, height, width, c) = tensor.size4().expect("four dimensions");
+    let row = width * c;
+    tensor.as_strided([n, y, x, rows, columns, c], [height * row, stride * row, stride * c, row, c, 1], 0)
+}
+
+/// Pads `[n, height, width, channels]` with a border of `pixels` pixels of `value`.
 fn bordered(tensor: &Tensor, pixels: i64, value: i64) -> Tensor {
     let size = tensor.size();
     let wide = [size[0], size[1] + 2 * pixels, size[2] + 2 * pixels, size[3]];
@@ -189,9 +208,11 @@ fn padded(matrix: &Tensor, rows: usize, columns: usize) -> Tensor {
     }
 }
 
-/// Max-pools `[n, side, side, channels]` to half the side.
-fn max_pool(tensor: &Tensor) -> Tensor {
-    let size = tensor.size();
-    let half = [size[0], size[1] / 2, 2, size[2] / 2, 2, size[3]];
-    tensor.view(half).amax([2i64, 4].as_slice(), false)
+/// Max-pools `[n, height, width, channels]`.
+fn max_pool(tensor: &Tensor, window: Window) -> Tensor {
+    let (_, height, width, _) = tensor.size4().expect("four dimensions");
+    let out = window.out_size([height as usize, width as usize]).map(|extent| extent as i64);
+    let [kernel, stride, padding] = [window.kernel, window.stride, window.padding].map(|extent| extent as i64);
+    let tensor = if padding == 0 { tensor.contiguous() } else { bordered(tensor, padding, -HALF) };
+    windows(&tensor, [kernel, kernel], stride, out).amax([3i64, 4].as_slice(), false)
 }

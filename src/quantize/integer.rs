@@ -8,8 +8,7 @@
 //! in i64 with an arithmetic shift, clamped to [0, 255], `r` the residual; the output of the last layer is `acc` (i32
 //! logits). ReLU is the clamp at zero point 0. In the average pool `acc` is the sum over the image.
 
-use super::graph::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Node};
-use crate::config::ModelName;
+use super::graph::{Node, Spec};
 
 /// Left shift of the residual, in bits. With it the residual's multiplier and the layer's, which is far smaller, share one
 /// `shift` without losing bits.
@@ -35,10 +34,10 @@ pub struct Requantization {
     pub shift: u32,
 }
 
-/// Numbers of an integer layer; `weight`, `weight_scale` and `bias` are empty for the average pool.
+/// Numbers of an integer layer; `weight`, `weight_scale` and `bias` are empty for a pool.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Integers {
-    /// Weights `[outputs, inputs, kernel, kernel]`, each in [-127, 127].
+    /// Weights `[outputs, inputs, rows, columns]`, each in [-127, 127].
     pub weight: Vec<i8>,
     /// Weight scale, one or one per output channel: real weight = weight * scale.
     pub weight_scale: Vec<f64>,
@@ -46,13 +45,14 @@ pub struct Integers {
     pub bias: Option<Vec<i32>>,
     /// Quantization of the tensor that the layer makes; for the last layer the scale of its logits, zero point 0.
     pub output: Quantization,
-    /// Requantization, computed by `scheme::complete`; `None` for the last layer, whose outputs are the accumulators.
+    /// Requantization, computed by `scheme::complete`; `None` for a max-pool and the last layer, whose outputs are the
+    /// accumulators.
     pub requantization: Option<Requantization>,
 }
 
 impl Integers {
-    /// Numbers of an average pool, without its requantization.
-    pub fn average_pool(output: Quantization) -> Integers {
+    /// Numbers of a pool, without its requantization.
+    pub fn pool(output: Quantization) -> Integers {
         Integers { weight: Vec::new(), weight_scale: Vec::new(), bias: None, output, requantization: None }
     }
 
@@ -65,12 +65,8 @@ impl Integers {
 /// The integer network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct IntNet {
-    /// Name of the network.
-    pub name: ModelName,
-    /// Mean per channel; input = (pixel / 255 - mean) / std.
-    pub mean: [f32; 3],
-    /// Standard deviation per channel.
-    pub std: [f32; 3],
+    /// Network, images and classes.
+    pub spec: Spec,
     /// Quantization of the normalized image.
     pub input: Quantization,
     /// Nodes in the order of the forward pass.
@@ -86,20 +82,22 @@ impl IntNet {
         }
     }
 
-    /// (channels, side) of tensor `index` (0: the image).
-    pub fn shape(&self, index: usize) -> (usize, usize) {
-        if index == 0 { (3, IMAGE_SIDE) } else { self.nodes[index - 1].shape() }
+    /// (channels, height and width) of tensor `index` (0: the image).
+    pub fn shape(&self, index: usize) -> (usize, [usize; 2]) {
+        let [channels, height, width] = self.spec.shape;
+        if index == 0 { (channels, [height, width]) } else { self.nodes[index - 1].shape() }
     }
 
     /// Table from pixel to quantized input, per channel: normalization and quantization in one look-up.
-    pub fn input_table(&self) -> [[u8; 256]; 3] {
-        std::array::from_fn(|channel| {
+    pub fn input_table(&self) -> Vec<[u8; 256]> {
+        let channel = |(mean, std): (&f32, &f32)| {
             std::array::from_fn(|pixel| {
-                let real = (pixel as f32 / 255.0 - self.mean[channel]) / self.std[channel];
+                let real = (pixel as f32 / 255.0 - mean) / std;
                 let steps = (real as f64 / self.input.scale).round_ties_even() + self.input.zero_point as f64;
                 steps.clamp(0.0, 255.0) as u8
             })
-        })
+        };
+        self.spec.mean.iter().zip(&self.spec.std).map(channel).collect()
     }
 
     /// Initial accumulators `[outputs]`: the bias less the input's zero point times the sum of the weights.
@@ -134,17 +132,8 @@ impl IntNet {
     }
 }
 
-/// Index of the greatest logit of each image, the first among equals. `logits` `[n, 10]`.
-pub fn predictions(logits: &[i32]) -> Vec<u8> {
-    let greatest = |image: &[i32]| (0..CLASSES).rev().max_by_key(|&class| image[class]).expect("there are ten classes");
-    logits.chunks(CLASSES).map(|image| greatest(image) as u8).collect()
-}
-
-/// Number of images in `pixels`.
-///
-/// # Panics
-/// `pixels` are not whole images.
-pub fn image_count(pixels: &[u8]) -> usize {
-    assert_eq!(pixels.len() % IMAGE_BYTES, 0, "whole images of {IMAGE_BYTES} bytes");
-    pixels.len() / IMAGE_BYTES
+/// Index of the greatest logit of each image, the first among equals. `logits` `[n, classes]`.
+pub fn predictions(logits: &[i32], classes: usize) -> Vec<usize> {
+    let greatest = |image: &[i32]| (0..classes).rev().max_by_key(|&class| image[class]).expect("there are classes");
+    logits.chunks(classes).map(greatest).collect()
 }

@@ -2,7 +2,8 @@
 //! images (u8). Out: an [`IntNet`] (int8 weights, int32 biases, scales, fixed-point multipliers), what it costs in accuracy
 //! case by case, and an [`Engine`] that runs it from u8 pixels to i32 logits with no float in between.
 //!
-//! `graph` folds batch norm and lists the layers; [`calibration`] measures distributions; [`scheme`] chooses scales;
+//! `graph` lists the layers, which `structure` reads from the model's list of nodes and `fold` fills with its numbers;
+//! [`calibration`] measures distributions; [`scheme`] chooses scales;
 //! `integer` states the arithmetic, which `simulated` (float tensors), `reference` (plain loops), `engine` (vector kernels)
 //! and `gpu_engine` (a GPU's matrix units) execute to identical integers; `accuracy` compares them and counts correct
 //! predictions; `finetune` trains for the integers where they lose too much; `checkpoint` and `onnx` export the result. Only
@@ -15,6 +16,7 @@ pub mod command;
 mod engine;
 mod finetune;
 mod float_network;
+mod fold;
 mod gpu_engine;
 mod graph;
 mod integer;
@@ -23,6 +25,7 @@ mod onnx;
 mod reference;
 pub mod scheme;
 mod simulated;
+mod structure;
 
 pub use accuracy::AccuracyTable;
 pub use calibration::Distribution;
@@ -31,11 +34,12 @@ pub use engine::{Engine, Kernel};
 pub use finetune::finetune;
 pub use float_network::FloatTorch;
 pub use gpu_engine::GpuEngine;
-pub use graph::{CLASSES, FloatNet, Floats, Geometry, IMAGE_BYTES, IMAGE_SIDE, Layer, Node, Operation};
+pub use graph::{FloatNet, Floats, Geometry, Layer, Node, Norm, Operation, Source, Spec, Window};
 pub use integer::{IntNet, Integers, Quantization, Requantization, predictions};
 pub use onnx::to_onnx;
 pub use reference::Reference;
 pub use simulated::Simulated;
+pub use structure::structure;
 
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,12 @@
 //! ONNX export of the integer network in QDQ form (QuantizeLinear, DequantizeLinear around float operators), which ONNX
-//! Runtime turns into integer operators again. Input `pixels` uint8 `[n, 3, 32, 32]`, output `logits` float32 `[n, 10]`.
+//! Runtime turns into integer operators again. Input `pixels` uint8 `[n, channels, height, width]`, output `logits` float32
+//! `[n, classes]`.
 //!
 //! On a CPU without VNNI ONNX Runtime's u8 x i8 product saturates; `session.x64quantprecision = 1` makes it exact there.
 //! Protocol buffers are written by hand: the handful of messages needed is shorter than a generated definition.
 //! Source: onnx/onnx.proto of ONNX 1.17 (field numbers), IR version 8, operator set 13.
 
-use super::checkpoint::is_linear;
-use super::graph::{CLASSES, Layer, Node, Operation};
+use super::graph::{Layer, Node, Operation, Spec, Window};
 use super::integer::{IntNet, Integers, Quantization};
 
 /// Values of TensorProto.DataType.
@@ -20,8 +20,9 @@ pub fn to_onnx(net: &IntNet) -> Vec<u8> {
     let mut graph = Graph::default();
     let floats = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
     graph.initializer("pixel_max", FLOAT, &[], floats(&[255.0]));
-    graph.initializer("mean", FLOAT, &[1, 3, 1, 1], floats(&net.mean));
-    graph.initializer("std", FLOAT, &[1, 3, 1, 1], floats(&net.std));
+    let channels = net.spec.shape[0] as u64;
+    graph.initializer("mean", FLOAT, &[1, channels, 1, 1], floats(&net.spec.mean));
+    graph.initializer("std", FLOAT, &[1, channels, 1, 1], floats(&net.spec.std));
     graph.node("Cast", &["pixels"], "pixels.float", &[integer("to", FLOAT as i64)]);
     graph.node("Div", &["pixels.float", "pixel_max"], "pixels.unit", &[]);
     graph.node("Sub", &["pixels.unit", "mean"], "pixels.centred", &[]);
@@ -33,6 +34,10 @@ pub fn to_onnx(net: &IntNet) -> Vec<u8> {
                 graph.node("GlobalAveragePool", &[&tensors[node.input]], &node.name, &[]);
                 graph.quantized(&node.name, node.numbers().output)
             }
+            Operation::MaxPool { window, numbers, .. } => {
+                graph.max_pool(&tensors[node.input], &node.name, *window);
+                graph.quantized(&node.name, numbers.output)
+            }
             Operation::Convolution(layer) => convolution(&mut graph, net, node, layer, &tensors),
         };
         tensors.push(output);
@@ -42,7 +47,7 @@ pub fn to_onnx(net: &IntNet) -> Vec<u8> {
 
     let mut model = Message::default();
     model.number(1, 8).text(2, "hpml").text(3, env!("CARGO_PKG_VERSION"));
-    model.bytes(7, &graph.finish(net.name.as_str()));
+    model.bytes(7, &graph.finish(&net.spec));
     model.bytes(8, &Message::default().text(1, "").number(2, 13).0);
     model.0
 }
@@ -56,28 +61,27 @@ fn convolution(
     tensors: &[String],
 ) -> String {
     let (name, numbers, geometry) = (&node.name, &layer.numbers, layer.geometry);
-    let [outputs, inputs, kernel] = [geometry.outputs, geometry.inputs, geometry.kernel].map(|extent| extent as u64);
+    let shape = geometry.weight_shape().map(|extent| extent as u64);
     let weight = numbers.weight.iter().map(|&value| value as u8).collect();
     let scales = &numbers.weight_scale;
-    graph.initializer(&format!("{name}.weight.int8"), INT8, &[outputs, inputs, kernel, kernel], weight);
+    graph.initializer(&format!("{name}.weight.int8"), INT8, &shape, weight);
     let mut operands = vec![tensors[node.input].clone(), graph.dequantized(&format!("{name}.weight"), INT8, scales)];
     if let Some(bias) = &numbers.bias {
         let bytes = bias.iter().flat_map(|value| value.to_le_bytes()).collect();
-        graph.initializer(&format!("{name}.bias.int8"), INT32, &[outputs], bytes);
+        graph.initializer(&format!("{name}.bias.int8"), INT32, &shape[..1], bytes);
         let input = net.quantization(node.input).scale;
         let scales: Vec<f64> = scales.iter().map(|scale| scale * input).collect();
         operands.push(graph.dequantized(&format!("{name}.bias"), INT32, &scales));
     }
     let operands: Vec<&str> = operands.iter().map(String::as_str).collect();
     let attributes = [
-        integers("kernel_shape", &[geometry.kernel as i64; 2]),
+        integers("kernel_shape", &geometry.kernel.map(|extent| extent as i64)),
         integers("strides", &[geometry.stride as i64; 2]),
         integers("pads", &[geometry.padding as i64; 4]),
     ];
     let mut made = format!("{name}.sum");
     graph.node("Conv", &operands, &made, &attributes);
     if numbers.requantization.is_none() {
-        debug_assert!(is_linear(name));
         return made;
     }
     let mut then = |operation: &str, operands: &[&str], suffix: &str| {
@@ -94,7 +98,7 @@ fn convolution(
     let mut output = graph.quantized(&made, numbers.output);
     if layer.max_pool {
         let pooled = format!("{name}.pooled");
-        graph.node("MaxPool", &[&output], &pooled, &[integers("kernel_shape", &[2, 2]), integers("strides", &[2, 2])]);
+        graph.max_pool(&output, &pooled, Window::HALVING);
         output = graph.quantized(&pooled, numbers.output);
     }
     output
@@ -119,6 +123,16 @@ impl Graph {
             node.bytes(5, attribute);
         }
         self.nodes.push(node.0);
+    }
+
+    /// Adds MaxPool.
+    fn max_pool(&mut self, input: &str, output: &str, window: Window) {
+        let [kernel, stride, padding] = [window.kernel, window.stride, window.padding].map(|extent| extent as i64);
+        let mut attributes = vec![integers("kernel_shape", &[kernel; 2]), integers("strides", &[stride; 2])];
+        if padding > 0 {
+            attributes.push(integers("pads", &[padding; 4]));
+        }
+        self.node("MaxPool", &[input], output, &attributes);
     }
 
     /// Adds a TensorProto.
@@ -157,17 +171,17 @@ impl Graph {
     }
 
     /// Encodes the GraphProto.
-    fn finish(&self, name: &str) -> Vec<u8> {
+    fn finish(&self, spec: &Spec) -> Vec<u8> {
         let mut graph = Message::default();
         for node in &self.nodes {
             graph.bytes(1, node);
         }
-        graph.text(2, name);
+        graph.text(2, spec.model.name.as_str());
         for tensor in &self.initializers {
             graph.bytes(5, tensor);
         }
-        graph.bytes(11, &value_info("pixels", UINT8, &[3, 32, 32]));
-        graph.bytes(12, &value_info("logits", FLOAT, &[CLASSES as u64]));
+        graph.bytes(11, &value_info("pixels", UINT8, &spec.shape.map(|extent| extent as u64)));
+        graph.bytes(12, &value_info("logits", FLOAT, &[spec.classes as u64]));
         graph.0
     }
 }

@@ -1,16 +1,16 @@
 //! The integer network in plain loops: the definition against which the fast kernels are tested, and the fallback for CPUs
 //! without them.
 
-use super::graph::{CLASSES, IMAGE_BYTES, IMAGE_SIDE, Layer, Node, Operation};
-use super::integer::{IntNet, Integers, RESIDUAL_SHIFT, image_count};
+use super::graph::{Layer, Node, Operation, Window};
+use super::integer::{IntNet, Integers, RESIDUAL_SHIFT};
 
-/// Plain-loop execution from pixels `[n, 3, 32, 32]` u8 to logits `[n, 10]` i32.
+/// Plain-loop execution from pixels `[n, channels, height, width]` u8 to logits `[n, classes]` i32.
 pub struct Reference {
     net: IntNet,
-    table: [[u8; 256]; 3],
+    table: Vec<[u8; 256]>,
     starts: Vec<Vec<i32>>,
     offsets: Vec<i64>,
-    weights: Vec<Vec<i32>>, // per node [kernel, kernel, inputs, outputs]: the inner loop runs over outputs
+    weights: Vec<Vec<i32>>, // per node [rows, columns, inputs, outputs]: the inner loop runs over outputs
 }
 
 impl Reference {
@@ -22,19 +22,21 @@ impl Reference {
         Reference { net: net.clone(), table: net.input_table(), starts, offsets, weights }
     }
 
-    /// Computes the logits `[n, 10]` of every image.
+    /// Computes the logits `[n, classes]` of every image.
     pub fn run(&self, pixels: &[u8]) -> Vec<i32> {
-        let mut logits = Vec::with_capacity(image_count(pixels) * CLASSES);
-        for image in pixels.chunks(IMAGE_BYTES) {
+        let spec = &self.net.spec;
+        let mut logits = Vec::with_capacity(spec.image_count(pixels) * spec.classes);
+        for image in pixels.chunks(spec.image_bytes()) {
             logits.extend(self.image(image).1);
         }
         logits
     }
 
-    /// Every u8 tensor of one image as `[side, side, channels]` (0: the quantized image), and the logits.
+    /// Every u8 tensor of one image as `[height, width, channels]` (0: the quantized image), and the logits.
     pub fn image(&self, pixels: &[u8]) -> (Vec<Vec<u8>>, Vec<i32>) {
-        let plane = IMAGE_SIDE * IMAGE_SIDE;
-        let image = (0..plane).flat_map(|at| (0..3).map(move |c| (c, at)));
+        let [channels, height, width] = self.net.spec.shape;
+        let plane = height * width;
+        let image = (0..plane).flat_map(|at| (0..channels).map(move |c| (c, at)));
         let mut tensors: Vec<Vec<u8>> =
             vec![image.map(|(c, at)| self.table[c][pixels[c * plane + at] as usize]).collect()];
         let mut logits = Vec::new();
@@ -48,8 +50,14 @@ impl Reference {
                     }
                     let residual = layer.residual.map(|tensor| tensors[tensor].as_slice());
                     let output = requantize(&sums, residual, &layer.numbers, self.offsets[index]);
-                    let (channels, side) = (layer.geometry.outputs, layer.geometry.out_side());
-                    tensors.push(if layer.max_pool { max_pool(&output, side, channels) } else { output });
+                    let (channels, size) = (layer.geometry.outputs, layer.geometry.out_size());
+                    tensors.push(match layer.max_pool {
+                        true => max_pool(&output, channels, size, Window::HALVING),
+                        false => output,
+                    });
+                }
+                &Operation::MaxPool { channels, size, window, .. } => {
+                    tensors.push(max_pool(&tensors[node.input], channels, size, window));
                 }
                 Operation::AveragePool { channels, numbers, .. } => {
                     let sum =
@@ -64,21 +72,22 @@ impl Reference {
         (tensors, logits)
     }
 
-    /// Computes the accumulators `[side, side, outputs]`.
+    /// Computes the accumulators `[height, width, outputs]`.
     fn convolve(&self, index: usize, layer: &Layer<Integers>, node: &Node<Integers>, input: &[u8]) -> Vec<i32> {
         let geometry = layer.geometry;
-        let (outputs, side) = (geometry.outputs, geometry.out_side());
+        let (outputs, [height, width]) = (geometry.outputs, geometry.out_size());
         let zero_point = self.net.quantization(node.input).zero_point;
-        let mut sums = Vec::with_capacity(side * side * outputs);
-        for (y, x) in (0..side).flat_map(|y| (0..side).map(move |x| (y, x))) {
+        let mut sums = Vec::with_capacity(height * width * outputs);
+        for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
             let mut sum = self.starts[index].clone();
             let mut weights = self.weights[index].chunks_exact(outputs);
-            for (ky, kx) in (0..geometry.kernel).flat_map(|ky| (0..geometry.kernel).map(move |kx| (ky, kx))) {
+            let [rows, columns] = geometry.kernel;
+            for (ky, kx) in (0..rows).flat_map(|ky| (0..columns).map(move |kx| (ky, kx))) {
                 let at = |o: usize, k: usize| (o * geometry.stride + k).checked_sub(geometry.padding);
-                let inside = at(y, ky).zip(at(x, kx)).filter(|&(y, x)| y < geometry.side && x < geometry.side);
+                let inside = at(y, ky).zip(at(x, kx)).filter(|&(y, x)| y < geometry.size[0] && x < geometry.size[1]);
                 for c in 0..geometry.inputs {
                     let value =
-                        inside.map_or(zero_point, |(y, x)| input[(y * geometry.side + x) * geometry.inputs + c]);
+                        inside.map_or(zero_point, |(y, x)| input[(y * geometry.size[1] + x) * geometry.inputs + c]);
                     let taps = weights.next().expect("a row of weights for every tap");
                     sum.iter_mut().zip(taps).for_each(|(sum, &tap)| *sum += value as i32 * tap);
                 }
@@ -89,10 +98,10 @@ impl Reference {
     }
 }
 
-/// Reorders weights `[outputs, inputs, kernel, kernel]` to `[kernel, kernel, inputs, outputs]`.
+/// Reorders weights `[outputs, inputs, rows, columns]` to `[rows, columns, inputs, outputs]`.
 fn outputs_last(layer: &Layer<Integers>) -> Vec<i32> {
     let (geometry, weight) = (layer.geometry, &layer.numbers.weight);
-    let area = geometry.kernel * geometry.kernel;
+    let area = geometry.kernel[0] * geometry.kernel[1];
     let mut turned = Vec::with_capacity(weight.len());
     for (tap, c) in (0..area).flat_map(|tap| (0..geometry.inputs).map(move |c| (tap, c))) {
         turned.extend((0..geometry.outputs).map(|o| weight[(o * geometry.inputs + c) * area + tap] as i32));
@@ -113,14 +122,17 @@ fn requantize(sums: &[i32], residual: Option<&[u8]>, numbers: &Integers, offset:
     sums.iter().enumerate().map(one).collect()
 }
 
-/// Max-pools `[side, side, channels]` to half the side.
-fn max_pool(input: &[u8], side: usize, channels: usize) -> Vec<u8> {
-    let half = side / 2;
-    let mut output = Vec::with_capacity(half * half * channels);
-    for (y, x) in (0..half).flat_map(|y| (0..half).map(move |x| (y, x))) {
-        let corner = (2 * y * side + 2 * x) * channels;
-        let window = [0, channels, side * channels, (side + 1) * channels].map(|step| corner + step);
-        output.extend((0..channels).map(|c| window.map(|at| input[at + c]).into_iter().max().expect("four")));
+/// Max-pools `[height, width, channels]` of `size`.
+fn max_pool(input: &[u8], channels: usize, size: [usize; 2], window: Window) -> Vec<u8> {
+    let [height, width] = window.out_size(size);
+    let mut output = Vec::with_capacity(height * width * channels);
+    for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
+        let (rows, columns) = (window.inside(y, size[0]), window.inside(x, size[1]));
+        let greatest = |c: usize| {
+            let pixels = rows.clone().flat_map(|y| columns.clone().map(move |x| (y, x)));
+            pixels.map(|(y, x)| input[(y * size[1] + x) * channels + c]).max().expect("a window has pixels")
+        };
+        output.extend((0..channels).map(greatest));
     }
     output
 }

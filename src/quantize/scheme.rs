@@ -20,15 +20,20 @@ pub fn quantize(net: &FloatNet, activations: &[Distribution], config: &config::Q
     for distribution in activations {
         tensors.push(activation_quantization(distribution, config)?);
     }
+    for (index, node) in net.nodes.iter().enumerate() {
+        if let Operation::MaxPool { .. } = node.operation {
+            tensors[index + 1] = tensors[node.input];
+        }
+    }
     let nodes = net.nodes.iter().enumerate().map(|(index, node)| {
         let output = tensors.get(index + 1).copied();
         node.with_numbers(|node| match node.layer() {
             Some(layer) => quantize_layer(&node.name, layer, tensors[node.input], output, config),
-            None => Ok(Integers::average_pool(output.expect("a layer follows the average pool"))),
+            None => Ok(Integers::pool(output.expect("a layer follows a pool"))),
         })
     });
     let nodes = nodes.collect::<Result<_>>()?;
-    complete(IntNet { name: net.name, mean: net.mean, std: net.std, input: tensors[0], nodes })
+    complete(IntNet { spec: net.spec.clone(), input: tensors[0], nodes })
 }
 
 /// Quantizes the network at the scales of `like`.
@@ -61,9 +66,10 @@ pub fn complete(mut net: IntNet) -> Result<IntNet> {
         let output = net.quantization(index + 1).scale;
         let requantization = match &node.operation {
             // The sums are small and computed without vectors: any shift will do.
-            Operation::AveragePool { side, .. } => {
-                fixed_point(&node.name, &[input / (output * (side * side) as f64)], 0.0, 16)
+            Operation::AveragePool { size: [height, width], .. } => {
+                fixed_point(&node.name, &[input / (output * (height * width) as f64)], 0.0, 16)
             }
+            Operation::MaxPool { .. } => continue,
             Operation::Convolution(layer) => {
                 let numbers = &layer.numbers;
                 let of = |channel| input * numbers.scale_of(channel) / output;
@@ -72,11 +78,7 @@ pub fn complete(mut net: IntNet) -> Result<IntNet> {
                 fixed_point(&node.name, &multipliers, residual, 32)
             }
         };
-        let requantization = Some(requantization?);
-        match &mut net.nodes[index].operation {
-            Operation::Convolution(layer) => layer.numbers.requantization = requantization,
-            Operation::AveragePool { numbers, .. } => numbers.requantization = requantization,
-        }
+        net.nodes[index].numbers_mut().requantization = Some(requantization?);
     }
     check_accumulators(&net)?;
     Ok(net)

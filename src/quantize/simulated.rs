@@ -7,8 +7,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::float_network::{convolve, max_pool, pixel_tensor};
-use super::graph::{Layer, Node, Operation};
+use super::float_network::{Keep, convolve, forget, last_reads, max_pool};
+use super::graph::{Layer, Node, Operation, Spec, Window};
 use super::integer::{IntNet, Integers, RESIDUAL_SHIFT};
 use crate::error::{Error, Result};
 
@@ -22,7 +22,7 @@ pub struct Simulated {
     net: IntNet,
     device: Device,
     kind: Kind,                  // type of the convolutions
-    table: Tensor,               // [3 * 256] f32
+    table: Tensor,               // [channels * 256] f32
     groups: Vec<Vec<Group>>,     // per node
     multipliers: Vec<Tensor>,    // per node [1, outputs, 1, 1] i64
     biases: Vec<Option<Tensor>>, // per node [1, outputs, 1, 1] f64
@@ -32,7 +32,7 @@ pub struct Simulated {
 struct Group {
     first: i64,
     count: i64,
-    weight: Tensor, // [outputs, count, kernel, kernel]
+    weight: Tensor, // [outputs, count, rows, columns]
 }
 
 impl Simulated {
@@ -69,26 +69,44 @@ impl Simulated {
         }
     }
 
-    /// Computes logits `[n, 10]` i32 of `pixels` `[n, 3, 32, 32]` u8.
+    /// Network, images and classes.
+    pub fn spec(&self) -> &Spec {
+        &self.net.spec
+    }
+
+    /// Computes logits `[n, classes]` i32 of `pixels` `[n, channels, height, width]` u8.
     ///
     /// # Errors
     /// A value is out of range or not whole; the error names its layer.
     pub fn run(&self, pixels: &[u8]) -> Result<Vec<i32>> {
-        Ok(self.trace(pixels)?.1)
+        Ok(self.forward(pixels, Keep::Last)?.1)
     }
 
-    /// Every u8 tensor as `[n, channels, side, side]` float32 (0: the quantized images), and the logits.
+    /// Every u8 tensor as `[n, channels, height, width]` float32 (0: the quantized images), and the logits.
     ///
     /// # Errors
     /// A value is out of range or not whole; the error names its layer. A network that passed [`super::scheme::complete`] has
     /// none.
     pub fn trace(&self, pixels: &[u8]) -> Result<(Vec<Tensor>, Vec<i32>)> {
+        self.forward(pixels, Keep::All)
+    }
+
+    fn forward(&self, pixels: &[u8], keep: Keep) -> Result<(Vec<Tensor>, Vec<i32>)> {
         let _guard = tch::no_grad_guard();
-        let shift = Tensor::from_slice(&[0i64, 256, 512]).view([1, 3, 1, 1]).to_device(self.device);
-        let indices = pixel_tensor(pixels).to_device(self.device).to_kind(Kind::Int64) + shift;
+        let last_reads = last_reads(&self.net.nodes);
+        let shift: Vec<i64> = (0..self.net.spec.shape[0]).map(|channel| 256 * channel as i64).collect();
+        let shift = Tensor::from_slice(&shift).view([1, -1, 1, 1]).to_device(self.device);
+        let indices = self.net.spec.pixel_tensor(pixels).to_device(self.device).to_kind(Kind::Int64) + shift;
         let mut tensors = vec![self.table.index_select(0, &indices.flatten(0, -1)).view_as(&indices)];
         for (index, node) in self.net.nodes.iter().enumerate() {
+            if keep == Keep::Last && index > 0 {
+                forget(&mut tensors, &last_reads, index - 1);
+            }
             let sums = match &node.operation {
+                Operation::MaxPool { window, .. } => {
+                    tensors.push(max_pool(&tensors[node.input], *window));
+                    continue;
+                }
                 Operation::Convolution(layer) => self.sums(index, node, layer, &tensors[node.input]),
                 Operation::AveragePool { .. } => {
                     tensors[node.input].to_kind(Kind::Double).sum_dim_intlist([2i64, 3].as_slice(), true, Kind::Double)
@@ -103,14 +121,18 @@ impl Simulated {
             let residual = node.layer().and_then(|layer| layer.residual);
             let residual = residual.map(|tensor| (&tensors[tensor], self.net.quantization(tensor).zero_point));
             let output = requantize(node.numbers(), sums, &self.multipliers[index], residual);
-            let output = if node.layer().is_some_and(|layer| layer.max_pool) { max_pool(&output) } else { output };
+            let output = if node.layer().is_some_and(|layer| layer.max_pool) {
+                max_pool(&output, Window::HALVING)
+            } else {
+                output
+            };
             check(&node.name, &output, 0.0, 255.0)?;
             tensors.push(output);
         }
         unreachable!("the last layer has no requantization")
     }
 
-    /// bias + sum of (x - zero_point) * w, whole numbers in float64, `[n, outputs, side, side]`.
+    /// bias + sum of (x - zero_point) * w, whole numbers in float64, `[n, outputs, height, width]`.
     fn sums(&self, index: usize, node: &Node<Integers>, layer: &Layer<Integers>, input: &Tensor) -> Tensor {
         let centred = input.to_kind(self.kind) - self.net.quantization(node.input).zero_point as f64;
         let parts = self.groups[index].iter().map(|group| {
@@ -128,7 +150,7 @@ impl Simulated {
 /// Cuts a layer into the fewest equal groups in which no output's sum of magnitudes exceeds what `kind` holds exactly.
 fn groups(layer: &Layer<Integers>, zero_point: u8, device: Device, kind: Kind) -> Vec<Group> {
     let geometry = layer.geometry;
-    let (area, taps) = (geometry.kernel * geometry.kernel, geometry.taps());
+    let (area, taps) = (geometry.kernel[0] * geometry.kernel[1], geometry.taps());
     let most = zero_point.max(255 - zero_point) as i64;
     let fits = |channels: usize| {
         layer.numbers.weight.chunks(taps).all(|output| {
@@ -139,9 +161,8 @@ fn groups(layer: &Layer<Integers>, zero_point: u8, device: Device, kind: Kind) -
     };
     let splits = (1..=geometry.inputs).map(|groups| geometry.inputs.div_ceil(groups));
     let channels = splits.into_iter().find(|&channels| fits(channels)).expect("one channel's taps fit");
-    let [outputs, kernel] = [geometry.outputs, geometry.kernel].map(|extent| extent as i64);
     let weight: Vec<f32> = layer.numbers.weight.iter().map(|&weight| weight as f32).collect();
-    let weight = Tensor::from_slice(&weight).view([outputs, geometry.inputs as i64, kernel, kernel]);
+    let weight = Tensor::from_slice(&weight).view(geometry.weight_shape().map(|extent| extent as i64));
     let weight = weight.to_kind(kind).to_device(device);
     let firsts = (0..geometry.inputs).step_by(channels);
     let group = |first: usize| {

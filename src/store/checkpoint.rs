@@ -47,6 +47,20 @@ pub fn read_checkpoint(path: &Path) -> Result<Checkpoint> {
     read(&Input::open_run_file(path)?, CHECKPOINT)
 }
 
+/// Reads tensors to begin with: the checkpoint of a run file, or the datasets at the root of another HDF5 file. Returns them
+/// with the name of the group that they lie in.
+///
+/// # Errors
+/// The file is no HDF5 file, or a dataset is damaged or of another type than those of [`TensorValues`].
+pub fn read_weights(path: &Path) -> Result<(Vec<NamedTensor>, &'static str)> {
+    let input = Input::open(path)?;
+    if input.root().link_exists(CHECKPOINT) {
+        return Ok((read(&input, CHECKPOINT)?.tensors, CHECKPOINT));
+    }
+    let tensors: Result<_> = member_names(input.root()).iter().map(|name| read_tensor(&input, "", name)).collect();
+    Ok((tensors?, ""))
+}
+
 /// Reads the checkpoint in the group `name`.
 pub(super) fn read(input: &Input, name: &str) -> Result<Checkpoint> {
     if !input.root().link_exists(name) {
@@ -64,7 +78,7 @@ pub(super) fn read(input: &Input, name: &str) -> Result<Checkpoint> {
 
 /// Reads the tensor `name` of `group`.
 pub(super) fn read_tensor(input: &Input, group: &str, name: &str) -> Result<NamedTensor> {
-    let path = format!("{group}/{name}");
+    let path = if group.is_empty() { name.to_owned() } else { format!("{group}/{name}") };
     let dataset = input.dataset(&path)?;
     let values = match input.kind(&dataset, &path)? {
         TypeDescriptor::Float(FloatSize::U4) => TensorValues::F32(input.numbers(&dataset, &path)?),

@@ -17,6 +17,8 @@ const MOST_SAMPLES: usize = 1 << 20;
 pub struct Parity {
     /// Name of the group: `net`, `resnet18`.
     pub model: String,
+    /// Keys of `[model]` that make the network, as in `name=resnet50 width=16`; `name=` and the group's name if the file has none.
+    pub settings: String,
     /// Mean per channel; input = (pixel / 255 - mean) / std.
     pub mean: [f32; 3],
     /// Standard deviation per channel, above 0.
@@ -31,14 +33,27 @@ pub struct Parity {
     pub init: Vec<NamedTensor>,
     /// Seed of the initial parameters if `init` is empty.
     pub seed: u64,
-    /// Sample numbers in the training set, `[S, B]`.
+    /// Sample numbers in the training set, `[S, B]`; empty for a network of tokens.
     pub indices: Vec<u32>,
-    /// Labels of the samples, `[S, B]`, 0 to 9.
+    /// Labels of the samples, `[S, B]`, 0 to 9; empty for a network of tokens.
     pub labels: Vec<u8>,
+    /// Samples of a network of tokens.
+    pub tokens: Option<Tokens>,
     /// Sum of the normalized inputs per step, `[S]`.
     pub input_sum: Vec<f64>,
     /// Results of PyTorch per number of ranks, ascending; never empty.
     pub references: Vec<Reference>,
+}
+
+/// Sequences of token ids; the target at each place is the next token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tokens {
+    /// Token ids, `[S, B, length + 1]`, each below `vocabulary`.
+    pub ids: Vec<i64>,
+    /// Tokens per sequence, without the last target.
+    pub length: usize,
+    /// Number of different token ids.
+    pub vocabulary: usize,
 }
 
 /// Results of PyTorch with batch-norm statistics over the samples of each of `ranks` ranks, for P parameters and K float32
@@ -84,21 +99,33 @@ struct Model<'a> {
 
 impl Model<'_> {
     fn read(&self) -> Result<Parity> {
-        self.input.group(self.model)?;
-        let (shape, indices) = self.numbers::<i64>("indices", None)?;
-        let [steps, global_batch] = shape[..] else {
-            return Err(self.error("indices", format!("shape {shape:?}, expected [steps, samples]")));
+        let group = self.input.group(self.model)?;
+        let has_tokens = group.link_exists("tokens");
+        let samples = if has_tokens { "tokens" } else { "indices" };
+        let (shape, numbers) = self.numbers::<i64>(samples, None)?;
+        let (steps, global_batch, length) = match shape[..] {
+            [steps, global_batch] if !has_tokens => (steps, global_batch, 0),
+            [steps, global_batch, next] if has_tokens && next > 1 => (steps, global_batch, next - 1),
+            _ => return Err(self.error(samples, format!("shape {shape:?}, expected [steps, samples]"))),
         };
         if steps == 0 || global_batch == 0 || global_batch > MOST_SAMPLES {
-            return Err(self.error("indices", format!("shape {shape:?}, expected steps and samples")));
+            return Err(self.error(samples, format!("shape {shape:?}, expected steps and samples")));
         }
         let claimed = self.attribute("global_batch")?;
         if claimed != Attribute::Int(global_batch as i64) {
-            return Err(self.error("global_batch", format!("{claimed:?}, but {global_batch} columns of indices")));
+            return Err(self.error("global_batch", format!("{claimed:?}, but {global_batch} columns of {samples}")));
         }
-        let (_, labels) = self.numbers::<i64>("labels", Some(&shape))?;
+        let (indices, labels, tokens) = if has_tokens {
+            (Vec::new(), Vec::new(), Some(self.tokens(numbers, length)?))
+        } else {
+            let (_, labels) = self.numbers::<i64>("labels", Some(&shape))?;
+            let label = |label| u8::try_from(label).ok().filter(|label| *label < 10);
+            let indices = self.checked("indices", numbers, "a sample number", |index| u32::try_from(index).ok())?;
+            (indices, self.checked("labels", labels, "0 to 9", label)?, None)
+        };
         Ok(Parity {
             model: self.model.to_owned(),
+            settings: self.settings()?,
             mean: self.channels("mean", |_| true)?,
             std: self.channels("std", |std| std > 0.0)?,
             lr: self.float("lr", |lr| lr > 0.0)?,
@@ -106,12 +133,31 @@ impl Model<'_> {
             global_batch,
             init: self.init()?,
             seed: self.seed()?,
-            indices: self.checked("indices", indices, "a sample number", |index| u32::try_from(index).ok())?,
-            labels: self
-                .checked("labels", labels, "0 to 9", |label| u8::try_from(label).ok().filter(|label| *label < 10))?,
+            indices,
+            labels,
+            tokens,
             input_sum: self.floats("input_sum", steps)?,
             references: self.references(steps)?,
         })
+    }
+
+    fn tokens(&self, ids: Vec<i64>, length: usize) -> Result<Tokens> {
+        let vocabulary = match self.attribute("vocabulary")? {
+            Attribute::Int(vocabulary) if (1..=1 << 24).contains(&vocabulary) => vocabulary,
+            other => return Err(self.error("vocabulary", format!("{other:?}, expected an integer from 1 to 2^24"))),
+        };
+        let is_token = |id| (0..vocabulary).contains(&id).then_some(id);
+        let ids = self.checked("tokens", ids, &format!("0 to {}", vocabulary - 1), is_token)?;
+        Ok(Tokens { ids, length, vocabulary: vocabulary as usize })
+    }
+
+    fn settings(&self) -> Result<String> {
+        let group = self.input.group(self.model)?;
+        match self.input.attribute(&group, "settings") {
+            None => Ok(format!("name={}", self.model)),
+            Some(Attribute::Text(settings)) => Ok(settings),
+            Some(other) => Err(self.error("settings", format!("{other:?}, expected a text"))),
+        }
     }
 
     fn references(&self, steps: usize) -> Result<Vec<Reference>> {

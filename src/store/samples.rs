@@ -90,6 +90,12 @@ impl Number {
     }
 }
 
+/// Version of the HDF5 library.
+fn version() -> String {
+    let (major, minor, release) = hdf5::library_version();
+    format!("{major}.{minor}.{release}")
+}
+
 /// HDF5 file with samples.
 pub struct SampleFile {
     path: PathBuf,
@@ -113,9 +119,9 @@ impl SampleFile {
         Ok(SampleFile { path: path.to_owned(), file })
     }
 
-    /// Whether there is a dataset `name`.
+    /// Whether something of the name `name` is in the file.
     pub fn has(&self, name: &str) -> bool {
-        self.file.dataset(name).is_ok()
+        self.file.link_exists(name)
     }
 
     /// Names of the members of the root group, for messages.
@@ -130,11 +136,14 @@ impl SampleFile {
     pub fn rows(&self, name: &str) -> Result<Rows> {
         let error = |message: String| Error::Dataset { path: self.path.clone(), name: name.into(), message };
         let unreadable = |cause: hdf5::Error| error(format!("cannot be read: {}", reason(&cause)));
-        let dataset =
-            self.file.dataset(name).map_err(|cause| match cause.contains_minor(MinorErrorCode::NotFound) {
-                true => error(format!("no such dataset; the file has {}", self.names().join(", "))),
-                false => unreadable(cause),
-            })?;
+        let dataset = self.file.dataset(name).map_err(|cause| match self.has(name) {
+            false => error(format!("no such dataset; the file has {}", self.names().join(", "))),
+            true => error(format!(
+                "cannot be opened: {}; if a newer HDF5 than this {} wrote it, write it again without libver=\"latest\"",
+                reason(&cause),
+                version()
+            )),
+        })?;
         let created = dataset.dcpl().map_err(unreadable)?;
         if created.layout() == Layout::Virtual || !created.external().is_empty() {
             return Err(error("its values lie in another file, which is not read: copy them into this one".into()));

@@ -17,6 +17,7 @@ use crate::parallel::Replica;
 use crate::sys;
 use crate::train::{loader_options, timed_step};
 use crate::units::{Bytes, Second};
+use crate::workload::Workload;
 
 /// Greatest number of steps per visit: enough for any interval, and few enough to keep all of them.
 const MOST_STEPS: usize = 200;
@@ -67,6 +68,18 @@ impl GpuUse {
     }
 }
 
+/// Bytes that a rank takes at least for `case`, by its workload: known before any smaller batch was measured. 0 on GPUs, where
+/// little of it is the host's.
+fn at_least(plan: &Plan, case: &Case, job: &Job, dataset: &Dataset) -> Result<Bytes> {
+    if job.target.is_gpu() {
+        return Ok(0);
+    }
+    let plan = plan.adapted(|config| {
+        (config.train.global_batch, config.train.batch_per_rank) = (0, case.batch_per_rank);
+    })?;
+    Ok(Workload::new(&plan, dataset.form())?.memory().total())
+}
+
 /// Visits `case` on the ranks of `group` (all of them call this). `needed` is the memory a rank probably takes, 0 if unknown.
 pub(super) fn visit(
     case: &Case,
@@ -85,7 +98,9 @@ pub(super) fn visit(
     let sharing = job.places[..case.ranks].iter().filter(|place| place.host == *host).count();
     // A tenth is left to other processes.
     let room = memory::room(sharing) / 10 * 9;
-    let too_much = needed > memory::resident() + room;
+    let resident = memory::resident();
+    let needed = if needed > 0 { needed } else { resident + at_least(&plan, case, job, dataset)? };
+    let too_much = needed > resident + room;
     let mut outcome = Outcome {
         times: Vec::new(),
         peak_memory: 0,

@@ -6,7 +6,7 @@ use super::GlobalBatch;
 use super::record::EpochRow;
 use crate::collective::Universe;
 use crate::config::Config;
-use crate::data::Datasets;
+use crate::data::{Datasets, Form};
 use crate::launch::Job;
 use crate::parallel::Replica;
 use crate::report;
@@ -23,7 +23,11 @@ pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &R
         job.world_size
     );
     job.describe().iter().for_each(|line| println!("# {line}"));
-    println!("# data {}: {} training, {} test images", datasets.name, datasets.train.len(), datasets.test.len());
+    let what = match datasets.form() {
+        Form::CIFAR10 => "images".to_owned(),
+        form => form.to_string(),
+    };
+    println!("# data {}: {} training, {} test {what}", datasets.name, datasets.train.len(), datasets.test.len());
     let accumulated = match config.train.accumulate {
         1 => String::new(),
         batches => format!(" x accumulate {batches}"),

@@ -9,11 +9,20 @@ use crate::store::{self, Attribute, FileKind, Identity, RunIdentity};
 
 /// Keys and sections that may change when a training is resumed: how fast, how long and on how many ranks it trains. Keys that
 /// decide which samples make a step, and what is done with them, are not among these.
-const MAY_DIFFER: [&str; 16] = [
+const MAY_DIFFER: [&str; 25] = [
     "run.out",
     "launch.",
     "data.dir", // the samples in it must be the same, see `fingerprint`
+    "data.images",
+    "data.labels",
+    "data.test_images",
+    "data.test_labels",
+    "data.test_dir",
+    "data.layout",
     "data.prefetch",
+    "data.threads",
+    "data.cache_mb",
+    "data.gpu_mb",
     "train.epochs",
     "train.batch_per_rank", // the global batch must be the same, see `batch_differs`
     "train.global_batch",

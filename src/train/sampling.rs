@@ -1,5 +1,7 @@
 //! Samples that the ranks draw in each epoch, and how well the epochs mix the data set, counted from the sampler's indices.
 
+use std::collections::HashMap;
+
 use crate::config::{Config, Shares};
 use crate::data::{BatchPlan, Sampler};
 use crate::metrics::definitions;
@@ -20,9 +22,40 @@ pub fn sampler(config: &Config, samples: usize, world_size: usize, rank: usize) 
 
 /// Counts of the samples drawn so far.
 pub struct Sampling {
-    batches_of: Vec<Vec<u32>>, // [samples], batches of the last epoch that held the sample
-    seen: Vec<bool>,           // [samples]
+    last: Held,
+    seen: Vec<bool>, // [samples]
     epochs: Vec<SamplingRow>,
+}
+
+/// Batches of an epoch that held each sample. Nearly always that is one, so that a number per sample suffices.
+struct Held {
+    first: Vec<u32>, // [samples], NONE without a batch
+    more: HashMap<u32, Vec<u32>>,
+}
+
+const NONE: u32 = u32::MAX;
+
+impl Held {
+    fn new(samples: usize) -> Held {
+        Held { first: vec![NONE; samples], more: HashMap::new() }
+    }
+
+    fn add(&mut self, sample: u32, batch: u32) {
+        match &mut self.first[sample as usize] {
+            first if *first == NONE => *first = batch,
+            _ => self.more.entry(sample).or_default().push(batch),
+        }
+    }
+
+    fn of(&self, sample: u32) -> impl Iterator<Item = u32> {
+        let first = Some(self.first[sample as usize]).filter(|first| *first != NONE);
+        first.into_iter().chain(self.more.get(&sample).into_iter().flatten().copied())
+    }
+
+    /// Number of samples that a batch held.
+    fn samples(&self) -> usize {
+        self.first.iter().filter(|first| **first != NONE).count()
+    }
 }
 
 /// Counts of one epoch over all ranks; shares are between 0 and 1.
@@ -39,7 +72,7 @@ pub struct SamplingRow {
 impl Sampling {
     /// Empty counts for a data set of `samples` samples.
     pub fn new(samples: usize) -> Sampling {
-        Sampling { batches_of: vec![Vec::new(); samples], seen: vec![false; samples], epochs: Vec::new() }
+        Sampling { last: Held::new(samples), seen: vec![false; samples], epochs: Vec::new() }
     }
 
     /// Replays the draws of all ranks in the first `steps` steps of `epoch`, and counts them.
@@ -82,15 +115,15 @@ impl Sampling {
             pairs += pairs_of(batch.len());
             met += self.pairs_that_met(batch);
         }
-        self.batches_of.iter_mut().for_each(Vec::clear);
+        self.last = Held::new(self.seen.len());
         for (number, batch) in batches.iter().enumerate() {
             for &sample in batch {
-                self.batches_of[sample as usize].push(number as u32);
+                self.last.add(sample, number as u32);
                 self.seen[sample as usize] = true;
             }
         }
         let samples = self.seen.len() as f64;
-        let distinct = self.batches_of.iter().filter(|batches| !batches.is_empty()).count() as f64;
+        let distinct = self.last.samples() as f64;
         self.epochs.push(SamplingRow {
             epoch,
             drawn,
@@ -103,12 +136,12 @@ impl Sampling {
 
     /// Number of sample pairs of `batch` that shared a batch in the last epoch.
     fn pairs_that_met(&self, batch: &[u32]) -> f64 {
-        let batches_of = |sample: &u32| &self.batches_of[*sample as usize];
-        let mut numbers: Vec<u32> = batch.iter().flat_map(batches_of).copied().collect();
+        let mut numbers: Vec<u32> = batch.iter().flat_map(|sample| self.last.of(*sample)).collect();
         numbers.sort_unstable();
         let mut met: f64 = numbers.chunk_by(|a, b| a == b).map(|same| pairs_of(same.len())).sum();
         // Samples in several batches (overlapping ranks) may have met more than once; each pair counts once.
-        let several: Vec<&Vec<u32>> = batch.iter().map(batches_of).filter(|batches| batches.len() > 1).collect();
+        let in_several = batch.iter().filter(|sample| self.last.more.contains_key(sample));
+        let several: Vec<Vec<u32>> = in_several.map(|sample| self.last.of(*sample).collect()).collect();
         for (index, one) in several.iter().enumerate() {
             for other in &several[index + 1..] {
                 met -= one.iter().filter(|number| other.contains(number)).count().saturating_sub(1) as f64;

@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use crate::collective::Communicator;
+use crate::config;
+use crate::data::Form;
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
-use crate::model::{Entry, Model, Role};
+use crate::model::{Entry, Model, Role, other_name};
 use crate::parallel::Replica;
-use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues};
+use crate::store::{self, Attribute, Checkpoint, NamedTensor, TensorValues};
 
 /// State of the model after `epochs` epochs and `steps` steps, with PyTorch's names, shapes and order: what `load_state_dict`
 /// reads.
@@ -65,7 +67,22 @@ pub fn share(ranks: &Communicator, checkpoint: &mut Checkpoint) -> Result<()> {
     Ok(())
 }
 
-/// Copies `tensors`, which have PyTorch's names, into the model. `path` and `group` tell where they were read.
+/// The network before a training's first step: with the tensors in `model.weights`, or with values drawn from `seed`.
+///
+/// # Errors
+/// The network does not suit the `form` of the samples, or the file of the weights does not suit the network.
+pub fn initial(config: &config::Model, form: Form, seed: u64) -> Result<Model> {
+    let mut model = Model::new(config, form, seed)?;
+    if !config.weights.is_empty() {
+        let path = Path::new(&config.weights);
+        let (tensors, group) = store::read_weights(path)?;
+        load(&mut model, &tensors, path, group)?;
+    }
+    Ok(model)
+}
+
+/// Copies `tensors`, which have PyTorch's names, into the model; a ResNet takes either of its namings, see [`other_name`]. `path` and `group` tell
+/// where they were read.
 ///
 /// # Errors
 /// [`Error::Dataset`] if a tensor of the model is missing or has another shape.
@@ -74,11 +91,13 @@ pub fn load(model: &mut Model, tensors: &[NamedTensor], path: &Path, group: &str
     for entry in model.state.iter_mut().filter(is_read) {
         let refuse = |message: String| Error::Dataset {
             path: path.to_owned(),
-            name: format!("{group}/{}", entry.name),
+            name: if group.is_empty() { entry.name.clone() } else { format!("{group}/{}", entry.name) },
             message,
         };
         let shape = shape(entry);
-        let tensor = tensors.iter().find(|tensor| tensor.name == entry.name).ok_or_else(|| refuse("missing".into()))?;
+        let named = |name: &str| tensors.iter().find(|tensor| tensor.name == name);
+        let tensor = named(&entry.name).or_else(|| named(&other_name(&entry.name)?));
+        let tensor = tensor.ok_or_else(|| refuse("missing".into()))?;
         let source = match (&tensor.values, entry.role) {
             _ if tensor.shape != shape => Err("float32"),
             (TensorValues::I64(values), Role::Counter) => Ok(tch::Tensor::from_slice(values)),

@@ -17,8 +17,8 @@ use tch::Tensor;
 
 use self::judgement::{Judgement, Reached, relative};
 use crate::collective::Combine;
-use crate::config::{BufferSync, ModelName, Plan};
-use crate::data::{self, BatchPlan, Dataset, Feed, Form};
+use crate::config::{self, BufferSync, Config, Plan};
+use crate::data::{self, Batch, BatchPlan, Dataset, Feed, Form};
 use crate::device::StepRecorder;
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -26,7 +26,7 @@ use crate::metrics::Kind;
 use crate::model::{Model, Role};
 use crate::optim::Optimizer;
 use crate::parallel::Replica;
-use crate::store::{self, Parity, Reference};
+use crate::store::{self, Parity, Reference, Tokens};
 use crate::train::{load, loader_options};
 use crate::units::{Bytes, counted};
 
@@ -120,9 +120,11 @@ pub fn run(plan: &Plan, job: &Job, path: &Path) -> Result<String> {
 
 /// Verifies one model. Returns descriptions of what is out of bounds, identical on all ranks.
 fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: &Path) -> Result<Vec<String>> {
-    let name = job.agree(model_name(parity, path))?;
+    let section = job.agree(model_section(parity, path))?;
     let settings = job.agree(plan.adapted(|config| {
-        config.model.name = name;
+        let own = &config.model;
+        let (channels_last, fused_batch_norm) = (own.channels_last, own.fused_batch_norm);
+        config.model = config::Model { channels_last, fused_batch_norm, ..section };
         config.model.bias = parity.init.iter().any(|tensor| tensor.name == "fc3.bias");
         (config.data.mean, config.data.std) = (parity.mean.to_vec(), parity.std.to_vec());
         config.optim.momentum = parity.momentum;
@@ -131,7 +133,11 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
     if let Form::Images { shape, .. } = images.form() {
         job.agree(settings.data.normalization(shape[0]))?;
     }
-    let mut model = job.agree(Model::new(&settings.model, images.form(), parity.seed))?;
+    let form = match &parity.tokens {
+        Some(Tokens { length, vocabulary, .. }) => Form::Tokens { length: *length, vocabulary: *vocabulary },
+        None => images.form(),
+    };
+    let mut model = job.agree(Model::new(&settings.model, form, parity.seed))?;
     if !parity.init.is_empty() {
         job.agree(load(&mut model, &parity.init, path, "init"))?;
     }
@@ -150,6 +156,10 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
     let feed = job.agree(Feed::new(images.clone(), job.target.own_memory(), Bytes::MAX))?;
     let batches = feed.batches(plan, loader_options(&settings.data, &feed, &replica, None));
     let mut reached = Reached::default();
+    let batches: Box<dyn Iterator<Item = Result<Batch>>> = match &parity.tokens {
+        Some(tokens) => Box::new(token_batches(job, tokens, parity.global_batch).map(Ok)),
+        None => Box::new(batches),
+    };
     for (batch, expected_sum) in batches.zip(&parity.input_sum) {
         let batch = batch?;
         let mut sum = [batch.inputs.sum(tch::Kind::Double).double_value(&[])];
@@ -188,14 +198,27 @@ fn movements(model: &Model, initial: &[Tensor]) -> Vec<f64> {
     model.parameters().map(|entry| &entry.tensor).zip(initial).map(moved).collect()
 }
 
-fn model_name(parity: &Parity, path: &Path) -> Result<ModelName> {
-    match parity.model.as_str() {
-        "net" => Ok(ModelName::Net),
-        "resnet18" => Ok(ModelName::Resnet18),
-        other => {
-            Err(Error::File { path: path.to_owned(), message: format!("model {other}: expected net or resnet18") })
-        }
-    }
+/// The `[model]` section that makes the network of the parity file.
+fn model_section(parity: &Parity, path: &Path) -> Result<config::Model> {
+    let keys: Vec<String> = parity.settings.split_whitespace().map(|key| format!("model.{key}")).collect();
+    let refuse = |error: Error| Error::Dataset {
+        path: path.to_owned(),
+        name: format!("{}/settings", parity.model),
+        message: format!("{error}: made for another version of hpml, or by hand"),
+    };
+    Ok(Config::load(None, &keys).map_err(refuse)?.model)
+}
+
+/// This rank's columns of every step of a network of tokens.
+fn token_batches<'a>(job: &Job, tokens: &'a Tokens, batch: usize) -> impl Iterator<Item = Batch> + 'a {
+    let own = job.rank * batch / job.world_size..(job.rank + 1) * batch / job.world_size;
+    let (next, device) = (tokens.length + 1, job.target.device());
+    tokens.ids.chunks(batch * next).map(move |step| {
+        let ids = Tensor::from_slice(&step[own.start * next..own.end * next]);
+        let ids = ids.view([own.len() as i64, next as i64]).to_device(device);
+        let places = |first: i64| ids.narrow(1, first, tokens.length as i64).contiguous();
+        Batch { inputs: places(0), targets: places(1), len: own.len() }
+    })
 }
 
 fn no_reference(parity: &Parity, groups: usize, path: &Path) -> String {

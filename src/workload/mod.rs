@@ -5,11 +5,11 @@ mod activations;
 mod memory;
 mod tables;
 
-use crate::config::{Device, Plan};
+use crate::config::{Device, ModelName, Plan};
 use crate::data::{self, Form};
 use crate::error::Result;
-use crate::model::Role;
 use crate::model::graph::{Graph, Op, Slot};
+use crate::model::{Entry, Model, Role};
 use crate::parallel::Bucket;
 use crate::table::{terminal, terminal_width};
 pub use activations::Activations;
@@ -25,16 +25,25 @@ pub use tables::empty_tables;
 ///
 /// let plan = Plan::new(Config::default(), 2)?;
 /// let workload = Workload::new(&plan, Form::CIFAR10)?;
-/// assert_eq!((workload.parameters(), workload.operations()[0]), (61_770, 2 * 651_720));
+/// assert_eq!(workload.parameters(), 61_770);
+/// assert_eq!(workload.operations().map(|[forward, _]| forward), Some(2 * 651_720));
 /// # Ok::<(), hpml::error::Error>(())
 /// ```
 pub struct Workload {
+    /// Tensors of the state.
+    state: Vec<Slot>,
+    buckets: Vec<Bucket>,
+    /// Operations of the network; `None` for one from a file, which is no list of nodes.
+    nodes: Option<Nodes>,
+    memory: Memory,
+}
+
+/// The operations of a network.
+struct Nodes {
     graph: Graph,
     /// Whether the backward pass computes a gradient of each node's output: the node or one before it is trained.
     differentiated: Vec<bool>,
-    buckets: Vec<Bucket>,
     activations: Activations,
-    memory: Memory,
 }
 
 /// Tables of the workload of `plan`, as text.
@@ -51,30 +60,31 @@ impl Workload {
     /// The workload of `plan`'s ranks on samples of this `form`. They compute on GPUs if `launch.device` is `cuda`.
     ///
     /// # Errors
-    /// The network takes no such samples, or has no list of nodes in which to count.
+    /// The network takes no such samples, or its file cannot be used.
     pub fn new(plan: &Plan, form: Form) -> Result<Workload> {
-        let graph = Graph::new(&plan.model, form)?;
-        let mut differentiated: Vec<bool> = Vec::with_capacity(graph.nodes.len());
-        for node in &graph.nodes {
-            let trained = graph.slots(node).any(|slot| slot.role == Role::Parameter);
-            differentiated.push(trained || node.inputs.iter().any(|&input| differentiated[input]));
-        }
+        let gpu = plan.launch.device == Device::Cuda;
+        let nodes = match plan.model.name {
+            ModelName::File => None,
+            _ => Some(Nodes::new(Graph::new(&plan.model, form)?, plan, gpu)),
+        };
+        let state = match &nodes {
+            Some(nodes) => nodes.graph.state.clone(),
+            None => Model::new(&plan.model, form, plan.run.seed)?.state.iter().map(slot).collect(),
+        };
         let mut end = 0;
         let of_parameter = |slot: &Slot| {
             end += slot.elements();
             end - slot.elements()..end
         };
-        let elements: Vec<_> = of_role(&graph, Role::Parameter).map(of_parameter).collect();
+        let elements: Vec<_> = of_role(&state, Role::Parameter).map(of_parameter).collect();
         let buckets = Bucket::plan(&elements, Bucket::least_bytes(plan, plan.world_size()));
-        let gpu = plan.launch.device == Device::Cuda;
-        let activations = Activations::new(&graph, &differentiated, plan.model.precision, gpu);
-        let memory = Memory::new(&graph, &activations, plan, gpu);
-        Ok(Workload { graph, differentiated, buckets, activations, memory })
+        let memory = Memory::new(&state, form, nodes.as_ref().map(|nodes| &nodes.activations), plan, gpu);
+        Ok(Workload { state, buckets, nodes, memory })
     }
 
     /// Number of trained values.
     pub fn parameters(&self) -> usize {
-        self.graph.parameters()
+        of_role(&self.state, Role::Parameter).map(Slot::elements).sum()
     }
 
     /// Buckets of gradients, in the order in which they are planned: the last parameters first.
@@ -82,9 +92,9 @@ impl Workload {
         &self.buckets
     }
 
-    /// Values of one sample that the backward pass needs.
-    pub fn activations(&self) -> &Activations {
-        &self.activations
+    /// Values of one sample that the backward pass needs; `None` for a network from a file.
+    pub fn activations(&self) -> Option<&Activations> {
+        self.nodes.as_ref().map(|nodes| &nodes.activations)
     }
 
     /// Predicted memory of a rank.
@@ -93,12 +103,26 @@ impl Workload {
     }
 
     /// Multiplications and additions per sample in the forward pass, and in forward and backward pass, as PyTorch's
-    /// `FlopCounterMode` counts them: those of convolutions, matrix products and attention.
-    pub fn operations(&self) -> [u64; 2] {
-        let nodes = (0..self.graph.nodes.len()).map(|node| self.operations_of(node));
-        nodes.fold([0, 0], |[forward, all], [one, both]| [forward + one, all + both])
+    /// `FlopCounterMode` counts them: those of convolutions, matrix products and attention. `None` for a network from a file.
+    pub fn operations(&self) -> Option<[u64; 2]> {
+        let nodes = self.nodes.as_ref()?;
+        let each = (0..nodes.graph.nodes.len()).map(|node| nodes.operations_of(node));
+        Some(each.fold([0, 0], |[forward, all], [one, both]| [forward + one, all + both]))
+    }
+}
+
+impl Nodes {
+    fn new(graph: Graph, plan: &Plan, gpu: bool) -> Nodes {
+        let mut differentiated: Vec<bool> = Vec::with_capacity(graph.nodes.len());
+        for node in &graph.nodes {
+            let trained = graph.slots(node).any(|slot| slot.role == Role::Parameter);
+            differentiated.push(trained || node.inputs.iter().any(|&input| differentiated[input]));
+        }
+        let activations = Activations::new(&graph, &differentiated, plan.model.precision, gpu);
+        Nodes { graph, differentiated, activations }
     }
 
+    /// Multiplications and additions of a node per sample: forward, and forward and backward.
     fn operations_of(&self, index: usize) -> [u64; 2] {
         let node = &self.graph.nodes[index];
         let forward = 2 * self.graph.multiplications_of(node);
@@ -113,6 +137,16 @@ impl Workload {
 }
 
 /// The tensors with this `role`, in the order of the state.
-fn of_role(graph: &Graph, role: Role) -> impl Iterator<Item = &Slot> {
-    graph.state.iter().filter(move |slot| slot.role == role)
+fn of_role(state: &[Slot], role: Role) -> impl Iterator<Item = &Slot> {
+    state.iter().filter(move |slot| slot.role == role)
+}
+
+/// Name, role and shape of an entry of a model's state.
+fn slot(entry: &Entry) -> Slot {
+    let shape = if entry.tensor.defined() { entry.tensor.size() } else { Vec::new() };
+    Slot {
+        name: entry.name.clone(),
+        role: entry.role,
+        shape: shape.into_iter().map(|extent| extent as usize).collect(),
+    }
 }

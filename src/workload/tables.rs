@@ -1,6 +1,6 @@
 //! Tables of a workload.
 
-use super::{Workload, of_role};
+use super::{Nodes, Workload, of_role};
 use crate::config::{Device, Plan};
 use crate::metrics::definitions;
 use crate::model::Role;
@@ -17,21 +17,15 @@ fn workload() -> Schema<Row> {
         .count(("parameters", "1", "values that are trained"), |row| row.parameters)
         .count(("frozen", "1", "parameters that are not trained"), |row| row.frozen)
         .count(("buffers", "1", "running statistics of batch norm"), |row| row.buffers)
-        .integer(("gradient_bytes", "B", "gradients of a rank in float32, before compression"), |row| row.gradient_bytes)
-        .count(("buckets", "1", "all-reduces of gradients per step; 1 on one rank, which sends none"), |row| row.buckets)
-        .integer(
-            (
-                "operations_forward",
-                "1",
-                "multiplications and additions of the forward pass per sample, in convolutions, matrix products and attention",
-            ),
-            |row| row.operations[0] as i64,
-        )
-        .integer(
-            ("operations_training", "1", "multiplications and additions of forward and backward pass per sample"),
-            |row| row.operations[1] as i64,
-        )
-        .integer(("activation_bytes", "B", "values of one sample that the backward pass needs"), |row| row.kept)
+        .integer(("gradient_bytes", "B", "gradients of a rank in float32, before compression"), |row| {
+            row.gradient_bytes
+        })
+        .count(("buckets", "1", "all-reduces of gradients per step; 1 on one rank, which sends none"), |row| {
+            row.buckets
+        })
+        .float(&definitions::OPERATIONS_FORWARD, |row| row.operations.map_or(f64::NAN, |[forward, _]| forward as f64))
+        .float(&definitions::OPERATIONS_TRAINING, |row| row.operations.map_or(f64::NAN, |[_, all]| all as f64))
+        .float(&definitions::ACTIVATION_BYTES, |row| row.kept)
         .integer(("memory", "B", "predicted memory of a rank, without that of the process"), |row| row.memory)
 }
 
@@ -44,8 +38,8 @@ struct Row {
     buffers: usize,
     gradient_bytes: i64,
     buckets: usize,
-    operations: [u64; 2],
-    kept: i64,
+    operations: Option<[u64; 2]>,
+    kept: f64,
     memory: i64,
 }
 
@@ -111,7 +105,7 @@ pub fn empty_tables() -> Vec<Table> {
 pub(super) fn sheets(of: &Workload, plan: &Plan) -> Vec<Sheet> {
     let name = plan.model.name.as_str();
     let all = |table: Table, title: String| Sheet { title, ..Frame::new(table).raw() };
-    let number = |role: Role| of_role(&of.graph, role).map(Slot::elements).sum();
+    let number = |role: Role| of_role(&of.state, role).map(Slot::elements).sum();
     let bytes = |elements: usize| elements * size_of::<f32>();
     let row = Row {
         model: name.to_owned(),
@@ -123,10 +117,10 @@ pub(super) fn sheets(of: &Workload, plan: &Plan) -> Vec<Sheet> {
         gradient_bytes: bytes(of.parameters()) as i64,
         buckets: of.buckets.len(),
         operations: of.operations(),
-        kept: of.activations.kept as i64,
+        kept: of.activations().map_or(f64::NAN, |activations| activations.kept as f64),
         memory: of.memory.total() as i64,
     };
-    let names: Vec<&str> = of_role(&of.graph, Role::Parameter).map(|slot| slot.name.as_str()).collect();
+    let names: Vec<&str> = of_role(&of.state, Role::Parameter).map(|slot| slot.name.as_str()).collect();
     let bucket_rows: Vec<BucketRow> = of
         .buckets
         .iter()
@@ -144,15 +138,16 @@ pub(super) fn sheets(of: &Workload, plan: &Plan) -> Vec<Sheet> {
         "{place}; without the process itself (libtorch and MPI), workspaces of kernels, a data set held in memory (once per host), \
          and what compression carries"
     );
-    vec![
-        all(workload().table(&[row]), format!("Workload of {name}")),
-        all(parts().table(&part_rows(of)), format!("Parts of {name}")),
+    let parts = of.nodes.as_ref().map(|nodes| all(parts().table(&part_rows(nodes)), format!("Parts of {name}")));
+    let first = [Some(all(workload().table(&[row]), format!("Workload of {name}"))), parts];
+    let rest = [
         all(buckets().table(&bucket_rows), "Buckets of gradients".into()),
         all(memory().table(&of.memory.parts), "Memory of a rank".into()).with_note(note),
-    ]
+    ];
+    first.into_iter().flatten().chain(rest).collect()
 }
 
-fn part_rows(of: &Workload) -> Vec<Part> {
+fn part_rows(of: &Nodes) -> Vec<Part> {
     let mut rows: Vec<Part> = Vec::new();
     let mut counted = vec![false; of.graph.state.len()];
     for (index, node) in of.graph.nodes.iter().enumerate().skip(1) {

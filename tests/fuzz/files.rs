@@ -302,13 +302,13 @@ pub fn tables(folder: &Path) -> Case {
 pub fn int8(folder: &Path) -> Case {
     let whole = store::read_checkpoint(&real_files(folder)[1]).unwrap();
     from_checkpoint(&whole).unwrap();
-    let pixels: Vec<u8> = (0..3072).map(|place| (place * 7 % 256) as u8).collect();
     Box::new(move |random| {
         let mut changed = whole.clone();
         for _ in 0..1 + random.below(3) {
             change(&mut changed, random);
         }
         if let Ok(net) = from_checkpoint(&changed) {
+            let pixels: Vec<u8> = (0..net.spec.image_bytes()).map(|place| (place * 7 % 256) as u8).collect();
             let portable = Engine::new(&net, Kernel::Portable).run(&pixels);
             assert_eq!(Engine::new(&net, Kernel::best()).run(&pixels), portable);
         }
@@ -379,5 +379,57 @@ pub fn cifar(folder: &Path) -> Case {
         config.data.test_samples = random.below(10_001);
         let _ = data::open(&config.data);
         fs::write(&path, &whole).unwrap();
+    })
+}
+
+/// Feeds damaged `.npy` and IDX files of a few small images.
+pub fn arrays(folder: &Path) -> Case {
+    let npy = |descr: &str, shape: &str, values: usize| {
+        let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend(118u16.to_le_bytes());
+        bytes.extend(format!("{header:<117}\n").bytes());
+        bytes.extend(vec![0; values]);
+        bytes
+    };
+    let idx = |extents: &[u8], values: usize| {
+        let mut bytes = vec![0, 0, 8, extents.len() as u8];
+        extents.iter().for_each(|extent| bytes.extend([0, 0, 0, *extent]));
+        bytes.extend(vec![1; values]);
+        bytes
+    };
+    let kinds = [
+        vec![
+            ("images.npy", npy("|u1", "6, 3, 5, 5", 450)),
+            ("labels.npy", npy("<i8", "6,", 48)),
+            ("test_images.npy", npy("|u1", "2, 3, 5, 5", 150)),
+            ("test_labels.npy", npy("<u2", "2, 1", 4)),
+        ],
+        vec![
+            ("train-images-idx3-ubyte", idx(&[6, 5, 5], 150)),
+            ("train-labels-idx1-ubyte", idx(&[6], 6)),
+            ("t10k-images-idx3-ubyte", idx(&[2, 5, 5], 50)),
+            ("t10k-labels-idx1-ubyte", idx(&[2], 2)),
+        ],
+    ];
+    let folder = folder.join("arrays");
+    Box::new(move |random| {
+        let files = &kinds[random.below(kinds.len())];
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        let damaged = random.below(files.len());
+        for (number, (name, whole)) in files.iter().enumerate() {
+            let mut bytes = whole.clone();
+            if number == damaged {
+                let header = if random.one_in(2) { Some(random.below(80.min(bytes.len()))) } else { None };
+                damage(&mut bytes, header, &files[random.below(files.len())].1, random);
+            }
+            fs::write(folder.join(name), bytes).unwrap();
+        }
+        let mut config = Config::default();
+        config.data.dir = folder.display().to_string();
+        if let Ok(sets) = data::open(&config.data) {
+            let _ = (sets.train.images(0..sets.train.len()), sets.test.fingerprint());
+        }
     })
 }

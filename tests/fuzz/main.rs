@@ -29,6 +29,7 @@ fn target(name: &str, folder: &Path) -> Case {
         "arguments" => texts::arguments(),
         "cifar" => texts::cifar(),
         "cifar_files" => files::cifar(folder),
+        "arrays" => files::arrays(folder),
         "sampler" => texts::sampler(),
         "hdf5" => files::hdf5(folder),
         "old_hdf5" => files::old_hdf5(folder),
@@ -56,6 +57,11 @@ fn cifar_records() {
 #[test]
 fn cifar_files() {
     fuzz("cifar_files", 10);
+}
+
+#[test]
+fn arrays() {
+    fuzz("arrays", 5_000);
 }
 
 #[test]

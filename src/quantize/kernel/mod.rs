@@ -38,7 +38,7 @@ const LINE: usize = 64;
 #[allow(clippy::missing_safety_doc)] // stated once, in the trait's Safety section
 pub unsafe trait Isa: Sized + 'static {
     /// Stored form of an activation.
-    type Input: Copy + Default + Send + std::fmt::Debug;
+    type Input: Copy + Default + Ord + Send + std::fmt::Debug;
     /// Stored form of a weight.
     type Weight: Copy + Default + Send + std::fmt::Debug;
     /// A register of `LANES` i32.
@@ -113,18 +113,18 @@ pub struct Packing<'a, W = i8> {
     pub multiplier: &'a [i32],
     /// Scalars of the requantization.
     pub scale: Scale,
-    /// Side of the kernel.
-    pub kernel: usize,
+    /// Rows and columns of the kernel.
+    pub kernel: [usize; 2],
     /// Step between two outputs, in input pixels.
     pub stride: usize,
-    /// Side of the output, in windows if there is a max-pool.
-    pub side: usize,
+    /// Height and width of the output, in windows if there is a max-pool.
+    pub size: [usize; 2],
     /// Rows and columns of padding stored on each side of the input.
     pub padding: usize,
     /// Value of the padding.
     pub border: u8,
-    /// Side of the input without its padding.
-    pub input_side: usize,
+    /// Height and width of the input without its padding.
+    pub input_size: [usize; 2],
     /// Channels stored per input pixel.
     pub input_channels: usize,
     /// Elements from one image row to the next in the input.
@@ -137,7 +137,7 @@ pub struct Packing<'a, W = i8> {
     pub outputs: Vec<u32>,
     /// Offset of each result's residual; empty without one.
     pub residuals: Vec<u32>,
-    /// Channels stored per output pixel; 10 for the logits.
+    /// Channels stored per output pixel; the classes for the logits.
     pub output_channels: usize,
     /// Entries of `inputs` per image.
     pub per_image: usize,
@@ -216,31 +216,31 @@ impl<I: Isa> Convolution<I> {
     /// # Panics
     /// Lengths do not fit together: the caller made them from different geometries.
     pub fn new<W: Copy + Into<i16>>(packing: Packing<W>) -> Convolution<I> {
-        let Packing { kernel, input_channels, .. } = packing;
+        let Packing { kernel: [rows, columns], input_channels, .. } = packing;
+        let area = rows * columns;
         assert!(packing.inputs.len() == packing.outputs.len() && input_channels % I::GROUP == 0);
         assert!(packing.residuals.is_empty() || packing.residuals.len() == packing.inputs.len());
         let outputs = packing.start.len();
         let vectors = outputs.div_ceil(I::LANES);
-        let real_inputs = packing.weight.len() / (outputs * kernel * kernel);
-        assert!(real_inputs <= input_channels && real_inputs * outputs * kernel * kernel == packing.weight.len());
+        let real_inputs = packing.weight.len() / (outputs * area);
+        assert!(real_inputs <= input_channels && real_inputs * outputs * area == packing.weight.len());
 
         // A register of weights that lay across two cache lines would take two loads.
-        let mut weights: Vec<I::Weight> =
-            Vec::with_capacity(LINE + vectors * I::LANES * kernel * kernel * input_channels);
+        let mut weights: Vec<I::Weight> = Vec::with_capacity(LINE + vectors * I::LANES * area * input_channels);
         weights.resize(weights.as_ptr().align_offset(LINE).min(LINE), I::Weight::default());
         let (mut blocks, mut first) = (Vec::new(), 0);
-        let groups = kernel * input_channels / I::GROUP;
+        let groups = columns * input_channels / I::GROUP;
         while first < vectors {
             let widest = if packing.window.is_some() { 1 } else { I::VECTORS };
             let fitting = [4, 2, 1].into_iter().find(|&width| width <= widest && width <= vectors - first);
             let block = Block { vectors: fitting.expect("1 always fits"), first, weights: weights.len() };
-            for (ky, group) in (0..kernel).flat_map(|ky| (0..groups).map(move |group| (ky, group))) {
+            for (ky, group) in (0..rows).flat_map(|ky| (0..groups).map(move |group| (ky, group))) {
                 for lane in first * I::LANES..(first + block.vectors) * I::LANES {
                     weights.extend((0..I::GROUP).map(|at| {
                         let (kx, c) =
                             ((group * I::GROUP + at) / input_channels, (group * I::GROUP + at) % input_channels);
                         let inside = lane < outputs && c < real_inputs;
-                        let index = ((lane * real_inputs + c) * kernel + ky) * kernel + kx;
+                        let index = ((lane * real_inputs + c) * rows + ky) * columns + kx;
                         I::weight(if inside { packing.weight[index].into() } else { 0 })
                     }));
                 }
@@ -255,7 +255,7 @@ impl<I: Isa> Convolution<I> {
         };
         let furthest = |offsets: &[u32]| offsets.iter().copied().max().unwrap_or(0) as usize;
         let window = packing.window.map_or(0, |window| window.into_iter().max().expect("four"));
-        let last_row = (kernel - 1) * packing.row_stride + groups * I::GROUP;
+        let last_row = (rows - 1) * packing.row_stride + groups * I::GROUP;
         let reach = [
             furthest(&packing.inputs) + window + last_row,
             furthest(&packing.outputs) + packing.output_channels,
@@ -267,7 +267,7 @@ impl<I: Isa> Convolution<I> {
             zones: Zones::new::<I, W>(&packing),
             multiplier: if packing.multiplier.is_empty() { Vec::new() } else { padded(packing.multiplier) },
             scale: packing.scale,
-            rows: kernel,
+            rows,
             groups,
             row_stride: packing.row_stride,
             window: packing.window,

@@ -20,13 +20,13 @@ const LEAST_TILES: usize = 32;
 /// Input channels above which a sum could leave i32.
 const MOST_INPUTS: usize = i32::MAX as usize / (1020 * 1143);
 
-/// A 3x3 convolution with stride 1 on an even side, no max-pool, input channels a multiple of 16, outputs of 8.
+/// A 3x3 convolution with stride 1, even height and width, no max-pool, input channels a multiple of 16, outputs of 8.
 pub struct Winograd {
     products: Vec<Convolution<Avx2>>, // [16], each [tiles, inputs] x [inputs, outputs]
     inputs: usize,
     outputs: usize,
     row_stride: usize,
-    side: usize,
+    size: [usize; 2],
     start: Vec<i32>,
     multiplier: Vec<i32>,
     scale: Scale,
@@ -43,10 +43,10 @@ impl Winograd {
     /// Whether this form can compute the layer.
     pub fn fits(packing: &Packing) -> bool {
         let outputs = packing.start.len();
-        packing.kernel == 3
+        packing.kernel == [3, 3]
             && packing.stride == 1
             && packing.window.is_none()
-            && packing.side.is_multiple_of(2)
+            && packing.size.iter().all(|side| side.is_multiple_of(2))
             && !packing.multiplier.is_empty()
             && packing.input_channels.is_multiple_of(16)
             && packing.input_channels <= MOST_INPUTS
@@ -71,12 +71,12 @@ impl Winograd {
                 start: vec![0; outputs],
                 multiplier: &[],
                 scale: Scale::default(),
-                kernel: 1,
+                kernel: [1, 1],
                 stride: 1,
-                side: 1,
+                size: [1, 1],
                 padding: 0,
                 border: 0,
-                input_side: 1,
+                input_size: [1, 1],
                 input_channels: inputs,
                 row_stride: inputs,
                 window: None,
@@ -93,7 +93,7 @@ impl Winograd {
             inputs,
             outputs,
             row_stride: packing.row_stride,
-            side: packing.side,
+            size: packing.size,
             reach: [
                 // The last pixel's taps are the last elements of the last tile.
                 furthest(&packing.inputs, 2 * packing.row_stride + 3 * inputs),
@@ -114,9 +114,9 @@ impl Winograd {
 
     /// Index of a tile's first pixel in the tables.
     fn pixel(&self, tile: usize) -> usize {
-        let half = self.side / 2;
-        let (image, y, x) = (tile / (half * half), tile / half % half, tile % half);
-        image * self.side * self.side + 2 * y * self.side + 2 * x
+        let [height, width] = self.size.map(|side| side / 2);
+        let (image, y, x) = (tile / (height * width), tile / width % height, tile % width);
+        4 * image * height * width + 4 * y * width + 2 * x
     }
 
     /// Transforms tiles `first..first + count` of `input` to `transformed`.
@@ -157,7 +157,8 @@ impl Winograd {
         let (outputs, plane) = (self.outputs, self.tiles * self.outputs);
         for tile in 0..count {
             let pixel = self.pixel(first + tile);
-            let pixels = [pixel, pixel + 1, pixel + self.side, pixel + self.side + 1];
+            let below = pixel + self.size[1];
+            let pixels = [pixel, pixel + 1, below, below + 1];
             for channel in (0..outputs).step_by(8) {
                 // SAFETY: as in `transform`; the pixels are in the tables, whose offsets plus `outputs` are within
                 // `reach`; `start` and `multiplier` have `outputs` elements, a multiple of 8.
@@ -188,7 +189,7 @@ impl Winograd {
 
 impl Run<Avx2> for Winograd {
     fn run(&mut self, images: usize, input: &[i16], residual: Option<&[i16]>, output: &mut [i16]) {
-        let all = images * self.side * self.side / 4;
+        let all = images * self.size[0] * self.size[1] / 4;
         assert!(Avx2::detected() && all * 4 <= self.corners.len());
         assert!(input.len() >= self.reach[0] && output.len() >= self.reach[1]);
         assert_eq!(residual.is_some(), !self.residuals.is_empty());

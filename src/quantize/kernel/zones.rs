@@ -30,17 +30,19 @@ pub(super) struct Zones(Vec<Vec<Zone>>);
 
 impl Zones {
     pub fn new<I: Isa, W: Copy + Into<i16>>(packing: &Packing<W>) -> Zones {
-        let whole = |_: usize| (0..packing.kernel, 0..packing.kernel);
+        let [rows, columns] = packing.kernel;
+        let whole = |_: usize| (0..rows, 0..columns);
         if packing.padding == 0 || packing.window.is_some() {
             return Zones(vec![divided::<I, W>(packing, whole)]);
         }
-        let inside = |at: usize| {
+        let inside = |axis: usize, at: usize| {
             let first = at * packing.stride; // in the padded image
-            let end = (packing.input_side + packing.padding).saturating_sub(first);
-            packing.padding.saturating_sub(first).min(packing.kernel)..end.min(packing.kernel)
+            let end = (packing.input_size[axis] + packing.padding).saturating_sub(first);
+            packing.padding.saturating_sub(first).min(packing.kernel[axis])..end.min(packing.kernel[axis])
         };
-        let bands = |pixel: usize| (inside(pixel / packing.side), 0..packing.kernel);
-        let fields = |pixel: usize| (inside(pixel / packing.side), inside(pixel % packing.side));
+        let width = packing.size[1];
+        let bands = |pixel: usize| (inside(0, pixel / width), 0..columns);
+        let fields = |pixel: usize| (inside(0, pixel / width), inside(1, pixel % width));
         Zones(vec![divided::<I, W>(packing, whole), divided::<I, W>(packing, bands), divided::<I, W>(packing, fields)])
     }
 
@@ -85,8 +87,8 @@ fn divided<I: Isa, W: Copy + Into<i16>>(
         let chosen = |table: &[u32]| places.iter().map(|&place| table[place]).collect();
         let groups = packing.input_channels / I::GROUP; // per tap; a group spans several taps only without padding
         Zone {
-            groups: match columns == (0..packing.kernel) {
-                true => 0..packing.kernel * packing.input_channels / I::GROUP,
+            groups: match columns == (0..packing.kernel[1]) {
+                true => 0..packing.kernel[1] * packing.input_channels / I::GROUP,
                 false => columns.start * groups..columns.end * groups,
             },
             start: start::<I, W>(packing, &rows, &columns),
@@ -103,9 +105,9 @@ fn divided<I: Isa, W: Copy + Into<i16>>(
 /// Initial accumulators: `packing.start` plus what the taps outside of `rows` and `columns` add, in whole registers.
 fn start<I: Isa, W: Copy + Into<i16>>(packing: &Packing<W>, rows: &Range<usize>, columns: &Range<usize>) -> Vec<i32> {
     let outputs = packing.start.len();
-    let taps = packing.weight.len() / outputs;
+    let (taps, [height, width]) = (packing.weight.len() / outputs, packing.kernel);
     let left_out = |&(at, _): &(usize, &W)| {
-        let (y, x) = (at / packing.kernel % packing.kernel, at % packing.kernel);
+        let (y, x) = (at / width % height, at % width);
         !(rows.contains(&y) && columns.contains(&x))
     };
     let added = |weights: &[W]| -> i32 {

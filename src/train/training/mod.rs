@@ -103,7 +103,7 @@ impl<'a> Training<'a> {
     /// The data do not suit the plan, or a rank or the device fails.
     pub fn new(plan: &Plan, job: &'a Job, datasets: &Datasets) -> Result<Training<'a>> {
         let model =
-            job.agree(Model::new(&plan.model, datasets.train.form(), divergence::model_seed(plan, job.rank)))?;
+            job.agree(weights::initial(&plan.model, datasets.train.form(), divergence::model_seed(plan, job.rank)))?;
         Training::with_model(plan, job, datasets, model)
     }
 

@@ -12,23 +12,23 @@ mod tests {
     struct Case {
         inputs: usize,
         outputs: usize,
-        kernel: usize,
+        kernel: [usize; 2],
         stride: usize,
         padding: usize,
-        side: usize,
+        size: [usize; 2],
         pool: bool,
         residual: bool,
         last: bool,
     }
 
-    const CASES: [Case; 8] = [
+    const CASES: [Case; 11] = [
         Case {
             inputs: 3,
             outputs: 6,
-            kernel: 4,
+            kernel: [4, 4],
             stride: 1,
             padding: 0,
-            side: 9,
+            size: [9, 9],
             pool: true,
             residual: false,
             last: false,
@@ -36,10 +36,10 @@ mod tests {
         Case {
             inputs: 8,
             outputs: 20,
-            kernel: 1,
+            kernel: [1, 1],
             stride: 1,
             padding: 0,
-            side: 4,
+            size: [4, 4],
             pool: true,
             residual: false,
             last: false,
@@ -47,10 +47,10 @@ mod tests {
         Case {
             inputs: 4,
             outputs: 64,
-            kernel: 3,
+            kernel: [3, 3],
             stride: 1,
             padding: 1,
-            side: 2,
+            size: [2, 2],
             pool: false,
             residual: true,
             last: false,
@@ -58,10 +58,10 @@ mod tests {
         Case {
             inputs: 8,
             outputs: 36,
-            kernel: 2,
+            kernel: [2, 2],
             stride: 2,
             padding: 1,
-            side: 4,
+            size: [4, 4],
             pool: false,
             residual: false,
             last: false,
@@ -69,10 +69,10 @@ mod tests {
         Case {
             inputs: 8,
             outputs: 24,
-            kernel: 1,
+            kernel: [1, 1],
             stride: 2,
             padding: 0,
-            side: 4,
+            size: [4, 4],
             pool: false,
             residual: true,
             last: false,
@@ -80,10 +80,10 @@ mod tests {
         Case {
             inputs: 24,
             outputs: 116,
-            kernel: 1,
+            kernel: [1, 1],
             stride: 1,
             padding: 0,
-            side: 1,
+            size: [1, 1],
             pool: false,
             residual: false,
             last: false,
@@ -91,22 +91,57 @@ mod tests {
         Case {
             inputs: 20,
             outputs: 10,
-            kernel: 1,
+            kernel: [1, 1],
             stride: 1,
             padding: 0,
-            side: 1,
+            size: [1, 1],
             pool: false,
             residual: false,
             last: true,
         },
+        // The stem of ImageNet's ResNets, on an image that is no square.
+        Case {
+            inputs: 3,
+            outputs: 20,
+            kernel: [7, 7],
+            stride: 2,
+            padding: 3,
+            size: [9, 6],
+            pool: false,
+            residual: false,
+            last: false,
+        },
+        // A linear layer over an image that is no square.
+        Case {
+            inputs: 8,
+            outputs: 36,
+            kernel: [2, 3],
+            stride: 1,
+            padding: 0,
+            size: [2, 3],
+            pool: false,
+            residual: false,
+            last: false,
+        },
         // Winograd's form on AVX2.
         Case {
             inputs: 16,
-            outputs: 16,
-            kernel: 3,
+            outputs: 8,
+            kernel: [3, 3],
             stride: 1,
             padding: 1,
-            side: 4,
+            size: [2, 6],
+            pool: false,
+            residual: false,
+            last: false,
+        },
+        Case {
+            inputs: 16,
+            outputs: 16,
+            kernel: [3, 3],
+            stride: 1,
+            padding: 1,
+            size: [4, 4],
             pool: false,
             residual: true,
             last: false,
@@ -133,24 +168,25 @@ mod tests {
     fn check<I: Prepare>(case: &Case) {
         assert!(I::detected());
         let mut random = Random(88_172_645_463_325_252);
-        let Case { inputs, outputs, kernel, stride, padding, side, .. } = *case;
+        let Case { inputs, outputs, kernel: [rows, columns], stride, padding, size, .. } = *case;
         let stored = if inputs == 3 { 4 } else { inputs.next_multiple_of(I::CHANNELS) };
-        let padded = side + 2 * padding;
-        let (row, image) = (padded * stored, padded * padded * stored);
-        let inside = |at: usize| (padding..padding + side).contains(&at);
-        let value = |at: usize| match inside(at % image / row) && inside(at % row / stored) {
+        let padded = size.map(|side| side + 2 * padding);
+        let (row, image) = (padded[1] * stored, padded[0] * padded[1] * stored);
+        let inside = |axis: usize, at: usize| (padding..padding + size[axis]).contains(&at);
+        let value = |at: usize| match inside(0, at % image / row) && inside(1, at % row / stored) {
             true => random.next() as u8,
             false => BORDER,
         };
         let input: Vec<u8> = (0..IMAGES * image).map(value).collect();
-        let weight: Vec<i8> = (0..outputs * inputs * kernel * kernel).map(|_| random.next() as u8 as i8).collect();
+        let weight: Vec<i8> = (0..outputs * inputs * rows * columns).map(|_| random.next() as u8 as i8).collect();
         let start: Vec<i32> = (0..outputs).map(|_| random.next() as i32 % 3000).collect();
         let multiplier: Vec<i32> = (0..outputs).map(|_| (random.next() % (1 << 29)) as i32).collect();
-        let out_side = (padded - kernel) / stride + 1;
-        let (pool, results) = if case.pool { (2, out_side / 2) } else { (1, out_side) };
+        let pool = if case.pool { 2 } else { 1 };
+        let results = [0, 1].map(|axis| ((padded[axis] - case.kernel[axis]) / stride + 1) / pool);
+        let [height, width] = results;
         let out_stored = if case.last { outputs } else { outputs.next_multiple_of(I::CHANNELS) };
         let positions: Vec<_> =
-            (0..IMAGES).flat_map(|n| (0..results).flat_map(move |y| (0..results).map(move |x| (n, y, x)))).collect();
+            (0..IMAGES).flat_map(|n| (0..height).flat_map(move |y| (0..width).map(move |x| (n, y, x)))).collect();
         let corner = |&(n, y, x): &(usize, usize, usize)| n * image + (y * row + x * stored) * stride * pool;
         let residual: Vec<u8> = (0..positions.len() * out_stored).map(|_| random.next() as u8).collect();
         let compact: Vec<u32> = (0..positions.len()).map(|at| (at * out_stored) as u32).collect();
@@ -160,12 +196,12 @@ mod tests {
             start: start.clone(),
             multiplier: if case.last { &[] } else { &multiplier },
             scale: SCALE,
-            kernel,
+            kernel: case.kernel,
             stride,
-            side: results,
+            size: results,
             padding,
             border: BORDER,
-            input_side: side,
+            input_size: size,
             input_channels: stored,
             row_stride: row,
             window: case.pool.then_some([0, right, down, right + down]),
@@ -173,14 +209,14 @@ mod tests {
             outputs: compact.clone(),
             residuals: if case.residual { compact.clone() } else { vec![] },
             output_channels: out_stored,
-            per_image: results * results,
+            per_image: height * width,
         };
         let sum = |at: usize, o: usize| {
             let taps =
-                (0..kernel * kernel * inputs).map(|tap| (tap / (kernel * inputs), tap / inputs % kernel, tap % inputs));
+                (0..rows * columns * inputs).map(|tap| (tap / (columns * inputs), tap / inputs % columns, tap % inputs));
             let product = |(ky, kx, c): (usize, usize, usize)| {
                 input[at + ky * row + kx * stored + c] as i32
-                    * weight[((o * inputs + c) * kernel + ky) * kernel + kx] as i32
+                    * weight[((o * inputs + c) * rows + ky) * columns + kx] as i32
             };
             start[o] + taps.map(product).sum::<i32>()
         };
@@ -199,7 +235,7 @@ mod tests {
             let mut output = vec![I::input(0); positions.len() * out_stored];
             I::prepare(packing()).run(images, &memory, case.residual.then_some(&skip), &mut output);
             let mut seen = [0; 256];
-            for (p, position) in positions.iter().enumerate().take(images * results * results) {
+            for (p, position) in positions.iter().enumerate().take(images * height * width) {
                 for o in 0..outputs {
                     let steps = if case.pool { vec![0, right, down, right + down] } else { vec![0] };
                     let acc = steps.iter().map(|step| sum(corner(position) + step, o)).max().unwrap() as i64;
