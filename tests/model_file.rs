@@ -119,7 +119,8 @@ fn on_one_two_and_four_ranks_losses_are_pytorchs_with_dropout_on_each_rank() {
         if ranks == 1
             && let Some(own) = python(test, &format!("print_ranks('{name}', 1)"))
         {
-            let apart = found.iter().zip(numbers(&own)).map(|(found, own)| (found / own - 1.0).abs()).fold(0.0, f64::max);
+            let apart =
+                found.iter().zip(numbers(&own)).map(|(found, own)| (found / own - 1.0).abs()).fold(0.0, f64::max);
             assert!(apart < 5e-6, "{case}: {apart} {found:?}");
         }
     }
