@@ -371,7 +371,7 @@ fn assert_one_message(run: &Finished, named: &[&str]) {
 }
 
 #[test]
-fn a_file_cut_short_while_it_is_read_ends_the_job_with_one_message() {
+fn a_file_cut_short_while_it_is_read_ends_the_job_by_name() {
     let folder = folder();
     let path = sparse(folder.path(), "|u1", 20_000);
     let out = folder.path().join("run.h5");
@@ -379,7 +379,13 @@ fn a_file_cut_short_while_it_is_read_ends_the_job_with_one_message() {
     let running = train(2, folder.path(), &out, &set).spawn();
     let running = running.until("epoch", || common::has(&out, "epochs/epoch"));
     fs::File::options().write(true).open(&path).unwrap().set_len(10_000).unwrap();
-    assert_one_message(&running.wait(), &["images.npy", "cut short while it is read"]);
+    // Each rank reads samples of its own, and may come to the end before the other's message has ended the job.
+    let run = running.wait();
+    assert!(!run.status.success());
+    let messages = run.messages();
+    assert!((1..=2).contains(&messages.len()), "{}", run.stderr);
+    let is_named = |message: &&str| message.contains("images.npy: cut short while it is read: sample");
+    assert!(messages.iter().all(is_named), "{}", run.stderr);
 }
 
 #[test]
