@@ -222,7 +222,10 @@ fn sequences_of_tokens_train_a_decoder_and_are_checked() {
 }
 
 /// Folder with `images.npy`, `labels.npy` and the test set's, of 20 and 20 samples; `change` may spoil one of them.
-fn npy_folder(folder: &Path, change: impl Fn(&dyn Fn(&str, &str, &[usize], &[u8]))) {
+/// Writes a `.npy` file, given its name, dtype, shape and bytes.
+type Writer<'a> = &'a dyn Fn(&str, &str, &[usize], &[u8]);
+
+fn npy_folder(folder: &Path, change: impl Fn(Writer)) {
     let write = |name: &str, descr: &str, shape: &[usize], values: &[u8]| {
         write_npy(&folder.join(format!("{name}.npy")), descr, shape, values);
     };
@@ -244,11 +247,11 @@ fn refused(data: &Path, set: &[&str], named: &[&str]) {
 fn bad_arrays_end_in_one_message_each() {
     let folder = folder();
     let root = folder.path();
-    let bad = |change: &dyn Fn(&dyn Fn(&str, &str, &[usize], &[u8])), set: &[&str], named: &[&str]| {
+    let bad = |change: &dyn Fn(Writer), set: &[&str], named: &[&str]| {
         npy_folder(root, change);
         refused(root, set, named);
     };
-    let as_they_are = |_: &dyn Fn(&str, &str, &[usize], &[u8])| {};
+    let as_they_are = |_: Writer| {};
     bad(
         &as_they_are,
         &["data.classes=3"],
