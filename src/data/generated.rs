@@ -12,7 +12,7 @@ pub(super) const SEEDS: [u64; 2] = [0x68706d6c_c0000000, 0x68706d6c_e0000000]; /
 /// Brightness of the noise and of the stripes, of 255.
 const NOISE: u8 = 0x7f;
 const STRIPE: u8 = 0x80;
-/// Share of the tokens that follow from the one before, in 256ths.
+/// Share of the tokens that follow from the one before, as a multiple of 1/256.
 const FOLLOWING: u64 = 230;
 
 /// Samples of `form` by index.

@@ -100,7 +100,7 @@ pub fn finetuned(integers: &IntNet, test: &Dataset, own: Range<usize>, target: T
 /// Two executions of one integer network: the simulated and the true one.
 enum Executions {
     Cores(Simulated, Box<Engine>),
-    Device(Simulated, GpuEngine),
+    Device(Simulated, Box<GpuEngine>),
 }
 
 impl Executions {
@@ -108,7 +108,8 @@ impl Executions {
         match target.own_memory() {
             None => Executions::Cores(Simulated::new(integers), Box::new(Engine::new(integers, Kernel::best()))),
             Some(device) => {
-                Executions::Device(Simulated::on(integers, device, Kind::Double), GpuEngine::new(integers, device))
+                let matrices = Box::new(GpuEngine::new(integers, device));
+                Executions::Device(Simulated::on(integers, device, Kind::Double), matrices)
             }
         }
     }

@@ -35,9 +35,10 @@ impl Generator {
     /// # Errors
     /// Returns [`Error::Gpu`] if there is no such generator.
     pub fn state(self) -> Result<Vec<u8>> {
-        // SAFETY: null stands for no room; then at most `bytes.len()` bytes are written.
+        // SAFETY: null stands for no room.
         let needed = unsafe { hpml_generator_state(self.index(), std::ptr::null_mut(), 0) };
         let mut bytes = vec![0; needed];
+        // SAFETY: writes at most `bytes.len()` bytes.
         let written = unsafe { hpml_generator_state(self.index(), bytes.as_mut_ptr(), bytes.len()) };
         ok(needed > 0 && written == needed).map(|()| bytes)
     }

@@ -116,7 +116,7 @@ impl<'a> Walk<'a> {
             walk.bytes_of.push(bytes);
             let shared = match node.op {
                 Op::Flatten | Op::Sequence | Op::Select { .. } => Some(walk.storage_of[node.inputs[0]]),
-                Op::Dropout { rate } if rate == 0.0 => Some(walk.storage_of[node.inputs[0]]),
+                Op::Dropout { rate: 0.0 } => Some(walk.storage_of[node.inputs[0]]),
                 Op::Relu | Op::Add
                     if graph.may_overwrite(node.inputs[0], &readers) && walk.bytes_of[node.inputs[0]] == bytes =>
                 {

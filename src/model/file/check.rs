@@ -41,8 +41,7 @@ pub fn check(config: &config::Model) -> Result<()> {
     let mut most: f64 = 0.0;
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
         let apart = (found / expected - 1.0).abs();
-        // A NaN is apart.
-        if !(apart <= *bound) {
+        if apart.is_nan() || apart > *bound {
             let place = if index == 0 { "in eval mode".into() } else { format!("of training step {index}") };
             return Err(refuse(format!(
                 "its loss {place} is {found:.6}, but PyTorch {} found {expected:.6} (allowed: {bound:.0e} apart): the file is \

@@ -102,20 +102,18 @@ impl HostExchange {
         if !last {
             return self.enqueue(bucket, state);
         }
-        match &mut self.worker {
-            // The caller reduces the last bucket: no computation is left to hide it. So a model of one bucket needs no thread,
-            // and its all-reduce no hand-over.
-            Some(worker) => {
-                let (finished, waited) = worker.wait()?;
-                times.add(Part::CommExposed, waited);
-                for one in finished {
-                    add_collective(times, one, false);
-                }
-                let mut region = state.gradients.host_mut().region(bucket.elements.clone());
-                add_collective(times, self.reducer.reduce(&mut region, WaitPolicy::Spin)?, true);
-            }
-            None => {} // profile mode, or one bucket: `finish` does it after the backward pass
+        let Some(worker) = &mut self.worker else {
+            return Ok(()); // profile mode, or one bucket: `finish` does it after the backward pass
+        };
+        // The caller reduces the last bucket: no computation is left to hide it. So a model of one bucket needs no thread, and
+        // its all-reduce no hand-over.
+        let (finished, waited) = worker.wait()?;
+        times.add(Part::CommExposed, waited);
+        for one in finished {
+            add_collective(times, one, false);
         }
+        let mut region = state.gradients.host_mut().region(bucket.elements.clone());
+        add_collective(times, self.reducer.reduce(&mut region, WaitPolicy::Spin)?, true);
         Ok(())
     }
 
