@@ -49,7 +49,8 @@ fn compile_shim(lib: &Path) {
 
     let out = std::env::var("OUT_DIR").expect("set by cargo");
     let stamp = Path::new(&out).join("shim-made-from");
-    if std::fs::read_to_string(&stamp).is_ok_and(|before| before == made_from) {
+    let is_there = Path::new(&out).join("libhpml_libtorch.a").exists();
+    if is_there && std::fs::read_to_string(&stamp).is_ok_and(|before| before == made_from) {
         println!("cargo:rustc-link-search=native={out}");
         println!("cargo:rustc-link-lib=static=hpml_libtorch");
         println!("cargo:rustc-link-lib=stdc++");
