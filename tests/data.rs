@@ -257,6 +257,15 @@ fn bad_arrays_end_in_one_message_each() {
         &["data.classes=3"],
         &["labels.npy", "sample 0", "label 3", "expected 0 to 2", "data.classes = 3"],
     );
+    let fives = 5_000_000u32.to_le_bytes().repeat(20);
+    bad(
+        &|write| write("labels", "<u4", &[20], &fives),
+        &[],
+        &["labels.npy", "label 5000000", "5000001 classes of 20", "data.classes"],
+    );
+    let elevens =
+        ["test_labels.npy", "sample 0 has label 11", "greatest label of the training set is 3", "data.classes"];
+    bad(&|write| write("test_labels", "|u1", &[20], &[11; 20]), &[], &elevens);
     bad(&as_they_are, &["data.shape=[3,28,28]"], &["data.shape = [3, 28, 28]", "[3, 32, 32]"]);
     bad(&as_they_are, &["data.mean=[0.1,0.2]"], &["data.mean = [0.1, 0.2]", "3 channels"]);
     bad(&as_they_are, &["data.train_samples=21"], &["data.train_samples = 21", "at most 20"]);

@@ -139,6 +139,16 @@ fn a_checkpoint_loads_strictly_and_a_resumed_training_has_the_same_bits() {
         train(ranks, name, folder.path(), &parts, &["--resume", "auto"]).succeeded();
         assert_eq!(column(&whole, "epochs/train_loss"), column(&parts, "epochs/train_loss"));
         assert!(all_tensors(&whole) == all_tensors(&parts), "{ranks} ranks");
+        if (name, ranks) == ("mobile", 2) {
+            // The same tensors, and another network: without dropout.
+            let more = ["--resume", "auto", "--set", "train.epochs=9"];
+            let other = train(ranks, "mobile_plain", folder.path(), &parts, &more);
+            assert_refused(&other, &["model.file", "mobile_plain.pt", "fingerprint"]);
+            let moved = folder.path().join("moved.pt");
+            std::fs::copy(fixtures().join("mobile.pt"), &moved).unwrap();
+            let moved = format!("model.file={}", moved.display());
+            train(ranks, name, folder.path(), &parts, &[&more[..], &["--set", &moved]].concat()).succeeded();
+        }
         if let Some(told) = python(test, &format!("check({:?}, {name:?})", text(&whole))) {
             let tensors = all_tensors(&whole).len();
             let frozen = usize::from(name == "decoder"); // the positions

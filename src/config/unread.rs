@@ -150,6 +150,7 @@ impl Reader {
         if matches!(self, Reader::Train | Reader::Variant) && section == "model" && !config.model.name.reads(key) {
             return Some(match config.model.name {
                 ModelName::Net => "net has no such layer: choose another model.name",
+                ModelName::File => "a model file brings its own: set it in Python, before the export",
                 ModelName::Vit | ModelName::Gpt2 => "a transformer has no such layer: choose another model.name",
                 _ => "a ResNet has no such layer: choose another model.name",
             });

@@ -176,7 +176,8 @@ impl Config {
         if self.model.bias && self.model.name != ModelName::Net {
             return refuse("model.bias", "true".into(), "belongs to model.name = \"net\" only (its fc3)");
         }
-        if (self.model.name == ModelName::File) == self.model.file.is_empty() {
+        let reads_file = self.model.name == ModelName::File || self.sweep.model.contains(&ModelName::File);
+        if reads_file == self.model.file.is_empty() {
             let (value, expected) = match self.model.file.is_empty() {
                 true => ("\"\"".into(), "must name a model file with model.name = \"file\", made by scripts/export.py"),
                 false => (self.model.file.clone(), "belongs to model.name = \"file\""),

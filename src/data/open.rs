@@ -283,9 +283,20 @@ fn pairs<F>(
     has: impl Fn(&F, &str) -> bool,
 ) -> Result<[Pair; 2]> {
     let pair = |file: &F, images: &str, labels: &str| -> Result<Pair> {
-        let images = array(file, images)?;
-        let labels = if images.is_tokens() { None } else { Some(array(file, labels)?) };
-        Ok((images, labels))
+        let (samples, name) = (array(file, images)?, images);
+        if samples.is_tokens() {
+            return Ok((samples, None));
+        }
+        if !has(file, labels) && samples.shape.len() < 3 {
+            let message = format!(
+                "{} of shape {:?} and no {labels} for {name}: write token sequences as whole numbers [n, length + 1], images as \
+                 [n, channels, height, width] with one label each",
+                samples.number.as_str(),
+                samples.shape
+            );
+            return Err(samples.error(message));
+        }
+        Ok((samples, Some(array(file, labels)?)))
     };
     let file = open(path)?;
     let train = pair(&file, &data.images, &data.labels)?;
@@ -333,8 +344,7 @@ fn of_arrays(data: &config::Data, sets: [Pair; 2], name: String) -> Result<Datas
             Form::Tokens { length, vocabulary: data.classes }
         }
         _ => {
-            let all = labels.iter().flatten().flatten();
-            let classes = if data.classes > 0 { data.classes } else { all.max().map_or(0, |most| *most as usize + 1) };
+            let classes = if data.classes > 0 { data.classes } else { classes_of(&sets, &labels)? };
             Form::Images { shape: [train.0[0], train.0[1], train.0[2]], classes }
         }
     };
@@ -357,6 +367,32 @@ fn of_arrays(data: &config::Data, sets: [Pair; 2], name: String) -> Result<Datas
     });
     let mut next = || made.next().expect("there are two");
     Ok(Datasets { train: next()?, test: next()?, name })
+}
+
+/// Number of classes by the labels of the training set: the greatest label + 1.
+///
+/// # Errors
+/// [`Error::Dataset`] or [`Error::File`] that names a label which makes more classes than there are training samples, or is
+/// greater than all in the training set: rather a mistake than a class.
+fn classes_of(sets: &[Pair; 2], labels: &[Option<Vec<u32>>; 2]) -> Result<usize> {
+    let greatest = |part: usize| {
+        let numbered = labels[part].iter().flatten().enumerate();
+        numbered.max_by_key(|(_, label)| **label).map_or((0, 0), |(sample, label)| (sample, *label))
+    };
+    let refuse = |part: usize, (sample, label): (usize, u32), why: String| {
+        let named: &Array = sets[part].1.as_ref().unwrap_or(&sets[part].0);
+        Err(named.error(format!("sample {sample} has label {label}, {why}: set data.classes if that is meant")))
+    };
+    let [train, test] = [greatest(0), greatest(1)];
+    let classes = train.1 as usize + 1;
+    let samples = labels[0].as_ref().map_or(0, Vec::len);
+    if classes > samples {
+        return refuse(0, train, format!("which makes {classes} classes of {samples} training samples"));
+    }
+    if test.1 > train.1 {
+        return refuse(1, test, format!("and the greatest label of the training set is {}", train.1));
+    }
+    Ok(classes)
 }
 
 /// Checks that `data.shape`, if it is given, is the `found` one.

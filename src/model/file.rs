@@ -20,7 +20,7 @@ use description::Description;
 use super::{Entry, Mode, Model, Network, Role, Standardize};
 use crate::config::{self, Precision};
 use crate::data::Form;
-use crate::error::{AtPath, Error, Result};
+use crate::error::{Error, Result};
 use crate::sys::{Autocast, Script, ScriptBatchNorm, ScriptFacts, ScriptTensor, seeded};
 
 /// Samples of the passes with which a module is tried out: more than one, for batch norm.
@@ -42,8 +42,8 @@ impl Module {
     /// # Errors
     /// The file is missing, none of TorchScript, damaged, or holds what cannot be trained.
     fn read(path: &Path) -> Result<Module> {
-        std::fs::File::open(path).at(path)?;
         let refuse = |message: String| Error::File { path: path.to_owned(), message };
+        std::fs::File::open(path).map_err(|error| refuse(format!("model.file cannot be opened: {error}")))?;
         let (script, text) =
             Script::load(path, description::FILE).map_err(|message| refuse(why_unreadable(path, &message)))?;
         let description = (!text.is_empty()).then(|| Description::parse(&text)).transpose().map_err(refuse)?;
@@ -158,6 +158,10 @@ fn why_unreadable(path: &Path, message: &str) -> String {
     if !matches!(start, Ok([b'P', b'K', 3, 4])) {
         return "is no TorchScript file, which scripts/export.py or torch.jit.save writes".into();
     }
+    if is_exported(path) {
+        return "is an archive of torch.export, which cannot be trained from C++ yet: write the model with scripts/export.py"
+            .into();
+    }
     if message.contains("constants.pkl") {
         return "has no code, only weights (of torch.save?): write the model with scripts/export.py or torch.jit.save"
             .into();
@@ -169,10 +173,17 @@ fn why_unreadable(path: &Path, message: &str) -> String {
     format!("cannot be read by libtorch {}: {first}: export it again with that version", super::libtorch_version())
 }
 
+/// Whether the archive at `path` is one of torch.export: a member has the name of its program.
+fn is_exported(path: &Path) -> bool {
+    let member = b"models/model.json";
+    std::fs::read(path).is_ok_and(|bytes| bytes.windows(member.len()).any(|bytes| bytes == member))
+}
+
 /// The line of libtorch's `message` that says what failed: the interpreter puts a trace of the module's source before it.
 fn reason(message: &str) -> &str {
     let mut lines = message.lines().filter(|line| !line.trim().is_empty());
-    let last = message.lines().rev().find_map(|line| line.strip_prefix("RuntimeError: "));
+    let last =
+        message.lines().rev().find_map(|line| line.trim_start_matches("builtins.").strip_prefix("RuntimeError: "));
     last.or_else(|| lines.next()).unwrap_or("no reason given")
 }
 

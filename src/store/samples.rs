@@ -138,6 +138,11 @@ impl SampleFile {
         let unreadable = |cause: hdf5::Error| error(format!("cannot be read: {}", reason(&cause)));
         let dataset = self.file.dataset(name).map_err(|cause| match self.has(name) {
             false => error(format!("no such dataset; the file has {}", self.names().join(", "))),
+            true if self.file.group(name).is_ok() => {
+                let members = self.file.group(name).map(|group| member_names(&group)).unwrap_or_default();
+                let members: Vec<String> = members.iter().map(|member| format!("{name}/{member}")).collect();
+                error(format!("a group: name a dataset in it, of {}", members.join(", ")))
+            }
             true => error(format!(
                 "cannot be opened: {}; if a newer HDF5 than this {} wrote it, write it again without libver=\"latest\"",
                 reason(&cause),

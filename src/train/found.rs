@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::resume::Resume;
-use crate::config::{Config, Plan};
-use crate::error::{Error, Result};
+use crate::config::{self, Config, ModelName, Plan};
+use crate::error::{AtPath, Error, Result};
 use crate::store::{self, Attribute, FileKind, Identity, RunIdentity};
 
 /// Keys and sections that may change when a training is resumed: how fast, how long and on how many ranks it trains. Keys that
 /// decide which samples make a step, and what is done with them, are not among these.
-const MAY_DIFFER: [&str; 25] = [
+const MAY_DIFFER: [&str; 26] = [
     "run.out",
     "launch.",
     "data.dir", // the samples in it must be the same, see `fingerprint`
@@ -20,6 +20,7 @@ const MAY_DIFFER: [&str; 25] = [
     "data.test_dir",
     "data.layout",
     "data.prefetch",
+    "model.file", // its content must be the same, see `model_file`
     "data.threads",
     "data.cache_mb",
     "data.gpu_mb",
@@ -56,6 +57,9 @@ const DATA: &str = "data";
 /// Attribute of `/environment`: fingerprint of the training samples.
 pub const FINGERPRINT: &str = "data_fingerprint";
 
+/// Attribute of `/environment`: fingerprint of the file `model.file`.
+pub const MODEL_FILE: &str = "model_file_fingerprint";
+
 /// Training that the user wants now.
 pub struct Now<'a> {
     /// Plan of the job.
@@ -64,6 +68,21 @@ pub struct Now<'a> {
     pub data: &'a str,
     /// Fingerprint of the training samples.
     pub fingerprint: String,
+    /// Fingerprint of the model's file, with `model.name = "file"`.
+    pub model_file: Option<String>,
+}
+
+/// Fingerprint of the model's file: a hash of all its bytes; `None` for a built-in network.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn model_file(model: &config::Model) -> Result<Option<String>> {
+    if model.name != ModelName::File {
+        return Ok(None);
+    }
+    let path = Path::new(&model.file);
+    let bytes = std::fs::read(path).at(path)?;
+    Ok(Some(blake3::hash(&bytes).to_hex()[..16].to_owned()))
 }
 
 /// Description of a training in its run file or in a checkpoint.
@@ -81,6 +100,8 @@ pub struct Saved {
     data: String,
     /// Fingerprint of the training samples; `None` in files of earlier versions.
     fingerprint: Option<String>,
+    /// Fingerprint of the model's file, if it has one.
+    model_file: Option<String>,
 }
 
 impl Saved {
@@ -111,6 +132,7 @@ impl Saved {
             asked_batch: int(ASKED_BATCH).unwrap_or(config.train.batch_per_rank),
             data: text(DATA).unwrap_or_default(),
             fingerprint: text(FINGERPRINT),
+            model_file: text(MODEL_FILE),
             config,
         })
     }
@@ -145,6 +167,13 @@ impl Saved {
                 which(&self.data),
                 format!("{} (other samples)", which(now.data)),
             ));
+        }
+        if self.model_file != now.model_file {
+            let named = |file: &str, hash: &Option<String>| {
+                format!("{file:?} (fingerprint {})", hash.as_deref().unwrap_or("unknown"))
+            };
+            let saved = named(&self.config.model.file, &self.model_file);
+            return Err(self.differs("model.file", saved, named(&now.plan.model.file, &now.model_file)));
         }
         self.batch_differs(now).map_or(Ok(()), Err)
     }

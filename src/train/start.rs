@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::GlobalBatch;
-use super::found::{ASKED_BATCH, FINGERPRINT, Now, RunThere, Saved};
+use super::found::{self, ASKED_BATCH, FINGERPRINT, MODEL_FILE, Now, RunThere, Saved};
 use super::resume::Resume;
 use crate::config::{self, Plan};
 use crate::data::{Datasets, samples_per_rank};
@@ -63,16 +63,20 @@ pub struct Beginning {
 impl Beginning {
     fn new(identity: Identity, now: &Now, force: bool) -> Beginning {
         let asked = now.plan.train.batch_per_rank as i64;
+        let model_file = now.model_file.clone().map(|hash| (MODEL_FILE.into(), Attribute::Text(hash)));
         Beginning {
             resume: None,
             identity,
             replace: force,
             force,
             steps_there: 0,
-            environment: vec![
+            environment: [
                 (ASKED_BATCH.into(), Attribute::Int(asked)),
                 (FINGERPRINT.into(), Attribute::Text(now.fingerprint.clone())),
-            ],
+            ]
+            .into_iter()
+            .chain(model_file)
+            .collect(),
             saved_batch: [0, 0],
         }
     }
@@ -117,7 +121,8 @@ pub fn find(
     data: &Datasets,
 ) -> Result<Start> {
     let look = |out: &Path| {
-        let now = Now { plan, data: &data.name, fingerprint: data.train.fingerprint()? };
+        let (fingerprint, model_file) = (data.train.fingerprint()?, found::model_file(&plan.model)?);
+        let now = Now { plan, data: &data.name, fingerprint, model_file };
         look(resume, out, force, &now)
     };
     let found = job.agree(out.map(look).transpose())?;

@@ -40,13 +40,17 @@ fn shape(entry: &Entry) -> Vec<usize> {
     entry.tensor.size().into_iter().map(|extent| extent as usize).collect()
 }
 
-/// Name of the first value of a checkpoint that is NaN or infinite, as in `fc1.weight[17] is NaN`; `None` if all are finite.
+/// Name of the first value of a checkpoint that is NaN or infinite, as in `fc1.weight[17] is NaN`; `None` if all are finite. A
+/// tensor of zeros and negative infinities is an attention mask of a model from a file.
 pub fn not_finite(checkpoint: &Checkpoint) -> Option<String> {
     checkpoint.tensors.iter().find_map(|tensor| {
         let TensorValues::F32(values) = &tensor.values else { return None };
         // No early exit within a piece, so that the compiler vectorizes the one pass over memory.
         let is_finite = |piece: &[f32]| piece.iter().fold(true, |all, value| all & value.is_finite());
         if values.chunks(1024).all(is_finite) {
+            return None;
+        }
+        if values.iter().all(|&value| value == 0.0 || value == f32::NEG_INFINITY) {
             return None;
         }
         let index = values.iter().position(|value| !value.is_finite())?;

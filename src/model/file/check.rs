@@ -76,6 +76,10 @@ fn repeat(module: Module, description: &Description) -> Result<Vec<f64>, String>
     let loss = |mode| -> Result<Tensor, String> {
         let logits = network.logits(&inputs, mode)?;
         let classes = *logits.size().last().ok_or("its output is a single number")?;
+        if classes != description.form().outputs() as i64 {
+            let wanted = description.form().outputs();
+            return Err(format!("its output is {:?}, but its description says {wanted} classes", logits.size()));
+        }
         Ok(logits.reshape([-1, classes]).cross_entropy_loss(&targets, None::<&Tensor>, tch::Reduction::Mean, -100, 0.0))
     };
     let mut losses = vec![tch::no_grad(|| loss(Mode::Eval))?.double_value(&[])];
