@@ -44,7 +44,7 @@ pub fn im2col_conv2d(input: &Tensor, weight: &Tensor, stride: i64, padding: i64)
 }
 
 /// Runs `draw` with libtorch's CPU generator seeded like `torch.manual_seed(seed)`. The generator belongs to the whole process,
-/// so callers take turns: tests that draw numbers run beside each other.
+/// so callers take turns: tests that draw numbers, by dropout too, run beside each other, and each must call this.
 ///
 /// ```
 /// use tch::{Device, Kind, Tensor};
