@@ -180,7 +180,7 @@ impl Config {
         if reads_file == self.model.file.is_empty() {
             let (value, expected) = match self.model.file.is_empty() {
                 true => ("\"\"".into(), "must name a model file with model.name = \"file\", made by scripts/export.py"),
-                false => (self.model.file.clone(), "belongs to model.name = \"file\""),
+                false => (format!("{:?}", self.model.file), "belongs to model.name = \"file\""),
             };
             return refuse("model.file", value, expected);
         }

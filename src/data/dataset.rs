@@ -107,6 +107,13 @@ impl Dataset {
         Dataset::new(Form::Images { shape, classes }, stored, samples, labels, Box::new(Memory(images)), origin)
     }
 
+    /// The set with its samples in `source`, in the order of images `[channels, height, width]`, and no longer in files.
+    pub(super) fn held_in(self, source: Box<dyn Source>) -> Dataset {
+        self.take_reads();
+        let stored = Stored { in_files: false, channels_last: false, ..self.stored };
+        Dataset { source, stored, ..self }
+    }
+
     /// Form of the samples.
     pub fn form(&self) -> Form {
         self.form

@@ -19,11 +19,14 @@ const SHARED_MEMORY: &str = "/dev/shm";
 ///
 /// # Errors
 /// A rank is gone.
-pub(super) fn share(ranks: &Communicator, make: impl FnOnce() -> Vec<u8>) -> Result<Option<(PathBuf, File)>> {
+pub(super) fn share(
+    ranks: &Communicator,
+    make: impl FnOnce() -> std::io::Result<Vec<u8>>,
+) -> Result<Option<(PathBuf, File)>> {
     let host = ranks.split_by_host()?;
     let write = || -> std::io::Result<NamedTempFile> {
         let mut file = tempfile::Builder::new().prefix("hpml-data-").tempfile_in(SHARED_MEMORY)?;
-        file.write_all(&make())?;
+        file.write_all(&make()?)?;
         Ok(file)
     };
     let written = (host.rank() == 0 && host.size() > 1).then(write);
