@@ -201,7 +201,7 @@ impl Array {
         let shape = &self.shape;
         if !matches!(self.number, Number::U8 | Number::F32) {
             let message = format!(
-                "images of {}: write them as uint8 (0 to 255) or float32, as in images.astype(\"float32\")",
+                "images of {}: write them as uint8 (0 to 255), or as float32 from 0 to 1",
                 self.number.as_str()
             );
             return Err(self.error(message));

@@ -1,4 +1,4 @@
-//! The check that a model file carries: the losses of three steps, which PyTorch wrote into it.
+//! The check that a model file carries: the losses of up to three steps, which PyTorch wrote into it.
 
 use std::path::Path;
 
@@ -40,7 +40,8 @@ pub fn check(config: &config::Model) -> Result<()> {
     let expected = std::iter::once(eval_loss).chain(losses.iter().filter(|_| comparable));
     let mut most: f64 = 0.0;
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
-        let apart = (found / expected - 1.0).abs();
+        // Relative, or absolute for a loss of 0, which every model of one class has.
+        let apart = (found - expected).abs() / if *expected == 0.0 { 1.0 } else { expected.abs() };
         if apart.is_nan() || apart > *bound {
             let place = if index == 0 { "in eval mode".into() } else { format!("of training step {index}") };
             return Err(refuse(format!(
@@ -54,7 +55,7 @@ pub fn check(config: &config::Model) -> Result<()> {
         most = most.max(apart);
     }
     let steps =
-        if comparable { "eval mode and three steps" } else { "eval mode (steps draw random numbers otherwise here)" };
+        if comparable { "eval mode and training" } else { "eval mode (steps draw random numbers otherwise here)" };
     log::info!("{}: losses as in PyTorch {}, within {most:.0e}, in {steps}", path.display(), description.torch);
     Ok(())
 }
