@@ -415,7 +415,8 @@ fn of_arrays(data: &config::Data, sets: [Pair; 2], name: String) -> Result<Datas
 /// greater than all in the training set: rather a mistake than a class.
 fn classes_of(sets: &[Pair; 2], labels: &[Option<Vec<u32>>; 2]) -> Result<usize> {
     let greatest = |part: usize| {
-        let numbered = labels[part].iter().flatten().enumerate();
+        // The first of equal ones: `max_by_key` takes the last.
+        let numbered = labels[part].as_deref().unwrap_or_default().iter().enumerate().rev();
         numbered.max_by_key(|(_, label)| **label).map_or((0, 0), |(sample, label)| (sample, *label))
     };
     let refuse = |part: usize, (sample, label): (usize, u32), why: String| {
