@@ -19,9 +19,9 @@ pub struct Data {
     /// above it), of MNIST-type IDX files, or of .npy files; synthetic: a set made without files (a
     /// folder of that name is ./synthetic).
     pub dir: String,
-    /// Shape of a sample: [channels, height, width] of images, [length] of token sequences. Makes a
-    /// synthetic set of that form; data in files must have it. []: as the data are; synthetic: the
-    /// embedded set, [3, 32, 32] in ten classes.
+    /// Shape of a sample: [channels, height, width] of images, `[length]` of token sequences. Makes
+    /// a synthetic set of that form; data in files must have it. []: as the data are; synthetic:
+    /// the embedded set, [3, 32, 32] in ten classes.
     pub shape: Vec<usize>,
     /// Number of classes; of token sequences the size of the vocabulary, which must be given.
     /// 0: as the data are, the greatest label + 1; synthetic: 10.
