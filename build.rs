@@ -39,7 +39,8 @@ fn compile_shim(lib: &Path) {
         "script.cpp",
     ]
     .map(|file| format!("src/sys/{file}"));
-    let sources = files.iter().map(|file| std::fs::read_to_string(file).expect("a source file of hpml"));
+    let read = files.iter().map(String::as_str).chain(["src/sys/failure.h"]);
+    let sources = read.map(|file| std::fs::read_to_string(file).expect("a source file of hpml"));
     let compiler = ["CXX", "CXXFLAGS"].map(|name| {
         println!("cargo:rerun-if-env-changed={name}");
         std::env::var(name).unwrap_or_default()

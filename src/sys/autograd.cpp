@@ -1,4 +1,6 @@
 // Calls of libtorch's autograd that tch lacks: hooks on gradients, and operations whose gradient is computed in Rust.
+#include "failure.h"
+
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/function_hook.h>
@@ -7,9 +9,6 @@
 
 #include <memory>
 #include <string>
-
-// Message of the last call on this thread that failed; defined in libtorch.cpp.
-extern thread_local std::string hpml_failure_text;
 
 namespace {
 using torch::autograd::AutogradContext;
@@ -62,16 +61,13 @@ struct Operation : torch::autograd::Function<Operation> {
 
 // Sets a hook on each of `count` parameters, which are leaves of the graph.
 extern "C" void *hpml_hooks(const void *const *parameters, size_t count) noexcept {
-    try {
+    return guarded(static_cast<void *>(nullptr), [&]() -> void * {
         auto listener = std::make_shared<Listener>();
         for (size_t index = 0; index < count; ++index) {
             torch::autograd::impl::set_post_acc_grad_hooks(tensor(parameters[index]), std::make_unique<Hook>(listener, index));
         }
         return new std::shared_ptr<Listener>(std::move(listener));
-    } catch (const std::exception &error) {
-        hpml_failure_text = error.what();
-        return nullptr;
-    }
+    });
 }
 extern "C" void hpml_hooks_free(void *hooks) noexcept { delete static_cast<std::shared_ptr<Listener> *>(hooks); }
 
@@ -79,24 +75,15 @@ extern "C" void hpml_hooks_free(void *hooks) noexcept { delete static_cast<std::
 extern "C" bool hpml_hooks_backward(void *hooks, const void *loss, void (*ready)(void *, size_t), void *context) noexcept {
     auto &listener = **static_cast<std::shared_ptr<Listener> *>(hooks);
     listener = {ready, context};
-    bool done = true;
-    try {
-        tensor(loss).backward();
-    } catch (const std::exception &error) {
-        hpml_failure_text = error.what();
-        done = false;
-    }
+    const bool is_done = done([&] { tensor(loss).backward(); });
     listener = {};
-    return done;
+    return is_done;
 }
 
 // The node of the graph that makes `output` of `input`; takes the closure.
 extern "C" void *hpml_operation(const void *input, const void *output, void *closure, Closure::Call call,
                                 Closure::Drop drop) noexcept {
-    try {
+    return guarded(static_cast<void *>(nullptr), [&]() -> void * {
         return new at::Tensor(Operation::apply(tensor(input), &tensor(output), c10::make_intrusive<Closure>(closure, call, drop)));
-    } catch (const std::exception &error) {
-        hpml_failure_text = error.what();
-        return nullptr;
-    }
+    });
 }

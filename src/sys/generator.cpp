@@ -1,4 +1,6 @@
 // State of libtorch's random number generators, which dropout draws from.
+#include "failure.h"
+
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
@@ -8,26 +10,11 @@
 #include <mutex>
 #include <string>
 
-// Message of the last call on this thread that failed; defined in libtorch.cpp.
-extern thread_local std::string hpml_failure_text;
-
 namespace {
 // The default generator of the CPU (`gpu` below 0) or of a GPU.
 const at::Generator &generator(int gpu) {
     if (gpu < 0) return at::detail::getDefaultCPUGenerator();
     return at::globalContext().defaultGenerator({c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(gpu)});
-}
-
-template <class Work> bool done(Work work) noexcept {
-    try {
-        work();
-        return true;
-    } catch (const std::exception &error) {
-        hpml_failure_text = error.what();
-    } catch (...) {
-        hpml_failure_text = "unknown C++ exception";
-    }
-    return false;
 }
 } // namespace
 

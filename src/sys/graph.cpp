@@ -1,5 +1,7 @@
 // CUDA graphs: work of a GPU, captured once and replayed in one call. They are libtorch's class, whose allocator reserves a
 // graph's memory; it is called by its symbols, since its header needs CUDA's.
+#include "failure.h"
+
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <dlfcn.h>
@@ -11,9 +13,6 @@
 #include <string>
 #include <tuple>
 #include <utility>
-
-// Message of the last call on this thread that failed; defined in libtorch.cpp.
-extern thread_local std::string hpml_failure_text;
 
 namespace {
 using Pool = std::pair<unsigned long long, unsigned long long>; // c10::MempoolId_t
@@ -78,18 +77,6 @@ class Graph {
     }
     void replay() { functions().replay(memory); }
 };
-
-template <class Work> bool done(Work work) noexcept {
-    try {
-        work();
-        return true;
-    } catch (const std::exception &error) {
-        hpml_failure_text = error.what();
-    } catch (...) {
-        hpml_failure_text = "unknown C++ exception";
-    }
-    return false;
-}
 } // namespace
 
 // Version of the libtorch that this process has loaded, as TORCH_ABI_VERSION of torch/headeronly/version.h: major, minor and

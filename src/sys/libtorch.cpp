@@ -1,5 +1,7 @@
 // Calls of libtorch that tch lacks. Tensors are at::Tensor*, as tch's Tensor::as_ptr gives them. Streams and events use
 // libtorch's interface for all devices, so that this file needs neither CUDA's headers nor its libraries.
+#include "failure.h"
+
 #include <ATen/ATen.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
@@ -12,18 +14,6 @@
 thread_local std::string hpml_failure_text;
 
 namespace {
-// Returns what `work` returns; if it throws, returns `otherwise` and keeps the message for hpml_failure.
-template <class Work, class Value> Value guarded(Value otherwise, Work work) noexcept {
-    try {
-        return work();
-    } catch (const std::exception &error) {
-        hpml_failure_text = error.what();
-    } catch (...) {
-        hpml_failure_text = "unknown C++ exception";
-    }
-    return otherwise;
-}
-
 const at::Tensor &tensor(const void *pointer) { return *static_cast<const at::Tensor *>(pointer); }
 c10::Stream &stream(void *pointer) { return *static_cast<c10::Stream *>(pointer); }
 c10::Event &event(void *pointer) { return *static_cast<c10::Event *>(pointer); }

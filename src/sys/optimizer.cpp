@@ -1,14 +1,13 @@
 // libtorch's fused optimizers, which tch lacks. They take lists of tensors, at::Tensor* as tch's Tensor::as_ptr gives them, and
 // update each list in one kernel, or a few.
+#include "failure.h"
+
 #include <ATen/ATen.h>
 
 #include <exception>
 #include <optional>
 #include <string>
 #include <vector>
-
-// Message of the last call on this thread that failed; defined in libtorch.cpp.
-extern thread_local std::string hpml_failure_text;
 
 namespace {
 using Pointers = const void *const *;
@@ -23,18 +22,6 @@ std::vector<at::Tensor> tensors(Pointers pointers, size_t count) {
 std::optional<at::Tensor> optional(const void *pointer) {
     if (pointer == nullptr) return std::nullopt;
     return *static_cast<const at::Tensor *>(pointer);
-}
-
-template <class Work> bool done(Work work) noexcept {
-    try {
-        work();
-        return true;
-    } catch (const std::exception &error) {
-        hpml_failure_text = error.what();
-    } catch (...) {
-        hpml_failure_text = "unknown C++ exception";
-    }
-    return false;
 }
 } // namespace
 

@@ -1,4 +1,6 @@
 // TorchScript modules: their tensors under their true names, their forward pass, and what a trace has baked into them.
+#include "failure.h"
+
 #include <ATen/ATen.h>
 #include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/api/module.h>
@@ -16,23 +18,8 @@
 #include <unordered_map>
 #include <vector>
 
-// Message of the last call on this thread that failed; defined in libtorch.cpp.
-extern thread_local std::string hpml_failure_text;
-
 namespace {
 using namespace torch::jit;
-
-// Returns what `work` returns; if it throws, returns `otherwise` and keeps the message.
-template <class Value, class Work> Value guarded(Value otherwise, Work work) noexcept {
-    try {
-        return work();
-    } catch (const std::exception &error) {
-        hpml_failure_text = error.what();
-    } catch (...) {
-        hpml_failure_text = "unknown C++ exception";
-    }
-    return otherwise;
-}
 
 // What replaces a batch norm's own work in the forward pass that this thread runs.
 struct BatchNormRule {

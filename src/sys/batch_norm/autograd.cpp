@@ -1,14 +1,13 @@
 // Batch norm with a shortcut and ReLU by the kernels of kernels.cu, as a differentiable operation. CUDA's driver is called
 // through the pointers that mod.rs has found: this file needs neither its headers nor its libraries.
+#include "../failure.h"
+
 #include <ATen/ATen.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <string>
-
-// Message of the last call on this thread that failed; defined in libtorch.cpp.
-extern thread_local std::string hpml_failure_text;
 
 namespace {
 using torch::autograd::AutogradContext;
@@ -127,13 +126,10 @@ extern "C" bool hpml_batch_norm_takes(const void *input) noexcept {
 extern "C" void *hpml_batch_norm(const void *x, const void *weight, const void *bias, const void *shortcut,
                                  const void *running_mean, const void *running_variance, bool rectified, double momentum,
                                  double epsilon) noexcept {
-    try {
+    return guarded(static_cast<void *>(nullptr), [&]() -> void * {
         std::optional<at::Tensor> other;
         if (shortcut != nullptr) other = tensor(shortcut).contiguous(at::MemoryFormat::ChannelsLast);
         return new at::Tensor(BatchNorm::apply(tensor(x), tensor(weight), tensor(bias), other, tensor(running_mean),
                                                tensor(running_variance), rectified, momentum, epsilon));
-    } catch (const std::exception &error) {
-        hpml_failure_text = error.what();
-        return nullptr;
-    }
+    });
 }
