@@ -101,6 +101,23 @@ fn a_training_gives_the_same_parameters_and_tables_as_before() {
 }
 
 #[test]
+fn a_training_that_was_begun_before_goes_on_as_if_it_had_begun_now() {
+    let Some(before) = before("a_training_that_was_begun") else { return };
+    let folder = folder();
+    let hpml = Path::new(env!("CARGO_BIN_EXE_hpml"));
+    for (name, set) in [("net", &[][..]), ("resnet", &["--set", "model.name=resnet18", "--set", "data.augment=true"])] {
+        let [whole, parts] = ["whole", "parts"].map(|which| folder.path().join(format!("{name}-{which}.h5")));
+        let small = ["train", "--set", "data.train_samples=64", "--set", "data.test_samples=32"];
+        let args = |epochs: &'static str, more: &[&'static str]| [&small, set, &["--set", epochs], more].concat();
+        run(hpml, 2, &args("train.epochs=3", &[]), &whole);
+        run(&before, 2, &args("train.epochs=2", &["--set", "checkpoint.every_epochs=1"]), &parts);
+        run(hpml, 2, &args("train.epochs=3", &["--resume", "auto"]), &parts);
+        let [expected, found] = [&whole, &parts].map(|path| read_checkpoint(path).unwrap());
+        assert_eq!(expected.tensors, found.tensors, "{name}");
+    }
+}
+
+#[test]
 fn sweep_study_and_allreduce_give_the_same_tables_as_before() {
     let Some(before) = before("sweep_study_and_allreduce") else { return };
     let folder = folder();

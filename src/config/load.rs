@@ -76,9 +76,11 @@ impl Config {
             .collect()
     }
 
-    /// Lists the keys with another value in `other`: key, value here, value there.
+    /// Lists the keys with another value in `other`: key, value here, value there. Sections that make the same network are equal,
+    /// however they say it, as those of earlier versions may.
     pub fn differences(&self, other: &Config) -> Vec<(String, toml::Value, toml::Value)> {
-        let pairs = self.flattened().into_iter().zip(other.flattened());
+        let effective = |config: &Config| Config { model: config.model.effective(), ..config.clone() }.flattened();
+        let pairs = effective(self).into_iter().zip(effective(other));
         pairs.filter(|(own, other)| own != other).map(|((key, own), (_, other))| (key, own, other)).collect()
     }
 }
@@ -164,6 +166,22 @@ mod tests {
             assert!(message.contains(named), "{given}: {message}");
             assert!(!message.contains('\n'), "{given}: {message}");
         }
+    }
+
+    #[test]
+    fn the_same_network_makes_no_difference_however_it_is_said() {
+        // The first is the form of version 0.1, whose default width was 64.
+        for (then, now) in [
+            (&["model.width=64"][..], &[][..]),
+            (&["model.width=64", "model.name=resnet18"], &["model.name=resnet18"]),
+            (&["model.name=vit", "model.depth=2"], &["model.name=vit", "model.depth=2", "model.width=768"]),
+        ] {
+            assert_eq!(set(then).unwrap().differences(&set(now).unwrap()), [], "{then:?} {now:?}");
+        }
+        let [narrow, wide] =
+            [16, 0].map(|width| set(&["model.name=resnet18", &format!("model.width={width}")]).unwrap());
+        let found = narrow.differences(&wide);
+        assert_eq!(found, [("model.width".to_owned(), toml::Value::Integer(16), toml::Value::Integer(64))]);
     }
 
     #[test]

@@ -169,6 +169,40 @@ impl ModelName {
     }
 }
 
+impl Model {
+    /// Width of the network: the published one, 64 for a ResNet and 768 for a transformer, where `width` is 0.
+    pub fn effective_width(&self) -> usize {
+        match self.width {
+            0 if self.name.is_resnet() => 64,
+            0 if self.name.is_transformer() => 768,
+            width => width,
+        }
+    }
+
+    /// The section of the same network in one form: keys that the network does not read at their defaults, and its width as a number.
+    pub fn effective(&self) -> Model {
+        fn set<T: Clone>(name: ModelName, key: &str, value: &mut T, default: &T) {
+            if !name.reads(key) {
+                value.clone_from(default);
+            }
+        }
+        let (mut own, default, name) = (self.clone(), Model::default(), self.name);
+        own.width = self.effective_width();
+        set(name, "file", &mut own.file, &default.file);
+        set(name, "bias", &mut own.bias, &default.bias);
+        set(name, "stem", &mut own.stem, &default.stem);
+        set(name, "width", &mut own.width, &default.width);
+        set(name, "depth", &mut own.depth, &default.depth);
+        set(name, "heads", &mut own.heads, &default.heads);
+        set(name, "mlp_ratio", &mut own.mlp_ratio, &default.mlp_ratio);
+        set(name, "patch", &mut own.patch, &default.patch);
+        set(name, "dropout", &mut own.dropout, &default.dropout);
+        set(name, "channels_last", &mut own.channels_last, &default.channels_last);
+        set(name, "fused_batch_norm", &mut own.fused_batch_norm, &default.fused_batch_norm);
+        own
+    }
+}
+
 /// First layers of a ResNet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,9 +1,7 @@
 //! Test whether two configurations describe one training: keys that neither reads are set aside before the comparison. In:
 //! checked configurations. Out: their normal forms; equal forms train alike, unequal ones may still do so.
 
-use crate::config::{
-    Anneal, Compression, Config, Decay, Model, ModelName, OptimName, Parallel, Precision, Scaling, Shares,
-};
+use crate::config::{Anneal, Compression, Config, Decay, ModelName, OptimName, Parallel, Precision, Scaling, Shares};
 use crate::device::Target;
 use crate::train::GlobalBatch;
 
@@ -38,7 +36,7 @@ pub fn effect(config: &Config, ground: Ground, batch: &GlobalBatch) -> Config {
         _ => Decay::Matrices,
     };
     own.parallel = parallel(config, &default, ground);
-    model(&mut own.model, &default.model);
+    own.model = own.model.effective();
     if !ground.target.is_gpu() {
         own.model.fused_batch_norm = default.model.fused_batch_norm;
         own.launch.cuda_graphs = default.launch.cuda_graphs;
@@ -70,31 +68,6 @@ fn steps(own: &mut Config, batch: &GlobalBatch) {
     train.max_steps = if total.is_multiple_of(batch.steps_per_epoch) { 0 } else { total };
     if batch.samples == own.schedule.base_batch {
         own.schedule.scaling = Scaling::None;
-    }
-}
-
-/// Sets the keys that the network does not read to their defaults.
-fn model(own: &mut Model, default: &Model) {
-    let name = own.name;
-    if !name.reads("file") {
-        own.file.clear();
-    }
-    let Model { bias, stem, width, depth, heads, mlp_ratio, patch, dropout, .. } = own;
-    reset(name, "bias", bias, &default.bias);
-    reset(name, "stem", stem, &default.stem);
-    reset(name, "width", width, &default.width);
-    reset(name, "depth", depth, &default.depth);
-    reset(name, "heads", heads, &default.heads);
-    reset(name, "mlp_ratio", mlp_ratio, &default.mlp_ratio);
-    reset(name, "patch", patch, &default.patch);
-    reset(name, "dropout", dropout, &default.dropout);
-    reset(name, "channels_last", &mut own.channels_last, &default.channels_last);
-    reset(name, "fused_batch_norm", &mut own.fused_batch_norm, &default.fused_batch_norm);
-}
-
-fn reset<T: Copy>(name: ModelName, key: &str, value: &mut T, default: &T) {
-    if !name.reads(key) {
-        *value = *default;
     }
 }
 
@@ -136,7 +109,7 @@ fn parallel(config: &Config, default: &Config, ground: Ground) -> Parallel {
         own.bucket_mb = default.bucket_mb;
     }
     // Without batch norm there are no statistics.
-    if !config.model.name.is_resnet() {
+    if config.model.name == ModelName::Net || config.model.name.is_transformer() {
         own.buffers = default.buffers;
     }
     own

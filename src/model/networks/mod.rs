@@ -61,7 +61,7 @@ impl Sizes {
     /// # Errors
     /// [`Error::ConfigValue`] if the heads do not divide the width.
     fn new(config: &config::Model) -> Result<Sizes> {
-        let width = if config.width == 0 { 768 } else { config.width };
+        let width = config.effective_width();
         let heads = if config.heads == 0 { (width / 64).max(1) } else { config.heads };
         if !width.is_multiple_of(heads) {
             return Err(refuse("model.heads", heads.to_string(), format!("must divide model.width, here {width}")));

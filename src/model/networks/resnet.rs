@@ -36,7 +36,7 @@ pub(super) fn resnet(
         Stem::Imagenet => true,
     };
     let names = if imagenet { Names { shortcut: "downsample", head: "fc" } } else { CIFAR };
-    let width = if config.width == 0 { 64 } else { config.width };
+    let width = config.effective_width();
 
     let mut build = Builder::new(form);
     build.part("stem");
