@@ -75,12 +75,11 @@ impl PartialEpoch {
 
     /// The part of an epoch that a checkpoint was written in. The result over all ranks counts as rank 0's.
     pub fn restored(from: &Restoring) -> PartialEpoch {
-        let result = StepResult {
-            loss_sum: from.of_root("loss_sum"),
-            correct: from.of_root("correct") as usize,
-            targets: from.of_root("targets") as usize,
-            samples: from.of_root("samples") as usize,
-        };
+        let samples = from.of_root("samples") as usize;
+        // Checkpoints of version 0.1 are of images, one target each, and do not count them.
+        let targets = (from.of_root("targets") as usize).max(samples);
+        let (loss_sum, correct) = (from.of_root("loss_sum"), from.of_root("correct") as usize);
+        let result = StepResult { loss_sum, correct, targets, samples };
         PartialEpoch {
             steps: from.number("steps_in_epoch") as usize,
             result,
