@@ -99,8 +99,8 @@ pub(super) fn visit(
     // A tenth is left to other processes.
     let room = memory::room(sharing) / 10 * 9;
     let resident = memory::resident();
-    let needed = if needed > 0 { needed } else { resident + at_least(&plan, case, job, dataset)? };
-    let too_much = needed > resident + room;
+    let expected = if needed > 0 { needed } else { resident + at_least(&plan, case, job, dataset)? };
+    let too_much = expected > resident + room;
     let mut outcome = Outcome {
         times: Vec::new(),
         peak_memory: 0,
