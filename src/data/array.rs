@@ -102,7 +102,7 @@ impl Array {
     /// The array of an HDF5 dataset `name` in the file `path`.
     ///
     /// # Errors
-    /// Its values reach beyond the end of the file.
+    /// The file is cut short, or cannot be opened.
     pub(super) fn of_rows(path: &Path, name: &str, rows: Rows) -> Result<Array> {
         let origin = Origin::new(path, name);
         let (shape, number) = (rows.shape.clone(), rows.number);

@@ -1,7 +1,5 @@
 //! Opens the data sets that the configuration names: finds out what lies at `data.dir`, and refuses keys that it does not read.
 
-use std::borrow::Cow;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +7,7 @@ use super::array::{Array, MOST_CLASSES, Origin};
 use super::cifar::{self, Cifar};
 use super::dataset::{Labels, Stored};
 use super::generated::{self, Generated};
-use super::source::{Memory, RecordFile, Records, Source};
+use super::source::{Memory, Source};
 use super::{Dataset, Datasets, Form, idx, npy, shared, synthetic};
 use crate::collective::Communicator;
 use crate::config::{self, Layout};
@@ -73,40 +71,11 @@ fn open_for(data: &config::Data, ranks: Option<&Communicator>) -> Result<Dataset
             let is_held = u64::from(is_small && opened.is_ok());
             match ranks.all_gather(metrics::Kind::Control, &[is_held])?.contains(&0) {
                 true => opened,
-                false => hold(opened?, ranks),
+                false => shared::hold(opened?, ranks),
             }
         }
         _ => opened,
     }
-}
-
-/// The sets in the host's memory, once per host: what happens to their files no longer matters. A collective.
-fn hold(datasets: Datasets, ranks: &Communicator) -> Result<Datasets> {
-    let Datasets { train, test, name } = datasets;
-    let images = |set: &Dataset| set.images(0..set.len()).map(Cow::into_owned);
-    let both =
-        || Ok([images(&train).map_err(std::io::Error::other)?, images(&test).map_err(std::io::Error::other)?].concat());
-    let shared = shared::share(ranks, both)?;
-    let bytes = |set: &Dataset| set.stored_bytes() / set.len().max(1) as Bytes;
-    let source = |set: &Dataset, offset: Bytes| -> Result<Box<dyn Source>> {
-        Ok(match &shared {
-            None => Box::new(Memory(images(set)?)),
-            Some((path, file)) => Box::new(part_of(path, file, offset, bytes(set))?),
-        })
-    };
-    let sources = [source(&train, 0)?, source(&test, train.stored_bytes())?];
-    let mut sets = [train, test]
-        .into_iter()
-        .zip(sources)
-        .map(|(set, source)| Arc::new(Arc::into_inner(set).expect("nobody else has the set yet").held_in(source)));
-    let mut next = || sets.next().expect("there are two");
-    Ok(Datasets { train: next(), test: next(), name })
-}
-
-/// Samples of `bytes` bytes each in `file`, the first of them at `offset`.
-fn part_of(path: &Path, file: &File, offset: Bytes, bytes: Bytes) -> Result<Records> {
-    let file = file.try_clone().at(path)?;
-    Ok(Records { files: vec![RecordFile { path: path.to_owned(), file, first: 0, offset }], stride: bytes })
 }
 
 fn open_kind(data: &config::Data, kind: Kind, ranks: Option<&Communicator>) -> Result<Datasets> {
@@ -241,7 +210,9 @@ fn embedded(data: &config::Data, ranks: Option<&Communicator>) -> Result<Dataset
     let labels: [Vec<u32>; 2] = std::array::from_fn(|part| synthetic::labels(counts[part], synthetic::SEEDS[part]));
     let images = |part: usize| synthetic::images(&labels[part], synthetic::SEEDS[part]);
     let shared = match ranks {
-        Some(ranks) => shared::share(ranks, || Ok([images(0), images(1)].concat()))?,
+        Some(ranks) => {
+            shared::share(ranks, |file| file.write_all(&images(0)).and_then(|()| file.write_all(&images(1))))?
+        }
         None => None,
     };
     let form = Form::Images { shape: [3, synthetic::SIDE, synthetic::SIDE], classes: synthetic::CLASSES };
@@ -249,7 +220,9 @@ fn embedded(data: &config::Data, ranks: Option<&Communicator>) -> Result<Dataset
     let source = |part: usize| -> Result<Box<dyn Source>> {
         Ok(match &shared {
             None => Box::new(Memory(images(part))),
-            Some((path, file)) => Box::new(part_of(path, file, (part * counts[0] * bytes) as Bytes, bytes as Bytes)?),
+            Some((path, file)) => {
+                Box::new(shared::part_of(path, file, (part * counts[0] * bytes) as Bytes, bytes as Bytes)?)
+            }
         })
     };
     let sources = [source(0)?, source(1)?];
