@@ -140,7 +140,7 @@ fn a_checkpoint_loads_strictly_and_a_resumed_training_has_the_same_bits() {
         assert_eq!(column(&whole, "epochs/train_loss"), column(&parts, "epochs/train_loss"));
         assert!(all_tensors(&whole) == all_tensors(&parts), "{ranks} ranks");
         if (name, ranks) == ("mobile", 2) {
-            // The same tensors, and another network: without dropout.
+            // Another network whose tensors have equal names and shapes: it has no dropout.
             let more = ["--resume", "auto", "--set", "train.epochs=9"];
             let other = train(ranks, "mobile_plain", folder.path(), &parts, &more);
             assert_refused(&other, &["model.file", "mobile_plain.pt", "fingerprint"]);
