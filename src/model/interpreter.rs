@@ -142,8 +142,8 @@ fn steps<'a>(graph: &'a Graph, state: &[Entry], config: &config::Model) -> Vec<(
     let computed = (1..graph.nodes.len()).filter(|index| !fused.contains(index));
     let step = |node: usize| {
         let (operation, inputs) = match fusion.of(node) {
-            Some(Fused { norm, inputs, relu, .. }) => (batch_norm(&graph.nodes[norm], state, config, relu), inputs),
-            None => (operation(&fusion, node, state, config), graph.nodes[node].inputs.clone()),
+            Some(Fused { main, inputs, .. }) => (operation(&fusion, main, state, config, true), inputs),
+            None => (operation(&fusion, node, state, config, false), graph.nodes[node].inputs.clone()),
         };
         (Step { node, inputs, operation, done: Vec::new() }, graph.nodes[node].part.as_str())
     };
@@ -157,13 +157,12 @@ struct Fusion<'a> {
     readers: &'a [usize],
 }
 
-/// A batch norm with the addition of a shortcut, a ReLU, or both.
+/// A convolution or a batch norm with what follows it: the addition of a shortcut (batch norm alone), then a ReLU.
 struct Fused {
-    norm: usize,
+    main: usize,
     /// Nodes that are not computed on their own.
     within: Vec<usize>,
     inputs: Vec<usize>,
-    relu: bool,
 }
 
 impl Fusion<'_> {
@@ -175,9 +174,9 @@ impl Fusion<'_> {
         match node(last).op {
             Op::Relu => {
                 let before = node(last).inputs[0];
-                if is_norm(before) {
+                if is_norm(before) || matches!(node(before).op, Op::Conv2d { .. }) && only(before) {
                     let inputs = node(before).inputs.clone();
-                    return Some(Fused { norm: before, within: vec![before], inputs, relu: true });
+                    return Some(Fused { main: before, within: vec![before], inputs });
                 }
                 let add = before;
                 if node(add).op != Op::Add || !only(add) {
@@ -185,10 +184,9 @@ impl Fusion<'_> {
                 }
                 let &[main, shortcut] = &node(add).inputs[..] else { return None };
                 is_norm(main).then(|| Fused {
-                    norm: main,
+                    main,
                     within: vec![main, add],
                     inputs: vec![node(main).inputs[0], shortcut],
-                    relu: true,
                 })
             }
             _ => None,
@@ -201,7 +199,8 @@ fn batch_norm(node: &Node, state: &[Entry], config: &config::Model, relu: bool) 
     Operation::BatchNorm(BatchNorm { weight, bias, mean, variance, relu, fused: config.fused_batch_norm })
 }
 
-fn operation(fusion: &Fusion, index: usize, state: &[Entry], config: &config::Model) -> Operation {
+/// The operation of a node; `relu`: whether a ReLU is fused to it.
+fn operation(fusion: &Fusion, index: usize, state: &[Entry], config: &config::Model, relu: bool) -> Operation {
     let node = &fusion.graph.nodes[index];
     let precision = config.precision;
     let tensor = |slot: usize| state[node.slots[slot]].tensor.shallow_clone();
@@ -217,12 +216,13 @@ fn operation(fusion: &Fusion, index: usize, state: &[Entry], config: &config::Mo
                 padding,
                 groups,
                 precision,
+                relu,
             })
         }
         Op::Linear { bias, .. } => {
             Operation::Linear(Linear { weight: tensor(0), bias: bias.then(|| tensor(1)), precision })
         }
-        Op::BatchNorm => batch_norm(node, state, config, false),
+        Op::BatchNorm => batch_norm(node, state, config, relu),
         Op::LayerNorm { epsilon } => Operation::LayerNorm { weight: tensor(0), bias: tensor(1), epsilon },
         Op::Relu => Operation::Relu { in_place: fusion.graph.may_overwrite(node.inputs[0], fusion.readers) },
         Op::Gelu { tanh } => Operation::Gelu { approximate: if tanh { "tanh" } else { "none" } },
@@ -263,9 +263,7 @@ impl Step {
             Operation::Relu { in_place: true } => input(0).shallow_clone().relu_(),
             Operation::Relu { in_place: false } => input(0).relu(),
             Operation::Gelu { approximate } => input(0).gelu(approximate),
-            &Operation::MaxPool { kernel, stride, padding } => {
-                input(0).max_pool2d([kernel; 2], [stride; 2], [padding; 2], [1, 1], false)
-            }
+            &Operation::MaxPool { kernel, stride, padding } => layers::max_pool(input(0), kernel, stride, padding),
             Operation::AveragePool => {
                 let [.., height, width] = input(0).size()[..] else { unreachable!("an image has four extents") };
                 input(0).avg_pool2d([height, width], [1, 1], [0, 0], false, true, None::<i64>)

@@ -32,6 +32,8 @@ pub(super) struct Conv {
     pub padding: i64,
     pub groups: i64,
     pub precision: Precision,
+    /// Whether a ReLU follows.
+    pub relu: bool,
 }
 
 impl Conv {
@@ -42,6 +44,18 @@ impl Conv {
     }
 
     pub fn forward(&self, input: &Tensor) -> Tensor {
+        let (weight, bias) = (&self.weight, self.bias.as_ref());
+        if self.precision == Precision::Float32 && self.groups == 1 && self.stride == 1 {
+            if let Some(output) = sys::small::convolution(input, weight, bias, self.padding, self.relu) {
+                return output;
+            }
+        }
+        let mut output = self.unfused(input);
+        if self.relu { output.relu_() } else { output }
+    }
+
+    /// The convolution by libtorch.
+    fn unfused(&self, input: &Tensor) -> Tensor {
         let is_full = matches!(self.precision, Precision::Float32 | Precision::Tf32);
         if is_full && self.groups == 1 && self.bias.is_none() && is_small(input) {
             return sys::im2col_conv2d(input, &self.weight, self.stride, self.padding);
@@ -70,6 +84,12 @@ impl Linear {
         let bias = self.bias.as_ref().map(|bias| cast(bias, self.precision));
         input.linear(&weight, bias.as_ref())
     }
+}
+
+/// Max-pooling.
+pub(super) fn max_pool(input: &Tensor, kernel: i64, stride: i64, padding: i64) -> Tensor {
+    let own = if (kernel, stride, padding) == (2, 2, 0) { sys::small::max_pool_2x2(input) } else { None };
+    own.unwrap_or_else(|| input.max_pool2d([kernel; 2], [stride; 2], [padding; 2], [1, 1], false))
 }
 
 /// Attention of `[n, t, 3 width]`, which holds queries, keys and values beside each other, to `[n, t, width]`.
@@ -157,7 +177,7 @@ mod tests {
                 (weight, random([32, 16, 16, inputs]).permute([0, 3, 1, 2]), random([32, 8, 8, 8]))
             });
             let (stride, padding, groups, precision) = (2, 0, 1, Precision::Float32);
-            let conv = Conv { weight, bias: None, stride, padding, groups, precision };
+            let conv = Conv { weight, bias: None, stride, padding, groups, precision, relu: false };
             let output = conv.forward(&input);
             (&output * &gradient).sum(Kind::Float).backward();
             let seen = input.slice(2, None, None, 2).slice(3, None, None, 2).to_kind(Kind::Double);

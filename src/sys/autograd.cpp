@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/custom_class.h>
 
+#include <array>
 #include <memory>
 #include <string>
 
@@ -31,9 +32,13 @@ struct Hook : torch::autograd::PostAccumulateGradHook {
     }
 };
 
-// A closure of Rust that computes the gradient of an operation's input.
+// Inputs of an operation.
+constexpr size_t MOST_INPUTS = 4;
+
+// A closure of Rust that computes the gradients of an operation's inputs from that of its output. It sets `gradients` to new tensors
+// where `needed` says so, and returns whether it could.
 struct Closure : torch::CustomClassHolder {
-    using Call = void *(*)(void *closure, const void *gradient);
+    using Call = bool (*)(void *closure, const void *gradient, const bool *needed, void **gradients, size_t inputs);
     using Drop = void (*)(void *closure);
     void *closure;
     Call call;
@@ -43,18 +48,29 @@ struct Closure : torch::CustomClassHolder {
 };
 
 struct Operation : torch::autograd::Function<Operation> {
-    static at::Tensor forward(AutogradContext *context, const at::Tensor &, const at::Tensor *output,
+    static at::Tensor forward(AutogradContext *context, at::TensorList inputs, const at::Tensor *output,
                               c10::intrusive_ptr<Closure> closure) {
         context->saved_data["closure"] = c10::IValue::make_capsule(std::move(closure));
+        context->saved_data["inputs"] = static_cast<int64_t>(inputs.size());
         return *output;
     }
 
     static variable_list backward(AutogradContext *context, variable_list gradients) {
         const auto holder = context->saved_data["closure"].toCapsule();
         const auto &closure = static_cast<const Closure &>(*holder);
-        const std::unique_ptr<at::Tensor> gradient(static_cast<at::Tensor *>(closure.call(closure.closure, &gradients[0])));
-        TORCH_CHECK(gradient != nullptr, "the gradient of an operation of hpml failed");
-        return {*gradient, {}, {}};
+        const auto inputs = static_cast<size_t>(context->saved_data["inputs"].toInt());
+        std::array<bool, MOST_INPUTS> needed{};
+        std::array<void *, MOST_INPUTS> made{};
+        for (size_t input = 0; input < inputs; ++input) needed[input] = context->needs_input_grad(input);
+        const bool is_done = closure.call(closure.closure, &gradients[0], needed.data(), made.data(), inputs);
+        variable_list result(inputs + 2); // and of the two other arguments
+        for (size_t input = 0; input < inputs; ++input) {
+            if (made[input] == nullptr) continue;
+            const std::unique_ptr<at::Tensor> gradient(static_cast<at::Tensor *>(made[input]));
+            result[input] = *gradient;
+        }
+        TORCH_CHECK(is_done, "the gradient of an operation of hpml failed");
+        return result;
     }
 };
 } // namespace
@@ -80,10 +96,14 @@ extern "C" bool hpml_hooks_backward(void *hooks, const void *loss, void (*ready)
     return is_done;
 }
 
-// The node of the graph that makes `output` of `input`; takes the closure.
-extern "C" void *hpml_operation(const void *input, const void *output, void *closure, Closure::Call call,
+// The node of the graph that makes `output` of `count` inputs; takes the closure.
+extern "C" void *hpml_operation(const void *const *inputs, size_t count, const void *output, void *closure, Closure::Call call,
                                 Closure::Drop drop) noexcept {
     return guarded(static_cast<void *>(nullptr), [&]() -> void * {
-        return new at::Tensor(Operation::apply(tensor(input), &tensor(output), c10::make_intrusive<Closure>(closure, call, drop)));
+        auto holder = c10::make_intrusive<Closure>(closure, call, drop);
+        TORCH_CHECK(count <= MOST_INPUTS, "an operation of hpml has at most ", MOST_INPUTS, " inputs");
+        variable_list list;
+        for (size_t input = 0; input < count; ++input) list.push_back(tensor(inputs[input]));
+        return new at::Tensor(Operation::apply(at::TensorList(list), &tensor(output), std::move(holder)));
     });
 }

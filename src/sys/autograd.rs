@@ -12,7 +12,7 @@ use torch_sys::C_tensor;
 use super::libtorch::failure;
 
 type Ready = extern "C" fn(*mut c_void, usize);
-type Call = extern "C" fn(*mut c_void, *const C_tensor) -> *mut C_tensor;
+type Call = extern "C" fn(*mut c_void, *const C_tensor, *const bool, *mut *mut C_tensor, usize) -> bool;
 type Free = extern "C" fn(*mut c_void);
 
 unsafe extern "C" {
@@ -20,7 +20,8 @@ unsafe extern "C" {
     fn hpml_hooks_free(hooks: *mut c_void);
     fn hpml_hooks_backward(hooks: *mut c_void, loss: *const C_tensor, ready: Ready, context: *mut c_void) -> bool;
     fn hpml_operation(
-        input: *const C_tensor,
+        inputs: *const *const C_tensor,
+        count: usize,
         output: *const C_tensor,
         closure: *mut c_void,
         call: Call,
@@ -83,8 +84,8 @@ impl Drop for GradientHooks {
     }
 }
 
-/// The computation of an operation's input gradient from the gradient of its output.
-type Gradient = Box<dyn Fn(&Tensor) -> Tensor + Send>;
+/// The computation of the gradients of an operation's inputs from that of its output, of those that are needed.
+type Gradients = Box<dyn Fn(&Tensor, &[bool]) -> Vec<Option<Tensor>> + Send>;
 
 /// Makes `output`, computed from `input` without a graph, the result of an operation that autograd differentiates by `gradient`:
 /// given d loss / d output, it returns d loss / d input, of the input's shape. `gradient` must not hold `output` itself (its
@@ -97,22 +98,53 @@ pub fn differentiable(
     output: &Tensor,
     gradient: impl Fn(&Tensor) -> Tensor + Send + 'static,
 ) -> Tensor {
-    extern "C" fn call(closure: *mut c_void, gradient: *const C_tensor) -> *mut C_tensor {
-        // SAFETY: the closure made below, which the node of the graph owns; a live tensor, of which the clone is another handle.
-        let (closure, given) = unsafe { (&*closure.cast::<Gradient>(), Tensor::clone_from_ptr(gradient.cast_mut())) };
-        // The caller frees the tensor whose pointer it gets.
-        let computed = catch_unwind(AssertUnwindSafe(|| ManuallyDrop::new(closure(&given)).as_ptr().cast_mut()));
-        computed.unwrap_or(std::ptr::null_mut())
+    operation(&[input], output, move |given, _| vec![Some(gradient(given))])
+}
+
+/// [`differentiable`] of up to four inputs: `gradients` is also told which of them need a gradient, and returns one per input, or
+/// `None`.
+///
+/// # Panics
+/// Panics with libtorch's message if the tensors do not suit.
+pub(super) fn operation(
+    inputs: &[&Tensor],
+    output: &Tensor,
+    gradients: impl Fn(&Tensor, &[bool]) -> Vec<Option<Tensor>> + Send + 'static,
+) -> Tensor {
+    extern "C" fn call(
+        closure: *mut c_void,
+        gradient: *const C_tensor,
+        needed: *const bool,
+        gradients: *mut *mut C_tensor,
+        inputs: usize,
+    ) -> bool {
+        // SAFETY: the closure made below, which the node of the graph owns; a live tensor, of which the clone is another handle; two
+        // arrays with an element per input.
+        let (closure, given, needed, gradients) = unsafe {
+            (
+                &*closure.cast::<Gradients>(),
+                Tensor::clone_from_ptr(gradient.cast_mut()),
+                std::slice::from_raw_parts(needed, inputs),
+                std::slice::from_raw_parts_mut(gradients, inputs),
+            )
+        };
+        let Ok(computed) = catch_unwind(AssertUnwindSafe(|| closure(&given, needed))) else { return false };
+        for (gradient, computed) in gradients.iter_mut().zip(computed) {
+            // The caller frees the tensors whose pointers it gets.
+            *gradient = computed.map_or(std::ptr::null_mut(), |tensor| ManuallyDrop::new(tensor).as_ptr().cast_mut());
+        }
+        true
     }
     extern "C" fn drop_closure(closure: *mut c_void) {
         // SAFETY: made by `Box::into_raw` below, and dropped once.
-        drop(unsafe { Box::from_raw(closure.cast::<Gradient>()) });
+        drop(unsafe { Box::from_raw(closure.cast::<Gradients>()) });
     }
-    let closure: Box<Gradient> = Box::new(Box::new(gradient));
+    let closure: Box<Gradients> = Box::new(Box::new(gradients));
+    let inputs: Vec<*const C_tensor> = inputs.iter().map(|input| input.as_ptr()).collect();
     // SAFETY: live tensors for the length of the call; the callee takes the closure; the result is a new tensor, or null.
     unsafe {
         let closure = Box::into_raw(closure).cast();
-        let made = hpml_operation(input.as_ptr(), output.as_ptr(), closure, call, drop_closure);
+        let made = hpml_operation(inputs.as_ptr(), inputs.len(), output.as_ptr(), closure, call, drop_closure);
         assert!(!made.is_null(), "Torch({})", failure());
         Tensor::from_ptr(made)
     }

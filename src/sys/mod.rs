@@ -15,6 +15,8 @@ mod libtorch;
 mod optimizer;
 mod process;
 mod script;
+mod simd;
+pub mod small;
 
 pub use self::hdf5::{attach_dimension_scale, refuse_external_links, set_dimension_scale};
 pub use allocator::{give_back_freed_memory, keep_freed_memory, private_memory_left, with_memory_limit};
