@@ -15,6 +15,7 @@ mod libtorch;
 mod optimizer;
 mod process;
 mod script;
+mod threads;
 
 pub use self::hdf5::{attach_dimension_scale, refuse_external_links, set_dimension_scale};
 pub use allocator::{give_back_freed_memory, keep_freed_memory, private_memory_left, with_memory_limit};
@@ -27,3 +28,4 @@ pub use libtorch::{im2col_conv2d, seeded};
 pub use optimizer::{FusedAdam, FusedSgd, unscale};
 pub use process::{default_environment, exit_now, terminate_parent};
 pub use script::{ComputeBatchNorm, Script, ScriptBatchNorm, ScriptFacts, ScriptTensor};
+pub use threads::{parallel_for, threads};
