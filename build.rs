@@ -30,6 +30,7 @@ fn main() {
 fn compile_shim(lib: &Path) {
     let files = [
         "libtorch.cpp",
+        "allocator.cpp",
         "autocast.cpp",
         "autograd.cpp",
         "batch_norm/autograd.cpp",
