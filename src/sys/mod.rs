@@ -15,6 +15,7 @@ mod libtorch;
 mod optimizer;
 mod process;
 mod script;
+mod simd;
 mod threads;
 
 pub use self::hdf5::{attach_dimension_scale, refuse_external_links, set_dimension_scale};
