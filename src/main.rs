@@ -43,16 +43,16 @@ fn main() -> ExitCode {
         Command::Quantize(args) => {
             start(config_of(Reader::Quantize, &args.run, &args.common), |job, config| quantize(job, config, &args))
         }
-        Command::Workload(args) => print(count(&args)),
-        Command::Predict(args) => print(predict::run(&args.into())),
+        Command::Workload(args) => alone(|| count(&args)),
+        Command::Predict(args) => alone(|| predict::run(&args.into())),
         Command::Eval { file, predictions, force, common } => {
-            print(eval(&file, predictions.as_deref(), force, &common))
+            alone(|| eval(&file, predictions.as_deref(), force, &common))
         }
-        Command::Export { file, onnx, force } => print(int8::export(&file, &onnx, force)),
-        Command::Config => print(Ok(config::documented_defaults())),
+        Command::Export { file, onnx, force } => alone(|| int8::export(&file, &onnx, force)),
+        Command::Config => alone(|| Ok(config::documented_defaults())),
         Command::Devices => print(Ok(launch::describe_host())),
-        Command::Inspect { file } => print(store::inspect(&file)),
-        Command::Report(args) => print(report::report(&args.into())),
+        Command::Inspect { file } => alone(|| store::inspect(&file)),
+        Command::Report(args) => alone(|| report::report(&args.into())),
     }
 }
 
@@ -170,7 +170,12 @@ fn load_config(reader: Reader, file: Option<&Path>, common: &Common) -> Result<C
     Ok(config)
 }
 
-/// Prints the result of a command that needs no ranks.
+/// Runs a command that needs no ranks, on the first of the processes that a launcher started.
+fn alone(command: impl FnOnce() -> Result<String>) -> ExitCode {
+    if launch::is_first() { print(command()) } else { ExitCode::SUCCESS }
+}
+
+/// Prints the result of a command, or its error.
 fn print(text: Result<String>) -> ExitCode {
     match text {
         Ok(text) => {

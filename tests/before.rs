@@ -84,11 +84,11 @@ fn a_training_gives_the_same_parameters_and_tables_as_before() {
     let hpml = Path::new(env!("CARGO_BIN_EXE_hpml"));
     for (name, ranks, set) in [
         ("net", 2, &["quantize.enabled=true", "optim.ema=0.9"][..]),
-        ("lars", 2, &["optim.name=lars", "metrics.spread_steps=4", "parallel.buffers=local"]),
+        ("lars", 2, &["optim.name=lars", "metrics.spread_steps=4"]),
         ("lamb", 1, &["optim.name=lamb", "train.accumulate=2", "schedule.anneal=cosine"]),
         ("bucket", 3, &["parallel.bucket_mb=0.1", "metrics.timing=profile", "optim.clip_norm=1.0"]),
         ("bf16", 2, &["parallel.compression=bf16"]),
-        ("resnet", 2, &["model.name=resnet18", "model.width=8", "model.bias=false", UNFUSED]),
+        ("resnet", 2, &["model.name=resnet18", "model.width=8", "parallel.buffers=local", UNFUSED]),
     ] {
         let mut args = vec!["train"];
         let small = ["train.epochs=2", "data.train_samples=192", "data.test_samples=64"];

@@ -59,6 +59,15 @@ fn an_unknown_command_is_refused() {
 }
 
 #[test]
+fn a_command_without_ranks_acts_once_under_a_launcher() {
+    let workload = Mpirun::ranks(2).args(["workload"]).run().succeeded().stdout;
+    assert_eq!(workload.matches("Memory of a rank").count(), 1, "{workload}");
+    let missing = Mpirun::ranks(2).args(["inspect", "missing.h5"]).run();
+    assert!(!missing.status.success(), "{}", missing.stdout);
+    assert_eq!(missing.stderr.matches("hpml: missing.h5").count(), 1, "{}", missing.stderr);
+}
+
+#[test]
 fn inspect_shows_a_run_file_and_refuses_what_is_none() {
     let folder = folder();
     let out = folder.path().join("run.h5");

@@ -233,13 +233,13 @@ fn the_all_reduce_of_a_devices_memory_sums_right() {
 #[test]
 fn what_only_cpu_ranks_can_do_is_refused_by_name() {
     let folder = folder();
-    for (setting, named) in [
-        ("parallel.compression=powersgd", "parallel.compression = powersgd"),
-        ("parallel.compression=bf16", "parallel.compression = bf16"),
-        ("parallel.local_steps=4", "parallel.local_steps = 4"),
-        ("parallel.buffers=sync", "parallel.buffers = sync"),
+    for (settings, named) in [
+        (&["parallel.compression=powersgd"][..], "parallel.compression = powersgd"),
+        (&["parallel.compression=bf16"], "parallel.compression = bf16"),
+        (&["parallel.local_steps=4"], "parallel.local_steps = 4"),
+        (&["model.name=resnet18", "parallel.buffers=sync"], "parallel.buffers = sync"),
     ] {
-        let run = on_device(2, &folder.path().join("run.h5"), &[setting]).run();
+        let run = on_device(2, &folder.path().join("run.h5"), settings).run();
         common::assert_refused(&run, &["launch.device", named, "\"cpu\""]);
     }
 }

@@ -275,10 +275,12 @@ fn more_ranks_than_samples_draw_some_again_and_say_so() {
     assert!(run.stdout.contains("global batch 4 of 3 samples on 4 ranks, 1 of them drawn again"), "{}", run.stdout);
     assert_eq!((global_batch(&out), column(&out, "sampling/drawn")), (4, vec![4.0]));
     assert_eq!(column(&out, "epochs/test_samples"), [2.0]);
+    let run =
+        short(4, &out, &[&few[..], &["--set", "train.batch_per_rank=1", "--set", "quantize.enabled=true"]].concat());
+    assert!(run.stdout.contains("over 3 images"), "{}", run.stdout);
     for (setting, named) in [
         ("data.drop_last=true", "3 samples on 4 ranks leave none"),
         ("train.global_batch=4", "train.global_batch = 4: there are 3 training samples"),
-        ("quantize.enabled=true", "quantize.calibration_images = 400: must be at most 3"),
         ("sweep.rounds=2", "sweep.rounds: belongs to hpml sweep"),
     ] {
         let run = Mpirun::ranks(4).args(["train", "--out", out.to_str().unwrap(), "--force"]).args(few);

@@ -7,6 +7,7 @@
 
 mod data;
 mod defaults;
+mod effective;
 mod experiments;
 mod help;
 mod load;

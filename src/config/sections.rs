@@ -179,29 +179,6 @@ impl Model {
             width => width,
         }
     }
-
-    /// The section of the same network in one form: keys that the network does not read at their defaults, and its width as a number.
-    pub fn effective(&self) -> Model {
-        fn set<T: Clone>(name: ModelName, key: &str, value: &mut T, default: &T) {
-            if !name.reads(key) {
-                value.clone_from(default);
-            }
-        }
-        let (mut own, default, name) = (self.clone(), Model::default(), self.name);
-        own.width = self.effective_width();
-        set(name, "file", &mut own.file, &default.file);
-        set(name, "bias", &mut own.bias, &default.bias);
-        set(name, "stem", &mut own.stem, &default.stem);
-        set(name, "width", &mut own.width, &default.width);
-        set(name, "depth", &mut own.depth, &default.depth);
-        set(name, "heads", &mut own.heads, &default.heads);
-        set(name, "mlp_ratio", &mut own.mlp_ratio, &default.mlp_ratio);
-        set(name, "patch", &mut own.patch, &default.patch);
-        set(name, "dropout", &mut own.dropout, &default.dropout);
-        set(name, "channels_last", &mut own.channels_last, &default.channels_last);
-        set(name, "fused_batch_norm", &mut own.fused_batch_norm, &default.fused_batch_norm);
-        own
-    }
 }
 
 /// First layers of a ResNet.
@@ -443,8 +420,8 @@ impl Timing {
 pub struct Quantize {
     /// Quantizes the network to int8 after the training.
     pub enabled: bool,
-    /// Training images, counted from the first, from which activation ranges are measured; at least
-    /// 1.
+    /// Training images, counted from the first, from which activation ranges are measured, or all
+    /// that there are; at least 1.
     pub calibration_images: usize,
     /// Range of the weights: max (largest magnitude), sigma3 (mean and 3 standard deviations),
     /// percentile, or mse (least mean squared error).

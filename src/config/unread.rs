@@ -1,6 +1,8 @@
 //! Keys that a command ignores. One that is given on the command line and has no effect is a mistake, so it is refused with a
 //! hint at the key that has the effect; a file may contain such keys, since one file serves several commands.
 
+use std::borrow::Cow;
+
 use super::load::split_override;
 use super::{Config, ModelName};
 use crate::error::{Error, Result};
@@ -33,6 +35,21 @@ const ONE_JOB: Why = Some("holds for the whole job: set it for the study");
 const NAMED_BY_OUT: Why = Some("name the file with --out");
 const NO_CHECKPOINTS: Why = Some("no checkpoints are written");
 const NOT_QUANTIZED: Why = Some("nothing is quantized");
+
+/// Keys that another one, beside them, can leave without effect.
+const DECIDED: [(&[&str], &str); 8] = [
+    (&["optim.nesterov", "optim.trust", "optim.beta2", "optim.epsilon"], "optim.name"),
+    (&["optim.decay"], "optim.weight_decay"),
+    (&["schedule.base_batch"], "schedule.scaling"),
+    (&["schedule.warmup_start"], "schedule.warmup_epochs"),
+    (&["schedule.least", "schedule.milestones", "schedule.gamma"], "schedule.anneal"),
+    (
+        &["parallel.compression_start", "parallel.compression_block", "parallel.compression_rank"],
+        "parallel.compression",
+    ),
+    (&["parallel.bucket_mb"], "parallel.local_steps"),
+    (&["parallel.buffers"], "model.name"),
+];
 
 impl Reader {
     /// Patterns (`section.key`, or `section.` for all its keys) and why their keys are not read. The first match counts; a
@@ -140,26 +157,35 @@ impl Reader {
 
     /// Returns why `given` (`section.key=value`), which is part of `config`, has no effect; `None` if it has one or is
     /// malformed.
-    pub fn why_unread(self, given: &str, config: &Config) -> Option<&'static str> {
+    pub fn why_unread(self, given: &str, config: &Config) -> Option<Cow<'static, str>> {
         let (section, key, _) = split_override(given).ok()?;
         let name = format!("{section}.{key}");
         let trains = matches!(self, Reader::Train | Reader::Study | Reader::Variant);
         if trains && name == "train.batch_per_rank" && config.train.global_batch > 0 {
-            return Some("train.global_batch decides it: set that, or set it to 0 too");
+            return Some("train.global_batch decides it: set that, or set it to 0 too".into());
         }
         if matches!(self, Reader::Train | Reader::Variant) && section == "model" && !config.model.name.reads(key) {
-            return Some(match config.model.name {
+            let why = match config.model.name {
                 ModelName::Net => "net has no such layer: choose another model.name",
                 ModelName::File => "a model file brings its own: set it in Python, before the export",
                 ModelName::Vit | ModelName::Gpt2 => "a transformer has no such layer: choose another model.name",
                 _ => "a ResNet has no such layer: choose another model.name",
-            });
+            };
+            return Some(why.into());
         }
         if self == Reader::Sweep && name == "model.name" && !config.sweep.model.is_empty() {
-            return Some("sweep.model are the networks");
+            return Some("sweep.model are the networks".into());
         }
         let fits = |pattern: &str| if pattern.ends_with('.') { name.starts_with(pattern) } else { name == pattern };
-        self.unread().iter().find(|(pattern, _)| fits(pattern))?.1
+        if let Some((_, why)) = self.unread().iter().find(|(pattern, _)| fits(pattern)) {
+            return why.map(Cow::from);
+        }
+        match self {
+            Reader::Train => decided_elsewhere(&name, config),
+            // sweep.model may name a network that reads it.
+            Reader::Sweep if name != "parallel.buffers" => decided_elsewhere(&name, config),
+            _ => None,
+        }
     }
 
     /// Refuses overrides without effect.
@@ -178,6 +204,20 @@ impl Reader {
         let message = format!("has no effect here: remove it; {}", unread.join("; "));
         Err(Error::ConfigSyntax { place: "--set".into(), message })
     }
+}
+
+/// Why the key `name` has no effect with the other values of `config`: they leave it at its default, whatever it says.
+fn decided_elsewhere(name: &str, config: &Config) -> Option<Cow<'static, str>> {
+    let (_, decides) = DECIDED.iter().find(|(keys, _)| keys.contains(&name))?;
+    let value = |config: &Config, key: &str| {
+        config.flattened().into_iter().find(|(name, _)| name == key).map(|(_, value)| value)
+    };
+    let (given, read) = (value(config, name), value(&config.effective(), name));
+    let is_default = read == value(&Config::default(), name);
+    (given != read && is_default).then(|| {
+        let decision = value(config, decides).map(|value| value.to_string()).unwrap_or_default();
+        format!("it is not used with {decides} = {decision}").into()
+    })
 }
 
 #[cfg(test)]
@@ -220,7 +260,12 @@ mod tests {
             (Reader::Quantize, "train.batch_per_rank=64", false),
             (Reader::Quantize, "train.lr=0.1", true),
             (Reader::Train, "model.depth=3", true),
-            (Reader::Sweep, "model.depth=3", false), // sweep.model may name a network that reads it
+            (Reader::Train, "optim.trust=0.1", true),
+            (Reader::Train, "schedule.gamma=0.5", true),
+            (Reader::Train, "schedule.gamma=0.1", false), // the default
+            (Reader::Sweep, "parallel.compression_rank=8", true),
+            (Reader::Variant, "optim.trust=0.1", false), // the study says so in a note
+            (Reader::Sweep, "model.depth=3", false),     // sweep.model may name a network that reads it
             (Reader::Eval, "data.test_samples=100", false),
             (Reader::Eval, "quantize.percentile=99.0", true),
         ] {

@@ -46,9 +46,14 @@ use singletons::{Singleton, Variables};
 /// Ends every process but the first with `status`, so that only the first reports an error that comes before MPI is
 /// initialized. The launcher's variables tell which process is the first.
 pub fn leave_to_first_rank(status: i32) {
-    if Variables::new(&variable, &ancestors()).is_not_first() {
+    if !is_first() {
         leave(status)
     }
+}
+
+/// Whether this process is the first of those that were started together, or alone. The launcher's variables tell.
+pub fn is_first() -> bool {
+    !Variables::new(&variable, &ancestors()).is_not_first()
 }
 
 /// Ends this process without a message, a second later: the launcher ends all processes once one has failed, and the one with

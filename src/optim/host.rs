@@ -118,6 +118,14 @@ impl Step<'_> {
     }
 }
 
+/// `value`, or 0 where it is denormal. A moment that meets no gradient any more (of a unit that is never active, of a token that is
+/// rare) shrinks to a few times the least denormal, where rounding keeps it for ever, and a product with a denormal takes some
+/// hundred cycles: the step of `net` on CIFAR-10 becomes ten times as slow. A parameter does not change by it, unless it is as small.
+#[inline(always)]
+fn without_denormals(value: f32) -> f32 {
+    if value.abs() < f32::MIN_POSITIVE { 0.0 } else { value }
+}
+
 /// The rule `g = clip g + weight_decay p; v = momentum v + scale g; p -= lr v` (with Nesterov `p -= lr (scale g + momentum v)`).
 ///
 /// PyTorch's SGD has `scale` 1 and the learning rate outside of v, LARS has it inside.
@@ -141,7 +149,7 @@ impl Sgd {
         // One pass over memory; the zip lets the compiler vectorize it.
         for ((parameter, &gradient), velocity) in parameters.iter_mut().zip(gradients).zip(velocity) {
             let gradient = scale * (clip * gradient + weight_decay * *parameter);
-            *velocity = momentum * *velocity + gradient;
+            *velocity = without_denormals(momentum * *velocity + gradient);
             let step = if nesterov { gradient + momentum * *velocity } else { *velocity };
             *parameter -= lr * step;
         }
@@ -175,7 +183,7 @@ impl Adam {
     /// Takes a gradient into the moments, and returns the direction.
     #[inline(always)]
     fn direction(&self, gradient: f32, first: &mut f32, second: &mut f32) -> f32 {
-        *first = self.beta1 * *first + self.new1 * gradient;
+        *first = without_denormals(self.beta1 * *first + self.new1 * gradient);
         *second = self.beta2 * *second + self.new2 * gradient * gradient;
         *first * self.corrected1 / ((*second * self.corrected2).sqrt() + self.epsilon)
     }

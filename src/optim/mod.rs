@@ -259,6 +259,32 @@ mod tests {
     }
 
     #[test]
+    fn a_moment_without_gradients_ends_at_zero() {
+        for settings in
+            ["name=sgd momentum=0.9", "name=lars momentum=0.9", "name=adamw momentum=0.9", "name=lamb momentum=0.9"]
+        {
+            let flat = |values: &[f32]| {
+                let mut flat = Flat::zeros(values.len(), None);
+                flat.write(values);
+                flat
+            };
+            let mut state = FlatState {
+                parameters: flat(&[1.0; 8]),
+                gradients: flat(&[0.25; 8]),
+                buffers: flat(&[]),
+                batches_tracked: 0,
+                tensors: vec![FlatTensor { elements: 0..8, matrix: true }],
+            };
+            let mut optimizer = Optimizer::new(&state, &config(settings));
+            optimizer.step(&mut state, 0.1).unwrap();
+            state.gradients.write(&[0.0; 8]);
+            // 0.9^1000 is 1e-46, less than any float32.
+            (0..1000).for_each(|_| optimizer.step(&mut state, 0.1).unwrap());
+            assert_eq!(optimizer.moments()[0], [0.0; 8], "{settings}");
+        }
+    }
+
+    #[test]
     fn a_step_with_an_infinite_gradient_is_left_out_and_not_counted() {
         let device = Some(tch::Device::Cpu);
         let flat = |values: &[f32]| {

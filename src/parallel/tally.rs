@@ -11,8 +11,6 @@ pub struct StepResult {
     pub loss_sum: f64,
     /// Targets that have the greatest logit.
     pub correct: usize,
-    /// Number of targets: one per image, one per token of a sequence.
-    pub targets: usize,
     /// Number of samples.
     pub samples: usize,
 }
@@ -22,7 +20,6 @@ impl StepResult {
     pub fn add(&mut self, other: StepResult) {
         self.loss_sum += other.loss_sum;
         self.correct += other.correct;
-        self.targets += other.targets;
         self.samples += other.samples;
     }
 }
@@ -32,18 +29,14 @@ pub(super) enum Tally {
     /// Counted on the host within the call. `logits` and `targets` are kept so that no step allocates.
     Host { result: StepResult, logits: Vec<f32>, targets: Vec<i64> },
     /// `[2]` float64 on the device, sums of losses and correct predictions: reading them would synchronize every step.
-    Device { sums: Tensor, targets: usize, samples: usize },
+    Device { sums: Tensor, samples: usize },
 }
 
 impl Tally {
     /// Empty sums in the memory of `target`.
     pub fn new(target: Target) -> Tally {
         if target.is_gpu() {
-            return Tally::Device {
-                sums: Tensor::zeros([2], (tch::Kind::Double, target.device())),
-                targets: 0,
-                samples: 0,
-            };
+            return Tally::Device { sums: Tensor::zeros([2], (tch::Kind::Double, target.device())), samples: 0 };
         }
         Tally::Host { result: StepResult::default(), logits: Vec::new(), targets: Vec::new() }
     }
@@ -70,13 +63,12 @@ impl Tally {
                 };
                 let correct = scores.chunks(classes).zip(&*wanted).filter(|pair| is_correct(*pair)).count();
                 let loss_sum = mean_loss.double_value(&[]) * n as f64;
-                result.add(StepResult { loss_sum, correct, targets: n, samples });
+                result.add(StepResult { loss_sum, correct, samples });
             }
-            Tally::Device { sums, targets: counted, samples: seen } => tch::no_grad(|| {
+            Tally::Device { sums, samples: seen } => tch::no_grad(|| {
                 let correct = logits.argmax(-1, false).eq_tensor(targets).sum(tch::Kind::Double);
                 let loss = mean_loss.to_kind(tch::Kind::Double) * n as f64;
                 let _ = sums.g_add_(&Tensor::stack(&[loss, correct], 0));
-                *counted += n;
                 *seen += samples;
             }),
         }
@@ -86,13 +78,12 @@ impl Tally {
     pub fn take(&mut self) -> StepResult {
         match self {
             Tally::Host { result, .. } => std::mem::take(result),
-            Tally::Device { sums, targets, samples } => {
+            Tally::Device { sums, samples } => {
                 let mut values = [0f64; 2];
                 sums.copy_data(&mut values, 2);
                 let _ = sums.zero_();
                 let [loss_sum, correct] = values;
-                let (targets, samples) = (std::mem::take(targets), std::mem::take(samples));
-                StepResult { loss_sum, correct: correct as usize, targets, samples }
+                StepResult { loss_sum, correct: correct as usize, samples: std::mem::take(samples) }
             }
         }
     }

@@ -18,7 +18,7 @@ use super::structure::structure;
 use super::{checkpoint, onnx, scheme};
 use crate::collective::Combine;
 use crate::config::{self, Config, Plan};
-use crate::data::{self, Dataset, Datasets, Form};
+use crate::data::{self, Datasets, Form};
 use crate::device::{self, Choice, Target};
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -35,6 +35,8 @@ pub struct Quantized {
     pub net: IntNet,
     /// Accuracy of each case over the whole test set.
     pub accuracy: AccuracyTable,
+    /// Training images from which the activations' ranges were measured.
+    pub calibration_images: usize,
     /// Tables `/histograms` and `/quantization`.
     pub tables: Vec<Table>,
 }
@@ -69,7 +71,7 @@ pub fn quantize(plan: &Plan, job: &Job, run: &Path, destination: &Destination) -
 /// run's id, on rank 0. A collective.
 ///
 /// # Errors
-/// int8 cannot express the network, the training set has too few images, or the file cannot be written.
+/// int8 cannot express the network, or the file cannot be written.
 pub fn prepare(
     plan: &Plan,
     job: &Job,
@@ -78,7 +80,6 @@ pub fn prepare(
     force: bool,
 ) -> Result<Option<RunFile>> {
     job.agree(spec(plan, datasets))?;
-    job.agree(check_calibration(&plan.quantize, &datasets.train))?;
     let out = source.map(|(run, _)| beside(run)).unwrap_or_default(); // rank 0's counts
     let owner = output::claim_at(job, &out, force)?;
     let file = owner.zip(source).map(|(owner, source)| create(owner, force, plan, source));
@@ -159,10 +160,9 @@ pub fn quantize_state(plan: &Plan, job: &Job, state: &[NamedTensor], datasets: &
 /// Quantizes a network on all ranks together, each of which takes its share of calibration and test. A collective.
 ///
 /// # Errors
-/// The training set has too few images, a value is NaN or infinite, or a rank fails.
+/// A value is NaN or infinite, or a rank fails.
 fn quantize_net(plan: &Plan, job: &Job, net: &FloatNet, datasets: &Datasets) -> Result<Quantized> {
-    let images = plan.quantize.calibration_images;
-    job.agree(check_calibration(&plan.quantize, &datasets.train))?;
+    let images = plan.quantize.calibration_images.min(datasets.train.len());
     let pixels = &*job.agree(datasets.train.images(0..images))?;
     let gather = |words: &[u64]| job.communicator.all_gather(metrics::Kind::Metrics, words);
     let torch = FloatTorch::new(net);
@@ -208,7 +208,7 @@ fn quantize_net(plan: &Plan, job: &Job, net: &FloatNet, datasets: &Datasets) -> 
         false => Kernel::best().as_str().to_owned(),
     };
     let tables = vec![histograms(&weights, &activations), accuracies(&accuracy, net, &integers, kernel)];
-    Ok(Quantized { net: integers, accuracy, tables })
+    Ok(Quantized { net: integers, accuracy, calibration_images: images, tables })
 }
 
 /// Sum of the counts over the ranks.
@@ -224,20 +224,6 @@ fn loses_too_much(accuracy: &AccuracyTable, max_drop: f64) -> bool {
     accuracy.drop() > max_drop + 1e-9
 }
 
-/// Checks that the training set has enough images to calibrate.
-///
-/// # Errors
-/// `quantize.calibration_images` is more than `train` has.
-fn check_calibration(quantize: &config::Quantize, train: &Dataset) -> Result<()> {
-    let images = quantize.calibration_images;
-    if train.len() < images {
-        let expected = format!("must be at most {}, the training images there are", train.len());
-        let key = "quantize.calibration_images".into();
-        return Err(Error::ConfigValue { place: "configuration".into(), key, value: images.to_string(), expected });
-    }
-    Ok(())
-}
-
 /// Prints the accuracy table on stdout, as the report of the file shows it.
 pub fn print(quantized: &Quantized, quantize: &config::Quantize) {
     let range = |range| format!("{range:?}").to_lowercase(); // as in the configuration
@@ -246,7 +232,7 @@ pub fn print(quantized: &Quantized, quantize: &config::Quantize) {
         range(quantize.weight_range),
         if quantize.per_channel { "per channel" } else { "per tensor" },
         range(quantize.activation_range),
-        quantize.calibration_images
+        quantized.calibration_images
     );
     print!("{}", report::tables(None, &quantized.tables, &["quantization"]));
 }

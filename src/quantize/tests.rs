@@ -1,7 +1,6 @@
 //! Tests that run networks with random weights through every execution.
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+mod networks;
 
 use super::calibration::{self, UNIT};
 use super::engine::{Engine, Kernel};
@@ -12,93 +11,13 @@ use super::integer::Quantization;
 use super::reference::Reference;
 use super::simulated::Simulated;
 use super::structure::structure;
-use super::{IntNet, accuracy, checkpoint, finetune, onnx, predictions, scheme};
+use super::{IntNet, accuracy, checkpoint, finetune, onnx, scheme};
 use crate::collective::HostBuffer;
 use crate::config::{self, ModelName, RangeFrom, Stem};
 use crate::error::Error;
 use crate::model::{Entry, Model, Role};
 use crate::store::{Attribute, NamedTensor, TensorValues};
-
-/// Pseudo-random images, blotches rather than noise so that layers differ in their ranges.
-fn pixels(spec: &Spec, images: usize) -> Vec<u8> {
-    let [channels, height, width] = spec.shape;
-    let value = |at: usize| {
-        let (x, y) = (at % width, at / width % height);
-        let (channel, image) = (at / (width * height) % channels, at / (width * height * channels));
-        let wave = ((x * (image % 5 + 1) + y * 3) as f64 / 7.0 + channel as f64).sin() * 90.0;
-        (128.0 + wave + ((at * 2_654_435_761) >> 7 & 31) as f64) as u8
-    };
-    (0..images * spec.image_bytes()).map(value).collect()
-}
-
-fn spec(name: ModelName, edit: impl Fn(&mut config::Model), shape: [usize; 3], classes: usize) -> Spec {
-    let mut model = config::Model { name, ..config::Model::default() };
-    edit(&mut model);
-    let values = |first: f32, step: f32| (0..shape[0]).map(|channel| first + step * channel as f32).collect();
-    Spec { model, shape, classes, mean: values(0.49, -0.02), std: values(0.2, 0.005) }
-}
-
-fn net(bias: bool) -> Spec {
-    spec(ModelName::Net, |model| model.bias = bias, [3, 32, 32], 10)
-}
-
-fn resnet18() -> Spec {
-    spec(ModelName::Resnet18, |model| model.width = 16, [3, 32, 32], 10)
-}
-
-fn resnet(name: ModelName, stem: Stem, width: usize, shape: [usize; 3], classes: usize) -> Spec {
-    spec(name, |model| (model.stem, model.width) = (stem, width), shape, classes)
-}
-
-/// Networks of every kind, with sizes that are odd, not square, smaller than a kernel.
-fn networks() -> Vec<Spec> {
-    vec![
-        net(false),
-        net(true),
-        spec(ModelName::Net, |model| model.bias = true, [1, 28, 31], 3),
-        resnet18(),
-        resnet(ModelName::Resnet18, Stem::Imagenet, 16, [3, 45, 38], 300),
-        resnet(ModelName::Resnet34, Stem::Cifar, 4, [1, 17, 12], 10),
-        resnet(ModelName::Resnet50, Stem::Imagenet, 4, [3, 66, 65], 17),
-        resnet(ModelName::Resnet50, Stem::Cifar, 8, [5, 16, 16], 10),
-        resnet(ModelName::Resnet101, Stem::Imagenet, 4, [3, 33, 64], 5),
-    ]
-}
-
-fn name(spec: &Spec) -> String {
-    format!("{} {:?} {:?}", spec.model.name.as_str(), spec.model.stem, spec.shape)
-}
-
-/// State of a network as after a training: with batch norm's initial values folding would change nothing.
-fn state(spec: &Spec) -> Vec<NamedTensor> {
-    let model = Model::new(&spec.model, spec.form(), 3).unwrap();
-    let value = |name: &str, index: usize, value: f32| match name.rsplit('.').next() {
-        Some("running_var") => 0.2 + (index % 7) as f32 * 0.05,
-        Some("running_mean") => (index % 5) as f32 * 0.03 - 0.06,
-        Some("bias") if name.contains("bn") => (index % 3) as f32 * 0.1 - 0.1,
-        _ => value,
-    };
-    let tensor = |entry: &Entry| {
-        let mut values = vec![0f32; entry.tensor.numel()];
-        entry.tensor.detach().contiguous().copy_data(&mut values, entry.tensor.numel());
-        let values = values.iter().enumerate().map(|(index, &own)| value(&entry.name, index, own)).collect();
-        let shape = entry.tensor.size().into_iter().map(|extent| extent as usize).collect();
-        NamedTensor::new(entry.name.clone(), shape, TensorValues::F32(values))
-    };
-    model.state.iter().filter(|entry| entry.role != Role::Counter).map(tensor).collect()
-}
-
-fn float_net(spec: &Spec) -> FloatNet {
-    FloatNet::from_state(&state(spec), spec.clone()).unwrap()
-}
-
-fn quantized(net: &FloatNet, edit: impl Fn(&mut config::Quantize)) -> IntNet {
-    let mut config = config::Quantize::default();
-    edit(&mut config);
-    let images = pixels(&net.spec, 24);
-    let activations = calibration::activations(&FloatTorch::new(net), &images, 0, 1, &calibration::alone);
-    scheme::quantize(net, &activations.unwrap(), &config).unwrap()
-}
+use networks::{float_net, name, net, networks, pixels, quantized, resnet, resnet18, spec, state};
 
 #[test]
 fn folding_leaves_the_logits_of_every_network() {
@@ -187,45 +106,6 @@ fn the_imagenet_stem_at_full_size_runs_image_by_image() {
     let expected = Simulated::new(&net).run(&images).unwrap();
     for kernel in [Kernel::Vnni, Kernel::Avx2].into_iter().filter(|kernel| kernel.detected()) {
         assert_eq!(Engine::new(&net, kernel).run(&images), expected, "{kernel:?}");
-    }
-}
-
-/// ONNX Runtime multiplies accumulators with float32 scales, hpml with fixed-point multipliers of 31 bits, so that a sum within
-/// float32's rounding of a half becomes another step now and then. Of 20 images none has such a sum in `net`, at most 3 in a
-/// ResNet, whose logits then differ by up to 2 % of their range; a bound of 5 % leaves room for other CPUs.
-#[test]
-fn onnx_runtime_finds_the_logits_of_the_exported_network() {
-    let Some(python) = std::env::var_os("HPML_PYTHON") else {
-        eprintln!("left out: set HPML_PYTHON to a Python with onnx and onnxruntime");
-        return;
-    };
-    let imports = Command::new(&python).args(["-c", "import onnx, onnxruntime"]).stderr(Stdio::null()).status();
-    if !imports.unwrap().success() {
-        eprintln!("left out: HPML_PYTHON has no onnx and onnxruntime (tests/requirements.txt)");
-        return;
-    }
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/onnx_logits.py");
-    let folder = tempfile::tempdir().unwrap();
-    let [model, images, logits] = ["net.onnx", "pixels", "logits"].map(|name| folder.path().join(name));
-    for spec in networks() {
-        let net = quantized(&float_net(&spec), |config| config.per_channel = true);
-        let pixels = pixels(&spec, 20);
-        std::fs::write(&model, onnx::to_onnx(&net)).unwrap();
-        std::fs::write(&images, &pixels).unwrap();
-        assert!(Command::new(&python).arg(&script).args([&model, &images, &logits]).status().unwrap().success());
-        let bytes = std::fs::read(&logits).unwrap();
-        let scale = net.nodes.last().unwrap().numbers().output.scale;
-        let steps = |four: &[u8; 4]| (f64::from(f32::from_le_bytes(*four)) / scale).round() as i32;
-        let found: Vec<i32> = bytes.as_chunks::<4>().0.iter().map(steps).collect();
-        let expected = Engine::new(&net, Kernel::best()).run(&pixels);
-        let off: Vec<i32> = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).collect();
-        let spread = expected.iter().max().unwrap() - expected.iter().min().unwrap();
-        let (equal, most) = (off.iter().filter(|off| **off == 0).count(), off.iter().max().unwrap());
-        let told = format!("{}: {equal} of {} logits equal, {most} of {spread} steps off", name(&spec), off.len());
-        eprintln!("{told}");
-        let bound = if spec.model.name == ModelName::Net { 0 } else { spread / 20 };
-        assert!(*most <= bound && equal * 4 >= off.len() * 3, "{told}");
-        assert_eq!(predictions(&found, spec.classes), predictions(&expected, spec.classes), "{}", name(&spec));
     }
 }
 

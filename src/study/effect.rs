@@ -1,7 +1,7 @@
 //! Test whether two configurations describe one training: keys that neither reads are set aside before the comparison. In:
 //! checked configurations. Out: their normal forms; equal forms train alike, unequal ones may still do so.
 
-use crate::config::{Anneal, Compression, Config, Decay, ModelName, OptimName, Parallel, Precision, Scaling, Shares};
+use crate::config::{Config, Parallel, Precision, Scaling, Shares};
 use crate::device::Target;
 use crate::train::GlobalBatch;
 
@@ -21,22 +21,12 @@ pub struct Ground {
 pub fn effect(config: &Config, ground: Ground, batch: &GlobalBatch) -> Config {
     let (mut own, default) = (config.clone(), Config::default());
     steps(&mut own, batch);
-    schedule(&mut own, &default);
-    if own.optim.name != OptimName::Lars {
-        own.optim.trust = default.optim.trust;
+    own = own.effective();
+    if ground.ranks == 1 {
+        // A single rank on a GPU still uses the path that all_reduce selects, as far as there is one.
+        let all_reduce = if ground.target.is_gpu() { own.parallel.all_reduce } else { default.parallel.all_reduce };
+        own.parallel = Parallel { all_reduce, ..default.parallel.clone() };
     }
-    if own.optim.name.is_adaptive() {
-        own.optim.nesterov = default.optim.nesterov;
-    } else {
-        (own.optim.beta2, own.optim.epsilon) = (default.optim.beta2, default.optim.epsilon);
-    }
-    own.optim.decay = match own.optim.weight_decay {
-        0.0 => default.optim.decay,
-        decay if own.optim.weight_decay_of(false) == decay => Decay::All,
-        _ => Decay::Matrices,
-    };
-    own.parallel = parallel(config, &default, ground);
-    own.model = own.model.effective();
     if !own.model.channels_last {
         own.model.fused_batch_norm = default.model.fused_batch_norm;
     }
@@ -71,50 +61,6 @@ fn steps(own: &mut Config, batch: &GlobalBatch) {
     if batch.samples == own.schedule.base_batch {
         own.schedule.scaling = Scaling::None;
     }
-}
-
-fn schedule(own: &mut Config, default: &Config) {
-    let schedule = &mut own.schedule;
-    if schedule.scaling == Scaling::None {
-        schedule.base_batch = default.schedule.base_batch;
-    }
-    if schedule.warmup_epochs == 0.0 {
-        schedule.warmup_start = default.schedule.warmup_start;
-    }
-    if !matches!(schedule.anneal, Anneal::Cosine | Anneal::OneCycle) {
-        schedule.least = default.schedule.least;
-    }
-    if schedule.anneal != Anneal::Step {
-        (schedule.milestones, schedule.gamma) = (default.schedule.milestones.clone(), default.schedule.gamma);
-    }
-}
-
-fn parallel(config: &Config, default: &Config, ground: Ground) -> Parallel {
-    let (mut own, default) = (config.parallel.clone(), &default.parallel);
-    if ground.ranks == 1 {
-        // A single rank on a GPU still uses the path that all_reduce selects, as far as there is one.
-        return Parallel {
-            all_reduce: if ground.target.is_gpu() { own.all_reduce } else { default.all_reduce },
-            ..default.clone()
-        };
-    }
-    if own.compression == Compression::None {
-        own.compression_start = default.compression_start;
-    }
-    if own.compression != Compression::Int8 {
-        own.compression_block = default.compression_block;
-    }
-    if own.compression != Compression::PowerSgd {
-        own.compression_rank = default.compression_rank;
-    }
-    if own.local_steps > 1 {
-        own.bucket_mb = default.bucket_mb;
-    }
-    // Without batch norm there are no statistics.
-    if config.model.name == ModelName::Net || config.model.name.is_transformer() {
-        own.buffers = default.buffers;
-    }
-    own
 }
 
 #[cfg(test)]

@@ -182,7 +182,7 @@ fn log_visit(record: &Record, number: usize, round: usize, rounds: usize) {
         Status::Ok => {
             let half_width = 0.5 * (row.step_high - row.step_low) / row.step_p50;
             log::info!(
-                "{case}: step_p50 {}{}, {:.0} images/s, {} steps",
+                "{case}: step_p50 {}{}, {:.0} samples/s, {} steps",
                 format_seconds(row.step_p50),
                 if half_width.is_finite() { format!(" +- {:.1} %", 100.0 * half_width) } else { String::new() },
                 row.images_per_second,

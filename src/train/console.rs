@@ -50,7 +50,7 @@ pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &R
 pub fn print_epoch(epochs: &[EpochRow], of: usize) {
     let Some(row) = epochs.last() else { return };
     println!(
-        "epoch {:>2} ({}/{of}) | train loss {:.4} acc {:.2} % | test loss {:.4} acc {:.2} % | lr {:.1e} | {} | {} img/s",
+        "epoch {:>2} ({}/{of}) | train loss {:.4} acc {:.2} % | test loss {:.4} acc {:.2} % | lr {:.1e} | {} | {} samples/s",
         row.epoch,
         row.epoch + 1,
         row.train.loss,

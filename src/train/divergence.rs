@@ -5,7 +5,7 @@ use crate::collective::{Combine, Communicator};
 use crate::config::Config;
 use crate::error::Result;
 use crate::metrics::{Kind, definitions};
-use crate::parallel::{FlatState, StepResult};
+use crate::parallel::FlatState;
 use crate::table::{Schema, Table};
 
 use super::record::Score;
@@ -121,15 +121,8 @@ impl Divergence {
     ///
     /// # Errors
     /// An MPI call failed.
-    pub fn after_epoch(
-        &mut self,
-        ranks: &Communicator,
-        state: &FlatState,
-        epoch: usize,
-        test: &StepResult,
-    ) -> Result<()> {
-        let Score { loss, accuracy, .. } = (*test).into();
-        let own = [loss, accuracy, distance(ranks, &state.parameters.read())?];
+    pub fn after_epoch(&mut self, ranks: &Communicator, state: &FlatState, epoch: usize, test: Score) -> Result<()> {
+        let own = [test.loss, test.accuracy, distance(ranks, &state.parameters.read())?];
         for (rank, row) in ranks.all_gather(Kind::Metrics, &own)?.chunks(own.len()).enumerate() {
             self.ranks.push(RankRow { epoch, rank, test_loss: row[0], test_accuracy: row[1], distance: row[2] });
         }

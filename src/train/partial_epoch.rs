@@ -68,18 +68,14 @@ impl PartialEpoch {
         saving.attribute("steps_in_epoch", Attribute::Int(self.steps as i64));
         saving.attribute("loss_sum", Attribute::Float(all.loss_sum));
         saving.attribute("correct", Attribute::Int(all.correct as i64));
-        saving.attribute("targets", Attribute::Int(all.targets as i64));
         saving.attribute("samples", Attribute::Int(all.samples as i64));
         saving.attribute("seconds", Attribute::Float(self.seconds));
     }
 
     /// The part of an epoch that a checkpoint was written in. The result over all ranks counts as rank 0's.
     pub fn restored(from: &Restoring) -> PartialEpoch {
-        let samples = from.of_root("samples") as usize;
-        // Checkpoints of version 0.1 are of images, one target each, and do not count them.
-        let targets = (from.of_root("targets") as usize).max(samples);
-        let (loss_sum, correct) = (from.of_root("loss_sum"), from.of_root("correct") as usize);
-        let result = StepResult { loss_sum, correct, targets, samples };
+        let [correct, samples] = ["correct", "samples"].map(|name| from.of_root(name) as usize);
+        let result = StepResult { loss_sum: from.of_root("loss_sum"), correct, samples };
         PartialEpoch {
             steps: from.number("steps_in_epoch") as usize,
             result,

@@ -2,6 +2,7 @@
 
 use crate::collective::Communicator;
 use crate::config::{Config, Timing};
+use crate::data::Form;
 use crate::error::Result;
 use crate::metrics::{
     Conditions, Entry, Kind, Ledger, Part, RankStep, StepTimes, algbw, all_reduce_busbw, definitions, world_sizes,
@@ -21,9 +22,10 @@ pub struct Score {
     pub samples: usize,
 }
 
-impl From<StepResult> for Score {
-    fn from(StepResult { loss_sum, correct, targets, samples }: StepResult) -> Score {
-        let count = targets.max(1) as f64;
+impl Score {
+    /// The means of `result`, which is of samples of this `form`.
+    pub fn new(StepResult { loss_sum, correct, samples }: StepResult, form: Form) -> Score {
+        let count = (samples * form.targets()).max(1) as f64;
         Score { loss: loss_sum / count, accuracy: 100.0 * correct as f64 / count, samples }
     }
 }

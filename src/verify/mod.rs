@@ -27,7 +27,7 @@ use crate::model::{Model, Role};
 use crate::optim::Optimizer;
 use crate::parallel::Replica;
 use crate::store::{self, Parity, Reference, Tokens};
-use crate::train::{load, loader_options};
+use crate::train::{Score, load, loader_options};
 use crate::units::{Bytes, counted};
 
 /// Sections and keys that `--set` may change: they affect where and how the steps are computed, not the result.
@@ -168,7 +168,7 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
         replica.step(&batch, parity.global_batch, &mut StepRecorder::default())?;
         optimizer.step(replica.state_mut(), parity.lr)?;
         let total = Replica::sum_over_ranks(&job.communicator, replica.take_result()?)?;
-        reached.loss.push(total.loss_sum / total.targets as f64);
+        reached.loss.push(Score::new(total, form).loss);
         reached.update.push(movements(replica.model(), &initial));
     }
     replica.agreed_checksum(0)?;

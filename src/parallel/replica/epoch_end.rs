@@ -97,10 +97,10 @@ impl Replica {
     /// # Errors
     /// The collective failed.
     pub fn sum_over_ranks(communicator: &Communicator, result: StepResult) -> Result<StepResult> {
-        let StepResult { loss_sum, correct, targets, samples } = result;
-        let mut sums = [loss_sum, correct as f64, targets as f64, samples as f64];
+        let StepResult { loss_sum, correct, samples } = result;
+        let mut sums = [loss_sum, correct as f64, samples as f64];
         communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut sums)?;
-        let [loss_sum, correct, targets, samples] = sums;
-        Ok(StepResult { loss_sum, correct: correct as usize, targets: targets as usize, samples: samples as usize })
+        let [loss_sum, correct, samples] = sums;
+        Ok(StepResult { loss_sum, correct: correct as usize, samples: samples as usize })
     }
 }

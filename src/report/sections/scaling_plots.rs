@@ -66,7 +66,7 @@ fn throughput(cases: &Cases) -> Figure {
     let panel = Lines {
         title: String::new(),
         x: Axis::new("batch_per_rank", "1", Scale::Values),
-        y: Axis::new("throughput", "images/s", Scale::Auto),
+        y: Axis::new("throughput", "samples/s", Scale::Auto),
         series: series.filter(|series| !series.points.is_empty()).collect(),
     };
     Figure::new("scaling-throughput", "Throughput against batch size", vec![Panel::Lines(panel)])

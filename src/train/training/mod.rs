@@ -18,7 +18,7 @@ use super::record::{EpochRow, Record};
 use super::resume::Resume;
 use super::sampling::{self, Sampling};
 use super::step::{loader_options, timed_step};
-use super::{GlobalBatch, weights};
+use super::{GlobalBatch, Score, weights};
 use crate::collective::{Communicator, progress};
 use crate::config::Plan;
 use crate::data::{AugmentSeed, BatchPlan, Dataset, Datasets, Feed, LoaderOptions, Sampler};
@@ -212,12 +212,14 @@ impl<'a> Training<'a> {
         }
         let checksum = self.replica.agreed_checksum(epoch)?;
         let test_started = Instant::now();
+        let form = self.test_feed.dataset().form();
         self.exchange_average(true);
         self.measure_statistics()?;
         let test = self.test()?;
         if self.divergence.is_measured() {
             let own = self.test_share(0..self.test_feed.len())?;
-            self.divergence.after_epoch(&job.communicator, self.replica.state(), epoch, &own)?;
+            let score = Score::new(own, form);
+            self.divergence.after_epoch(&job.communicator, self.replica.state(), epoch, score)?;
         }
         progress.finish_and_clear();
 
@@ -233,8 +235,8 @@ impl<'a> Training<'a> {
         self.record.add_epoch(EpochRow {
             epoch,
             world_size: job.world_size,
-            train: train.into(),
-            test: test.into(),
+            train: Score::new(train, form),
+            test: Score::new(test, form),
             seconds,
             test_seconds: test_started.elapsed().as_secs_f64(),
             images_per_second: train.samples as f64 / seconds,
