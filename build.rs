@@ -30,13 +30,16 @@ fn main() {
 fn compile_shim(lib: &Path) {
     let files = [
         "libtorch.cpp",
+        "allocator.cpp",
         "autocast.cpp",
         "autograd.cpp",
-        "batch_norm/autograd.cpp",
+        "batch_norm/cpu.cpp",
+        "batch_norm/gpu.cpp",
         "generator.cpp",
         "graph.cpp",
         "optimizer.cpp",
         "script.cpp",
+        "threads.cpp",
     ]
     .map(|file| format!("src/sys/{file}"));
     let read = files.iter().map(String::as_str).chain(["src/sys/failure.h"]);
@@ -67,6 +70,7 @@ fn compile_shim(lib: &Path) {
         .include(include.join("torch/csrc/api/include"))
         .include(include)
         .flag_if_supported("-Wno-unused-parameter")
+        .flag_if_supported("-fopenmp") // for at::parallel_for; torch-sys links the runtime that libtorch has
         .compile("hpml_libtorch");
     std::fs::write(&stamp, made_from).expect("OUT_DIR can be written");
 }

@@ -13,6 +13,9 @@ use hpml::launch::{self, Job};
 use hpml::quantize::command as int8;
 use hpml::{allreduce, model, predict, report, store, study, sweep, sys, train, verify, workload};
 
+#[global_allocator]
+static ALLOCATOR: sys::Allocator = sys::Allocator;
+
 fn main() -> ExitCode {
     sys::keep_freed_memory();
     // Network file systems often cannot lock, and store never writes to a file that others can see.

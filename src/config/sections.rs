@@ -102,8 +102,9 @@ pub struct Model {
     /// Stores images and convolution weights as NHWC, which is faster on most hardware; ResNets
     /// and files only.
     pub channels_last: bool,
-    /// Computes batch norm, shortcut and ReLU in fused kernels (compiled by NVRTC); false: in
-    /// libtorch's kernels, which pass over memory more often. No effect on CPU cores.
+    /// Computes batch norm, shortcut and ReLU in fused kernels, on CPU cores and on GPUs (compiled
+    /// by NVRTC); false: in libtorch's kernels, which pass over memory more often. No effect without
+    /// model.channels_last.
     pub fused_batch_norm: bool,
 }
 

@@ -132,10 +132,13 @@ impl BatchNorm {
         let BatchNorm { weight, bias, mean: running_mean, variance: running_variance, relu, fused: true } = self else {
             return None;
         };
-        let Mode::Train { momentum, standardize: None } = mode else { return None };
-        let momentum = momentum.unwrap_or(MOMENTUM);
+        let (train, momentum) = match mode {
+            Mode::Train { standardize: Some(_), .. } => return None,
+            Mode::Train { momentum, standardize: None } => (true, momentum.unwrap_or(MOMENTUM)),
+            Mode::Eval => (false, MOMENTUM), // not used
+        };
         let norm = sys::BatchNorm { weight, bias, running_mean, running_variance, momentum, epsilon: EPSILON };
-        norm.apply(input, shortcut, *relu)
+        if train { norm.apply(input, shortcut, *relu) } else { norm.evaluate(input, shortcut, *relu) }
     }
 
     /// The normalized input by libtorch's operations, one pass over memory each.

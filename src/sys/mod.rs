@@ -17,9 +17,10 @@ mod process;
 mod script;
 mod simd;
 pub mod small;
+mod threads;
 
 pub use self::hdf5::{attach_dimension_scale, refuse_external_links, set_dimension_scale};
-pub use allocator::{give_back_freed_memory, keep_freed_memory, private_memory_left, with_memory_limit};
+pub use allocator::{Allocator, give_back_freed_memory, keep_freed_memory, private_memory_left, with_memory_limit};
 pub use autocast::Autocast;
 pub use autograd::{GradientHooks, differentiable};
 pub use batch_norm::BatchNorm;
@@ -29,3 +30,4 @@ pub use libtorch::{im2col_conv2d, seeded};
 pub use optimizer::{FusedAdam, FusedSgd, unscale};
 pub use process::{default_environment, exit_now, terminate_parent};
 pub use script::{ComputeBatchNorm, Script, ScriptBatchNorm, ScriptFacts, ScriptTensor};
+pub use threads::{parallel_for, threads};

@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 
 /// A loop over a range of work, written without regard to the instruction set.
 pub trait Kernel: Sync {
-    /// Works on `range`. Implementations and what they call must be `#[inline(always)]`, or they are compiled for the least
-    /// instruction set. `FMA`: whether there is an instruction for [`fma`].
+    /// Works on `range`. Implementations and what they call in loops must be `#[inline(always)]`, closures are not: else they are
+    /// compiled for the least instruction set. `FMA`: whether there is an instruction for [`fma`].
     fn run<const FMA: bool>(&self, range: Range<usize>);
 }
 
@@ -14,41 +14,6 @@ pub trait Kernel: Sync {
 #[inline(always)]
 pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// Bytes of a cache line.
-pub const LINE_BYTES: usize = 64;
-
-/// Copies `from` to `to` past the caches, for what nobody reads soon. Call [`fence`] after the last copy, before another thread is
-/// told of it.
-///
-/// # Panics
-/// Panics unless the lengths are equal, whole cache lines, and `to` begins one.
-#[inline(always)]
-pub fn stream<T: Copy>(from: &[T], to: &mut [T]) {
-    let bytes = size_of_val(from);
-    assert!(bytes == size_of_val(to) && bytes % LINE_BYTES == 0 && to.as_ptr().addr() % LINE_BYTES == 0, "whole lines");
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: both have `bytes` bytes, and `to` is aligned; SSE2 is part of x86-64.
-    unsafe {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-        let (from, to) = (from.as_ptr().cast::<__m128i>(), to.as_mut_ptr().cast::<__m128i>());
-        for part in 0..bytes / size_of::<__m128i>() {
-            _mm_stream_si128(to.add(part), _mm_loadu_si128(from.add(part)));
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    to.copy_from_slice(from);
-}
-
-/// Orders the writes of [`stream`] before later ones.
-#[inline(always)]
-pub fn fence() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of x86-64.
-    unsafe {
-        std::arch::x86_64::_mm_sfence();
-    }
 }
 
 /// An instruction set.

@@ -1,63 +1,14 @@
-//! hpml's batch-norm kernels for GPUs: CUDA source that NVRTC compiles on first use for the present GPU, launched through
-//! NVIDIA's driver. Where either is missing, libtorch's operations compute the result in more passes.
+//! hpml's kernels for batch norm with the shortcut and ReLU that follow it, which pass over memory half as often as libtorch's
+//! operations: on CPU cores ([`kernels`], called by [`cpu`]) and on GPUs (kernels.cu, called by [`gpu`]).
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::ptr::null_mut;
-use std::sync::OnceLock;
+mod cpu;
+mod gpu;
+mod kernels;
+mod layout;
 
-use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
-use super::gpu::{self, DRIVER};
-use super::libtorch::failure;
-
-const SOURCE: &str = include_str!("kernels.cu");
-/// NVRTC's file names, in libtorch's wheels and in NVIDIA's packages.
-const COMPILERS: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
-/// libtorch's library that is linked to the NVRTC of its wheel.
-const LIBTORCHS_COMPILER: &str = "libcaffe2_nvrtc.so";
-
-/// Suffixes of the kernels' names, in the order of autograd.cpp.
-const TYPES: [&str; 2] = ["bf16", "f32"];
-/// Kernels and the suffixes of their gates, in the order of autograd.cpp.
-const KERNELS: [(&str, &str); 8] = [
-    ("statistics", ""),
-    ("normalize", ""),
-    ("gradient_sums", "_open"),
-    ("gradient_sums", "_own"),
-    ("gradient_sums", "_result"),
-    ("input_gradient", "_open"),
-    ("input_gradient", "_own"),
-    ("input_gradient", "_result"),
-];
-/// Blocks per multiprocessor in a launch.
-const BLOCKS: i32 = 2;
-/// float32 sums that each block leaves for the last one.
-const PARTIAL: i64 = 128;
-
-unsafe extern "C" {
-    fn hpml_batch_norm_kernels(
-        launch: *const c_void,
-        functions: *const *mut c_void,
-        blocks: c_int,
-        partial: *const torch_sys::C_tensor,
-        arrived: *const torch_sys::C_tensor,
-    );
-    fn hpml_batch_norm_takes(input: *const torch_sys::C_tensor) -> bool;
-    fn hpml_batch_norm(
-        input: *const torch_sys::C_tensor,
-        weight: *const torch_sys::C_tensor,
-        bias: *const torch_sys::C_tensor,
-        shortcut: *const torch_sys::C_tensor,
-        running_mean: *const torch_sys::C_tensor,
-        running_variance: *const torch_sys::C_tensor,
-        rectified: bool,
-        momentum: f64,
-        epsilon: f64,
-    ) -> *mut torch_sys::C_tensor;
-}
-
-/// Batch norm in training: with the statistics of the batch.
+/// Batch norm, in training with the statistics of the batch.
 pub struct BatchNorm<'a> {
     /// Scale, `[c]` float32.
     pub weight: &'a Tensor,
@@ -74,253 +25,174 @@ pub struct BatchNorm<'a> {
 }
 
 impl BatchNorm<'_> {
-    /// Normalizes `input` `[n, c, h, w]`, adds `shortcut` of equal shape and kind, and applies ReLU if `rectified`. Autograd
-    /// differentiates it.
+    /// Normalizes `input` `[n, c, h, w]` by its own statistics, adds `shortcut` of equal shape and kind, and applies ReLU if
+    /// `rectified`. Autograd differentiates it once.
     ///
-    /// Returns `None` without a GPU or NVRTC, and for an `input` that the kernels are not written for: they take bf16 or float32,
-    /// channels last, with 8, 16, 32 or a multiple of 64 channels.
+    /// Returns `None` for tensors that the kernels are not written for: they take bf16 or float32, channels last; on a GPU, which
+    /// needs NVRTC, with 8, 16, 32 or a multiple of 64 channels.
     ///
     /// # Panics
     /// Panics with libtorch's message if a launch fails.
     pub fn apply(&self, input: &Tensor, shortcut: Option<&Tensor>, rectified: bool) -> Option<Tensor> {
-        let Device::Cuda(index) = input.device() else { return None };
         if shortcut.is_some_and(|other| other.size() != input.size() || other.kind() != input.kind()) {
             return None;
         }
-        // SAFETY: all pointers are live tensors for the length of the call, or null where that is allowed; the result is a new
-        // tensor that is ours, or null.
-        unsafe {
-            if !are_ready(index) || !hpml_batch_norm_takes(input.as_ptr()) {
-                return None;
-            }
-            let output = hpml_batch_norm(
-                input.as_ptr(),
-                self.weight.as_ptr(),
-                self.bias.as_ptr(),
-                shortcut.map_or(std::ptr::null(), Tensor::as_ptr),
-                self.running_mean.as_ptr(),
-                self.running_variance.as_ptr(),
-                rectified,
-                self.momentum,
-                self.epsilon,
-            );
-            assert!(!output.is_null(), "Torch({})", failure());
-            Some(Tensor::from_ptr(output))
+        match input.device() {
+            Device::Cuda(index) => gpu::apply(self, input, shortcut, rectified, index),
+            _ => cpu::apply(self, input, shortcut, rectified, true),
         }
     }
-}
 
-/// Whether the kernels are loaded for GPU `index`, the only one of this process; compiles them on the first call.
-fn are_ready(index: usize) -> bool {
-    static READY: OnceLock<bool> = OnceLock::new();
-    *READY.get_or_init(|| match load(index) {
-        Ok(()) => true,
-        Err(reason) => {
-            log::warn!(
-                "batch norm uses libtorch's kernels, which are slower than hpml's: {reason}; install NVRTC and a recent driver"
-            );
-            false
+    /// Normalizes `input` `[n, c, h, w]` by the running statistics; the rest as [`BatchNorm::apply`], but without a gradient.
+    ///
+    /// Returns `None` where autograd records, on GPUs, and for tensors that the kernels are not written for.
+    pub fn evaluate(&self, input: &Tensor, shortcut: Option<&Tensor>, rectified: bool) -> Option<Tensor> {
+        if shortcut.is_some_and(|other| other.size() != input.size() || other.kind() != input.kind()) {
+            return None;
         }
-    })
-}
-
-/// Compiles the kernels and hands them to autograd.cpp.
-///
-/// # Errors
-/// Returns the reason if the driver or NVRTC is missing, too old or fails.
-fn load(index: usize) -> Result<(), String> {
-    type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
-    type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
-    type LoadModule = unsafe extern "C" fn(*mut *mut c_void, *const c_void) -> c_int;
-    type Function = unsafe extern "C" fn(*mut *mut c_void, *mut c_void, *const c_char) -> c_int;
-    let driver = gpu::open(DRIVER, RTLD_NOW)?;
-    let old = |error: libloading::Error| format!("the NVIDIA driver is too old ({error})");
-    let status = |call: &str, code: c_int| match code {
-        0 => Ok(()),
-        code => Err(format!("{call}: error {code}")),
-    };
-    // Making a tensor also makes libtorch's context, into which the kernels are loaded, this thread's.
-    let zeros = |elements: i64, kind: Kind| Tensor::zeros([elements], (kind, Device::Cuda(index)));
-    // SAFETY: the names and signatures are those of CUDA's driver API, cuda.h; pointers are to live variables of the sizes
-    // that it writes. The library and the module stay open.
-    unsafe {
-        let get = driver.get::<Get>(b"cuDeviceGet\0").map_err(old)?;
-        let attribute = driver.get::<Attribute>(b"cuDeviceGetAttribute\0").map_err(old)?;
-        let load_module = driver.get::<LoadModule>(b"cuModuleLoadData\0").map_err(old)?;
-        let function = driver.get::<Function>(b"cuModuleGetFunction\0").map_err(old)?;
-        let launch = driver.get::<unsafe extern "C" fn()>(b"cuLaunchKernel\0").map_err(old)?;
-        let mut device = 0;
-        status("cuDeviceGet", get(&mut device, index as c_int))?;
-        // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR
-        let mut values = [0; 3];
-        for (value, code) in values.iter_mut().zip([16, 75, 76]) {
-            status("cuDeviceGetAttribute", attribute(value, code, device))?;
-        }
-        let [processors, major, minor] = values;
-        let blocks = processors * BLOCKS;
-        let (partial, arrived) = (zeros(i64::from(blocks) * PARTIAL, Kind::Float), zeros(i64::from(blocks), Kind::Int));
-        let binary = compile(&format!("sm_{major}{minor}"))?;
-        let mut module = null_mut();
-        status("cuModuleLoadData", load_module(&mut module, binary.as_ptr().cast()))?;
-        let mut functions = Vec::new();
-        for name in names() {
-            let mut found = null_mut();
-            status("cuModuleGetFunction", function(&mut found, module, name.as_ptr()))?;
-            functions.push(found);
-        }
-        let launch = *launch as *const c_void;
-        hpml_batch_norm_kernels(launch, functions.as_ptr(), blocks, partial.as_ptr(), arrived.as_ptr());
+        cpu::apply(self, input, shortcut, rectified, false)
     }
-    std::mem::forget(driver);
-    Ok(())
-}
-
-/// Names of the kernels in the source, in the order of autograd.cpp.
-fn names() -> impl Iterator<Item = CString> {
-    let of = |kind: &str, (kernel, gate): (&str, &str)| CString::new(format!("{kernel}_{kind}{gate}"));
-    TYPES.into_iter().flat_map(move |kind| KERNELS.map(|kernel| of(kind, kernel).expect("names are words")))
-}
-
-/// Compiles the kernels for a GPU `architecture`, for example `sm_90`, to a CUBIN.
-///
-/// # Errors
-/// Returns the reason if NVRTC is missing, or the first error that it reports.
-fn compile(architecture: &str) -> Result<Vec<u8>, String> {
-    type Program = *mut c_void;
-    type Create = unsafe extern "C" fn(
-        *mut Program,
-        *const c_char,
-        *const c_char,
-        c_int,
-        *const *const c_char,
-        *const *const c_char,
-    ) -> c_int;
-    type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int;
-    type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
-    type Text = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
-    let nvrtc = compiler()?;
-    let old = |error: libloading::Error| format!("NVRTC is too old ({error})");
-    let [source, name] = [SOURCE, "kernels.cu"].map(|text| CString::new(text).expect("text without zeros"));
-    let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".into()];
-    let options = options.map(|option| CString::new(option).expect("text without zeros"));
-    let pointers = options.each_ref().map(|option| option.as_ptr());
-    // SAFETY: the names and signatures are those of nvrtc.h; texts end in a 0, buffers have the sizes that NVRTC reported.
-    unsafe {
-        let create = nvrtc.get::<Create>(b"nvrtcCreateProgram\0").map_err(old)?;
-        let build = nvrtc.get::<Compile>(b"nvrtcCompileProgram\0").map_err(old)?;
-        let [log_size, size] = [&b"nvrtcGetProgramLogSize\0"[..], b"nvrtcGetCUBINSize\0"].map(|n| nvrtc.get::<Size>(n));
-        let [log, binary] = [&b"nvrtcGetProgramLog\0"[..], b"nvrtcGetCUBIN\0"].map(|n| nvrtc.get::<Text>(n));
-        let (log_size, size, log, binary) =
-            (log_size.map_err(old)?, size.map_err(old)?, log.map_err(old)?, binary.map_err(old)?);
-        let mut program = null_mut();
-        let made = create(&mut program, source.as_ptr(), name.as_ptr(), 0, std::ptr::null(), std::ptr::null());
-        let code = if made == 0 { build(program, pointers.len() as c_int, pointers.as_ptr()) } else { made };
-        let (ask, give) = if code == 0 { (size, binary) } else { (log_size, log) };
-        let mut bytes = 0;
-        ask(program, &mut bytes);
-        let mut result = vec![0u8; bytes + 1];
-        give(program, result.as_mut_ptr().cast());
-        match code {
-            0 => Ok(result),
-            code => {
-                let text = CStr::from_bytes_until_nul(&result).unwrap_or_default().to_string_lossy();
-                let line = text.lines().find(|line| line.contains("error")).unwrap_or_default();
-                Err(format!("NVRTC for {architecture}: error {code} {line}"))
-            }
-        }
-    }
-}
-
-/// Opens NVRTC.
-///
-/// # Errors
-/// Returns the loader's reason for the newest of [`COMPILERS`].
-fn compiler() -> Result<Library, String> {
-    let _ = gpu::open(LIBTORCHS_COMPILER, RTLD_NOW | RTLD_GLOBAL).map(std::mem::forget);
-    let found: Vec<Result<Library, String>> = COMPILERS.map(|name| gpu::open(name, RTLD_NOW)).into();
-    let reason = found[0].as_ref().err().cloned();
-    let library = found.into_iter().find_map(Result::ok);
-    library.ok_or_else(|| format!("no NVRTC here ({})", reason.unwrap_or_default()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::{gpu as device, seeded};
+    use tch::Kind;
 
-    #[test]
-    fn the_kernels_compile_for_each_generation() {
-        if let Err(reason) = compiler() {
-            eprintln!("left out: {reason}");
-            return;
-        }
-        for architecture in ["sm_75", "sm_80", "sm_90", "sm_100"] {
-            let binary = compile(architecture).unwrap();
-            let has = |name: &CString| binary.windows(name.as_bytes().len()).any(|window| window == name.as_bytes());
-            assert!(names().all(|name| has(&name)), "{architecture}");
-        }
-        assert!(compile("sm_1").unwrap_err().contains("sm_1"));
+    const EPSILON: f64 = 1e-5;
+    const MOMENTUM: f64 = 0.1;
+
+    /// Output, gradients of input, weight and bias, running mean and variance, and the shortcut's gradient.
+    type Results = Vec<Tensor>;
+
+    /// Operands of a batch norm, the input with the first mean and standard deviation, and the output's gradient.
+    struct Case {
+        x: Tensor,
+        shortcut: Option<Tensor>,
+        given: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        rectified: bool,
     }
 
-    /// Compares with libtorch's operations in float64, all gradients included.
-    #[test]
-    fn values_and_gradients_are_libtorchs() {
-        if gpu::gpus().is_err() || gpu::open_libtorch_cuda().is_err() {
-            eprintln!("left out: no GPU here");
-            return;
-        }
-        let device = Device::Cuda(0);
-        let apart = |own: &Tensor, expected: &Tensor| {
-            let own = own.to_kind(Kind::Double);
-            ((&own - expected).norm() / expected.norm()).double_value(&[])
-        };
-        for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)] {
-            for (shape, shortcut, rectified) in [
-                ([64, 64, 32, 32], false, true),
-                ([32, 64, 9, 7], true, true),
-                ([5, 512, 4, 4], true, true),
-                ([33, 128, 8, 8], false, false),
-                ([3, 16, 5, 5], true, true),
-                ([3, 8, 1, 2], false, true),
-            ] {
-                let random = |mean: f64| {
-                    let values = Tensor::randn(shape, (Kind::Float, device)) + mean;
+    impl Case {
+        fn new(
+            shape: [i64; 4],
+            [mean, deviation]: [f64; 2],
+            shortcut: bool,
+            rectified: bool,
+            (kind, device): (Kind, Device),
+        ) -> Case {
+            seeded(1, || {
+                let random = |mean: f64, deviation: f64| {
+                    let values = Tensor::randn(shape, (Kind::Float, device)) * deviation + mean;
                     values.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]).to_kind(kind)
                 };
                 let channels = |from: f64| Tensor::rand([shape[1]], (Kind::Float, device)) + from;
-                let (x, other, given) = (random(3.0), shortcut.then(|| random(0.5)), random(0.1));
-                let (weight, bias) = (channels(0.5), channels(-0.5));
-                let mut results = Vec::new();
-                for own in [true, false] {
-                    let leaf = |tensor: &Tensor| {
-                        let kind = if own { tensor.kind() } else { Kind::Double };
-                        tensor.to_kind(kind).detach().copy().set_requires_grad(true)
-                    };
-                    let (x, other, weight, bias) = (leaf(&x), other.as_ref().map(leaf), leaf(&weight), leaf(&bias));
-                    let [mean, variance] = [0.0, 1.0].map(|value| {
-                        Tensor::full([shape[1]], value, (if own { Kind::Float } else { Kind::Double }, device))
-                    });
-                    let (momentum, epsilon) = (0.1, 1e-5);
-                    let y = if own {
-                        let (running_mean, running_variance) = (&mean, &variance);
-                        let (weight, bias) = (&weight, &bias);
-                        let norm = BatchNorm { weight, bias, running_mean, running_variance, momentum, epsilon };
-                        norm.apply(&x, other.as_ref(), rectified).expect("there is a GPU and NVRTC")
-                    } else {
-                        let (w, b, m, v) = (Some(&weight), Some(&bias), Some(&mean), Some(&variance));
-                        let mut y = x.batch_norm(w, b, m, v, true, momentum, epsilon, false);
-                        if let Some(other) = &other {
-                            y += other;
-                        }
-                        if rectified { y.relu() } else { y }
-                    };
-                    (&y * given.to_kind(y.kind())).sum(Kind::Double).backward();
-                    let mut all = vec![y.detach(), x.grad(), weight.grad(), bias.grad(), mean, variance];
-                    all.extend(other.map(|other| other.grad()));
-                    results.push(all);
+                let shortcut = shortcut.then(|| random(0.5, 1.0));
+                let (x, given) = (random(mean, deviation), random(0.1, 1.0));
+                Case { x, shortcut, given, weight: channels(0.5), bias: channels(-0.5), rectified }
+            })
+        }
+
+        /// Forward and backward pass by hpml's kernels, or by libtorch's in the `kind` given.
+        fn run(&self, libtorch: Option<Kind>) -> Results {
+            let leaf = |tensor: &Tensor| {
+                let kind = libtorch.unwrap_or_else(|| tensor.kind());
+                tensor.to_kind(kind).detach().copy().set_requires_grad(true)
+            };
+            let (x, weight, bias) = (leaf(&self.x), leaf(&self.weight), leaf(&self.bias));
+            let shortcut = self.shortcut.as_ref().map(leaf);
+            let [mean, variance] = [0.0, 1.0].map(|value| weight.detach().full_like(value));
+            let momentum = MOMENTUM;
+            let y = match libtorch {
+                None => {
+                    let (running_mean, running_variance, epsilon) = (&mean, &variance, EPSILON);
+                    let (weight, bias) = (&weight, &bias);
+                    let norm = BatchNorm { weight, bias, running_mean, running_variance, momentum, epsilon };
+                    norm.apply(&x, shortcut.as_ref(), self.rectified).expect("the kernels take the tensors")
                 }
-                for (index, (own, expected)) in results[0].iter().zip(&results[1]).enumerate() {
-                    let apart = apart(own, expected);
-                    assert!(apart < bound, "{kind:?} {shape:?} {shortcut} {rectified}, result {index}: {apart}");
+                Some(_) => {
+                    let (w, b, m, v) = (Some(&weight), Some(&bias), Some(&mean), Some(&variance));
+                    let mut y = x.batch_norm(w, b, m, v, true, momentum, EPSILON, false);
+                    if let Some(shortcut) = &shortcut {
+                        y += shortcut;
+                    }
+                    if self.rectified { y.relu() } else { y }
+                }
+            };
+            (&y * self.given.to_kind(y.kind())).sum(y.kind()).backward();
+            let mut all = vec![y.detach(), x.grad(), weight.grad(), bias.grad(), mean, variance];
+            all.extend(shortcut.map(|shortcut| shortcut.grad()));
+            all
+        }
+
+        /// Distances of `results` from libtorch's in float64, each relative to its norm; that of the running mean to the input's,
+        /// since a mean near 0 is a difference of large numbers.
+        fn errors(&self, results: &Results) -> Vec<f64> {
+            let expected = self.run(Some(Kind::Double));
+            let apart = |(index, (own, expected)): (usize, (&Tensor, &Tensor))| {
+                let norm = if index == 4 {
+                    self.x.to_kind(Kind::Double).norm() * MOMENTUM / (self.x.numel() as f64).sqrt()
+                } else {
+                    expected.norm()
+                };
+                ((own.to_kind(Kind::Double) - expected).norm() / norm).double_value(&[])
+            };
+            results.iter().zip(&expected).enumerate().map(apart).collect()
+        }
+    }
+
+    #[test]
+    fn values_and_gradients_are_libtorchs() {
+        let mut devices = vec![Device::Cpu];
+        if device::gpus().is_ok() && device::open_libtorch_cuda().is_ok() {
+            devices.push(Device::Cuda(0));
+        }
+        for device in devices {
+            for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)] {
+                for (shape, shortcut, rectified) in [
+                    ([64, 64, 32, 32], false, true),
+                    ([32, 64, 9, 7], true, true),
+                    ([5, 512, 4, 4], true, true),
+                    ([33, 128, 8, 8], false, false),
+                    ([3, 16, 5, 5], true, true),
+                    ([3, 8, 1, 2], false, true),
+                    ([2, 16, 3, 3], true, false),
+                ] {
+                    let case = Case::new(shape, [3.0, 1.0], shortcut, rectified, (kind, device));
+                    for (index, error) in case.errors(&case.run(None)).into_iter().enumerate() {
+                        let setting = format!("{device:?} {kind:?} {shape:?} {shortcut} {rectified}");
+                        assert!(error < bound, "{setting}, result {index}: {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn on_cpu_cores_any_shape_is_as_exact_as_libtorchs_float32() {
+        let shapes = [
+            [2, 1, 1, 1],
+            [1, 3, 2, 1],
+            [7, 5, 3, 3],
+            [2, 24, 17, 13],
+            [3, 257, 5, 7],
+            [1, 1000, 3, 1],
+            [9, 33, 20, 20],
+        ];
+        for shape in shapes {
+            for statistics in [[0.0, 1.0], [1000.0, 0.5], [-3.0, 1e-4]] {
+                for (shortcut, rectified) in [(false, false), (false, true), (true, false), (true, true)] {
+                    // Whether a value is positive must not depend on its rounding: no ReLU where the mean hides the values.
+                    let rectified = rectified && statistics[0] == 0.0;
+                    let case = Case::new(shape, statistics, shortcut, rectified, (Kind::Float, Device::Cpu));
+                    let (own, libtorchs) = (case.errors(&case.run(None)), case.errors(&case.run(Some(Kind::Float))));
+                    for (index, (own, libtorchs)) in own.into_iter().zip(libtorchs).enumerate() {
+                        let setting = format!("{shape:?} {statistics:?} {shortcut} {rectified}, result {index}");
+                        assert!(own < 1e-6 || own < 2.0 * libtorchs, "{setting}: {own}, libtorch {libtorchs}");
+                    }
                 }
             }
         }

@@ -1,5 +1,5 @@
 // Batch norm with a shortcut and ReLU by the kernels of kernels.cu, as a differentiable operation. CUDA's driver is called
-// through the pointers that mod.rs has found: this file needs neither its headers nor its libraries.
+// through the pointers that gpu.rs has found: this file needs neither its headers nor its libraries.
 #include "../failure.h"
 
 #include <ATen/ATen.h>
@@ -16,7 +16,7 @@ using torch::autograd::variable_list;
 // Threads and channels per block; equal to those of kernels.cu.
 constexpr int THREADS = 512, CHANNELS = 64;
 
-// Kernels in the order of mod.rs; the last two have a variant per gate.
+// Kernels in the order of gpu.rs; the last two have a variant per gate.
 enum Kernel { STATISTICS, NORMALIZE, GRADIENT_SUMS, INPUT_GRADIENT = GRADIENT_SUMS + 3, KERNELS = INPUT_GRADIENT + 3 };
 enum Gate { OPEN, OWN, RESULT };
 
