@@ -37,7 +37,7 @@ const NO_CHECKPOINTS: Why = Some("no checkpoints are written");
 const NOT_QUANTIZED: Why = Some("nothing is quantized");
 
 /// Keys that another one, beside them, can leave without effect.
-const DECIDED: [(&[&str], &str); 8] = [
+const DECIDED: [(&[&str], &str); 9] = [
     (&["optim.nesterov", "optim.trust", "optim.beta2", "optim.epsilon"], "optim.name"),
     (&["optim.decay"], "optim.weight_decay"),
     (&["schedule.base_batch"], "schedule.scaling"),
@@ -49,6 +49,7 @@ const DECIDED: [(&[&str], &str); 8] = [
     ),
     (&["parallel.bucket_mb"], "parallel.local_steps"),
     (&["parallel.buffers"], "model.name"),
+    (&["model.fused_batch_norm"], "model.channels_last"),
 ];
 
 impl Reader {

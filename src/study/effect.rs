@@ -27,9 +27,6 @@ pub fn effect(config: &Config, ground: Ground, batch: &GlobalBatch) -> Config {
         let all_reduce = if ground.target.is_gpu() { own.parallel.all_reduce } else { default.parallel.all_reduce };
         own.parallel = Parallel { all_reduce, ..default.parallel.clone() };
     }
-    if !own.model.channels_last {
-        own.model.fused_batch_norm = default.model.fused_batch_norm;
-    }
     if !ground.target.is_gpu() {
         own.launch.cuda_graphs = default.launch.cuda_graphs;
         if own.model.precision == Precision::Tf32 {
