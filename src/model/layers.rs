@@ -45,10 +45,12 @@ impl Conv {
 
     pub fn forward(&self, input: &Tensor) -> Tensor {
         let (weight, bias) = (&self.weight, self.bias.as_ref());
-        if self.precision == Precision::Float32 && self.groups == 1 && self.stride == 1 {
-            if let Some(output) = sys::small::convolution(input, weight, bias, self.padding, self.relu) {
-                return output;
-            }
+        if self.precision == Precision::Float32
+            && self.groups == 1
+            && self.stride == 1
+            && let Some(output) = sys::small::convolution(input, weight, bias, self.padding, self.relu)
+        {
+            return output;
         }
         let mut output = self.unfused(input);
         if self.relu { output.relu_() } else { output }

@@ -245,7 +245,7 @@ fn sum(mut lanes: Lanes) -> f32 {
 struct Sums<'a, const OUTPUTS: usize, const VECTORS: usize> {
     /// Padded; holds `length` floats from each offset on.
     image: &'a [f32],
-    /// Of each tap.
+    /// Weights of each tap.
     weights: &'a [[f32; OUTPUTS]],
     offsets: &'a [usize],
     /// `[OUTPUTS, length]`.
