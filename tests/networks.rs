@@ -79,7 +79,7 @@ fn what_a_network_cannot_take_is_refused() {
     let out = folder.path().join("run.h5");
     for (settings, expected) in [
         (&["data.shape=[3, 12, 12]"][..], "its conv2 has a kernel of 5 pixels, its input 4x4: it needs larger images"),
-        (&["model.depth=3"], "model.depth: net has no such layer"),
+        (&["model.depth=3"], "model.depth: net does not have it"),
         (&["model.name=vit", "model.patch=5"], "model.patch = 5: must divide the sides of the images, 32x32"),
         (&["model.name=gpt2"], "takes sequences of tokens, but the data are images"),
     ] {

@@ -167,12 +167,12 @@ impl Reader {
         }
         if matches!(self, Reader::Train | Reader::Variant) && section == "model" && !config.model.name.reads(key) {
             let why = match config.model.name {
-                ModelName::Net => "net has no such layer: choose another model.name",
+                ModelName::Net => "net does not have it: choose another model.name",
                 ModelName::File => "a model file brings its own: set it in Python, before the export",
-                ModelName::Vit | ModelName::Gpt2 => "a transformer has no such layer: choose another model.name",
-                _ => "a ResNet has no such layer: choose another model.name",
+                ModelName::Vit | ModelName::Gpt2 => "a transformer does not have it: choose another model.name",
+                _ => "a ResNet does not have it: choose another model.name",
             };
-            return Some(why.into());
+            return (value(config, &name) != value(&Config::default(), &name)).then(|| why.into());
         }
         if self == Reader::Sweep && name == "model.name" && !config.sweep.model.is_empty() {
             return Some("sweep.model are the networks".into());
@@ -202,17 +202,19 @@ impl Reader {
         if unread.is_empty() {
             return Ok(());
         }
-        let message = format!("has no effect here: remove it; {}", unread.join("; "));
+        let message = format!("remove what has no effect here: {}", unread.join("; "));
         Err(Error::ConfigSyntax { place: "--set".into(), message })
     }
+}
+
+/// Value of `key` (`section.key`) in `config`.
+fn value(config: &Config, key: &str) -> Option<toml::Value> {
+    config.flattened().into_iter().find(|(name, _)| name == key).map(|(_, value)| value)
 }
 
 /// Why the key `name` has no effect with the other values of `config`: they leave it at its default, whatever it says.
 fn decided_elsewhere(name: &str, config: &Config) -> Option<Cow<'static, str>> {
     let (_, decides) = DECIDED.iter().find(|(keys, _)| keys.contains(&name))?;
-    let value = |config: &Config, key: &str| {
-        config.flattened().into_iter().find(|(name, _)| name == key).map(|(_, value)| value)
-    };
     let (given, read) = (value(config, name), value(&config.effective(), name));
     let is_default = read == value(&Config::default(), name);
     (given != read && is_default).then(|| {
