@@ -33,6 +33,7 @@ fn compile_shim(lib: &Path) {
         "autocast.cpp",
         "autograd.cpp",
         "batch_norm/autograd.cpp",
+        "convolution.cpp",
         "generator.cpp",
         "graph.cpp",
         "optimizer.cpp",
