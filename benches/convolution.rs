@@ -39,9 +39,9 @@ fn main() {
     let Some(winograd) = Winograd::detected() else {
         return println!("# no AVX2: hpml leaves convolutions to libtorch");
     };
-    let name = winograd.instructions().as_str();
+    let instructions = winograd.instructions().as_str();
     println!(
-        "# batch {batch}, {threads} thread(s), {name}, medians of {rounds} rounds in turn, errors against float64"
+        "# batch {batch}, {threads} thread(s), {instructions}, medians of {rounds} rounds in turn, errors against float64"
     );
     println!("# channels  side  pass     direct/ms  winograd/ms  ratio   max direct  winograd   RMS direct  winograd");
     for (channels, side) in SHAPES {

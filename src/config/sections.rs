@@ -105,6 +105,22 @@ pub struct Model {
     /// Computes batch norm, shortcut and ReLU in fused kernels (compiled by NVRTC); false: in
     /// libtorch's kernels, which pass over memory more often. No effect on CPU cores.
     pub fused_batch_norm: bool,
+    /// Computation of a ResNet's 3x3 convolutions with stride 1 on CPU cores, in float32 and NHWC,
+    /// with channels that are multiples of 16: direct (by libtorch), winograd (a quarter of the
+    /// products, rounded otherwise) or auto (a trial at the start decides for each shape).
+    pub convolution: Convolution,
+}
+
+/// Computation of 3x3 convolutions on CPU cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Convolution {
+    /// Winograd where a trial at the start of the training does not find it slower.
+    Auto,
+    /// libtorch's.
+    Direct,
+    /// Winograd's F(4x4, 3x3) wherever it can compute.
+    Winograd,
 }
 
 /// The networks that hpml trains.
@@ -159,7 +175,7 @@ impl ModelName {
         match key {
             "bias" => self == ModelName::Net,
             "file" => self == ModelName::File,
-            "stem" | "fused_batch_norm" => self.is_resnet(),
+            "stem" | "fused_batch_norm" | "convolution" => self.is_resnet(),
             "channels_last" => self.is_resnet() || self == ModelName::File,
             "width" => self.is_resnet() || self.is_transformer(),
             "depth" | "heads" | "mlp_ratio" | "dropout" => self.is_transformer(),
@@ -199,6 +215,7 @@ impl Model {
         set(name, "dropout", &mut own.dropout, &default.dropout);
         set(name, "channels_last", &mut own.channels_last, &default.channels_last);
         set(name, "fused_batch_norm", &mut own.fused_batch_norm, &default.fused_batch_norm);
+        set(name, "convolution", &mut own.convolution, &default.convolution);
         own
     }
 }
