@@ -35,6 +35,7 @@ fn compile_shim(lib: &Path) {
         "autograd.cpp",
         "batch_norm/cpu.cpp",
         "batch_norm/gpu.cpp",
+        "convolution.cpp",
         "generator.cpp",
         "graph.cpp",
         "optimizer.cpp",

@@ -8,6 +8,7 @@ pub mod allreduce;
 pub mod cli;
 pub mod collective;
 pub mod config;
+pub mod convolution;
 pub mod data;
 pub mod device;
 pub mod environment;

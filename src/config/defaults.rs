@@ -61,6 +61,7 @@ impl Default for Model {
             precision: Precision::Float32,
             channels_last: true,
             fused_batch_norm: true,
+            convolution: Convolution::Auto,
         }
     }
 }

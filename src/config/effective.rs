@@ -40,6 +40,7 @@ impl Model {
         set(name, "dropout", &mut own.dropout, &default.dropout);
         set(name, "channels_last", &mut own.channels_last, &default.channels_last);
         set(name, "fused_batch_norm", &mut own.fused_batch_norm, &default.fused_batch_norm);
+        set(name, "convolution", &mut own.convolution, &default.convolution);
         if !own.channels_last {
             own.fused_batch_norm = default.fused_batch_norm;
         }

@@ -26,8 +26,8 @@ pub use help::documented_defaults;
 pub use parallel::{Algorithm, BufferSync, Compression, Parallel};
 pub use plan::Plan;
 pub use sections::{
-    Anneal, Checkpoint, Decay, Device, Launch, Metrics, Model, ModelName, Optim, OptimName, Precision, Quantize,
-    RangeFrom, Run, Scaling, Schedule, Stem, Timing, Train,
+    Anneal, Checkpoint, Convolution, Decay, Device, Launch, Metrics, Model, ModelName, Optim, OptimName, Precision,
+    Quantize, RangeFrom, Run, Scaling, Schedule, Stem, Timing, Train,
 };
 pub use unread::Reader;
 

@@ -106,6 +106,23 @@ pub struct Model {
     /// by NVRTC); false: in libtorch's kernels, which pass over memory more often. No effect without
     /// model.channels_last.
     pub fused_batch_norm: bool,
+    /// Computation of convolutions with stride 1 on CPU cores in float32: direct (by libtorch),
+    /// winograd (a ResNet's of 3x3 in NHWC with channels that are multiples of 16: a quarter of the
+    /// products, rounded otherwise) or auto (a trial at the start decides for each such shape; those
+    /// of few channels on small images are hpml's own).
+    pub convolution: Convolution,
+}
+
+/// Computation of 3x3 convolutions on CPU cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Convolution {
+    /// Winograd where a trial at the start of the training does not find it slower.
+    Auto,
+    /// libtorch's.
+    Direct,
+    /// Winograd's F(4x4, 3x3) wherever it can compute.
+    Winograd,
 }
 
 /// The networks that hpml trains.
@@ -161,6 +178,7 @@ impl ModelName {
             "bias" => self == ModelName::Net,
             "file" => self == ModelName::File,
             "stem" | "fused_batch_norm" => self.is_resnet(),
+            "convolution" => self.is_resnet() || self == ModelName::Net,
             "channels_last" => self.is_resnet() || self == ModelName::File,
             "width" => self.is_resnet() || self.is_transformer(),
             "depth" | "heads" | "mlp_ratio" | "dropout" => self.is_transformer(),

@@ -1,6 +1,6 @@
 //! The only check of the values, before any rank works. An error names the key, the value and what is allowed.
 
-use super::{Algorithm, BufferSync, Compression, Config, ModelName, Precision};
+use super::{Algorithm, BufferSync, Compression, Config, Convolution, ModelName, Precision};
 use crate::error::{Error, Result};
 
 impl Config {
@@ -219,6 +219,18 @@ impl Config {
     /// # Errors
     /// [`Error::ConfigValue`] with the first such key.
     pub fn check_for_cpu(&self) -> Result<()> {
+        let model = &self.model;
+        let in_full = matches!(model.precision, Precision::Float32 | Precision::Tf32);
+        if model.convolution == Convolution::Winograd && model.name.is_resnet() && !(model.channels_last && in_full) {
+            return Err(Error::ConfigValue {
+                place: "model".into(),
+                key: "model.convolution".into(),
+                value: "\"winograd\"".into(),
+                expected: "computes in float32 and NHWC: set model.precision = \"float32\" and model.channels_last = true, or \
+                           \"auto\""
+                    .into(),
+            });
+        }
         if self.model.precision != Precision::Fp16 {
             return Ok(());
         }
@@ -237,6 +249,11 @@ impl Config {
     pub fn check_for_gpu(&self, through_host: bool) -> Result<()> {
         let parallel = &self.parallel;
         let refused = [
+            (
+                "model.convolution",
+                self.model.name.is_resnet() && self.model.convolution == Convolution::Winograd,
+                "winograd".to_owned(),
+            ),
             ("parallel.buffers", parallel.buffers == BufferSync::Sync, "sync".to_owned()),
             ("parallel.local_steps", parallel.local_steps > 1, parallel.local_steps.to_string()),
             ("parallel.compression_start", parallel.compression_start > 0, parallel.compression_start.to_string()),

@@ -8,7 +8,9 @@ use tch::{Kind, Tensor};
 use super::graph::{Graph, Node, Op};
 use super::layers::{self, BatchNorm, Conv, Linear};
 use super::{Entry, Mode, Network};
-use crate::config;
+use crate::config::{self, Precision};
+use crate::convolution::Shape;
+use crate::sys::Winograd;
 use crate::sys::gpu::range;
 
 /// A network that computes its list of nodes one after the other.
@@ -110,7 +112,35 @@ impl Interpreter {
     }
 }
 
+impl Interpreter {
+    fn convolutions_mut(&mut self) -> impl Iterator<Item = &mut Conv> {
+        self.parts.iter_mut().flat_map(|part| &mut part.steps).filter_map(|step| match &mut step.operation {
+            Operation::Conv(conv) => Some(conv),
+            _ => None,
+        })
+    }
+}
+
 impl Network for Interpreter {
+    fn convolutions(&self) -> Vec<Shape> {
+        let steps = self.parts.iter().flat_map(|part| &part.steps);
+        let mut shapes = Vec::new();
+        for step in steps {
+            if let Operation::Conv(Conv { shape: Some(shape), .. }) = &step.operation
+                && !shapes.contains(shape)
+            {
+                shapes.push(*shape);
+            }
+        }
+        shapes
+    }
+
+    fn use_winograd(&mut self, winograd: Winograd, shapes: &[Shape]) {
+        for conv in self.convolutions_mut() {
+            conv.winograd = conv.shape.filter(|shape| shapes.contains(shape)).map(|_| winograd);
+        }
+    }
+
     fn draws(&self) -> bool {
         self.parts.iter().flat_map(|part| &part.steps).any(|step| match step.operation {
             Operation::Attention { dropout: rate, .. } | Operation::Dropout { rate } => rate > 0.0,
@@ -207,7 +237,11 @@ fn operation(fusion: &Fusion, index: usize, state: &[Entry], config: &config::Mo
     let integer = |extent: usize| extent as i64;
     match node.op {
         Op::Input => unreachable!("the input is given"),
-        Op::Conv2d { stride, padding, groups, bias, .. } => {
+        Op::Conv2d { inputs, outputs, kernel, stride, padding, groups, bias } => {
+            let [_, height, width] = node.shape[..] else { unreachable!("an image has three extents") };
+            let is_plain = (kernel, stride, padding, groups, bias) == (3, 1, 1, 1, false);
+            let shape = Shape { images: 1, height, width, inputs, outputs };
+            let is_full = matches!(precision, Precision::Float32 | Precision::Tf32);
             let [stride, padding, groups] = [stride, padding, groups].map(integer);
             Operation::Conv(Conv {
                 weight: tensor(0),
@@ -217,6 +251,9 @@ fn operation(fusion: &Fusion, index: usize, state: &[Entry], config: &config::Mo
                 groups,
                 precision,
                 relu,
+                is_direct: config.convolution == config::Convolution::Direct,
+                shape: Some(shape).filter(|shape| is_plain && is_full && shape.fits()),
+                winograd: None,
             })
         }
         Op::Linear { bias, .. } => {

@@ -4,7 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::{EPSILON, MOMENTUM, Mode};
 use crate::config::Precision;
-use crate::sys;
+use crate::convolution::Shape;
+use crate::sys::{self, Winograd};
 
 /// Casts an operand of a convolution or linear layer to bfloat16 in bf16 mode; other layers follow their inputs. This is
 /// autocast's rule, written out since tch's `autocast` is for CUDA alone.
@@ -34,6 +35,12 @@ pub(super) struct Conv {
     pub precision: Precision,
     /// Whether a ReLU follows.
     pub relu: bool,
+    /// Whether to leave all to libtorch.
+    pub is_direct: bool,
+    /// The convolution of one image, if Winograd can compute it.
+    pub shape: Option<Shape>,
+    /// Winograd's convolutions, if this one is to be computed by them.
+    pub winograd: Option<Winograd>,
 }
 
 impl Conv {
@@ -46,6 +53,7 @@ impl Conv {
     pub fn forward(&self, input: &Tensor) -> Tensor {
         let (weight, bias) = (&self.weight, self.bias.as_ref());
         if self.precision == Precision::Float32
+            && !self.is_direct
             && self.groups == 1
             && self.stride == 1
             && let Some(output) = sys::small::convolution(input, weight, bias, self.padding, self.relu)
@@ -56,8 +64,11 @@ impl Conv {
         if self.relu { output.relu_() } else { output }
     }
 
-    /// The convolution by libtorch.
+    /// The convolution by Winograd or libtorch.
     fn unfused(&self, input: &Tensor) -> Tensor {
+        if let Some(output) = self.winograd.and_then(|winograd| winograd.conv2d(input, &self.weight)) {
+            return output;
+        }
         let is_full = matches!(self.precision, Precision::Float32 | Precision::Tf32);
         if is_full && self.groups == 1 && self.bias.is_none() && is_small(input) {
             return sys::im2col_conv2d(input, &self.weight, self.stride, self.padding);
@@ -182,7 +193,19 @@ mod tests {
                 (weight, random([32, 16, 16, inputs]).permute([0, 3, 1, 2]), random([32, 8, 8, 8]))
             });
             let (stride, padding, groups, precision) = (2, 0, 1, Precision::Float32);
-            let conv = Conv { weight, bias: None, stride, padding, groups, precision, relu: false };
+            let (shape, winograd) = (None, None);
+            let conv = Conv {
+                weight,
+                bias: None,
+                stride,
+                padding,
+                groups,
+                precision,
+                relu: false,
+                is_direct: true,
+                shape,
+                winograd,
+            };
             let output = conv.forward(&input);
             (&output * &gradient).sum(Kind::Float).backward();
             let seen = input.slice(2, None, None, 2).slice(3, None, None, 2).to_kind(Kind::Double);

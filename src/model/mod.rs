@@ -29,9 +29,10 @@ use self::builder::Description;
 pub use self::file::check as check_file;
 use self::interpreter::Interpreter;
 use crate::config::{self, ModelName};
+use crate::convolution::Shape;
 use crate::data::Form;
 use crate::error::Result;
-use crate::sys::seeded;
+use crate::sys::{Winograd, seeded};
 
 /// Function that standardizes an input `[n, c, h, w]`, given batch norm's epsilon.
 pub type Standardize<'a> = &'a dyn Fn(&Tensor, f64) -> Standardized;
@@ -122,6 +123,14 @@ pub trait Network {
         true
     }
 
+    /// Distinct convolutions of one image that Winograd can compute, if images lie as NHWC on CPU cores.
+    fn convolutions(&self) -> Vec<Shape> {
+        Vec::new()
+    }
+
+    /// Computes the convolutions of these `shapes` by Winograd from now on, the others directly.
+    fn use_winograd(&mut self, _winograd: Winograd, _shapes: &[Shape]) {}
+
     /// Whether a GPU can capture its passes: neither of them waits for the GPU or copies a value from it.
     fn can_be_captured(&self) -> bool {
         true
@@ -168,6 +177,17 @@ impl Model {
     /// Whether the forward pass in training draws random numbers, see [`Network::draws`].
     pub fn draws(&self) -> bool {
         self.network.draws()
+    }
+
+    /// Distinct convolutions of one image that Winograd can compute on CPU cores.
+    pub fn convolutions(&self) -> Vec<Shape> {
+        if self.channels_last { self.network.convolutions() } else { Vec::new() }
+    }
+
+    /// Computes the convolutions of these `shapes`, which are among [`convolutions`](Self::convolutions), by Winograd from now on
+    /// and the others directly, as a new model computes all.
+    pub fn use_winograd(&mut self, winograd: Winograd, shapes: &[Shape]) {
+        self.network.use_winograd(winograd, shapes);
     }
 
     /// Whether a GPU can capture the network's passes.

@@ -33,6 +33,10 @@ pub fn effect(config: &Config, ground: Ground, batch: &GlobalBatch) -> Config {
             own.model.precision = Precision::Float32;
         }
     }
+    let in_full = matches!(own.model.precision, Precision::Float32 | Precision::Tf32);
+    if ground.target.is_gpu() || !own.model.channels_last || !in_full {
+        own.model.convolution = default.model.convolution;
+    }
     if ground.samples.is_multiple_of(ground.ranks) {
         own.data.drop_last = default.data.drop_last;
     }

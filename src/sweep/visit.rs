@@ -15,7 +15,7 @@ use crate::model::Model;
 use crate::optim::{LossScale, Optimizer};
 use crate::parallel::Replica;
 use crate::sys;
-use crate::train::{loader_options, timed_step};
+use crate::train::{Convolutions, loader_options, timed_step};
 use crate::units::{Bytes, Second};
 use crate::workload::Workload;
 
@@ -113,9 +113,11 @@ pub(super) fn visit(
         return Ok(outcome);
     }
 
+    let mut model = Model::new(&plan.model, dataset.form(), plan.run.seed)?;
+    Convolutions::choose(&mut model, &plan, job.target, group, case.batch_per_rank, None)?;
+    sys::give_back_freed_memory();
     memory::forget_peak();
-    let mut replica =
-        Replica::new(Model::new(&plan.model, dataset.form(), plan.run.seed)?, job.target, group.clone(), &plan)?;
+    let mut replica = Replica::new(model, job.target, group.clone(), &plan)?;
     let feed = Feed::new(dataset.clone(), job.target.own_memory(), plan.data.gpu_mb as Bytes * 1_000_000)?;
     (outcome.gradient_bytes, outcome.overlaps) = (replica.gradient_bytes(), replica.overlaps());
     let warmup = plan.metrics.warmup_steps.max(1);

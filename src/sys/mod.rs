@@ -7,6 +7,7 @@ mod allocator;
 mod autocast;
 mod autograd;
 mod batch_norm;
+mod convolution;
 mod generator;
 pub mod gpu;
 mod graph;
@@ -24,6 +25,7 @@ pub use allocator::{Allocator, give_back_freed_memory, keep_freed_memory, privat
 pub use autocast::Autocast;
 pub use autograd::{GradientHooks, differentiable};
 pub use batch_norm::BatchNorm;
+pub use convolution::{ConvolutionPass, Winograd};
 pub use generator::Generator;
 pub use graph::{CudaGraph, CudaGraphPool};
 pub use libtorch::{im2col_conv2d, seeded};

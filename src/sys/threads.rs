@@ -10,6 +10,7 @@ type Body<'a> = &'a (dyn Fn(Range<usize>) + Sync);
 
 unsafe extern "C" {
     fn hpml_threads() -> usize;
+    fn hpml_thread_number() -> usize;
     fn hpml_parallel_for(
         count: usize,
         grain: usize,
@@ -22,6 +23,12 @@ unsafe extern "C" {
 pub fn threads() -> usize {
     // SAFETY: reads a number.
     unsafe { hpml_threads() }
+}
+
+/// Number of the calling thread within `body` of [`parallel_for`], below [`threads`].
+pub(super) fn thread_number() -> usize {
+    // SAFETY: reads a number.
+    unsafe { hpml_thread_number() }
 }
 
 /// Calls `body` on ranges that together are 0 to `count`, of at least `grain` but for the last, one per thread at most. Returns

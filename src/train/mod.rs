@@ -7,6 +7,7 @@
 
 mod checkpoints;
 mod console;
+mod convolutions;
 mod divergence;
 mod draws;
 mod found;
@@ -34,6 +35,7 @@ use crate::output::{self, Destination};
 use crate::store::{Checkpoint, Owner};
 use crate::table::Table;
 pub use checkpoints::Checkpoints;
+pub use convolutions::Convolutions;
 pub use global_batch::GlobalBatch;
 use outputs::Outputs;
 pub use record::{EpochRow, Record, Score};
@@ -81,6 +83,7 @@ pub fn empty_tables() -> Vec<Table> {
         divergence::spread().table(&[]),
         divergence::ranks().table(&[]),
         gpus::gpu().table(&[]),
+        convolutions::empty_table(),
         reads::reads().table(&[]),
     ]
 }

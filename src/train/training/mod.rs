@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::checkpoints::{Checkpoints, Decision};
+use super::convolutions::Convolutions;
 use super::divergence::{self, Divergence};
 use super::draws::Draws;
 use super::gpus::Gpus;
@@ -60,6 +61,7 @@ pub struct Training<'a> {
     job: &'a Job,
     gpus: Gpus,
     reads: ReadRecord,
+    convolutions: Convolutions,
     train_feed: Feed,
     test_feed: Feed,
     replica: Replica,
@@ -104,7 +106,7 @@ impl<'a> Training<'a> {
     pub fn new(plan: &Plan, job: &'a Job, datasets: &Datasets) -> Result<Training<'a>> {
         let model =
             job.agree(weights::initial(&plan.model, datasets.train.form(), divergence::model_seed(plan, job.rank)))?;
-        Training::with_model(plan, job, datasets, model)
+        Training::with_model(plan, job, datasets, model, None)
     }
 
     /// A training at the step where it was saved, with the checkpoint `resume` on rank 0.
@@ -116,18 +118,28 @@ impl<'a> Training<'a> {
         let load =
             |resume: &Resume| weights::load(&mut model, &resume.content.model.tensors, &resume.path, "checkpoint");
         job.agree(resume.map_or(Ok(()), load))?;
-        let mut training = Training::with_model(plan, job, datasets, model)?;
+        let tables = resume.map_or(&[][..], |resume| &resume.content.tables);
+        let mut training = Training::with_model(plan, job, datasets, model, Some(tables))?;
         training.restore(resume)?;
         Ok(training)
     }
 
-    fn with_model(plan: &Plan, job: &'a Job, datasets: &Datasets, model: Model) -> Result<Training<'a>> {
+    /// A training of `model`; one that goes on has the `earlier` tables on rank 0, and none on the others.
+    fn with_model(
+        plan: &Plan,
+        job: &'a Job,
+        datasets: &Datasets,
+        mut model: Model,
+        earlier: Option<&[Table]>,
+    ) -> Result<Training<'a>> {
         let samples = datasets.train.len();
         let sampler = sampling::sampler(plan, samples, job.world_size, job.rank);
         let global_batch = job.agree(GlobalBatch::new(plan, samples))?;
         let most = if plan.train.max_steps == 0 { usize::MAX } else { plan.train.max_steps };
         let total = (plan.train.epochs * global_batch.steps_per_epoch).min(most);
 
+        let batch = plan.train.batch_per_rank;
+        let convolutions = Convolutions::choose(&mut model, plan, job.target, &job.communicator, batch, earlier)?;
         let replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
         let (device, most) = (job.target.own_memory(), plan.data.gpu_mb as Bytes * 1_000_000);
         let feed = |dataset: &Arc<Dataset>| job.agree(Feed::new(dataset.clone(), device, most));
@@ -151,6 +163,7 @@ impl<'a> Training<'a> {
             sampling: Sampling::new(samples),
             gpus: Gpus::new(job.target, &job.gpu_uuid),
             reads: ReadRecord::default(),
+            convolutions,
             train_feed: feed(&datasets.train)?,
             test_feed: feed(&datasets.test)?,
             plan: plan.clone(),
@@ -309,10 +322,11 @@ impl<'a> Training<'a> {
         tables
     }
 
-    /// Tables beside those of the record: `/sampling`, `/gpu` where there are GPUs, `/reads` where samples are read from files, `/spread` and `/ranks` with
+    /// Tables beside those of the record: `/sampling`, `/gpu` where there are GPUs, `/convolutions` where Winograd could compute some, `/reads` where samples are read from files, `/spread` and `/ranks` with
     /// `metrics.spread_steps`.
     pub fn more_tables(&self) -> Vec<Table> {
         let tables = std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.reads.table());
+        let tables = tables.chain(self.convolutions.table());
         tables.chain(self.divergence.tables()).collect()
     }
 
