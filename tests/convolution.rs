@@ -70,7 +70,9 @@ fn direct_convolutions_are_not_tried_and_differ_by_rounding() {
     let folder = folder();
     let [direct, winograd] = ["direct", "winograd"].map(|method| {
         let out = folder.path().join(method);
-        train(1, &out, &["train.max_steps=3", &format!("model.convolution={method}")]).run().succeeded();
+        train(1, &out, &["train.max_steps=3", "train.lr=0.001", &format!("model.convolution={method}")])
+            .run()
+            .succeeded();
         out
     });
     assert!(!has(&direct, "convolutions/method") && has(&winograd, "convolutions/method"));

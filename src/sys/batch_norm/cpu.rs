@@ -1,4 +1,4 @@
-//! [`kernels`] as an operation of libtorch's, by cpu.cpp.
+//! `kernels` as an operation of libtorch's, by cpu.cpp.
 
 use std::ffi::c_void;
 use std::slice::{from_raw_parts, from_raw_parts_mut};

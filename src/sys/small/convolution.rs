@@ -31,10 +31,11 @@ pub(super) struct Shape {
 impl Shape {
     /// Whether the passes over the images are faster than libtorch's convolutions. Measured on a Xeon with AVX-512, one thread,
     /// forward and both gradients together, 5x5 kernels: 3 to 6 channels of 32x32, batch 4 to 128, 1.9 to 1.2 times oneDNN's or
-    /// im2col's speed; 6 to 16 channels of 14x14, 1.7 times at batch 4, 1.1 at 32, 1.0 at 128.
-    pub fn is_small(&self) -> bool {
+    /// im2col's speed; 6 to 16 channels of 14x14, 1.7 times at batch 4, 1.1 at 32, 1.0 at 128. They compute on one thread: where
+    /// libtorch has several `threads`, only the smallest batches are left to them.
+    pub fn is_small(&self, threads: usize) -> bool {
         let channels = self.inputs <= 8 && self.outputs <= 16;
-        let images = self.images <= 32 || self.inputs <= 4;
+        let images = self.images <= 8 || threads == 1 && (self.images <= 32 || self.inputs <= 4);
         let size = self.height * self.width <= 32 * 32 && (1..=7).contains(&self.kernel) && self.padding < self.kernel;
         channels && images && size && self.height.min(self.width) + 2 * self.padding >= self.kernel && self.images > 0
     }

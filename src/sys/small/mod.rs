@@ -1,5 +1,5 @@
 //! Operations on CPU tensors so small that a library's set-up for them costs more than their arithmetic: convolutions of few
-//! channels, and max-pooling. Each computes on the calling thread.
+//! channels, and max-pooling.
 
 mod convolution;
 mod pool;
@@ -8,7 +8,11 @@ use tch::{Device, Kind, Tensor};
 
 use super::autograd::operation;
 use super::simd::Isa;
+use super::threads::{parallel_for, threads};
 use convolution::Shape;
+
+/// Results of a pooling that a thread has at least.
+const VALUES_PER_THREAD: usize = 1 << 14;
 
 /// The values of a contiguous float32 tensor on the CPU.
 fn values(tensor: &Tensor) -> &[f32] {
@@ -47,7 +51,7 @@ pub fn convolution(
     let [images, inputs, outputs, height, width, kernel, padding] =
         [images, inputs, outputs, height, width, kernel, padding].map(|extent| extent as usize);
     let shape = Shape { images, inputs, outputs, height, width, kernel, padding };
-    let fits = of as usize == inputs && across as usize == kernel && shape.is_small();
+    let fits = of as usize == inputs && across as usize == kernel && shape.is_small(threads());
     if !fits || ![Some(input), Some(weight), bias].into_iter().flatten().all(is_plain) {
         return None;
     }
@@ -94,7 +98,7 @@ pub fn max_pool_2x2(input: &Tensor) -> Option<Tensor> {
     let output = filled(&shape, |to| {
         let rows = (shape[0] * shape[1] * shape[2]) as usize;
         let forward = pool::Forward { from: values(input), size, to: to.as_mut_ptr(), places: places.as_mut_ptr() };
-        Isa::best().run(&forward, 0..rows);
+        parallel_for(rows, VALUES_PER_THREAD.div_ceil(size[1]), &|rows| Isa::best().run(&forward, rows));
     });
     let input_shape = input.size();
     let gradients = move |given: &Tensor, _: &[bool]| {
