@@ -1,6 +1,8 @@
 //! Normal form of a configuration: keys that the others leave without effect at their defaults. Equal forms train alike.
 
-use super::{Anneal, Compression, Config, Decay, Model, ModelName, Optim, OptimName, Parallel, Scaling, Schedule};
+use super::{
+    Anneal, Compression, Config, Convolution, Decay, Model, ModelName, Optim, OptimName, Parallel, Scaling, Schedule,
+};
 
 impl Config {
     /// The configuration of the same training, on any ranks and samples, with every key that the others leave without effect at its
@@ -41,6 +43,9 @@ impl Model {
         set(name, "channels_last", &mut own.channels_last, &default.channels_last);
         set(name, "fused_batch_norm", &mut own.fused_batch_norm, &default.fused_batch_norm);
         set(name, "convolution", &mut own.convolution, &default.convolution);
+        if name == ModelName::Net && own.convolution == Convolution::Winograd {
+            own.convolution = default.convolution; // it has none for Winograd
+        }
         if !own.channels_last {
             own.fused_batch_norm = default.fused_batch_norm;
         }

@@ -48,7 +48,7 @@ const DECIDED: [(&[&str], &str); 9] = [
         "parallel.compression",
     ),
     (&["parallel.bucket_mb"], "parallel.local_steps"),
-    (&["parallel.buffers"], "model.name"),
+    (&["parallel.buffers", "model.convolution"], "model.name"),
     (&["model.fused_batch_norm"], "model.channels_last"),
 ];
 
@@ -184,7 +184,9 @@ impl Reader {
         match self {
             Reader::Train => decided_elsewhere(&name, config),
             // sweep.model may name a network that reads it.
-            Reader::Sweep if name != "parallel.buffers" => decided_elsewhere(&name, config),
+            Reader::Sweep if !["parallel.buffers", "model.convolution"].contains(&&*name) => {
+                decided_elsewhere(&name, config)
+            }
             _ => None,
         }
     }
@@ -263,6 +265,8 @@ mod tests {
             (Reader::Quantize, "train.batch_per_rank=64", false),
             (Reader::Quantize, "train.lr=0.1", true),
             (Reader::Train, "model.depth=3", true),
+            (Reader::Train, "model.convolution=winograd", true),
+            (Reader::Train, "model.convolution=direct", false),
             (Reader::Train, "optim.trust=0.1", true),
             (Reader::Train, "schedule.gamma=0.5", true),
             (Reader::Train, "schedule.gamma=0.1", false), // the default
