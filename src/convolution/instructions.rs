@@ -1,4 +1,6 @@
-//! The passes and products compiled for each instruction set, and the choice of one at run time.
+//! The vector instruction sets, the choice of one at run time, and the passes and products compiled for each.
+
+use std::sync::OnceLock;
 
 use super::product::{self, Left};
 use super::tile::{self, Images, Kernels, Span};
@@ -23,7 +25,7 @@ impl InstructionSet {
     pub fn is_detected(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => is_x86_feature_detected!("avx512f"),
+            InstructionSet::Avx512 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw"),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(not(target_arch = "x86_64"))]
@@ -32,9 +34,19 @@ impl InstructionSet {
         }
     }
 
-    /// The fastest that this CPU has and that beats a library's direct convolution; `None` without AVX2.
-    pub fn fastest() -> Option<InstructionSet> {
-        [InstructionSet::Avx512, InstructionSet::Avx2].into_iter().find(|set| set.is_detected())
+    /// The fastest that this CPU has. As oneDNN does, it heeds `ONEDNN_MAX_CPU_ISA`, by which AVX-512 or all can be left out.
+    pub fn fastest() -> InstructionSet {
+        static FASTEST: OnceLock<InstructionSet> = OnceLock::new();
+        *FASTEST.get_or_init(|| {
+            let most = std::env::var("ONEDNN_MAX_CPU_ISA").unwrap_or_default().to_uppercase();
+            let is_allowed = |set: InstructionSet| match set {
+                InstructionSet::Avx512 => !["SSE41", "AVX"].contains(&&*most) && !most.starts_with("AVX2"),
+                InstructionSet::Avx2 => !["SSE41", "AVX"].contains(&&*most),
+                InstructionSet::Scalar => true,
+            };
+            let found = InstructionSet::ALL.into_iter().find(|set| is_allowed(*set) && set.is_detected());
+            found.expect("every CPU computes scalars")
+        })
     }
 
     /// Name in run files and messages.

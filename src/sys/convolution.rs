@@ -78,15 +78,10 @@ pub struct Winograd {
 }
 
 impl Winograd {
-    /// Winograd's convolutions by the fastest instructions of this CPU; `None` without AVX2. As oneDNN does, it heeds
-    /// `ONEDNN_MAX_CPU_ISA`, by which AVX-512 can be left out.
+    /// Winograd's convolutions by [`InstructionSet::fastest`]; `None` without AVX2, where libtorch's are faster.
     pub fn detected() -> Option<Winograd> {
-        let isa = std::env::var("ONEDNN_MAX_CPU_ISA").unwrap_or_default().to_uppercase();
-        match InstructionSet::fastest()? {
-            InstructionSet::Avx512 if isa.starts_with("AVX2") => Winograd::by(InstructionSet::Avx2),
-            _ if isa == "SSE41" || isa == "AVX" => None,
-            instructions => Winograd::by(instructions),
-        }
+        let fastest = InstructionSet::fastest();
+        if fastest == InstructionSet::Scalar { None } else { Winograd::by(fastest) }
     }
 
     /// Winograd's convolutions by `instructions`; `None` if this CPU lacks them.

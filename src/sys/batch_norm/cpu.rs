@@ -8,10 +8,10 @@ use tch::Tensor;
 use torch_sys::C_tensor;
 
 use super::super::libtorch::failure;
-use super::super::simd::Isa;
 use super::BatchNorm;
 use super::kernels::{Norm, Saved};
 use super::layout::{Bf16, Element};
+use crate::convolution::InstructionSet;
 
 /// Shape and parameters of a pass; equal to cpu.cpp's, as the two below.
 #[repr(C)]
@@ -189,5 +189,5 @@ unsafe fn parts<'a>(form: &Form) -> (Norm<'a>, Saved<'a>) {
     };
     let (center, others) = statistics.split_at_mut(channels);
     let (rest, scale) = others.split_at_mut(channels);
-    (Norm { isa: Isa::best(), weight, bias, epsilon: form.epsilon }, Saved { center, rest, scale })
+    (Norm { isa: InstructionSet::fastest(), weight, bias, epsilon: form.epsilon }, Saved { center, rest, scale })
 }

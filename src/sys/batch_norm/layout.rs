@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
-use super::super::simd::{Isa, Kernel};
+use super::super::simd::{self, Kernel};
 use super::super::threads::parallel_for;
+use crate::convolution::InstructionSet;
 
 /// Elements of a line at least: as many rows side by side as make the inner loops long whatever the number of channels.
 const LINE: usize = 256;
@@ -104,17 +105,17 @@ impl Shape {
     }
 
     /// Runs `kernel` on all elements, cut between lines, first part first.
-    pub fn each_line<K: Kernel>(&self, isa: Isa, kernel: &K) {
+    pub fn each_line<K: Kernel>(&self, isa: InstructionSet, kernel: &K) {
         let (rows, fold) = (self.rows, self.fold);
         parallel_for(rows.div_ceil(fold), GRAIN.div_ceil(self.line()), &|lines| {
-            isa.run(kernel, self.elements(lines.start * fold..(lines.end * fold).min(rows)));
+            simd::run(isa, kernel, self.elements(lines.start * fold..(lines.end * fold).min(rows)));
         });
     }
 
     /// Runs `kernel` on all blocks, last block first: its end is what the caches still hold of a tensor just written.
-    pub fn each_block<K: Kernel>(&self, isa: Isa, kernel: &K) {
+    pub fn each_block<K: Kernel>(&self, isa: InstructionSet, kernel: &K) {
         let grain = GRAIN.div_ceil(self.block_rows * self.channels);
-        parallel_for(self.blocks(), grain, &|blocks| isa.run(kernel, blocks));
+        parallel_for(self.blocks(), grain, &|blocks| simd::run(isa, kernel, blocks));
     }
 }
 

@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use super::super::simd::{Isa, Kernel, fma};
+use super::super::simd::{self, Kernel, fma};
+use crate::convolution::InstructionSet;
 
 /// Floats that a kernel computes beside each other, a multiple of every vector's.
 const LANES: usize = 16;
@@ -106,7 +107,7 @@ impl Shape {
     /// Sets `outputs` `[images, outputs, ..]` to the convolution of `images` plus `bias`, with ReLU if `rectified`.
     pub fn forward(
         &self,
-        isa: Isa,
+        isa: InstructionSet,
         images: &[f32],
         weights: &[f32],
         bias: Option<&[f32]>,
@@ -115,11 +116,11 @@ impl Shape {
     ) {
         let by = match (isa, self.outputs) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, channels) if channels % 6 != 0 && channels > 4 => Self::forward_by::<8, 2>,
+            (InstructionSet::Avx512, channels) if channels % 6 != 0 && channels > 4 => Self::forward_by::<8, 2>,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, channels) if channels % 6 == 0 => Self::forward_by::<6, 2>,
+            (InstructionSet::Avx512, channels) if channels % 6 == 0 => Self::forward_by::<6, 2>,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, _) => Self::forward_by::<4, 2>,
+            (InstructionSet::Avx512, _) => Self::forward_by::<4, 2>,
             (_, channels) if channels % 6 == 0 => Self::forward_by::<6, 1>,
             _ => Self::forward_by::<4, 1>,
         };
@@ -128,7 +129,7 @@ impl Shape {
 
     fn forward_by<const OUTPUTS: usize, const VECTORS: usize>(
         &self,
-        isa: Isa,
+        isa: InstructionSet,
         images: &[f32],
         weights: &[f32],
         bias: Option<&[f32]>,
@@ -156,7 +157,7 @@ impl Shape {
                     lines: lines.as_mut_ptr(),
                     length: line,
                 };
-                isa.run(&sums, 0..line / (LANES * VECTORS));
+                simd::run(isa, &sums, 0..line / (LANES * VECTORS));
                 for (output, line) in (block * OUTPUTS..self.outputs).zip(lines.chunks_exact(line)) {
                     let bias = bias.map_or(0.0, |bias| bias[output]);
                     let to = outputs[output * rows * columns..][..rows * columns].chunks_exact_mut(columns);
@@ -172,7 +173,7 @@ impl Shape {
     }
 
     /// Sets `images` to their gradient, from that of the `outputs`.
-    pub fn input_gradient(&self, isa: Isa, outputs: &[f32], weights: &[f32], images: &mut [f32]) {
+    pub fn input_gradient(&self, isa: InstructionSet, outputs: &[f32], weights: &[f32], images: &mut [f32]) {
         let area = self.kernel * self.kernel;
         let mut turned = vec![0.0; weights.len()];
         for (at, weight) in weights.iter().enumerate() {
@@ -183,12 +184,12 @@ impl Shape {
     }
 
     /// Sets `weights` to their gradient, from the images and the gradient of the `outputs`.
-    pub fn weight_gradient(&self, isa: Isa, images: &[f32], outputs: &[f32], weights: &mut [f32]) {
+    pub fn weight_gradient(&self, isa: InstructionSet, images: &[f32], outputs: &[f32], weights: &mut [f32]) {
         let by = match (isa, self.outputs) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, channels) if channels % 4 == 0 => Self::weight_gradient_by::<4, 5>,
+            (InstructionSet::Avx512, channels) if channels % 4 == 0 => Self::weight_gradient_by::<4, 5>,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, _) => Self::weight_gradient_by::<3, 5>,
+            (InstructionSet::Avx512, _) => Self::weight_gradient_by::<3, 5>,
             _ => Self::weight_gradient_by::<2, 3>,
         };
         by(self, isa, images, outputs, weights);
@@ -196,7 +197,7 @@ impl Shape {
 
     fn weight_gradient_by<const ROWS: usize, const TAPS: usize>(
         &self,
-        isa: Isa,
+        isa: InstructionSet,
         images: &[f32],
         outputs: &[f32],
         weights: &mut [f32],
@@ -225,7 +226,7 @@ impl Shape {
             offsets: &offsets,
             sums: sums.as_mut_ptr(),
         };
-        isa.run(&products, 0..lines_of_image / ROWS * (taps / TAPS));
+        simd::run(isa, &products, 0..lines_of_image / ROWS * (taps / TAPS));
         for (to, from) in weights.chunks_exact_mut(self.taps()).zip(sums.chunks_exact(taps)) {
             to.iter_mut().zip(from).for_each(|(to, lanes)| *to = sum(*lanes));
         }

@@ -7,8 +7,9 @@ mod pool;
 use tch::{Device, Kind, Tensor};
 
 use super::autograd::operation;
-use super::simd::Isa;
+use super::simd;
 use super::threads::{parallel_for, threads};
+use crate::convolution::InstructionSet;
 use convolution::Shape;
 
 /// Results of a pooling that a thread has at least.
@@ -55,7 +56,7 @@ pub fn convolution(
     if !fits || ![Some(input), Some(weight), bias].into_iter().flatten().all(is_plain) {
         return None;
     }
-    let isa = Isa::best();
+    let isa = InstructionSet::fastest();
     let size = shape.output().map(|side| side as i64);
     let output = filled(&[images as i64, outputs as i64, size[0], size[1]], |output| {
         shape.forward(isa, values(input), values(weight), bias.map(values), rectified, output);
@@ -98,7 +99,9 @@ pub fn max_pool_2x2(input: &Tensor) -> Option<Tensor> {
     let output = filled(&shape, |to| {
         let rows = (shape[0] * shape[1] * shape[2]) as usize;
         let forward = pool::Forward { from: values(input), size, to: to.as_mut_ptr(), places: places.as_mut_ptr() };
-        parallel_for(rows, VALUES_PER_THREAD.div_ceil(size[1]), &|rows| Isa::best().run(&forward, rows));
+        parallel_for(rows, VALUES_PER_THREAD.div_ceil(size[1]), &|rows| {
+            simd::run(InstructionSet::fastest(), &forward, rows)
+        });
     });
     let input_shape = input.size();
     let gradients = move |given: &Tensor, _: &[bool]| {

@@ -322,12 +322,11 @@ impl<'a> Training<'a> {
         tables
     }
 
-    /// Tables beside those of the record: `/sampling`, `/gpu` where there are GPUs, `/convolutions` where Winograd could compute some, `/reads` where samples are read from files, `/spread` and `/ranks` with
-    /// `metrics.spread_steps`.
+    /// Tables beside those of the record: `/sampling`, `/gpu` on GPUs, `/convolutions` where Winograd could compute some, `/reads` where
+    /// samples are read from files, `/spread` and `/ranks` with `metrics.spread_steps`.
     pub fn more_tables(&self) -> Vec<Table> {
-        let tables = std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.reads.table());
-        let tables = tables.chain(self.convolutions.table());
-        tables.chain(self.divergence.tables()).collect()
+        let tables = std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.convolutions.table());
+        tables.chain(self.reads.table()).chain(self.divergence.tables()).collect()
     }
 
     /// Warnings of this run so far, on rank 0.
