@@ -4,10 +4,15 @@
 //!
 //! float32, channels last, as in a training step of a ResNet. The two forms take turns, so that a busy machine slows both alike;
 //! the ratio is the claim. Errors are relative to the largest value (max) and to the root mean square (RMS) of a direct convolution
-//! in float64 over at most 4 images. AVX2 on a CPU with AVX-512: `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`.
+//! in float64 over at most 4 images. Rates count the operations of a direct convolution, so that Winograd's can exceed the peak of a
+//! core, which fused multiply-adds in registers measure. AVX2 on a CPU with AVX-512: `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`.
 
+use std::hint::black_box;
+use std::ops::Range;
 use std::time::Instant;
 
+use hpml::convolution::InstructionSet;
+use hpml::sys::simd::{self, Kernel, fma};
 use hpml::sys::{ConvolutionPass, Winograd, seeded};
 use tch::{Device, Kind, Tensor};
 
@@ -43,7 +48,11 @@ fn main() {
     println!(
         "# batch {batch}, {threads} thread(s), {instructions}, medians of {rounds} rounds in turn, errors against float64"
     );
-    println!("# channels  side  pass     direct/ms  winograd/ms  ratio   max direct  winograd   RMS direct  winograd");
+    println!("# peak of a core: {:.0} GFLOP/s", 1e-9 * peak(winograd.instructions()));
+    println!(
+        "# channels  side  pass     direct/ms  winograd/ms  ratio   direct/(GFLOP/s)  winograd   max direct  winograd   \
+         RMS direct  winograd"
+    );
     for (channels, side) in SHAPES {
         let pair = Pair::new(winograd, channels, side, batch);
         let few = Pair::new(winograd, channels, side, batch.min(4));
@@ -65,14 +74,50 @@ fn main() {
             let expected = few.expected(pass);
             let [[max_direct, rms_direct], [max_own, rms_own]] =
                 [true, false].map(|direct| errors(&few.run(pass, direct), &expected));
+            let operations = (2 * 9 * channels * channels * side * side * batch) as f64;
+            let [rate, own_rate] = [direct, own].map(|milliseconds| 1e-6 * operations / milliseconds);
             println!(
-                "{channels:>10} {side:>5}  {:<7} {direct:>10.2} {own:>12.2} {:>6.2} {max_direct:>12.1e} {max_own:>9.1e} \
+                "{channels:>10} {side:>5}  {:<7} {direct:>10.2} {own:>12.2} {:>6.2} {rate:>18.0} {own_rate:>9.0} {max_direct:>12.1e} {max_own:>9.1e} \
                  {rms_direct:>12.1e} {rms_own:>9.1e}",
                 name(pass),
                 direct / own,
             );
         }
     }
+}
+
+/// Independent sums, enough to hide the latency of two units.
+const SUMS: usize = 12;
+const LANES: usize = 16;
+
+/// Fused multiply-adds on values in registers.
+struct InRegisters;
+
+impl Kernel for InRegisters {
+    #[inline(always)]
+    fn run<const FMA: bool>(&self, range: Range<usize>) {
+        let factor = black_box([0.5f32; LANES]);
+        let mut sums = black_box([[1f32; LANES]; SUMS]);
+        for _ in range {
+            for sum in &mut sums {
+                for lane in 0..LANES {
+                    sum[lane] = fma::<FMA>(sum[lane], factor[lane], factor[lane]);
+                }
+            }
+        }
+        black_box(sums);
+    }
+}
+
+/// Operations per second of a core that does nothing but fused multiply-adds, the best of five turns.
+fn peak(instructions: InstructionSet) -> f64 {
+    const ROUNDS: usize = 4_000_000;
+    let turn = || {
+        let started = Instant::now();
+        simd::run(instructions, &InRegisters, 0..ROUNDS);
+        (2 * LANES * SUMS * ROUNDS) as f64 / started.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| turn()).fold(0.0, f64::max)
 }
 
 fn name(pass: ConvolutionPass) -> &'static str {

@@ -1,8 +1,8 @@
 //! hpml against PyTorch DistributedDataParallel (gloo) on the same machine and the same libtorch: `cargo bench --bench ddp`.
 //!
 //! Runs of both alternate, so that a drift of the machine's speed affects both; the claim is the ratio of medians. Both
-//! train CIFAR-10 with the same loader work (crop and flip for ResNet-18), batches, ranks and one thread per rank. ResNet-18:
-//! median over the steps of the slowest rank's step. Net: steps per second of an uninterrupted loop.
+//! train CIFAR-10 with the same loader work (crop and flip for ResNet-18), batches, ranks and one thread per rank; ResNet-50 random
+//! images of 64x64. ResNets: median over the steps of the slowest rank's step. Net: steps per second of an uninterrupted loop.
 //!
 //! The peer is benches/peers/ddp.py. Needs HPML_CIFAR10 (folder of the binary files) and PyTorch's `torchrun` (HPML_TORCHRUN, or
 //! on the PATH); says what is missing and stops otherwise. HPML_ROUNDS: runs of each (3). An argument picks cases by name.
@@ -22,65 +22,76 @@ struct Case {
     model: &'static str,
     steps: usize,
     warmup: usize,
+    /// Random images of so many pixels a side; CIFAR-10 without.
+    size: Option<usize>,
     hpml: &'static [&'static str],
+    /// Variables of both.
+    environment: &'static [(&'static str, &'static str)],
     /// Name, flags, and whether the environment tunes the allocator.
     peers: &'static [(&'static str, &'static [&'static str], bool)],
 }
 
 const TUNED: &[&str] = &["--channels-last", "--fused", "--bucket-view"];
-const BF16: &[&str] = &["--channels-last", "--bf16"];
+const TUNED_BF16: &[&str] = &["--channels-last", "--fused", "--bucket-view", "--bf16"];
+
+/// What keeps libtorch, oneDNN and hpml to AVX2.
+const AVX2_ALONE: &[(&str, &str)] = &[("ONEDNN_MAX_CPU_ISA", "AVX2"), ("ATEN_CPU_CAPABILITY", "avx2")];
+
+const RESNET18: Case = Case {
+    name: "",
+    ranks: 2,
+    batch: 32,
+    model: "resnet18",
+    steps: 8,
+    warmup: 2,
+    size: None,
+    hpml: &[],
+    environment: &[],
+    peers: &[("DDP", &[], false), ("DDP tuned", TUNED, true)],
+};
+
+const NET: Case = Case {
+    name: "",
+    ranks: 2,
+    batch: 4,
+    model: "net",
+    steps: 1500,
+    warmup: 50,
+    size: None,
+    hpml: &[],
+    environment: &[],
+    peers: &[("DDP", &[], false)],
+};
 
 const CASES: &[Case] = &[
+    Case { name: "resnet18-b128", batch: 128, steps: 4, warmup: 1, ..RESNET18 },
+    Case { name: "resnet18-b32", ..RESNET18 },
     Case {
-        name: "resnet18-b128",
-        ranks: 2,
-        batch: 128,
-        model: "resnet18",
-        steps: 4,
-        warmup: 1,
-        hpml: &[],
-        peers: &[("DDP", &[], false), ("DDP tuned", TUNED, true)],
-    },
-    Case {
-        name: "resnet18-b32",
-        ranks: 2,
-        batch: 32,
-        model: "resnet18",
-        steps: 8,
-        warmup: 2,
-        hpml: &[],
-        peers: &[("DDP", &[], false), ("DDP tuned", TUNED, true)],
+        name: "resnet18-b32-avx2",
+        steps: 5,
+        environment: AVX2_ALONE,
+        peers: &[("DDP tuned", TUNED, true)],
+        ..RESNET18
     },
     Case {
         name: "resnet18-b32-bf16",
-        ranks: 2,
-        batch: 32,
-        model: "resnet18",
-        steps: 8,
-        warmup: 2,
         hpml: &["--set", "model.precision=bf16"],
-        peers: &[("DDP bf16", BF16, false)],
+        peers: &[("DDP bf16", &["--bf16"], false), ("DDP bf16 tuned", TUNED_BF16, true)],
+        ..RESNET18
     },
     Case {
-        name: "net-b4-1rank",
-        ranks: 1,
-        batch: 4,
-        model: "net",
-        steps: 1500,
-        warmup: 50,
-        hpml: &[],
-        peers: &[("plain PyTorch", &["--plain"], false)],
+        name: "resnet50-64x64-b8",
+        model: "resnet50",
+        batch: 8,
+        steps: 4,
+        warmup: 1,
+        size: Some(64),
+        peers: &[("DDP tuned", TUNED, true)],
+        ..RESNET18
     },
-    Case {
-        name: "net-b4-2ranks",
-        ranks: 2,
-        batch: 4,
-        model: "net",
-        steps: 1500,
-        warmup: 50,
-        hpml: &[],
-        peers: &[("DDP", &[], false)],
-    },
+    Case { name: "net-b4-1rank", ranks: 1, peers: &[("plain PyTorch", &["--plain"], false)], ..NET },
+    Case { name: "net-b4-2ranks", ..NET },
+    Case { name: "net-b32-2ranks", batch: 32, steps: 500, ..NET },
 ];
 
 fn main() {
@@ -132,8 +143,16 @@ fn run_hpml(case: &Case, data: &Path) -> f64 {
     };
     let set = |key: &str, value: usize| ["--set".to_owned(), format!("{key}={value}")];
     let mut command = Command::new("mpirun");
-    command.args(["-n", &case.ranks.to_string(), env!("CARGO_BIN_EXE_hpml"), "train", config, "--data"]).arg(data);
-    command.arg("--out").arg(&out).args(case.hpml);
+    command.args(["-n", &case.ranks.to_string(), env!("CARGO_BIN_EXE_hpml"), "train", config, "--out"]).arg(&out);
+    match case.size {
+        None => command.arg("--data").arg(data),
+        Some(size) => {
+            let shape = format!("data.shape=[3,{size},{size}]");
+            let set = ["--data", "synthetic", "--set", &shape, "--set", "data.augment=false", "--set"];
+            command.args(set).arg(format!("model.name={}", case.model))
+        }
+    };
+    command.args(case.hpml).envs(case.environment.iter().copied());
     command.args(set("train.batch_per_rank", case.batch)).args(set("train.max_steps", case.steps + case.warmup));
     command
         .args(set("metrics.warmup_steps", case.warmup))
@@ -155,7 +174,12 @@ fn run_hpml(case: &Case, data: &Path) -> f64 {
 fn run_peer(case: &Case, data: &Path, torchrun: &OsStr, flags: &[&str], keep: bool) -> f64 {
     let mut command = Command::new(torchrun);
     command.args(["--standalone", &format!("--nproc_per_node={}", case.ranks)]);
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/ddp.py")).arg("--data").arg(data);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/ddp.py"));
+    match case.size {
+        None => command.arg("--data").arg(data),
+        Some(size) => command.args(["--size", &size.to_string()]),
+    };
+    command.envs(case.environment.iter().copied());
     command.args(["--model", case.model, "--batch", &case.batch.to_string()]).args(flags);
     command.args(["--warmup", &case.warmup.to_string(), "--steps", &case.steps.to_string()]);
     if case.model == "net" {

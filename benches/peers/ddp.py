@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc_per_node=2 benches/peers/ddp.py --data DIR --model resnet18 --batch 32 --steps 8 --warmup 2
 
-DIR holds CIFAR-10's binary files. A step is: load the batch (crop and flip for the ResNets), clear the gradients, forward,
+DIR holds CIFAR-10's binary files; --size makes random images of another size instead. A step is: load the batch (crop and flip for the ResNets), clear the gradients, forward,
 backward with the all-reduce, SGD. Without options everything is as PyTorch has it by default; the options are what a tuned
 script sets. The last line is JSON, images_per_second of all ranks together:
 
@@ -62,6 +62,22 @@ class Cifar10(Dataset):
         return image.float().div_(255).sub_(self.mean).mul_(self.scale), self.labels[index]
 
 
+class RandomImages(Dataset):
+    """1,024 random images of three channels, `size` pixels wide and high, normalised."""
+
+    def __init__(self, size, mean, std):
+        self.images = torch.randint(0, 256, (1024, 3, size, size), dtype=torch.uint8)
+        self.labels = torch.randint(0, 10, (1024,))
+        self.mean = torch.tensor(mean).view(3, 1, 1)
+        self.scale = 1 / torch.tensor(std).view(3, 1, 1)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.images[index].float().div_(255).sub_(self.mean).mul_(self.scale), self.labels[index]
+
+
 def batches(data, batch):
     """Batches without end; every epoch in an order of its own."""
     sampler = DistributedSampler(data)
@@ -75,7 +91,9 @@ def batches(data, batch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, metavar="DIR")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", metavar="DIR")
+    source.add_argument("--size", type=int, help="random images of so many pixels a side, not augmented")
     parser.add_argument("--model", choices=SETTINGS, required=True)
     parser.add_argument("--batch", type=int, required=True, help="images per rank and step")
     parser.add_argument("--steps", type=int, required=True, help="timed steps")
@@ -94,8 +112,10 @@ def main():
     world_size = dist.get_world_size()
     mean, std, sgd = SETTINGS[args.model]
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    data = batches(Cifar10(args.data, args.model != "net", mean, std), args.batch)
-    model = MODELS[args.model]().to(memory_format=layout)
+    dataset = Cifar10(args.data, args.model != "net", mean, std) if args.data else RandomImages(args.size, mean, std)
+    data = batches(dataset, args.batch)
+    image = tuple(dataset[0][0].shape)
+    model = MODELS[args.model](image=image).to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), fused=args.fused or None, **sgd)
     network = model if args.plain else DistributedDataParallel(model, gradient_as_bucket_view=args.bucket_view)
 

@@ -16,7 +16,7 @@ mod libtorch;
 mod optimizer;
 mod process;
 mod script;
-mod simd;
+pub mod simd;
 pub mod small;
 mod threads;
 

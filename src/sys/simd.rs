@@ -17,10 +17,13 @@ pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Runs `kernel` on `range` with these instructions, which this processor must have.
+/// Runs `kernel` on `range` with these instructions.
+///
+/// # Panics
+/// Panics if this processor lacks them.
 #[inline]
-pub(super) fn run<K: Kernel>(instructions: InstructionSet, kernel: &K, range: Range<usize>) {
-    debug_assert!(instructions.is_detected());
+pub fn run<K: Kernel>(instructions: InstructionSet, kernel: &K, range: Range<usize>) {
+    assert!(instructions.is_detected(), "this processor lacks {}", instructions.as_str());
     match instructions {
         // SAFETY: the processor has the instructions.
         #[cfg(target_arch = "x86_64")]
