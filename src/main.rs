@@ -17,6 +17,10 @@ use hpml::{allreduce, model, predict, report, store, study, sweep, sys, train, v
 static ALLOCATOR: sys::Allocator = sys::Allocator;
 
 fn main() -> ExitCode {
+    if let Err(error) = sys::check_libtorch() {
+        launch::leave_to_first_rank(error.status().into());
+        return print(Err(error));
+    }
     sys::keep_freed_memory();
     // Network file systems often cannot lock, and store never writes to a file that others can see.
     sys::default_environment("HDF5_USE_FILE_LOCKING", "FALSE");
