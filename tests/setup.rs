@@ -178,7 +178,7 @@ fn a_libtorch_that_hpml_cannot_be_built_with_is_refused_by_its_version() {
         libtorch(&elsewhere, version);
         machine.run(&[named]).succeeded();
         assert!(machine.written().contains(&format!("LIBTORCH={}\n", text(&elsewhere))), "{}", machine.written());
-        // A python3 with the right one is taken, asked for or not.
+        // A python3 with that version is taken, whether it was asked for or not.
         machine.python(Some(version));
         for variables in [&[python][..], &[]] {
             machine.run(variables).succeeded();
@@ -208,7 +208,7 @@ fn a_private_libtorch_of_another_version_is_replaced() {
     assert!(replaced.stderr.contains("replaces libtorch 2.11.0"), "{}", replaced.stderr);
     assert!(machine.written().contains(".libtorch/torch") && fs::read_to_string(&header).unwrap() != old);
 
-    // The right one is kept, and asked for nothing.
+    // One of that version is kept, and pip is not called.
     fs::remove_file(machine.path("called")).unwrap();
     let kept = machine.run(&[]).succeeded();
     assert!(!kept.stderr.contains("download") && !machine.path("called").exists(), "{}", kept.stderr);
