@@ -70,3 +70,41 @@ fn a_cargo_that_cannot_build_is_refused_before_anything_is_done() {
         assert!(fs::read_to_string(&written).unwrap().contains(".cargo/bin"));
     }
 }
+
+#[test]
+fn the_crates_that_hold_mpis_header_are_cleaned_once_when_mpi_has_changed() {
+    let folder = folder();
+    let (checkout, tools) = (folder.path().join("checkout"), folder.path().join("tools"));
+    let build = checkout.join("target/release/build/mpi-sys-0123456789abcdef");
+    for folder in [&checkout.join("scripts"), &tools, &build] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    for name in ["scripts/setup", "Cargo.toml"] {
+        fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(name), checkout.join(name)).unwrap();
+    }
+    let cleaned = folder.path().join("cleaned");
+    let version = "[ \"$1\" != --version ] || { echo 'cargo 999.0.0'; exit; }";
+    program(&tools, "cargo", &format!("{version}\necho \"$*\" >>{}", text(&cleaned)));
+    let mpicc = |folder: &str| program(&tools, "mpicc", &format!("echo cc -I{folder}/include -L{folder}/lib -lmpi"));
+    let cleanings = || fs::read_to_string(&cleaned).unwrap_or_default().lines().count();
+    mpicc("/opt/one");
+    let first = setup(&checkout, &tools);
+    if !first.status.success() {
+        eprintln!("left out: a dependency is missing here: {}", first.stderr);
+        return;
+    }
+    // A build from before there was anything to remember, in both profiles; then one that is remembered.
+    assert_eq!(cleanings(), 2, "{}", first.stderr);
+    assert!(setup(&checkout, &tools).status.success());
+    assert_eq!(cleanings(), 2);
+    mpicc("/opt/two");
+    let changed = setup(&checkout, &tools);
+    for words in ["/opt/one/include", "/opt/two/include", "built anew"] {
+        assert!(changed.stderr.contains(words), "{words}: {}", changed.stderr);
+    }
+    assert_eq!(cleanings(), 4);
+    let commands = fs::read_to_string(&cleaned).unwrap();
+    for crates in ["-p mpi ", "-p mpi-sys", "-p build-probe-mpi"] {
+        assert!(commands.contains(crates), "{crates}: {commands}");
+    }
+}
