@@ -23,7 +23,7 @@ mod threads;
 pub use self::hdf5::{attach_dimension_scale, refuse_external_links, set_dimension_scale};
 pub use allocator::{Allocator, give_back_freed_memory, keep_freed_memory, private_memory_left, with_memory_limit};
 pub use autocast::Autocast;
-pub use autograd::{GradientHooks, differentiable};
+pub use autograd::{GradientHooks, backward, differentiable};
 pub use batch_norm::BatchNorm;
 pub use convolution::{ConvolutionPass, Winograd};
 pub use generator::Generator;
