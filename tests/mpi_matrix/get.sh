@@ -59,5 +59,7 @@ if [ -d mpich-5.0.2 ] && [ ! -e mpich-5.0.2-abi ]; then
     mkdir -p mpich-5.0.2-abi/bin
     printf '#!/bin/bash\nexport HPML_MPICC_ABI="%s/mpich-5.0.2/bin/mpicc_abi"\nexec "%s/scripts/mpicc-abi" "$@"\n' "$here" "$root" |
         program mpich-5.0.2-abi/bin/mpicc
-    for name in mpirun mpiexec; do ln -s "../../mpich-5.0.2/bin/$name" "mpich-5.0.2-abi/bin/$name"; done
+    for name in mpirun mpiexec; do # no links: Hydra looks for its parts where it was called
+        printf '#!/bin/bash\nexec "%s/mpich-5.0.2/bin/%s" "$@"\n' "$here" "$name" | program "mpich-5.0.2-abi/bin/$name"
+    done
 fi

@@ -92,6 +92,8 @@ class Mpi:
                 self.env.update(I_MPI_ROOT=str(folder / name), I_MPI_FABRICS="shm")
             other = folder / ("mpich-5.0.2" if name.startswith("openmpi") else "openmpi-5.0.11")
         self.other = other / "bin"
+        places = {"system": "/usr/lib/x86_64-linux-gnu", "mpich-4.0.2": folder / name / "usr/lib/x86_64-linux-gnu"}
+        self.library_folder = pathlib.Path(places.get(name, folder / name.removesuffix("-abi") / "lib"))
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="hpml-matrix"))
 
     def launch(self, ranks, *args, env=None):
@@ -131,7 +133,10 @@ class Mpi:
             return "no"
         linked = subprocess.run(["ldd", self.hpml], capture_output=True, text=True, timeout=LIMIT, env=self.env).stdout
         found = re.search(r"(libmpi\S*) => (\S+)", linked)
-        return f"yes, {found.group(1)}" if found and found.group(2) != "not" else "links, but finds no libmpi"
+        if not found or found.group(2) == "not":
+            return "links, but finds no libmpi"
+        is_own = self.name == "system" or str(self.library_folder.parents[1]) in found.group(2)
+        return f"yes, {found.group(1)}" if is_own else f"yes, but takes {found.group(2)}"
 
     def ranks(self, ranks):
         run = self.train(ranks, "few.h5", "--set", "train.max_steps=20").wait()
@@ -194,6 +199,18 @@ class Mpi:
             statuses.add(str(run.status))
         return f"{'/'.join(sorted(statuses))}, {whole} of 10 whole"
 
+    def with_library_of(self, other):
+        """This program with the library and the launcher of another MPI."""
+        env = dict(other.env, LD_LIBRARY_PATH=f"{other.library_folder}:{os.environ.get('LD_LIBRARY_PATH', '')}")
+        file = self.folder / "pair.h5"
+        run = self.launch(2, "train", "--force", "--out", file, "--set", "train.max_steps=20", *SMALL, env=env).wait()
+        if run.status == 0:
+            version = re.search(r"libtorch \S+ +(.*?) +world_size (\d)", run.text)
+            return f"{version.group(1)}, {version.group(2)} ranks, {self.table(file, 'epochs')[-1]['parameter_checksum'][:8]}"
+        missing = re.search(r"(libmpi\S*): cannot open", run.text)
+        named = [line for line in run.messages() if "built for" in line or "start them with the mpirun of that MPI" in line or "if MPI does not start now" in line]
+        return f"refused, {run.status}" if named else f"no {missing.group(1)}" if missing else f"status {run.status}: {run.text[-200:]!r}"
+
     def singleton(self):
         env = dict(self.env, PATH=f"{self.other}:{os.environ['PATH']}")
         run = self.launch(2, "train", "--out", self.folder / "single.h5", "--set", "train.max_steps=2", *SMALL, env=env).wait()
@@ -224,10 +241,17 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("folder", type=pathlib.Path)
     arguments.add_argument("names", nargs="*")
+    arguments.add_argument("--pairs", action="store_true", help="every program with the library and launcher of every MPI")
     arguments.add_argument("--data", default=os.environ.get("HPML_CIFAR10"))
     given = arguments.parse_args()
     folder = given.folder.resolve()
     known = sorted(path.name.removeprefix("target-") for path in folder.glob("target-*"))
+    if given.pairs:
+        every = [Mpi(folder, name, given.data) for name in given.names or ["system", *known]]
+        print("| built for | " + " | ".join(f"on {mpi.name}" for mpi in every) + " |\n|" + "---|" * (1 + len(every)), flush=True)
+        for mpi in every:
+            print(f"| {mpi.name} | " + " | ".join(mpi.with_library_of(other) for other in every) + " |", flush=True)
+        return
     print("| MPI | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (1 + len(COLUMNS)), flush=True)
     for name in given.names or ["system", *known]:
         mpi = Mpi(folder, name, given.data)
