@@ -2,6 +2,7 @@
 //! command line, starts the ranks, and calls the command.
 #![deny(clippy::print_stderr)] // in pieces, which mix with other ranks' words: see message.rs
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -23,7 +24,14 @@ fn main() -> ExitCode {
     sys::default_environment("HDF5_USE_FILE_LOCKING", "FALSE");
     let cli = Cli::try_parse().unwrap_or_else(|error| {
         launch::leave_to_first_rank(error.exit_code());
-        error.exit() // one process: no other's words come between
+        if error.use_stderr() {
+            // clap would write it in pieces, which a launcher mixes with its own words.
+            let text = error.render();
+            let text = if std::io::stderr().is_terminal() { text.ansi().to_string() } else { text.to_string() };
+            message::print(text.trim_end());
+            std::process::exit(error.exit_code())
+        }
+        error.exit()
     });
     match cli.command.unwrap_or_else(|| Command::Train(cli::Train::default())) {
         Command::Train(args) => {

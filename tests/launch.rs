@@ -90,10 +90,11 @@ fn a_message_is_one_write_of_whole_lines() {
     ours.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let long = format!("--set=train.lr={}", "x".repeat(3000));
     let four = [("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_RANK", "0")];
-    let cases: [(Vec<&str>, Variables, usize); 4] = [
+    let cases: [(Vec<&str>, Variables, usize); 5] = [
         (vec!["train", "none.toml"], &[], 1),
         (vec!["train", &long], &[], 1),
-        (vec!["allreduce", "--max-bytes", "1000"], &four, 1),
+        (vec!["allreduce", "--max", "1000"], &four, 1),
+        (vec!["allreduce", "--no-such-option"], &[], 1),
         // Warnings of the log.
         (vec!["train", "--out", "run.h5", "--set", "launch.threads=64"], &[("RUST_LOG", "info")], 1),
     ];
@@ -112,7 +113,7 @@ fn a_message_is_one_write_of_whole_lines() {
         while let Ok(bytes) = ours.recv(&mut buffer) {
             writes.push(String::from_utf8_lossy(&buffer[..bytes]).into_owned());
         }
-        let own = |text: &&String| text.starts_with("hpml: ") || text.starts_with("[rank 0]");
+        let own = |text: &&String| ["hpml: ", "[rank 0]", "error: "].iter().any(|start| text.starts_with(start));
         assert!(writes.iter().filter(own).count() >= least, "{args:?}: {writes:?}");
         assert!(writes.iter().all(|text| text.ends_with('\n')), "{args:?}: {writes:?}");
     }
