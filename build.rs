@@ -7,7 +7,14 @@ fn main() {
     // Set by torch-sys: the library folder of LIBTORCH, or of the Python that LIBTORCH_USE_PYTORCH selects.
     if let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+        // Functions are looked up when they are first called: with all at the start, as is rustc's default, the loader ends a
+        // program that finds another libtorch, with the name of the first function missing and before it can say which it needs.
+        println!("cargo:rustc-link-arg=-Wl,-z,lazy");
         println!("cargo:rustc-env=HPML_LIBTORCH_VERSION={}", libtorch_version(Path::new(&lib)));
+        println!(
+            "cargo:rerun-if-changed={}",
+            Path::new(&lib).with_file_name("include/torch/headeronly/version.h").display()
+        );
         compile_shim(Path::new(&lib));
     }
     println!("cargo:rustc-env=HPML_GIT_COMMIT={}", git_commit());
@@ -88,6 +95,7 @@ fn compile_shim(lib: &Path) {
         "optimizer.cpp",
         "script.cpp",
         "threads.cpp",
+        "version.cpp",
     ]
     .map(|file| format!("src/sys/{file}"));
     let read = files.iter().map(String::as_str).chain(["src/sys/failure.h"]);
@@ -123,7 +131,7 @@ fn compile_shim(lib: &Path) {
     std::fs::write(&stamp, made_from).expect("OUT_DIR can be written");
 }
 
-/// Version of libtorch by the headers beside its library folder `lib`, for example `2.11.0`.
+/// Version of libtorch by the headers beside its library folder `lib`, for example `2.13.0`.
 fn libtorch_version(lib: &Path) -> String {
     let include = lib.with_file_name("include");
     let text = ["torch/headeronly/version.h", "torch/csrc/api/include/torch/version.h"]

@@ -73,9 +73,9 @@ pub enum Error {
     Gpu { reason: String },
 
     #[error(
-        "hpml's CUDA graphs are written for libtorch {expected} and this is {loaded} (built with {built}): steps are launched kernel by kernel, which is slower with small batches; build with libtorch {expected} (scripts/setup), or set launch.cuda_graphs = false"
+        "built with libtorch {built}, but {file} is loaded, which is {loaded}: take it off LD_LIBRARY_PATH, set LIBTORCH to a libtorch like the one of the build (for a pack), or build hpml anew (scripts/setup)"
     )]
-    GraphVersion { expected: String, built: String, loaded: String },
+    Libtorch { built: String, loaded: String, file: String },
 
     #[error("no NCCL here ({reason}): install it, or set parallel.all_reduce = \"mpi\" to do without")]
     NcclMissing { reason: String },

@@ -19,6 +19,10 @@ use hpml::{allreduce, message, model, predict, report, store, study, sweep, sys,
 static ALLOCATOR: sys::Allocator = sys::Allocator;
 
 fn main() -> ExitCode {
+    if let Err(error) = sys::check_libtorch() {
+        launch::leave_to_first_rank(error.status().into());
+        return print(Err(error));
+    }
     sys::keep_freed_memory();
     // Network file systems often cannot lock, and store never writes to a file that others can see.
     sys::default_environment("HDF5_USE_FILE_LOCKING", "FALSE");

@@ -1,5 +1,5 @@
 //! Undefined behavior and unbounded growth, refused or prevented: threads that call MPI at the same time, an MPI that allows
-//! one thread only, shared memory, CUDA graphs of another libtorch.
+//! one thread only, shared memory, another libtorch.
 
 mod common;
 
@@ -202,23 +202,14 @@ fn memory_that_the_system_does_not_take_back_is_told_once() {
 }
 
 #[test]
-fn cuda_graphs_of_another_libtorch_are_refused_by_version() {
+fn another_libtorch_than_hpml_was_built_with_is_refused_before_anything_is_done() {
     let folder = folder();
     let library = common::preloaded(folder.path(), "other_libtorch.c");
-    let run = |part: &str| {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", "--nocapture", part]).env("LD_PRELOAD", &library);
-        Mpirun::command(command).run().succeeded()
-    };
-    assert!(run("a_graph_pool_says_what_it_needs").stdout.contains("1 passed"));
-}
-
-/// A run under a library that calls itself 2.12.1.
-#[test]
-#[ignore = "a part of another test"]
-fn a_graph_pool_says_what_it_needs() {
-    let message = hpml::sys::CudaGraphPool::new().err().expect("another version is refused").to_string();
-    for word in ["libtorch 2.11 ", "2.12.1", "launch.cuda_graphs = false"] {
-        assert!(message.contains(word), "{word}: {message}");
+    let out = folder.path().join("run.h5");
+    for run in [train(2, &out, &[]), Mpirun::ranks(2).arg("devices"), Mpirun::alone().arg("devices")] {
+        let refused = run.env("LD_PRELOAD", text(&library)).run();
+        let built = hpml::sys::LIBTORCH_VERSION;
+        common::assert_refused(&refused, &["2.99.1", built, text(&library), "LD_LIBRARY_PATH", "scripts/setup"]);
+        assert!(refused.stdout.is_empty() && !out.exists(), "{}", refused.stdout);
     }
 }

@@ -19,6 +19,7 @@ mod script;
 pub mod simd;
 pub mod small;
 mod threads;
+mod version;
 
 pub use self::hdf5::{attach_dimension_scale, refuse_external_links, set_dimension_scale};
 pub use allocator::{Allocator, give_back_freed_memory, keep_freed_memory, private_memory_left, with_memory_limit};
@@ -33,3 +34,4 @@ pub use optimizer::{FusedAdam, FusedSgd, unscale};
 pub use process::{default_environment, exit_now, terminate_parent, unread_on_stderr};
 pub use script::{ComputeBatchNorm, Script, ScriptBatchNorm, ScriptFacts, ScriptTensor};
 pub use threads::{parallel_for, threads};
+pub use version::{LIBTORCH_VERSION, check_libtorch};

@@ -10,15 +10,15 @@ use crate::data::{Datasets, Form};
 use crate::launch::Job;
 use crate::parallel::Replica;
 use crate::report;
+use crate::sys::LIBTORCH_VERSION;
 use crate::table::Table;
 use crate::units::{Second, counted, format_bytes, format_seconds, or_dash};
 
 /// Prints versions, ranks, data, model and batch.
 pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &Replica, global_batch: &GlobalBatch) {
     println!(
-        "# hpml {}   libtorch {}   {}   world_size {}",
+        "# hpml {}   libtorch {LIBTORCH_VERSION}   {}   world_size {}",
         env!("CARGO_PKG_VERSION"),
-        env!("HPML_LIBTORCH_VERSION"),
         library_version(),
         job.world_size
     );
