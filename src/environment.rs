@@ -1,7 +1,7 @@
 //! The environment of a run, for `/environment` in its run file: versions, ranks, hardware, command. In: the job. Out: the
 //! attributes and the table. Measures nothing.
 
-use crate::collective::Universe;
+use crate::collective::library_version;
 use crate::data::Datasets;
 use crate::launch::{Job, Place};
 use crate::metrics::definitions;
@@ -16,7 +16,7 @@ pub fn attributes(job: &Job, datasets: Option<&Datasets>) -> Vec<(String, Attrib
         text("hpml", env!("CARGO_PKG_VERSION")),
         text("git_commit", env!("HPML_GIT_COMMIT")),
         text("libtorch", LIBTORCH_VERSION),
-        text("mpi", &Universe::library_version()),
+        text("mpi", &library_version()),
         ("world_size".into(), Attribute::Int(job.world_size as i64)),
         text("cpu", &cpu_model()),
         text("command", &std::env::args().collect::<Vec<_>>().join(" ")),

@@ -89,6 +89,18 @@ pub enum Error {
     )]
     Singleton { started: String, library: String, mend: String },
 
+    #[error(
+        "this hpml was built for {built}, and the MPI library that it finds is {loaded}, which cannot run it: load the MPI that it \
+         was built with (module, PATH, LD_LIBRARY_PATH), or build hpml with this one (scripts/setup, then cargo build --release)"
+    )]
+    MpiDiffers { built: String, loaded: String },
+
+    #[error(
+        "parts of this hpml were compiled with the header of another MPI than {built} (the library is {loaded}): run scripts/setup, \
+         which cleans them, and cargo build --release"
+    )]
+    MpiMixed { built: String, loaded: String },
+
     #[error("rank {rank} read another configuration than rank 0: pass the same file and the same --set to every rank")]
     ConfigDiffers { rank: usize },
 

@@ -27,6 +27,12 @@ fn checkout(folder: &Path) -> PathBuf {
     checkout
 }
 
+/// Version of libtorch that the script of `checkout` wants.
+fn wanted(checkout: &Path) -> String {
+    let script = fs::read_to_string(checkout.join("scripts/setup")).unwrap();
+    script.lines().find_map(|line| line.strip_prefix("readonly TORCH=")).unwrap().to_owned()
+}
+
 /// Prepares the script of `checkout` with nothing of this user's environment, and `tools` first in the path.
 fn setup(checkout: &Path, tools: &Path) -> Command {
     let path = format!("{}:{}", text(tools), std::env::var("PATH").unwrap_or_default());
@@ -98,6 +104,47 @@ fn a_cargo_that_cannot_build_is_refused_before_anything_is_done() {
     }
 }
 
+#[test]
+fn the_crates_that_hold_mpis_header_are_cleaned_once_when_mpi_has_changed() {
+    let folder = folder();
+    let (checkout, tools) = (checkout(folder.path()), folder.path().join("tools"));
+    for folder in [&tools, &checkout.join("target/release/build/mpi-sys-0123456789abcdef")] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    let private = folder.path().join("libtorch");
+    libtorch(&private, &format!("{}.0", wanted(&checkout)));
+    let cleaned = folder.path().join("cleaned");
+    let version = "[ \"$1\" != --version ] || { echo 'cargo 999.0.0'; exit; }";
+    program(&tools, "cargo", &format!("{version}\necho \"$*\" >>{}", text(&cleaned)));
+    let mpicc = |folder: &str| program(&tools, "mpicc", &format!("echo cc -I{folder}/include -L{folder}/lib -lmpi"));
+    let cleanings = || fs::read_to_string(&cleaned).unwrap_or_default().lines().count();
+    mpicc("/opt/one");
+    let setup = || {
+        let mut command = setup(&checkout, &tools);
+        command.env("LIBTORCH", &private);
+        Mpirun::command(command).run()
+    };
+    let first = setup();
+    if !first.status.success() {
+        eprintln!("left out: a dependency is missing here: {}", first.stderr);
+        return;
+    }
+    // A build from before there was anything to remember, in both profiles; then one that is remembered.
+    assert_eq!(cleanings(), 2, "{}", first.stderr);
+    assert!(setup().status.success());
+    assert_eq!(cleanings(), 2);
+    mpicc("/opt/two");
+    let changed = setup();
+    for words in ["/opt/one/include", "/opt/two/include", "built anew"] {
+        assert!(changed.stderr.contains(words), "{words}: {}", changed.stderr);
+    }
+    assert_eq!(cleanings(), 4);
+    let commands = fs::read_to_string(&cleaned).unwrap();
+    for crates in ["-p mpi ", "-p mpi-sys", "-p build-probe-mpi"] {
+        assert!(commands.contains(crates), "{crates}: {commands}");
+    }
+}
+
 /// A checkout whose machine has all but libtorch, and a python3 without torch, whose pip unpacks `wheel` and leaves `called` behind.
 struct Machine {
     folder: tempfile::TempDir,
@@ -107,8 +154,7 @@ struct Machine {
 impl Machine {
     fn new() -> Machine {
         let folder = folder();
-        let script = fs::read_to_string(checkout(folder.path()).join("scripts/setup")).unwrap();
-        let wanted = script.lines().find_map(|line| line.strip_prefix("readonly TORCH=")).unwrap().to_owned();
+        let wanted = wanted(&checkout(folder.path()));
         let tools = folder.path().join("tools");
         fs::create_dir(&tools).unwrap();
         program(&tools, "cargo", "echo 'cargo 1.999.0 (0123456789 2026-01-01)'");

@@ -1,7 +1,7 @@
 //! Description of a host for users (`hpml devices`), and its name.
 
 use super::cpus::Cpus;
-use crate::collective::{Universe, nccl_version};
+use crate::collective::{built_for, check_library, library_version, nccl_version};
 use crate::sys::{LIBTORCH_VERSION, gpu};
 
 /// The host's cores, GPUs and communication libraries, one per line, with the reason for each that is missing.
@@ -10,8 +10,10 @@ pub fn describe_host() -> String {
         format!("host         {}", name()),
         format!("cores        {}", Cpus::of_this_process().count()),
         format!("libtorch     {LIBTORCH_VERSION}"),
-        format!("MPI          {}", Universe::library_version()),
+        format!("MPI          {}", library_version()),
+        format!("built for    {}", built_for()),
     ];
+    lines.extend(check_library().err().map(|error| format!("MPI cannot be used: {error}")));
     let gpus = gpu::gpus();
     match &gpus {
         Ok(gpus) => {

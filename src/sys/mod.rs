@@ -31,7 +31,7 @@ pub use generator::Generator;
 pub use graph::{CudaGraph, CudaGraphPool};
 pub use libtorch::{im2col_conv2d, seeded};
 pub use optimizer::{FusedAdam, FusedSgd, unscale};
-pub use process::{default_environment, exit_now, terminate_parent};
+pub use process::{default_environment, exit_now, terminate_parent, unread_on_stderr};
 pub use script::{ComputeBatchNorm, Script, ScriptBatchNorm, ScriptFacts, ScriptTensor};
 pub use threads::{parallel_for, threads};
 pub use version::{LIBTORCH_VERSION, check_libtorch};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::GlobalBatch;
 use super::record::EpochRow;
-use crate::collective::Universe;
+use crate::collective::library_version;
 use crate::config::Config;
 use crate::data::{Datasets, Form};
 use crate::launch::Job;
@@ -19,7 +19,7 @@ pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &R
     println!(
         "# hpml {}   libtorch {LIBTORCH_VERSION}   {}   world_size {}",
         env!("CARGO_PKG_VERSION"),
-        Universe::library_version(),
+        library_version(),
         job.world_size
     );
     job.describe().iter().for_each(|line| println!("# {line}"));
