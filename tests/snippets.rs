@@ -1,7 +1,8 @@
 //! What the documentation shows, held against the program and the repository: its Python runs, its commands are ones that hpml
 //! takes, its configurations are right, its links lead somewhere.
 //!
-//! The Python needs `HPML_PYTHON=/path/to/python` (h5py, xarray, h5netcdf, pandas); without that variable it is left out.
+//! The Python needs `HPML_PYTHON=/path/to/python` (h5py, xarray, h5netcdf, pandas); without that variable it is left out, and
+//! where that Python has no torch, what imports torch.
 
 mod common;
 
@@ -17,6 +18,17 @@ use common::{Mpirun, folder};
 
 /// A run file that is kept, of a sweep.
 const SWEEP: &str = "results/2026-11-25-2xZen3-scaling/scaling.h5";
+
+/// Appended to what loads a state: it is the file's, or within half a step of int8 of it.
+const LOADED: &str = r#"
+with h5py.File("runs/net.h5") as run, h5py.File("runs/net-int8.h5") as quantized:
+    assert len(model.state_dict()) == len(run["checkpoint"]) > 0
+    for name, tensor in model.state_dict().items():
+        saved = run["checkpoint"][name][()]
+        assert tensor.dtype == torch.float32 and abs(saved).max() < 5, name
+        step = quantized["checkpoint"][name].attrs["scale"].max() if "floats" in globals() else 0
+        assert abs(tensor.numpy() - saved).max() <= step / 2 * (1 + 1e-5), name
+"#;
 
 /// Folders of the repository that commands name files of.
 const OURS: [&str; 5] = ["configs/", "scripts/", "slurm/", "tests/", "benches/"];
@@ -164,15 +176,27 @@ fn the_python_of_the_documentation_runs() {
     let net = runs.join("net.h5");
     let train = Mpirun::ranks(2).args([Path::new("train"), Path::new("--out"), &net]);
     train.args(["--set", "data.train_samples=200", "--set", "data.test_samples=50"]).run().succeeded();
+    Mpirun::alone().args(["quantize", net.to_str().unwrap()]).run().succeeded();
+    let allreduce = runs.join("allreduce.h5");
+    let args = [Path::new("allreduce"), Path::new("--max"), Path::new("256K"), Path::new("--out"), &allreduce];
+    Mpirun::ranks(2).args(args).run().succeeded();
 
+    let torch = Command::new(&python).args(["-c", "import torch"]).output().unwrap().status.success();
     let mut count = 0;
     for (path, markdown) in documents(&["", "docs"]) {
         for block in blocks(&markdown, "python") {
-            let output = Command::new(&python).arg("-c").arg(block).current_dir(folder.path()).output().unwrap();
+            if block.contains("torch") && !torch {
+                eprintln!("{}: left out: HPML_PYTHON has no torch\n{block}", path.display());
+                continue;
+            }
+            let shown = if block.contains("load_state_dict") { format!("{block}{LOADED}") } else { block.to_owned() };
+            let mut run = Command::new(&python);
+            run.args(["-W", "ignore", "-c", &shown]).current_dir(folder.path());
+            let output = run.env("PYTHONPATH", root().join("scripts")).output().unwrap();
             let error = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{}:\n{block}\n{error}", path.display());
             count += 1;
         }
     }
-    assert!(count >= 4, "{count} blocks");
+    assert!(count >= 5, "{count} blocks");
 }

@@ -32,7 +32,7 @@ fn write(path: &Path) {
             Column::new("bytes", "B", "bytes of the buffers", Values::I64(vec![10, 20])),
         ],
     );
-    comm.attributes = vec![("busbw".into(), Attribute::Float(1.5)), ("shuffle".into(), Attribute::Bool(true))];
+    comm.attributes = vec![("busbw".into(), Attribute::Float(1.5)), ("shuffle".into(), Attribute::Int(1))];
     let counts = Column::new("count", "1", "weights in the bin", Values::I64((0..8).collect()));
     let edges = Column::new("edge", "1", "lower edge", Values::F64(vec![0.0, 0.25, 0.5, 0.75]));
     let histograms = vec![
@@ -62,7 +62,8 @@ path = sys.argv[1]
 
 with h5py.File(path) as file:
     assert file.attrs["hpml_format_version"] == 1
-    assert file["config"].attrs["train.lr"] == 0.01 and file["config"].attrs["data.shuffle"]
+    assert file["config"].attrs["train.lr"] == 0.01 and file["config"].attrs["data.shuffle"] == 1
+    assert "schedule.milestones" not in file["config"].attrs, "R's packages read no attribute beside one of length zero"
     assert list(file["config"].attrs["data.mean"]) == [0.5, 0.5, 0.5]
     assert file["config"].attrs["toml"].startswith("[run]")
     assert file["environment"].attrs["cpu"] == "Größe ∞"

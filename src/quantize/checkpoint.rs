@@ -7,10 +7,12 @@ use super::scheme;
 use super::structure::structure;
 use crate::config::{self, ModelName};
 use crate::error::{Error, Result};
-use crate::store::{Attribute, Checkpoint, NamedTensor, TensorValues, attribute};
+use crate::store::{Attribute, Checkpoint, LONG_NAME, NamedTensor, TensorValues, attribute};
 
 /// Attributes of a weight, and those of the tensor that its layer makes.
-const SCALE: &str = "scale"; // [1] or [outputs]: real = value * scale
+const SCALE: &str = "scale"; // [1] or [outputs]
+const AXIS: &str = "axis"; // of the scales; files of earlier builds lack it and the formula
+const FORMULA: &str = "formula";
 const ZERO_POINT: &str = "zero_point";
 const OUTPUT_SCALE: &str = "output_scale";
 const OUTPUT_ZERO_POINT: &str = "output_zero_point";
@@ -26,6 +28,11 @@ const STD: &str = "std";
 const INPUT_SCALE: &str = "input_scale";
 const INPUT_ZERO_POINT: &str = "input_zero_point";
 const AVERAGE_SCALE: &str = "avgpool_output_scale";
+
+/// Meaning of the integers of a tensor called `what`. NumPy broadcasts a scale that is one number for all.
+fn formula(what: &str) -> String {
+    format!("{what} = (value - zero_point) * scale along axis 0")
+}
 
 /// Converts `net` to a checkpoint.
 pub fn to_checkpoint(net: &IntNet) -> Checkpoint {
@@ -55,11 +62,17 @@ pub fn to_checkpoint(net: &IntNet) -> Checkpoint {
             Operation::MaxPool { .. } => continue,
         };
         let outputs = layer.geometry.outputs;
+        let long_name = |what: &str, kind: &str| {
+            format!("{}.{what} as {kind}, not to be loaded as a float: {}", node.name, formula(what))
+        };
         let shape = layer.state_shape();
         let values = TensorValues::I8(numbers.weight.clone());
         let mut weight = NamedTensor::new(format!("{}.weight", node.name), shape, values);
         weight.attributes = vec![
+            (LONG_NAME.into(), Attribute::Text(long_name("weight", "int8"))),
+            (FORMULA.into(), Attribute::Text(formula("weight"))),
             (SCALE.into(), Attribute::Floats(numbers.weight_scale.clone())),
+            (AXIS.into(), Attribute::Int(0)),
             (ZERO_POINT.into(), Attribute::Int(0)),
             (OUTPUT_SCALE.into(), Attribute::Float(numbers.output.scale)),
             (OUTPUT_ZERO_POINT.into(), Attribute::Int(numbers.output.zero_point.into())),
@@ -70,7 +83,13 @@ pub fn to_checkpoint(net: &IntNet) -> Checkpoint {
             let scales = numbers.weight_scale.iter().map(|scale| scale * input).collect();
             let values = TensorValues::I32(bias.clone());
             let mut bias = NamedTensor::new(format!("{}.bias", node.name), vec![outputs], values);
-            bias.attributes = vec![(SCALE.into(), Attribute::Floats(scales)), (ZERO_POINT.into(), Attribute::Int(0))];
+            bias.attributes = vec![
+                (LONG_NAME.into(), Attribute::Text(long_name("bias", "int32"))),
+                (FORMULA.into(), Attribute::Text(formula("bias"))),
+                (SCALE.into(), Attribute::Floats(scales)),
+                (AXIS.into(), Attribute::Int(0)),
+                (ZERO_POINT.into(), Attribute::Int(0)),
+            ];
             tensors.push(bias);
         }
     }
@@ -79,7 +98,7 @@ pub fn to_checkpoint(net: &IntNet) -> Checkpoint {
 
 /// Whether a checkpoint was made by [`to_checkpoint`].
 pub fn is_quantized(checkpoint: &Checkpoint) -> bool {
-    matches!(attribute(&checkpoint.attributes, FORMAT), Some(Attribute::Text(format)) if format == INT8)
+    attribute(&checkpoint.attributes, FORMAT).and_then(Attribute::text) == Some(INT8)
 }
 
 /// Reads the network of a checkpoint.
@@ -110,8 +129,8 @@ pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<IntNet> {
 
 /// Network, images and classes of a checkpoint; CIFAR-10's if it does not say.
 fn spec(checkpoint: &Checkpoint, own: &Attributes) -> Result<Spec> {
-    let Attribute::Text(name) = own.get(MODEL)? else { return Err(own.refuse(MODEL, "not a text")) };
-    let Some(section) = attribute(&checkpoint.attributes, SECTION) else {
+    let name = own.text(MODEL)?;
+    if attribute(&checkpoint.attributes, SECTION).is_none() {
         let name = match name {
             name if name == ModelName::Net.as_str() => ModelName::Net,
             name if name == ModelName::Resnet18.as_str() => ModelName::Resnet18,
@@ -122,20 +141,14 @@ fn spec(checkpoint: &Checkpoint, own: &Attributes) -> Result<Spec> {
             config::Model { name, width, bias: checkpoint.tensor("fc3.bias").is_some(), ..config::Model::default() };
         let spec = Spec { model, shape: [3, 32, 32], classes: 10, mean: own.singles(MEAN)?, std: own.singles(STD)? };
         return checked(spec, own);
-    };
-    let Attribute::Text(section) = section else { return Err(own.refuse(SECTION, "not a text")) };
-    let model: config::Model = toml::from_str(section)
+    }
+    let model: config::Model = toml::from_str(own.text(SECTION)?)
         .map_err(|error| own.refuse(SECTION, &format!("{}: written by another version of hpml", error.message())))?;
     let count = |value: i64| usize::try_from(value).unwrap_or(0);
-    let shape = match own.get(SHAPE)? {
-        Attribute::Ints(extents) => extents.iter().map(|&extent| count(extent)).collect(),
-        _ => Vec::new(),
-    };
+    let shape: Vec<usize> =
+        own.get(SHAPE)?.integers().unwrap_or_default().iter().map(|&extent| count(extent)).collect();
     let shape = shape.try_into().map_err(|_| own.refuse(SHAPE, "expected channels, height and width"))?;
-    let classes = match own.get(CLASSES)? {
-        Attribute::Int(classes) => count(*classes),
-        _ => 0,
-    };
+    let classes = own.get(CLASSES)?.integer().map_or(0, count);
     checked(Spec { model, shape, classes, mean: own.singles(MEAN)?, std: own.singles(STD)? }, own)
 }
 
@@ -206,12 +219,12 @@ impl Attributes<'_> {
         Error::QuantizeModel { name: self.owner.into(), problem: format!("{name}: {problem}") }
     }
 
+    fn text(&self, name: &str) -> Result<&str> {
+        self.get(name)?.text().ok_or_else(|| self.refuse(name, "not a text"))
+    }
+
     fn floats(&self, name: &str) -> Result<Vec<f64>> {
-        match self.get(name)? {
-            Attribute::Floats(values) => Ok(values.clone()),
-            Attribute::Float(value) => Ok(vec![*value]),
-            _ => Err(self.refuse(name, "not a number")),
-        }
+        self.get(name)?.floats().map(<[f64]>::to_vec).ok_or_else(|| self.refuse(name, "not a number"))
     }
 
     fn scale(&self, name: &str) -> Result<f64> {
@@ -222,10 +235,8 @@ impl Attributes<'_> {
     }
 
     fn zero_point(&self, name: &str) -> Result<u8> {
-        match self.get(name)? {
-            Attribute::Int(value) => u8::try_from(*value).map_err(|_| self.refuse(name, "expected 0 to 255")),
-            _ => Err(self.refuse(name, "expected 0 to 255")),
-        }
+        let value = self.get(name)?.integer().and_then(|value| u8::try_from(value).ok());
+        value.ok_or_else(|| self.refuse(name, "expected 0 to 255"))
     }
 
     fn singles(&self, name: &str) -> Result<Vec<f32>> {

@@ -103,8 +103,7 @@ const SOURCE_RUN: &str = "source_run_id";
 fn create(owner: Owner, force: bool, plan: &Plan, source: (&Path, &str)) -> Result<RunFile> {
     let (run, run_id) = source;
     let environment = store::read_attributes(owner.target(), "environment").unwrap_or_default();
-    let is_of_run =
-        !run_id.is_empty() && attribute(&environment, SOURCE_RUN) == Some(&Attribute::Text(run_id.to_owned()));
+    let is_of_run = !run_id.is_empty() && attribute(&environment, SOURCE_RUN).and_then(Attribute::text) == Some(run_id);
     let environment = vec![
         ("source".to_owned(), Attribute::Text(run.display().to_string())),
         (SOURCE_RUN.to_owned(), Attribute::Text(run_id.to_owned())),

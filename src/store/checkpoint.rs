@@ -10,7 +10,7 @@ use super::groups;
 use super::input::{Input, member_names};
 use super::schema::{CHECKPOINT, LONG_NAME, UNITS};
 use super::values::{write_attribute, write_attributes, write_numbers};
-use super::{Attribute, Checkpoint, NamedTensor, TensorValues};
+use super::{Attribute, Checkpoint, NamedTensor, TensorValues, attribute};
 use crate::error::Result;
 
 /// Writes `checkpoint` as the group `name`, which must not exist.
@@ -26,7 +26,9 @@ pub(super) fn write(root: &Group, name: &str, checkpoint: &Checkpoint) -> hdf5::
             TensorValues::I8(values) => write_numbers(&group, name, shape, values),
         }?;
         write_attribute(&dataset, UNITS, &Attribute::Text("1".into()))?;
-        write_attribute(&dataset, LONG_NAME, &Attribute::Text(format!("{name} of the training's state")))?;
+        if attribute(&tensor.attributes, LONG_NAME).is_none() {
+            write_attribute(&dataset, LONG_NAME, &Attribute::Text(format!("{name} of the training's state")))?;
+        }
         write_attributes(&dataset, &tensor.attributes)?;
     }
     Ok(())
@@ -57,8 +59,7 @@ pub fn read_weights(path: &Path) -> Result<(Vec<NamedTensor>, &'static str)> {
     if input.root().link_exists(CHECKPOINT) {
         return Ok((read(&input, CHECKPOINT)?.tensors, CHECKPOINT));
     }
-    let tensors: Result<_> = member_names(input.root()).iter().map(|name| read_tensor(&input, "", name)).collect();
-    Ok((tensors?, ""))
+    Ok((read_tensors(&input, "", input.root())?, ""))
 }
 
 /// Reads the checkpoint in the group `name`.
@@ -71,9 +72,17 @@ pub(super) fn read(input: &Input, name: &str) -> Result<Checkpoint> {
         return Err(input.error(name, message));
     }
     let group = input.group(name)?;
-    let tensors: Result<Vec<NamedTensor>> =
-        member_names(&group).iter().map(|tensor| read_tensor(input, name, tensor)).collect();
-    Ok(Checkpoint { tensors: tensors?, attributes: input.attributes(&group, &[]) })
+    Ok(Checkpoint { tensors: read_tensors(input, name, &group)?, attributes: input.attributes(&group, &[]) })
+}
+
+/// Reads the tensors of `group`, which is called `name`.
+pub(super) fn read_tensors(input: &Input, name: &str, group: &Group) -> Result<Vec<NamedTensor>> {
+    let is_tensor = |tensor: &String| !group.dataset(tensor).is_ok_and(|dataset| input.is_bare_dimension(&dataset));
+    member_names(group)
+        .iter()
+        .filter(|tensor| is_tensor(tensor))
+        .map(|tensor| read_tensor(input, name, tensor))
+        .collect()
 }
 
 /// Reads the tensor `name` of `group`.

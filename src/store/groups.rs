@@ -3,8 +3,8 @@
 use hdf5::Group;
 use hdf5::plist::group_create::{LinkCreationOrder, LinkPhaseChange};
 
-/// Largest number of compact links and attributes that HDF5 allows, more than any group has.
-const MOST: u32 = 65_535;
+/// Largest number of compact links and attributes that HDF5 allows, more than any group or dataset has.
+pub(super) const MOST: u32 = 65_535;
 
 /// Opens the group `path` and creates it if it is missing. Groups keep the order in which their members were written.
 ///

@@ -91,10 +91,7 @@ pub struct RunIdentity {
 /// [`Error::File`](crate::error::Error::File) or [`Error::Io`](crate::error::Error::Io) if it is no readable run file.
 pub fn read_identity(path: &Path) -> Result<RunIdentity> {
     let input = Input::open_run_file(path)?;
-    let text = |name: &str| match input.attribute(input.root(), name) {
-        Some(Attribute::Text(text)) => text,
-        _ => String::new(),
-    };
+    let text = |name: &str| input.text(input.root(), name).unwrap_or_default();
     let kind = text(KIND);
     Ok(RunIdentity {
         run_id: text(RUN_ID),

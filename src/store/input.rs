@@ -22,6 +22,8 @@ use crate::error::{AtPath, Error, Result};
 
 /// Longest text of fixed length that is read.
 const FIXED: usize = 1024;
+/// Longest one in an attribute: netCDF writes all texts so, even the whole configuration.
+const LONG: usize = 1 << 16;
 /// Most texts in one attribute.
 const ATTRIBUTE_TEXTS: usize = 256;
 
@@ -69,12 +71,14 @@ impl Input {
     /// [`Error::Io`] or [`Error::File`] if it is not such a file.
     pub(super) fn open_run_file(path: &Path) -> Result<Input> {
         let input = Input::open(path)?;
-        let message = match input.attribute(&input.file, VERSION) {
-            Some(Attribute::Int(version)) if (1..=FORMAT_VERSION).contains(&version) => return Ok(input),
-            Some(Attribute::Int(version)) => {
+        let found = input.attribute(&input.file, VERSION);
+        let message = match found.as_ref().map(Attribute::integer) {
+            Some(Some(version)) if (1..=FORMAT_VERSION).contains(&version) => return Ok(input),
+            Some(Some(version)) => {
                 format!("run file of format {version}, this hpml reads up to {FORMAT_VERSION}: use a newer hpml")
             }
-            _ => format!("not a run file of hpml: no root attribute {VERSION}"),
+            Some(None) => format!("not a run file of hpml: the root attribute {VERSION} is not one integer"),
+            None => format!("not a run file of hpml: no root attribute {VERSION}"),
         };
         Err(Error::File { path: path.to_owned(), message })
     }
@@ -91,10 +95,12 @@ impl Input {
 
     /// Reads the stored configuration, as TOML.
     pub(super) fn config_text(&self) -> Result<String> {
-        match self.attribute(&*self.group(CONFIG)?, TOML) {
-            Some(Attribute::Text(text)) => Ok(text),
-            _ => Err(self.error(CONFIG, "no attribute `toml`")),
-        }
+        let group = self.group(CONFIG)?;
+        self.text(&group, TOML).ok_or_else(|| {
+            let exists = group.attr(TOML).is_ok();
+            let problem = if exists { "the attribute `toml` is not one text" } else { "no attribute `toml`" };
+            self.error(CONFIG, problem)
+        })
     }
 
     /// Opens the group `path`.
@@ -220,9 +226,9 @@ impl Input {
                 attribute.read_scalar().ok().map(Attribute::Int)
             }
             TypeDescriptor::Integer(_) | TypeDescriptor::Unsigned(_) => attribute.read_raw().ok().map(Attribute::Ints),
-            // Read as an integer: a damaged byte is no valid `bool`.
+            // Of an earlier hpml. Read as an integer: a damaged byte is no valid `bool`.
             TypeDescriptor::Boolean if scalar => {
-                attribute.read_scalar::<i8>().ok().map(|value| Attribute::Bool(value != 0))
+                attribute.read_scalar::<i8>().ok().map(|value| Attribute::Int(i64::from(value != 0)))
             }
             _ if count > ATTRIBUTE_TEXTS => None,
             _ => {
@@ -232,10 +238,25 @@ impl Input {
         }
     }
 
-    /// Reads all attributes of `place` that can be read, except those in `without` and those of HDF5's dimension scales.
+    /// Reads an attribute that is one text; `None` if it is missing or something else.
+    pub(super) fn text(&self, place: &Location, name: &str) -> Option<String> {
+        self.attribute(place, name)?.text().map(str::to_owned)
+    }
+
+    /// Whether a dataset only stands for a dimension without coordinates: netCDF makes one for each axis that has no name.
+    pub(super) fn is_bare_dimension(&self, dataset: &Dataset) -> bool {
+        const MARK: &str = "This is a netCDF dimension but not a netCDF variable";
+        self.text(dataset, "CLASS").is_some_and(|class| class == "DIMENSION_SCALE")
+            && self.text(dataset, "NAME").is_some_and(|name| name.starts_with(MARK))
+    }
+
+    /// Reads all attributes of `place` that can be read, except those in `without`, those of HDF5's dimension scales and those
+    /// that netCDF adds.
     pub(super) fn attributes(&self, place: &Location, without: &[&str]) -> Vec<(String, Attribute)> {
         const SCALES: [&str; 4] = ["CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"];
-        let wanted = |name: &String| !SCALES.contains(&name.as_str()) && !without.contains(&name.as_str());
+        const NETCDF: [&str; 4] = ["_NCProperties", "_Netcdf4Dimid", "_Netcdf4Coordinates", "_FillValue"];
+        let own = |name: &String| !SCALES.contains(&name.as_str()) && !NETCDF.contains(&name.as_str());
+        let wanted = |name: &String| own(name) && !without.contains(&name.as_str());
         let names = place.attr_names().unwrap_or_default().into_iter().filter(wanted);
         names.filter_map(|name| self.attribute(place, &name).map(|value| (name, value))).collect()
     }
@@ -289,6 +310,8 @@ fn attribute_texts(attribute: &hdf5::Attribute, kind: &TypeDescriptor) -> Option
         TypeDescriptor::VarLenAscii => read(attribute, VarLenAscii::as_bytes),
         TypeDescriptor::FixedAscii(length) if *length <= FIXED => read(attribute, FixedAscii::<FIXED>::as_bytes),
         TypeDescriptor::FixedUnicode(length) if *length <= FIXED => read(attribute, FixedUnicode::<FIXED>::as_bytes),
+        TypeDescriptor::FixedAscii(length) if *length <= LONG => read(attribute, FixedAscii::<LONG>::as_bytes),
+        TypeDescriptor::FixedUnicode(length) if *length <= LONG => read(attribute, FixedUnicode::<LONG>::as_bytes),
         _ => None,
     }
 }
@@ -327,6 +350,86 @@ mod tests {
         let shown = crate::store::inspect(&path).unwrap();
         assert!(shown.contains("link: a link to elsewhere"), "{shown}");
         assert_eq!(shown.matches("not read").count(), 2, "{shown}");
+    }
+
+    /// Makes single values lists of one and texts ones of fixed length, as netCDF tools do.
+    fn as_a_copy_has_them(place: &Location) {
+        for name in place.attr_names().unwrap() {
+            let attribute = place.attr(&name).unwrap();
+            let kind = attribute.dtype().unwrap().to_descriptor().unwrap();
+            if attribute.ndim() > 0 {
+                continue;
+            }
+            match kind {
+                TypeDescriptor::Integer(_) => {
+                    let value: i64 = attribute.read_scalar().unwrap();
+                    place.delete_attr(&name).unwrap();
+                    place.new_attr::<i64>().shape([1]).create(name.as_str()).unwrap().write_raw(&[value]).unwrap();
+                }
+                TypeDescriptor::Float(_) => {
+                    let value: f64 = attribute.read_scalar().unwrap();
+                    place.delete_attr(&name).unwrap();
+                    place.new_attr::<f64>().shape([1]).create(name.as_str()).unwrap().write_raw(&[value]).unwrap();
+                }
+                _ => {
+                    let text: VarLenUnicode = attribute.read_scalar().unwrap();
+                    let text: FixedUnicode<8192> = text.parse().unwrap();
+                    place.delete_attr(&name).unwrap();
+                    place.new_attr::<FixedUnicode<8192>>().create(name.as_str()).unwrap().write_scalar(&text).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_netcdf_tools_make_of_a_file_is_read_as_it_was() {
+        use crate::store::{self, Checkpoint, Column, FileKind, Identity, NamedTensor, RunFile, Table, TensorValues};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.h5");
+        let bins = Column::new("bins", "1", "values in the bin", Values::I64(vec![1, 2])).over(&[("bin", 2)]);
+        let mut table = Table::new("histograms", "tensor", vec![bins]);
+        table.attributes = vec![("busbw".into(), Attribute::Float(1.5))];
+        let tensor = NamedTensor::new("fc.bias", vec![3], TensorValues::F32(vec![0.5, -1.0, 2.0]));
+        let checkpoint = Checkpoint { tensors: vec![tensor], attributes: vec![("epochs".into(), Attribute::Int(3))] };
+        let (identity, config) = (Identity::new(FileKind::Training), crate::config::Config::default());
+        let environment = vec![("world_size".to_owned(), Attribute::Int(2))];
+        let mut file = RunFile::create(&path, false, identity, &config, environment, Vec::new()).unwrap();
+        file.finish(&[table], Some(&checkpoint)).unwrap();
+        drop(file);
+        let (identity, table) = (store::read_identity(&path).unwrap(), store::read_table(&path, "histograms").unwrap());
+
+        let file = hdf5::File::open_rw(&path).unwrap();
+        as_a_copy_has_them(&file);
+        for group in ["config", "environment", "histograms", "checkpoint"] {
+            as_a_copy_has_them(&*file.group(group).unwrap());
+        }
+        let bins = file.dataset("histograms/bins").unwrap();
+        as_a_copy_has_them(&*bins);
+        let [name]: [VarLenUnicode; 1] = bins.attr("dimensions").unwrap().read_raw().unwrap().try_into().unwrap();
+        bins.delete_attr("dimensions").unwrap();
+        bins.new_attr::<VarLenUnicode>().create("dimensions").unwrap().write_scalar(&name).unwrap();
+        let axis = file.new_dataset::<f32>().shape([3]).create("checkpoint/phony_dim_0").unwrap();
+        crate::sys::set_dimension_scale(&axis, "This is a netCDF dimension but not a netCDF variable.         3")
+            .unwrap();
+        drop((bins, axis));
+        file.close().unwrap();
+
+        assert_eq!(store::read_identity(&path).unwrap(), identity);
+        assert!(store::read_config(&path).is_ok());
+        let copy = store::read_table(&path, "histograms").unwrap();
+        assert_eq!((&copy.dimension, &copy.columns), (&table.dimension, &table.columns));
+        assert_eq!(store::attribute(&copy.attributes, "busbw").unwrap().number(), Some(1.5));
+        let copy = store::read_checkpoint(&path).unwrap();
+        assert_eq!(copy.tensors, checkpoint.tensors);
+        assert_eq!(store::attribute(&copy.attributes, "epochs").unwrap().integer(), Some(3));
+        assert!(store::inspect(&path).unwrap().contains("run file of hpml"));
+
+        let file = hdf5::File::open_rw(&path).unwrap();
+        file.delete_attr(VERSION).unwrap();
+        file.new_attr::<i64>().shape([2]).create(VERSION).unwrap().write_raw(&[1, 1]).unwrap();
+        file.close().unwrap();
+        let message = store::read_identity(&path).unwrap_err().to_string();
+        assert!(message.contains("hpml_format_version is not one integer"), "{message}");
     }
 
     #[test]

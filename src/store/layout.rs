@@ -84,7 +84,7 @@ fn attribute(value: &toml::Value) -> Attribute {
         toml::Value::String(text) => Attribute::Text(text.clone()),
         toml::Value::Integer(value) => Attribute::Int(*value),
         toml::Value::Float(value) => Attribute::Float(*value),
-        toml::Value::Boolean(value) => Attribute::Bool(*value),
+        toml::Value::Boolean(value) => Attribute::Int(i64::from(*value)),
         toml::Value::Array(values) if values.iter().all(toml::Value::is_integer) => {
             Attribute::Ints(values.iter().filter_map(toml::Value::as_integer).collect())
         }

@@ -112,7 +112,7 @@ impl Model<'_> {
             return Err(self.error(samples, format!("shape {shape:?}, expected steps and samples")));
         }
         let claimed = self.attribute("global_batch")?;
-        if claimed != Attribute::Int(global_batch as i64) {
+        if claimed.integer() != Some(global_batch as i64) {
             return Err(self.error("global_batch", format!("{claimed:?}, but {global_batch} columns of {samples}")));
         }
         let (indices, labels, tokens) = if has_tokens {
@@ -142,9 +142,10 @@ impl Model<'_> {
     }
 
     fn tokens(&self, ids: Vec<i64>, length: usize) -> Result<Tokens> {
-        let vocabulary = match self.attribute("vocabulary")? {
-            Attribute::Int(vocabulary) if (1..=1 << 24).contains(&vocabulary) => vocabulary,
-            other => return Err(self.error("vocabulary", format!("{other:?}, expected an integer from 1 to 2^24"))),
+        let found = self.attribute("vocabulary")?;
+        let vocabulary = match found.integer() {
+            Some(vocabulary) if (1..=1 << 24).contains(&vocabulary) => vocabulary,
+            _ => return Err(self.error("vocabulary", format!("{found:?}, expected an integer from 1 to 2^24"))),
         };
         let is_token = |id| (0..vocabulary).contains(&id).then_some(id);
         let ids = self.checked("tokens", ids, &format!("0 to {}", vocabulary - 1), is_token)?;
@@ -153,11 +154,8 @@ impl Model<'_> {
 
     fn settings(&self) -> Result<String> {
         let group = self.input.group(self.model)?;
-        match self.input.attribute(&group, "settings") {
-            None => Ok(format!("name={}", self.model)),
-            Some(Attribute::Text(settings)) => Ok(settings),
-            Some(other) => Err(self.error("settings", format!("{other:?}, expected a text"))),
-        }
+        let Some(found) = self.input.attribute(&group, "settings") else { return Ok(format!("name={}", self.model)) };
+        found.text().map(str::to_owned).ok_or_else(|| self.error("settings", format!("{found:?}, expected a text")))
     }
 
     fn references(&self, steps: usize) -> Result<Vec<Reference>> {
@@ -222,23 +220,21 @@ impl Model<'_> {
             return Ok(Vec::new());
         }
         let group = self.path("init");
-        let names = member_names(&self.input.group(&group)?);
-        let read = |name: &String| {
-            let tensor = checkpoint::read_tensor(self.input, &group, name)?;
+        let finite = |tensor: NamedTensor| {
+            let name = format!("init/{}", tensor.name);
             match &tensor.values {
                 TensorValues::F32(values) if values.iter().all(|value| value.is_finite()) => Ok(tensor),
-                TensorValues::F32(_) => Err(self.error(&format!("init/{name}"), "a value is not finite")),
-                other => Err(self.error(&format!("init/{name}"), format!("{}, expected float32", other.type_name()))),
+                TensorValues::F32(_) => Err(self.error(&name, "a value is not finite")),
+                other => Err(self.error(&name, format!("{}, expected float32", other.type_name()))),
             }
         };
-        names.iter().map(read).collect()
+        checkpoint::read_tensors(self.input, &group, &self.input.group(&group)?)?.into_iter().map(finite).collect()
     }
 
     fn seed(&self) -> Result<u64> {
-        match self.attribute("seed")? {
-            Attribute::Int(seed) if seed >= 0 => Ok(seed as u64),
-            other => Err(self.error("seed", format!("{other:?}, expected an integer, 0 or more"))),
-        }
+        let found = self.attribute("seed")?;
+        let seed = found.integer().and_then(|seed| u64::try_from(seed).ok());
+        seed.ok_or_else(|| self.error("seed", format!("{found:?}, expected an integer, 0 or more")))
     }
 
     fn numbers<T: hdf5::H5Type>(&self, name: &str, expected: Option<&[usize]>) -> Result<(Vec<usize>, Vec<T>)> {
@@ -277,15 +273,14 @@ impl Model<'_> {
     }
 
     fn float(&self, name: &str, allowed: impl Fn(f64) -> bool) -> Result<f64> {
-        match self.attribute(name)? {
-            Attribute::Float(value) if value.is_finite() && allowed(value) => Ok(value),
-            other => Err(self.error(name, format!("{other:?}, expected a number in range"))),
-        }
+        let found = self.attribute(name)?;
+        let value = found.number().filter(|value| value.is_finite() && allowed(*value));
+        value.ok_or_else(|| self.error(name, format!("{found:?}, expected a number in range")))
     }
 
     fn channels(&self, name: &str, allowed: impl Fn(f32) -> bool) -> Result<[f32; 3]> {
         let found = self.attribute(name)?;
-        let Attribute::Floats(values) = &found else {
+        let Some(values) = found.floats() else {
             return Err(self.error(name, format!("{found:?}, expected three numbers")));
         };
         let values: Vec<f32> = values.iter().map(|value| *value as f32).collect();

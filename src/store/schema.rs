@@ -25,7 +25,8 @@ pub(super) const DIMENSION: &str = "dimension";
 /// Attribute of a column over dimensions other than the rows: names of these dimensions.
 pub(super) const DIMENSIONS: &str = "dimensions";
 pub(super) const UNITS: &str = "units";
-pub(super) const LONG_NAME: &str = "long_name";
+/// Attribute of a dataset: its meaning in words.
+pub const LONG_NAME: &str = "long_name";
 
 /// Largest number of elements in a chunk, 1 MiB of f32: large enough for fast checksums, small enough for HDF5's chunk cache.
 pub(super) const CHUNK_ELEMENTS: usize = 1 << 18;

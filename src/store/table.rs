@@ -93,25 +93,25 @@ fn extents(table: &Table) -> hdf5::Result<BTreeMap<String, usize>> {
 /// Reads a table that [`write()`] wrote.
 pub(super) fn read(input: &Input, path: &str) -> Result<Table> {
     let group = input.group(path)?;
-    let Some(Attribute::Text(dimension)) = input.attribute(&group, DIMENSION) else {
-        return Err(input.error(path, "not a table: no attribute `dimension`"));
+    let Some(dimension) = input.text(&group, DIMENSION) else {
+        return Err(input.error(path, "not a table: no text in an attribute `dimension`"));
     };
     let mut columns = Vec::new();
     for name in member_names(&group) {
         let path = format!("{path}/{name}");
         let Ok(dataset) = group.dataset(&name) else { continue }; // a group below this one
+        if input.is_bare_dimension(&dataset) {
+            continue;
+        }
         let values = input.values(&dataset, &path)?;
-        let text = |attribute| match input.attribute(&dataset, attribute) {
-            Some(Attribute::Text(text)) => text,
-            _ => String::new(),
-        };
+        let text = |attribute| input.text(&dataset, attribute).unwrap_or_default();
         let mut column = Column::new(name, text(UNITS), text(LONG_NAME), values);
-        if let Some(Attribute::Texts(names)) = input.attribute(&dataset, DIMENSIONS) {
+        if let Some(names) = input.attribute(&dataset, DIMENSIONS).as_ref().and_then(Attribute::texts) {
             let shape = dataset.shape();
             if names.len() != shape.len() {
                 return Err(input.error(&path, format!("shape {shape:?} for the dimensions {names:?}")));
             }
-            column.dimensions = names.into_iter().zip(shape).collect();
+            column.dimensions = names.iter().cloned().zip(shape).collect();
         }
         columns.push(column);
     }
@@ -125,7 +125,7 @@ pub(super) fn names(input: &Input) -> Result<Vec<String>> {
         for name in member_names(group).into_iter().filter(|name| name != CONFIG) {
             let Ok(child) = group.group(&name) else { continue };
             let path = if path.is_empty() { name } else { format!("{path}/{name}") };
-            if matches!(input.attribute(&child, DIMENSION), Some(Attribute::Text(_))) {
+            if input.text(&child, DIMENSION).is_some() {
                 names.push(path.clone());
             }
             // A depth limit, since links may form a ring.

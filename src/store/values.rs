@@ -1,8 +1,10 @@
 //! Writers for arrays and attributes. Errors are HDF5's; the caller adds the file.
 
+use hdf5::DatasetBuilderEmpty;
 use hdf5::types::VarLenUnicode;
 use hdf5::{Dataset, Group, H5Type, Location};
 
+use super::groups::MOST;
 use super::schema::CHUNK_ELEMENTS;
 use super::{Attribute, Values};
 
@@ -14,7 +16,7 @@ pub(super) fn write_numbers<T: H5Type>(
     values: &[T],
 ) -> hdf5::Result<Dataset> {
     check(name, shape, values.len())?;
-    let builder = group.new_dataset::<T>();
+    let builder = builder::<T>(group);
     let dataset = if shape.is_empty() {
         builder.layout(hdf5::dataset::Layout::Compact).shape(()).create(name)?
     } else if values.is_empty() {
@@ -28,10 +30,15 @@ pub(super) fn write_numbers<T: H5Type>(
     Ok(dataset)
 }
 
+/// Makes a dataset whose attributes stay in its header, which has a checksum, as those of [`group`](super::groups::group) do.
+fn builder<T: H5Type>(group: &Group) -> DatasetBuilderEmpty {
+    group.new_dataset_builder().with_dcpl(|plist| plist.attr_phase_change(MOST, MOST)).empty::<T>()
+}
+
 /// Writes a dataset of variable-length UTF-8.
 pub(super) fn write_texts(group: &Group, name: &str, shape: &[usize], texts: &[String]) -> hdf5::Result<Dataset> {
     check(name, shape, texts.len())?;
-    let dataset = group.new_dataset::<VarLenUnicode>().shape(shape.to_vec()).create(name)?;
+    let dataset = builder::<VarLenUnicode>(group).shape(shape.to_vec()).create(name)?;
     if !texts.is_empty() {
         dataset.write_raw(&variable_length(texts)?)?;
     }
@@ -48,11 +55,14 @@ pub(super) fn write_values(group: &Group, name: &str, shape: &[usize], values: &
     }
 }
 
-/// Writes an attribute of a group or dataset.
+/// Writes an attribute of a group or dataset. An empty list is left out: R's packages read no attribute at all of a group that
+/// has one of length zero.
 pub(super) fn write_attribute(place: &Location, name: &str, value: &Attribute) -> hdf5::Result<()> {
     fn array<T: H5Type>(place: &Location, name: &str, values: &[T]) -> hdf5::Result<()> {
-        let attribute = place.new_attr::<T>().shape([values.len()]).create(name)?;
-        if values.is_empty() { Ok(()) } else { attribute.write_raw(values) }
+        if values.is_empty() {
+            return Ok(());
+        }
+        place.new_attr::<T>().shape([values.len()]).create(name)?.write_raw(values)
     }
     match value {
         Attribute::Text(text) => {
@@ -61,7 +71,6 @@ pub(super) fn write_attribute(place: &Location, name: &str, value: &Attribute) -
         }
         Attribute::Int(value) => place.new_attr::<i64>().create(name)?.write_scalar(value),
         Attribute::Float(value) => place.new_attr::<f64>().create(name)?.write_scalar(value),
-        Attribute::Bool(value) => place.new_attr::<bool>().create(name)?.write_scalar(value),
         Attribute::Ints(values) => array(place, name, values),
         Attribute::Floats(values) => array(place, name, values),
         Attribute::Texts(texts) => array(place, name, &variable_length(texts)?),

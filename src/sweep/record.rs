@@ -311,8 +311,8 @@ fn same_sweep(out: &Path, config: &Config, job: &Job) -> Result<()> {
         return refuse(format!("was measured with {key} = {then}, now {now}: cannot resume; choose another --out"));
     }
     let attributes = store::read_attributes(out, "environment")?;
-    match attribute(&attributes, "world_size") {
-        Some(Attribute::Int(ranks)) if *ranks == job.world_size as i64 => Ok(()),
+    match attribute(&attributes, "world_size").and_then(Attribute::integer) {
+        Some(ranks) if ranks == job.world_size as i64 => Ok(()),
         _ => refuse(format!("was not measured on {} ranks: cannot resume; choose another --out", job.world_size)),
     }
 }

@@ -48,19 +48,12 @@ impl Frame {
 
     /// A number among the attributes of the table; NaN if there is none.
     pub fn attribute(&self, name: &str) -> f64 {
-        match attribute(&self.table.attributes, name) {
-            Some(Attribute::Float(value)) => *value,
-            Some(Attribute::Int(value)) => *value as f64,
-            _ => f64::NAN,
-        }
+        attribute(&self.table.attributes, name).and_then(Attribute::number).unwrap_or(f64::NAN)
     }
 
     /// A text among the attributes of the table; `None` if there is none.
     pub fn attribute_text(&self, name: &str) -> Option<&str> {
-        match attribute(&self.table.attributes, name) {
-            Some(Attribute::Text(text)) => Some(text),
-            _ => None,
-        }
+        attribute(&self.table.attributes, name).and_then(Attribute::text)
     }
 
     /// The list in a row of a column of lists (`bins` over tensor and bin); empty if there is none.

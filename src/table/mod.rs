@@ -190,17 +190,73 @@ impl Table {
     }
 }
 
-/// A small value attached to a group or dataset.
+/// A small value attached to a group or dataset. There is no boolean: many readers of HDF5 cannot see one, so it is an integer,
+/// 0 or 1.
+///
+/// Programs that copy a file make lists of one of single values, and single values of lists of one: a value is taken out by a
+/// method, which reads both.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub enum Attribute {
     Text(String),
     Int(i64),
     Float(f64),
-    Bool(bool),
     Ints(Vec<i64>),
     Floats(Vec<f64>),
     Texts(Vec<String>),
+}
+
+impl Attribute {
+    /// The one integer that it is.
+    pub fn integer(&self) -> Option<i64> {
+        match self.integers()? {
+            [value] => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// The one number that it is, an integer included.
+    pub fn number(&self) -> Option<f64> {
+        match (self.floats(), self.integer()) {
+            (Some([value]), _) => Some(*value),
+            (_, integer) => integer.map(|value| value as f64),
+        }
+    }
+
+    /// The one text that it is.
+    pub fn text(&self) -> Option<&str> {
+        match self.texts()? {
+            [text] => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The integers that it holds; `None` if it holds something else.
+    pub fn integers(&self) -> Option<&[i64]> {
+        match self {
+            Attribute::Int(value) => Some(std::slice::from_ref(value)),
+            Attribute::Ints(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// The floating-point numbers that it holds; `None` if it holds something else.
+    pub fn floats(&self) -> Option<&[f64]> {
+        match self {
+            Attribute::Float(value) => Some(std::slice::from_ref(value)),
+            Attribute::Floats(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// The texts that it holds; `None` if it holds something else.
+    pub fn texts(&self) -> Option<&[String]> {
+        match self {
+            Attribute::Text(text) => Some(std::slice::from_ref(text)),
+            Attribute::Texts(texts) => Some(texts),
+            _ => None,
+        }
+    }
 }
 
 /// The attribute called `name`.
@@ -211,6 +267,23 @@ pub fn attribute<'a>(attributes: &'a [(String, Attribute)], name: &str) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_single_value_and_a_list_of_one_are_the_same() {
+        for five in [Attribute::Int(5), Attribute::Ints(vec![5])] {
+            assert_eq!((five.integer(), five.integers(), five.number()), (Some(5), Some(&[5][..]), Some(5.0)));
+            assert_eq!((five.floats(), five.text()), (None, None));
+        }
+        for half in [Attribute::Float(0.5), Attribute::Floats(vec![0.5])] {
+            assert_eq!((half.number(), half.floats(), half.integer()), (Some(0.5), Some(&[0.5][..]), None));
+        }
+        for word in [Attribute::Text("a".into()), Attribute::Texts(vec!["a".into()])] {
+            assert_eq!((word.text(), word.texts().map(<[_]>::len), word.number()), (Some("a"), Some(1), None));
+        }
+        for several in [Attribute::Ints(vec![1, 2]), Attribute::Floats(vec![]), Attribute::Texts(vec![])] {
+            assert_eq!((several.integer(), several.number(), several.text()), (None, None, None));
+        }
+    }
 
     #[test]
     fn rows_of_two_tables_follow_one_another() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::resume::Resume;
 use crate::config::{self, Config, ModelName, Plan};
 use crate::error::{AtPath, Error, Result};
-use crate::store::{self, Attribute, FileKind, Identity, RunIdentity};
+use crate::store::{self, FileKind, Identity, RunIdentity};
 
 /// Keys and sections that may change when a training is resumed: how fast, how long and on how many ranks it trains. Keys that
 /// decide which samples make a step, and what is done with them, are not among these.
@@ -117,14 +117,8 @@ impl Saved {
     pub fn read(path: &Path) -> Result<Saved> {
         let config = store::read_config(path)?;
         let environment = store::read_attributes(path, "environment")?;
-        let text = |name: &str| match store::attribute(&environment, name) {
-            Some(Attribute::Text(text)) => Some(text.clone()),
-            _ => None,
-        };
-        let int = |name: &str| match store::attribute(&environment, name) {
-            Some(Attribute::Int(value)) => usize::try_from(*value).ok(),
-            _ => None,
-        };
+        let text = |name: &str| store::attribute(&environment, name)?.text().map(str::to_owned);
+        let int = |name: &str| usize::try_from(store::attribute(&environment, name)?.integer()?).ok();
         Ok(Saved {
             path: path.to_owned(),
             identity: store::read_identity(path)?,

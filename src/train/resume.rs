@@ -32,7 +32,7 @@ impl Resume {
         let counts = counts.map(|name| (name, 0)).into_iter();
         for (name, least) in counts.chain([("world_size", 1), ("global_batch", 1)]) {
             let found = self.attribute(name);
-            if !matches!(found, Some(Attribute::Int(count)) if (least..1 << 40).contains(count)) {
+            if !found.and_then(Attribute::integer).is_some_and(|count| (least..1 << 40).contains(&count)) {
                 let found = found.map_or("missing".into(), |value| format!("{value:?}"));
                 let message = format!("{found}, expected a count, at least {least}");
                 return Err(Error::Dataset { path: self.path, name: format!("resume: {name}"), message });
@@ -47,19 +47,13 @@ impl Resume {
 
     /// Value of the attribute `name`; 0 without one.
     pub fn number(&self, name: &str) -> f64 {
-        match self.attribute(name) {
-            Some(Attribute::Int(value)) => *value as f64,
-            Some(Attribute::Float(value)) => *value,
-            _ => 0.0,
-        }
+        self.attribute(name).and_then(Attribute::number).unwrap_or(0.0)
     }
 
     /// Steps at which this training was resumed, the present one included.
     pub fn resumed_at(&self) -> Vec<i64> {
-        let mut steps = match self.attribute("resumed_at_steps") {
-            Some(Attribute::Ints(steps)) => steps.clone(),
-            _ => Vec::new(),
-        };
+        // Missing in a training that was never resumed.
+        let mut steps = self.attribute("resumed_at_steps").and_then(Attribute::integers).unwrap_or_default().to_vec();
         steps.push(self.number("steps") as i64);
         steps
     }

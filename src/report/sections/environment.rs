@@ -38,7 +38,7 @@ fn warnings(sources: &[Source]) -> Sheet {
     sheet.columns.push(Heading::new("file", "1", "run file"));
     sheet.columns.push(Heading::new("warning", "1", "condition that limits the run"));
     for source in sources {
-        if let Some(Attribute::Texts(texts)) = store::attribute(&source.environment, store::WARNINGS) {
+        if let Some(texts) = store::attribute(&source.environment, store::WARNINGS).and_then(Attribute::texts) {
             let row = |text: &String| vec![Cell::from(source.label.as_str()), Cell::Text(text.clone())];
             sheet.rows.extend(texts.iter().map(row));
         }
@@ -51,7 +51,6 @@ fn text(attribute: &Attribute) -> String {
         Attribute::Text(text) => text.clone(),
         Attribute::Int(value) => value.to_string(),
         Attribute::Float(value) => value.to_string(),
-        Attribute::Bool(value) => value.to_string(),
         Attribute::Ints(values) => joined(values),
         Attribute::Floats(values) => joined(values),
         Attribute::Texts(values) => joined(values),

@@ -34,7 +34,7 @@ const MOST_LEVELS: usize = 16;
 pub fn inspect(path: &Path) -> Result<String> {
     let input = Input::open(path)?;
     let mut out = String::new();
-    let is_run = matches!(input.attribute(input.root(), VERSION), Some(Attribute::Int(_)));
+    let is_run = input.attribute(input.root(), VERSION).is_some_and(|version| version.integer().is_some());
     let what = if is_run { "run file of hpml" } else { "HDF5 file" };
     line(&mut out, format!("{}: {what}, {}", path.display(), format_bytes(input.bytes)));
     attributes(&mut out, "  ", &input.attributes(input.root(), &[]));
@@ -170,8 +170,10 @@ fn tree(out: &mut String, input: &Input, group: &Group, path: &str, levels: usiz
         if !here {
             line(out, format!("{}: a link to elsewhere, not followed", printable(&path)));
         } else if let Ok(dataset) = group.dataset(&name) {
-            line(out, show_dataset(input, &dataset, &path));
-            attributes(out, "    ", &input.attributes(&dataset, &[UNITS, LONG_NAME]));
+            if !input.is_bare_dimension(&dataset) {
+                line(out, show_dataset(input, &dataset, &path));
+                attributes(out, "    ", &input.attributes(&dataset, &[UNITS, LONG_NAME]));
+            }
         } else if let Ok(child) = group.group(&name) {
             if !known.iter().any(|known| known.starts_with(&format!("{path}/"))) {
                 line(out, format!("\n{}", printable(&path)));
@@ -192,7 +194,7 @@ fn show_dataset(input: &Input, dataset: &Dataset, path: &str) -> String {
     let kind = input.kind(dataset, path).map_or_else(|_| "type not read".into(), |kind| kind.to_string());
     let mut text = format!("  {}  {:?} {kind}", printable(path), dataset.shape());
     for attribute in [UNITS, LONG_NAME] {
-        if let Some(Attribute::Text(value)) = input.attribute(dataset, attribute) {
+        if let Some(value) = input.text(dataset, attribute) {
             let _ = write!(text, ", {}", printable(&value));
         }
     }
@@ -228,7 +230,6 @@ fn attribute(value: &Attribute) -> String {
         Attribute::Text(text) => printable(text),
         Attribute::Int(value) => value.to_string(),
         Attribute::Float(value) => number(*value),
-        Attribute::Bool(value) => value.to_string(),
         Attribute::Ints(values) => list(values, i64::to_string),
         Attribute::Floats(values) => list(values, |value| number(*value)),
         Attribute::Texts(texts) => list(texts, |text| printable(text)),
