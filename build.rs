@@ -1,5 +1,5 @@
 //! Writes libtorch's folder (so that no LD_LIBRARY_PATH is needed), its version and the commit into the binary, and compiles
-//! the C++ of `src/sys` and the line of C that MPI's macros require.
+//! the C++ of `src/sys` and the lines of C that MPI's macros require.
 use std::path::Path;
 use std::process::Command;
 
@@ -7,7 +7,14 @@ fn main() {
     // Set by torch-sys: the library folder of LIBTORCH, or of the Python that LIBTORCH_USE_PYTORCH selects.
     if let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+        // Functions are looked up when they are first called: with all at the start, as is rustc's default, the loader ends a
+        // program that finds another libtorch, with the name of the first function missing and before it can say which it needs.
+        println!("cargo:rustc-link-arg=-Wl,-z,lazy");
         println!("cargo:rustc-env=HPML_LIBTORCH_VERSION={}", libtorch_version(Path::new(&lib)));
+        println!(
+            "cargo:rerun-if-changed={}",
+            Path::new(&lib).with_file_name("include/torch/headeronly/version.h").display()
+        );
         compile_shim(Path::new(&lib));
     }
     println!("cargo:rustc-env=HPML_GIT_COMMIT={}", git_commit());
@@ -17,12 +24,59 @@ fn main() {
     }
     println!("cargo:rerun-if-changed=src");
 
-    let mpi = build_probe_mpi::probe().expect("no MPI found: install Open MPI or MPICH, or point MPICC at its mpicc");
-    cc::Build::new().file("src/collective/in_place.c").includes(&mpi.include_paths).compile("hpml_in_place");
+    find_mpi();
 
     // For dimension scales. hdf5-metno-sys has put the folder where it found libhdf5 on the linker's path, and HDF5 installs
     // libhdf5_hl beside it under that name (Debian too, in its hdf5/serial and hdf5/openmpi).
     println!("cargo:rustc-link-lib=hdf5_hl");
+}
+
+/// Compiles the lines of C that MPI's macros require, and writes the folder of a private MPI into the binary: without it the
+/// loader would find no libmpi, or silently the system's, which may be another one of the same name.
+fn find_mpi() {
+    // What build-probe-mpi and the compiler wrappers of MPI libraries read.
+    for name in ["MPICC", "MPI_HOME", "MPI_PKG_CONFIG", "CRAY_MPICH_DIR", "I_MPI_ROOT", "OPAL_PREFIX"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    let mpi = build_probe_mpi::probe().expect("no MPI found: install Open MPI or MPICH, or point MPICC at its mpicc");
+    if let Some(mpicc) = mpi.mpicc.as_deref().and_then(in_path) {
+        println!("cargo:rerun-if-changed={}", mpicc.display());
+    }
+
+    // The crate mpi-sys does not notice that MPI has changed, and half a program for each of two libraries crashes.
+    let found = format!("{:?} {:?} {:?}", mpi.include_paths, mpi.lib_paths, mpi.libs);
+    let stamp = Path::new(&std::env::var("OUT_DIR").expect("set by cargo")).join("mpi");
+    let before = std::fs::read_to_string(&stamp).unwrap_or_else(|_| found.clone());
+    assert!(
+        before == found,
+        "MPI has changed (it was {before}, now it is {found}): run scripts/setup, then build again"
+    );
+    std::fs::write(&stamp, found).expect("OUT_DIR can be written");
+
+    cc::Build::new().file("src/collective/header.c").includes(&mpi.include_paths).compile("hpml_mpi_header");
+    let private = mpi.lib_paths.iter().filter(|folder| !is_searched_by_loader(folder));
+    for folder in private.filter(|folder| folder.is_absolute()) {
+        // With new tags LD_LIBRARY_PATH, which modules set, still comes first.
+        println!("cargo:rustc-link-arg=-Wl,--enable-new-dtags,-rpath,{}", folder.display());
+    }
+}
+
+/// The program `name` as a shell would find it.
+fn in_path(name: &str) -> Option<std::path::PathBuf> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&folders).map(|folder| folder.join(name)).collect::<Vec<_>>();
+    places.into_iter().find(|place| place.is_file())
+}
+
+/// Whether the loader looks into `folder` by itself.
+fn is_searched_by_loader(folder: &Path) -> bool {
+    let parent = folder.parent().unwrap_or(folder);
+    let system = |path: &Path| {
+        [Path::new("/lib"), Path::new("/usr/lib"), Path::new("/lib64"), Path::new("/usr/lib64")].contains(&path)
+    };
+    // Debian's folder for an architecture: /usr/lib/x86_64-linux-gnu.
+    system(folder)
+        || system(parent) && folder.file_name().is_some_and(|name| name.to_string_lossy().contains("-linux-gnu"))
 }
 
 /// Compiles the C++ of `src/sys`, with little optimization, which thin calls do not need. libtorch's headers take half a minute
@@ -41,6 +95,7 @@ fn compile_shim(lib: &Path) {
         "optimizer.cpp",
         "script.cpp",
         "threads.cpp",
+        "version.cpp",
     ]
     .map(|file| format!("src/sys/{file}"));
     let read = files.iter().map(String::as_str).chain(["src/sys/failure.h"]);
@@ -76,7 +131,7 @@ fn compile_shim(lib: &Path) {
     std::fs::write(&stamp, made_from).expect("OUT_DIR can be written");
 }
 
-/// Version of libtorch by the headers beside its library folder `lib`, for example `2.11.0`.
+/// Version of libtorch by the headers beside its library folder `lib`, for example `2.13.0`.
 fn libtorch_version(lib: &Path) -> String {
     let include = lib.with_file_name("include");
     let text = ["torch/headeronly/version.h", "torch/csrc/api/include/torch/version.h"]

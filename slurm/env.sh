@@ -5,8 +5,8 @@ container=()                            # or the image with hpml: (apptainer exe
 HPML=${HPML:-$PWD/target/release/hpml}  # sbatch starts jobs in the folder where it was called
 HPML_LAUNCH=${HPML_LAUNCH:-srun}        # srun: Slurm starts the ranks; mpirun: MPI's launcher does, from the first node
 srun=(srun --wait=30 --kill-on-bad-exit=0) # add --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH, Intel MPI) where it is not the default
-mpirun=(mpirun --bind-to none)          # Open MPI's; unbound, since a bound rank gets one core whatever --cpus-per-task says.
-                                        # Intel MPI: (mpiexec.hydra), since its mpirun is a script that does not pass signals on
+mpirun=("$(dirname "${BASH_SOURCE[0]}")/../scripts/mpirun" --unbound) # the launcher of the MPI on the PATH; unbound, since Open
+                                        # MPI's gives a bound rank one core whatever --cpus-per-task says
 
 # hpml sets the threads per rank itself.
 unset OMP_NUM_THREADS
@@ -16,7 +16,7 @@ mkdir -p runs
 # rank, which writes a checkpoint and ends with status 75. Sets `terminated` to yes after TERM, by which Slurm ends a job
 # (scancel, time limit, preemption, requeue).
 launch() {
-    local launcher signalled status
+    local launcher signalled status cut=no
     terminated=no
     case $HPML_LAUNCH in
         # srun no longer takes --cpus-per-task from the job. It ends the other ranks 30 s after one has died, since they would
@@ -27,18 +27,42 @@ launch() {
     esac
     launcher=$!
     # In the background, because bash runs a trap only between two commands; a signal ends `wait` early.
-    trap 'signalled=yes; kill -USR1 "$launcher" 2>/dev/null || true' USR1
-    trap 'signalled=yes terminated=yes; kill -USR1 "$launcher" 2>/dev/null || true' TERM
+    trap 'signalled=yes cut=yes; kill -USR1 "$launcher" 2>/dev/null || true' USR1
+    trap 'signalled=yes cut=yes terminated=yes; kill -USR1 "$launcher" 2>/dev/null || true' TERM
     while
         signalled=no status=0
         wait "$launcher" || status=$?
         [ "$signalled" = yes ]
     do :; done
     trap - USR1 TERM
+    settle "$status" "$cut" "$@"
+}
+
+# Returns the status of the run itself: the launcher's, unless the run file (after --out) contradicts it. `cut` says whether a
+# signal was passed on. Launchers differ after a signal: MPICH 4.0's may end with 0 though all ranks return 75, Open MPI's may
+# end with 1.
+settle() {
+    local status=$1 cut=$2 out='' state=unfinished
+    shift 2
+    while [ $# -gt 0 ]; do
+        case $1 in --out) out=${2:-} ;; --out=*) out=${1#--out=} ;; esac
+        shift
+    done
+    case $status:$cut in 0:* | 1:yes) ;; *) return "$status" ;; esac
+    [ -n "$out" ] || return "$status"
+    # The file's own status; none without a file, or in one that knows no status.
+    if [ -e "$out" ]; then
+        state=$("${container[@]}" "$HPML" inspect "$out" 2>/dev/null | awk '$1 == "status" { print $2; exit }') || true
+    fi
+    case $state:$cut in
+        unfinished:yes) status=75 ;;
+        unfinished:no) [ "$status" != 0 ] || status=69 ;; # the launcher has lost the ranks
+        finished:yes) status=0 ;;
+    esac
     return "$status"
 }
 
-# Ends a job with the status of hpml, or queues it again, under the same job id, if hpml was cut short.
+# Ends a job with the status that `launch` returned, or queues it again, under the same job id, if hpml was cut short.
 #   status 0: complete. 1, 2, 101: an error that would occur again. 75: cut short, with a checkpoint.
 #   69 (reported by hpml) and others: a rank, a node or the network was lost.
 again() {

@@ -1,10 +1,11 @@
 //! The environment of a run, for `/environment` in its run file: versions, ranks, hardware, command. In: the job. Out: the
 //! attributes and the table. Measures nothing.
 
-use crate::collective::Universe;
+use crate::collective::library_version;
 use crate::data::Datasets;
 use crate::launch::{Job, Place};
 use crate::metrics::definitions;
+use crate::sys::LIBTORCH_VERSION;
 use crate::table::{Attribute, Schema, Table};
 
 /// Attributes of `/environment`: versions, ranks, data set, processor, command and Slurm job. `datasets` is `None` for commands
@@ -14,8 +15,8 @@ pub fn attributes(job: &Job, datasets: Option<&Datasets>) -> Vec<(String, Attrib
     let mut attributes = vec![
         text("hpml", env!("CARGO_PKG_VERSION")),
         text("git_commit", env!("HPML_GIT_COMMIT")),
-        text("libtorch", env!("HPML_LIBTORCH_VERSION")),
-        text("mpi", &Universe::library_version()),
+        text("libtorch", LIBTORCH_VERSION),
+        text("mpi", &library_version()),
         ("world_size".into(), Attribute::Int(job.world_size as i64)),
         text("cpu", &cpu_model()),
         text("command", &std::env::args().collect::<Vec<_>>().join(" ")),

@@ -73,9 +73,9 @@ pub enum Error {
     Gpu { reason: String },
 
     #[error(
-        "hpml's CUDA graphs are written for libtorch {expected} and this is {loaded} (built with {built}): steps are launched kernel by kernel, which is slower with small batches; build with libtorch {expected} (scripts/setup), or set launch.cuda_graphs = false"
+        "built with libtorch {built}, but {file} is loaded, which is {loaded}: take it off LD_LIBRARY_PATH, set LIBTORCH to a libtorch like the one of the build (for a pack), or build hpml anew (scripts/setup)"
     )]
-    GraphVersion { expected: String, built: String, loaded: String },
+    Libtorch { built: String, loaded: String, file: String },
 
     #[error("no NCCL here ({reason}): install it, or set parallel.all_reduce = \"mpi\" to do without")]
     NcclMissing { reason: String },
@@ -88,6 +88,18 @@ pub enum Error {
          set launch.allow_singletons = true if they are meant to be separate jobs"
     )]
     Singleton { started: String, library: String, mend: String },
+
+    #[error(
+        "this hpml was built for {built}, and the MPI library that it finds is {loaded}, which cannot run it: load the MPI that it \
+         was built with (module, PATH, LD_LIBRARY_PATH), or build hpml with this one (scripts/setup, then cargo build --release)"
+    )]
+    MpiDiffers { built: String, loaded: String },
+
+    #[error(
+        "parts of this hpml were compiled with the header of another MPI than {built} (the library is {loaded}): run scripts/setup, \
+         which cleans them, and cargo build --release"
+    )]
+    MpiMixed { built: String, loaded: String },
 
     #[error("rank {rank} read another configuration than rank 0: pass the same file and the same --set to every rank")]
     ConfigDiffers { rank: usize },

@@ -3,6 +3,7 @@
 //! The program is `src/main.rs`; this library has its parts, so that tests, benches, fuzzers and other programs can reach them.
 //! Data flow: `config` -> `launch` (over `device`) -> `data` -> `model` -> `parallel` (over `collective`) -> `optim` -> `train`
 //! -> `store` -> `report`.
+#![deny(clippy::print_stderr)] // in pieces, which mix with other ranks' words: see message.rs
 
 pub mod allreduce;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod device;
 pub mod environment;
 pub mod error;
 pub mod launch;
+pub mod message;
 pub mod metrics;
 pub mod model;
 pub mod optim;

@@ -1,6 +1,8 @@
 //! hpml: data-parallel training under MPI that measures what it costs. This file is the table of contents of a run: it parses the
 //! command line, starts the ranks, and calls the command.
+#![deny(clippy::print_stderr)] // in pieces, which mix with other ranks' words: see message.rs
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -11,17 +13,28 @@ use hpml::config::{self, Config, Device, Launch, ModelName, Plan, Reader};
 use hpml::error::{Error, Result};
 use hpml::launch::{self, Job};
 use hpml::quantize::command as int8;
-use hpml::{allreduce, model, predict, report, store, study, sweep, sys, train, verify, workload};
+use hpml::{allreduce, message, model, predict, report, store, study, sweep, sys, train, verify, workload};
 
 #[global_allocator]
 static ALLOCATOR: sys::Allocator = sys::Allocator;
 
 fn main() -> ExitCode {
+    if let Err(error) = sys::check_libtorch() {
+        launch::leave_to_first_rank(error.status().into());
+        return print(Err(error));
+    }
     sys::keep_freed_memory();
     // Network file systems often cannot lock, and store never writes to a file that others can see.
     sys::default_environment("HDF5_USE_FILE_LOCKING", "FALSE");
     let cli = Cli::try_parse().unwrap_or_else(|error| {
         launch::leave_to_first_rank(error.exit_code());
+        if error.use_stderr() {
+            // clap would write it in pieces, which a launcher mixes with its own words.
+            let text = error.render();
+            let text = if std::io::stderr().is_terminal() { text.ansi().to_string() } else { text.to_string() };
+            message::print(text.trim_end());
+            std::process::exit(error.exit_code())
+        }
         error.exit()
     });
     match cli.command.unwrap_or_else(|| Command::Train(cli::Train::default())) {
@@ -185,7 +198,7 @@ fn print(text: Result<String>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("hpml: {error}");
+            message::print(format_args!("hpml: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -3,7 +3,6 @@
 mod common;
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use common::{Mpirun, column, folder, texts};
@@ -81,7 +80,7 @@ fn sizes_that_make_no_sense_are_refused() {
 /// Lets part of the ranks reduce among themselves, as a sweep over rank counts does. Starts this very file under mpirun.
 #[test]
 fn a_part_of_the_ranks_reduces_on_its_own() {
-    let mut command = Command::new("mpirun");
+    let mut command = common::launcher();
     command.args(["-n", "4"]).arg(std::env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "on_each_of_four_ranks", "--test-threads=1"]);
     Mpirun::command(command).run().succeeded();

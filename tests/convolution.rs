@@ -1,10 +1,10 @@
-//! Winograd's convolutions in a training: chosen once, alike on all ranks, kept by a resumed run, and refused where they cannot be.
+//! Winograd's convolutions: chosen once, alike on all ranks, kept by a resumed run, and refused where they cannot be.
 
 mod common;
 
 use std::path::Path;
 
-use common::{Mpirun, column, folder, has, parameters, text, texts};
+use common::{Mpirun, column, folder, has, kill, parameters, text, texts};
 
 /// A small ResNet whose later stages have enough work for a trial.
 const SMALL: [&str; 8] = [
@@ -94,4 +94,43 @@ fn winograd_is_refused_where_it_computes_nothing() {
     }
     let run = train(1, &out, &["model.name=vit", "model.width=192", "model.convolution=direct"]).run();
     common::assert_refused(&run, &["model.convolution"]);
+}
+
+#[test]
+fn a_sweep_chooses_once_for_each_shape_and_batch() {
+    if !has_avx2() {
+        return;
+    }
+    let folder = folder();
+    let out = folder.path().join("sweep.h5");
+    let sweep = || {
+        let settings = [
+            "model.name=resnet18",
+            "model.width=16",
+            "data.train_samples=320",
+            "data.test_samples=40",
+            "launch.threads=1",
+            "sweep.ranks=[1,2]",
+            "sweep.batch_per_rank=[8,16]",
+            "sweep.timing=overlap",
+            "sweep.rounds=2",
+            "sweep.seconds=0.2",
+        ];
+        let settings = settings.into_iter().flat_map(|setting| ["--set", setting]);
+        Mpirun::ranks(2).args(["sweep", "--out", text(&out)]).args(settings)
+    };
+    let running = sweep().spawn().until("choice", || has(&out, "convolutions/images"));
+    running.rank_pids(2).into_iter().for_each(|pid| kill("KILL", pid));
+    assert!(!running.wait().status.success());
+    let times = |name: &str| column(&out, &format!("convolutions/{name}"));
+    let first = times("winograd_seconds");
+    sweep().arg("--resume").run().succeeded();
+    assert_eq!(times("winograd_seconds")[..first.len()], first);
+    // Two rounds on one and on two ranks, but a row per shape and batch.
+    let mut rows: Vec<(f64, f64)> = times("images").into_iter().zip(times("inputs")).collect();
+    rows.sort_by(|one, other| one.partial_cmp(other).unwrap());
+    let expected = [8.0, 16.0].iter().flat_map(|images| [16.0, 32.0, 64.0, 128.0].map(|inputs| (*images, inputs)));
+    assert_eq!(rows, expected.collect::<Vec<_>>());
+    let report = Mpirun::alone().args(["report", text(&out)]).run().succeeded();
+    assert!(report.stdout.contains("3x3 convolutions by shape"), "{}", report.stdout);
 }

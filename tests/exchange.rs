@@ -175,7 +175,7 @@ fn batch_norm_on_every_rank() {
 #[test]
 fn a_synchronised_batch_norm_is_libtorchs_over_the_global_batch() {
     for ranks in [1, 2, 3, 4] {
-        let mut command = Command::new("mpirun");
+        let mut command = common::launcher();
         command.args(["-n", &ranks.to_string()]).arg(std::env::current_exe().unwrap());
         command.args(["--ignored", "--exact", "--nocapture", "batch_norm_on_every_rank"]);
         let run = Mpirun::command(command).run().succeeded();
@@ -436,7 +436,7 @@ fn hooks_on_every_rank() {
 #[test]
 fn tied_frozen_and_unused_parameters_have_the_gradients_of_the_global_batch() {
     for ranks in [1, 2, 3] {
-        let mut command = Command::new("mpirun");
+        let mut command = common::launcher();
         command.args(["-n", &ranks.to_string()]).arg(std::env::current_exe().unwrap());
         command.args(["--ignored", "--exact", "--nocapture", "hooks_on_every_rank"]);
         let run = Mpirun::command(command).run().succeeded();

@@ -58,6 +58,89 @@ fn processes_that_mpi_did_not_join_are_refused_by_the_launchers_variable() {
 }
 
 #[test]
+fn an_mpi_library_of_another_family_is_refused_by_both_names_before_it_is_initialized() {
+    let folder = folder();
+    let (library, out) = (common::preloaded(folder.path(), "other_mpi.c"), folder.path().join("run.h5"));
+    let built = hpml::collective::built_for();
+    let (other, relative) = match built.starts_with("Open MPI") {
+        true => ("MPICH Version: 4.0.2", "Open MPI v5.0.11"),
+        false => ("Open MPI v4.1.4", "MPICH Version:\t5.0.2\nMPICH Release date: today"),
+    };
+    let with =
+        |run: Mpirun, version: &str| run.env("LD_PRELOAD", text(&library)).env("OTHER_MPI", version).timeout(SOON);
+    for ranks in [1, 2] {
+        let refused = with(Mpirun::ranks(ranks), other).args(train(&out, &[])).run();
+        assert_refused(&refused, &[&format!("built for {built}"), other, "scripts/setup"]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(!out.exists() && !refused.stdout.contains("epoch"), "{}", refused.stdout);
+    }
+    let shown = with(Mpirun::alone(), other).arg("devices").run().succeeded().stdout;
+    assert!(shown.contains("MPI cannot be used: this hpml was built for"), "{shown}");
+    // Libraries of one family take each other's programs. The name is one line without tabs.
+    let run = with(Mpirun::ranks(2), relative).args(train(&out, &[])).run().succeeded();
+    let name = relative.lines().next().unwrap().replace('\t', " ");
+    assert!(run.stdout.lines().next().unwrap().contains(&format!("   {name}   world_size 2")), "{}", run.stdout);
+}
+
+/// A socket of datagrams gives what a process wrote write by write.
+#[test]
+fn a_message_is_one_write_of_whole_lines() {
+    let folder = folder();
+    let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    ours.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let long = format!("--set=train.lr={}", "x".repeat(3000));
+    let four = [("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_RANK", "0")];
+    let cases: [(Vec<&str>, Variables, usize); 5] = [
+        (vec!["train", "none.toml"], &[], 1),
+        (vec!["train", &long], &[], 1),
+        (vec!["allreduce", "--max", "1000"], &four, 1),
+        (vec!["allreduce", "--no-such-option"], &[], 1),
+        // Warnings of the log.
+        (vec!["train", "--out", "run.h5", "--set", "launch.threads=64"], &[("RUST_LOG", "info")], 1),
+    ];
+    for (args, variables, least) in cases {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hpml"));
+        command.args(&args).args(if args[0] == "train" { &FEW[..] } else { &[] }).current_dir(folder.path());
+        command.envs(variables.iter().copied()).stdout(std::process::Stdio::null());
+        let mut child = command.stderr(std::os::fd::OwnedFd::from(theirs.try_clone().unwrap())).spawn().unwrap();
+        let mut writes = Vec::new();
+        let mut buffer = vec![0; 1 << 16];
+        while child.try_wait().unwrap().is_none() || writes.len() < least {
+            writes.extend(
+                ours.recv(&mut buffer).ok().map(|bytes| String::from_utf8_lossy(&buffer[..bytes]).into_owned()),
+            );
+        }
+        while let Ok(bytes) = ours.recv(&mut buffer) {
+            writes.push(String::from_utf8_lossy(&buffer[..bytes]).into_owned());
+        }
+        let own = |text: &&String| ["hpml: ", "[rank 0]", "error: "].iter().any(|start| text.starts_with(start));
+        assert!(writes.iter().filter(own).count() >= least, "{args:?}: {writes:?}");
+        assert!(writes.iter().all(|text| text.ends_with('\n')), "{args:?}: {writes:?}");
+    }
+}
+
+#[test]
+fn a_job_whose_cores_another_job_computes_on_is_warned_unless_its_threads_do_not_spin() {
+    let name = "a_job_whose_cores_another_job_computes_on_is_warned_unless_its_threads_do_not_spin";
+    if own_cpus().len() < 2 {
+        eprintln!("{name}: left out: there is one core");
+        return;
+    }
+    let folder = folder();
+    let [first, second, passive] = ["first", "second", "passive"].map(|name| folder.path().join(format!("{name}.h5")));
+    let endless = ["--set", "train.epochs=100000", "--set", "data.train_samples=100", "--set", "data.test_samples=20"];
+    let endless = Mpirun::alone().args(["train", "--out", text(&first)]).args(endless).spawn();
+    let endless = endless.until("epoch", || first.exists());
+    let run = Mpirun::alone().without_env("OMP_WAIT_POLICY").args(train(&second, &[])).timeout(SOON).run().succeeded();
+    assert_eq!(run.stderr.matches("another hpml job (process ").count(), 1, "{}", run.stderr);
+    assert!(warnings(&second)[0].contains("OMP_WAIT_POLICY=passive"));
+    Mpirun::alone().args(train(&passive, &[])).timeout(SOON).run().succeeded();
+    assert_eq!(warnings(&passive), [""; 0]);
+    common::kill("TERM", endless.child.id());
+    endless.wait();
+}
+
+#[test]
 fn every_command_of_ranks_is_refused_and_those_without_ranks_are_not() {
     let folder = folder();
     let out = folder.path().join("run.h5");
@@ -114,10 +197,11 @@ fn own_cpus() -> Vec<usize> {
 
 /// Prepares two unbound ranks on one core.
 fn on_one_core(args: &[&str]) -> Mpirun {
-    let launcher = if common::is_intel_mpi() { "mpiexec.hydra" } else { "mpirun" };
+    let launcher = common::launcher();
     let mut command = Command::new("taskset");
-    command.args(["-c", &own_cpus()[0].to_string(), launcher, "-n", "2", env!("CARGO_BIN_EXE_hpml")]).args(args);
-    Mpirun::command(command).env("OMPI_MCA_hwloc_base_binding_policy", "none").env("I_MPI_PIN", "off").timeout(SOON)
+    command.args(["-c", &own_cpus()[0].to_string()]).arg(launcher.get_program());
+    command.args(["--unbound", "-n", "2", env!("CARGO_BIN_EXE_hpml")]).args(args);
+    Mpirun::command(command).timeout(SOON)
 }
 
 /// Lines of a header that list the ranks' resources.

@@ -197,7 +197,7 @@ fn what_is_no_model_for_these_samples_ends_two_ranks_with_one_message() {
         ("refused_state", &[][..], &["refused_state.pt", "only weights", "scripts/export.py"][..]),
         ("refused_map", &[], &["refused_map.pt", "[n, classes]"]),
         ("refused_traced_in_eval", &[], &["traced in eval mode", "--trace"]),
-        ("refused_check", &[], &["training step 1", "found 2.390000", "PyTorch 2.11"]),
+        ("refused_check", &[], &["training step 1", "found 2.390000", "PyTorch 2.13"]),
         ("mobile", &["--set", &decoder], &["decoder.pt", "16 tokens", "--input 3 32 32"]),
         ("mobile", &["--set", "data.classes=12"], &["mobile.pt", "10 classes", "12 classes"]),
         ("mobile", &["--set", &cut], &["cut.pt", "cut short"]),

@@ -1,10 +1,11 @@
-//! scripts/setup checks Rust first: an old one is reported before anything is installed or downloaded.
+//! scripts/setup checks Rust first: an old one is reported before anything is installed or downloaded. A libtorch that hpml cannot
+//! be built with is refused by its version, or replaced where it is hpml's own.
 
 mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{Finished, Mpirun, folder, text};
@@ -16,12 +17,42 @@ fn program(folder: &Path, name: &str, script: &str) {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Copies the script to `checkout` and prepares it with nothing of this user's environment, and `tools` first in the path.
-fn setup(checkout: &Path, tools: &Path) -> Finished {
+/// Copies of the script and of what it reads, in a new folder `checkout`.
+fn checkout(folder: &Path) -> PathBuf {
+    let checkout = folder.join("checkout");
+    fs::create_dir_all(checkout.join("scripts")).unwrap();
+    for name in ["scripts/setup", "Cargo.toml"] {
+        fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(name), checkout.join(name)).unwrap();
+    }
+    checkout
+}
+
+/// Version of libtorch that the script of `checkout` wants.
+fn wanted(checkout: &Path) -> String {
+    let script = fs::read_to_string(checkout.join("scripts/setup")).unwrap();
+    script.lines().find_map(|line| line.strip_prefix("readonly TORCH=")).unwrap().to_owned()
+}
+
+/// Prepares the script of `checkout` with nothing of this user's environment, and `tools` first in the path.
+fn setup(checkout: &Path, tools: &Path) -> Command {
     let path = format!("{}:{}", text(tools), std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new(checkout.join("scripts/setup"));
-    command.env("PATH", path).env("HOME", checkout).env("LIBTORCH", "/opt/libtorch");
-    Mpirun::command(command).run()
+    command.env("PATH", path).env("HOME", checkout);
+    for variable in ["LIBTORCH", "LIBTORCH_USE_PYTORCH", "LIBTORCH_BYPASS_VERSION_CHECK"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// Makes a folder that looks like libtorch `version`.
+fn libtorch(folder: &Path, version: &str) {
+    let headers = folder.join("include/torch/headeronly");
+    fs::create_dir_all(&headers).unwrap();
+    fs::create_dir_all(folder.join("lib")).unwrap();
+    fs::write(folder.join("lib/libtorch_cpu.so"), "").unwrap();
+    let parts = ["MAJOR", "MINOR", "PATCH"].iter().zip(version.split('.'));
+    let lines = parts.map(|(part, number)| format!("#define TORCH_VERSION_{part} {number}\n"));
+    fs::write(headers.join("version.h"), lines.collect::<String>()).unwrap();
 }
 
 #[test]
@@ -31,14 +62,16 @@ fn a_cargo_that_cannot_build_is_refused_before_anything_is_done() {
     let (major, minor) = needed.split_once('.').unwrap();
     let minor: usize = minor.parse().unwrap();
     let folder = folder();
-    let (checkout, tools, rustup) =
-        (folder.path().join("checkout"), folder.path().join("tools"), folder.path().join("checkout/.cargo/bin"));
-    for folder in [&checkout.join("scripts"), &tools, &rustup] {
+    let checkout = checkout(folder.path());
+    let (tools, rustup) = (folder.path().join("tools"), checkout.join(".cargo/bin"));
+    for folder in [&tools, &rustup] {
         fs::create_dir_all(folder).unwrap();
     }
-    for name in ["scripts/setup", "Cargo.toml"] {
-        fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(name), checkout.join(name)).unwrap();
-    }
+    let setup = |checkout: &Path, tools: &Path| -> Finished {
+        let mut command = setup(checkout, tools);
+        command.env("LIBTORCH", "/opt/libtorch");
+        Mpirun::command(command).run()
+    };
     let touched = folder.path().join("touched");
     for name in ["apt-get", "sudo", "python3"] {
         program(&tools, name, &format!("touch {}; exit 1", text(&touched)));
@@ -69,4 +102,160 @@ fn a_cargo_that_cannot_build_is_refused_before_anything_is_done() {
     if setup(&checkout, &tools).status.success() {
         assert!(fs::read_to_string(&written).unwrap().contains(".cargo/bin"));
     }
+}
+
+#[test]
+fn the_crates_that_hold_mpis_header_are_cleaned_once_when_mpi_has_changed() {
+    let folder = folder();
+    let (checkout, tools) = (checkout(folder.path()), folder.path().join("tools"));
+    for folder in [&tools, &checkout.join("target/release/build/mpi-sys-0123456789abcdef")] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    let private = folder.path().join("libtorch");
+    libtorch(&private, &format!("{}.0", wanted(&checkout)));
+    let cleaned = folder.path().join("cleaned");
+    let version = "[ \"$1\" != --version ] || { echo 'cargo 999.0.0'; exit; }";
+    program(&tools, "cargo", &format!("{version}\necho \"$*\" >>{}", text(&cleaned)));
+    let mpicc = |folder: &str| program(&tools, "mpicc", &format!("echo cc -I{folder}/include -L{folder}/lib -lmpi"));
+    let cleanings = || fs::read_to_string(&cleaned).unwrap_or_default().lines().count();
+    mpicc("/opt/one");
+    let setup = || {
+        let mut command = setup(&checkout, &tools);
+        command.env("LIBTORCH", &private);
+        Mpirun::command(command).run()
+    };
+    let first = setup();
+    if !first.status.success() {
+        eprintln!("left out: a dependency is missing here: {}", first.stderr);
+        return;
+    }
+    // A build from before there was anything to remember, in both profiles; then one that is remembered.
+    assert_eq!(cleanings(), 2, "{}", first.stderr);
+    assert!(setup().status.success());
+    assert_eq!(cleanings(), 2);
+    mpicc("/opt/two");
+    let changed = setup();
+    for words in ["/opt/one/include", "/opt/two/include", "built anew"] {
+        assert!(changed.stderr.contains(words), "{words}: {}", changed.stderr);
+    }
+    assert_eq!(cleanings(), 4);
+    let commands = fs::read_to_string(&cleaned).unwrap();
+    for crates in ["-p mpi ", "-p mpi-sys", "-p build-probe-mpi"] {
+        assert!(commands.contains(crates), "{crates}: {commands}");
+    }
+}
+
+/// A checkout whose machine has all but libtorch, and a python3 without torch, whose pip unpacks `wheel` and leaves `called` behind.
+struct Machine {
+    folder: tempfile::TempDir,
+    wanted: String,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let folder = folder();
+        let wanted = wanted(&checkout(folder.path()));
+        let tools = folder.path().join("tools");
+        fs::create_dir(&tools).unwrap();
+        program(&tools, "cargo", "echo 'cargo 1.999.0 (0123456789 2026-01-01)'");
+        program(&tools, "apt-get", "exit 1");
+        for name in ["c++", "mpicc", "mpirun"] {
+            program(&tools, name, "echo none");
+        }
+        let machine = Machine { folder, wanted };
+        machine.python(None);
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Gives python3 this version of torch.
+    fn python(&self, torch: Option<&str>) {
+        let version = torch.map_or("exit 1".into(), |version| format!("echo {version}"));
+        let unpack = format!(
+            "touch {}; for target; do [ \"$before\" != --target ] || break; before=$target; done; mkdir \"$target\" && cp -r {} \"$target/torch\"",
+            text(&self.path("called")),
+            text(&self.path("wheel"))
+        );
+        program(
+            &self.path("tools"),
+            "python3",
+            &format!("case $* in *metadata*) {version} ;; *install*) {unpack} ;; esac"),
+        );
+    }
+
+    fn run(&self, variables: &[(&str, &str)]) -> Finished {
+        let mut command = setup(&self.path("checkout"), &self.path("tools"));
+        command.envs(variables.iter().copied()).env("HDF5_DIR", "/usr").env("LIBCLANG_PATH", "/usr/lib");
+        Mpirun::command(command).run()
+    }
+
+    fn written(&self) -> String {
+        fs::read_to_string(self.path("checkout/.hpml-env")).unwrap_or_default()
+    }
+}
+
+#[test]
+fn a_libtorch_that_hpml_cannot_be_built_with_is_refused_by_its_version() {
+    let machine = Machine::new();
+    let elsewhere = machine.path("libtorch");
+    let named = ("LIBTORCH", text(&elsewhere));
+    let python = ("LIBTORCH_USE_PYTORCH", "1");
+    let (right, patch) = (format!("{}.0", machine.wanted), format!("{}.7", machine.wanted));
+    for other in ["2.11.0", "2.15.1", &format!("{}0.0", machine.wanted)] {
+        libtorch(&elsewhere, other);
+        machine.python(Some(&format!("{other}+cu130")));
+        for variable in [named, python] {
+            let refused = machine.run(&[variable]);
+            assert!(!refused.status.success() && machine.written().is_empty(), "{}", refused.stderr);
+            let message = refused.stderr.lines().last().unwrap();
+            for words in [variable.0, other, &format!("libtorch {} only", machine.wanted), "unset"] {
+                assert!(message.contains(words), "{words}: {message}");
+            }
+        }
+    }
+    let nothing = machine.run(&[("LIBTORCH", "/nonexistent")]);
+    assert!(!nothing.status.success() && nothing.stderr.contains("lib/libtorch_cpu.so"), "{}", nothing.stderr);
+    assert!(!machine.path("called").exists());
+
+    for version in [&right, &patch] {
+        libtorch(&elsewhere, version);
+        machine.run(&[named]).succeeded();
+        assert!(machine.written().contains(&format!("LIBTORCH={}\n", text(&elsewhere))), "{}", machine.written());
+        // A python3 with that version is taken, whether it was asked for or not.
+        machine.python(Some(version));
+        for variables in [&[python][..], &[]] {
+            machine.run(variables).succeeded();
+            let written = machine.written();
+            assert!(written.contains("LIBTORCH_USE_PYTORCH=1"), "{written}");
+            assert_eq!(written.contains("LIBTORCH_BYPASS_VERSION_CHECK"), *version == patch, "{written}");
+        }
+    }
+    assert!(!machine.path("called").exists() && !machine.path("checkout/.libtorch").exists());
+}
+
+#[test]
+fn a_private_libtorch_of_another_version_is_replaced() {
+    let machine = Machine::new();
+    let private = machine.path("checkout/.libtorch/torch");
+    let header = private.join("include/torch/headeronly/version.h");
+    libtorch(&private, "2.11.0");
+    let old = fs::read_to_string(&header).unwrap();
+
+    // There is no wheel: what is there stays.
+    let failed = machine.run(&[]);
+    assert!(!failed.status.success() && failed.stderr.contains("not downloaded"), "{}", failed.stderr);
+    assert!(machine.written().is_empty() && fs::read_to_string(&header).unwrap() == old);
+
+    libtorch(&machine.path("wheel"), &format!("{}.0", machine.wanted));
+    let replaced = machine.run(&[]).succeeded();
+    assert!(replaced.stderr.contains("replaces libtorch 2.11.0"), "{}", replaced.stderr);
+    assert!(machine.written().contains(".libtorch/torch") && fs::read_to_string(&header).unwrap() != old);
+
+    // One of that version is kept, and pip is not called.
+    fs::remove_file(machine.path("called")).unwrap();
+    let kept = machine.run(&[]).succeeded();
+    assert!(!kept.stderr.contains("download") && !machine.path("called").exists(), "{}", kept.stderr);
 }

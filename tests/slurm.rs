@@ -259,6 +259,38 @@ fn every_script_runs_and_what_is_cut_short_goes_on() {
     assert_eq!(written(format!("report-{report}/chain-{chain}.csv")).lines().count(), 1 + 8);
 }
 
+/// Launchers of MPI libraries differ after a signal; the run file decides. Needs no Slurm.
+#[test]
+fn a_launchers_status_is_held_against_the_run_file() {
+    let folder = common::folder();
+    let hpml = folder.path().join("hpml");
+    fs::write(&hpml, "#!/bin/sh\nsed 's/^/  status  /' \"$2\"\n").unwrap();
+    fs::set_permissions(&hpml, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for state in ["finished", "unfinished"] {
+        fs::write(folder.path().join(state), state).unwrap();
+    }
+    let env = concat!(env!("CARGO_MANIFEST_DIR"), "/slurm/env.sh");
+    for (status, cut, file, expected) in [
+        (0, "no", "finished", 0),
+        (0, "yes", "finished", 0),    // the signal came too late
+        (0, "yes", "unfinished", 75), // MPICH 4.0's launcher, in some runs
+        (0, "yes", "none", 75),
+        (0, "no", "unfinished", 69),
+        (1, "yes", "unfinished", 75), // Open MPI's launcher
+        (1, "yes", "finished", 0),
+        (1, "no", "unfinished", 1),
+        (1, "no", "finished", 1), // a run that was refused
+        (75, "yes", "unfinished", 75),
+        (9, "no", "unfinished", 9),
+        (69, "yes", "unfinished", 69),
+    ] {
+        let script = format!("source {env}; settle {status} {cut} train x.toml --out {file} --resume auto");
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &script]).env("HPML", &hpml).current_dir(folder.path());
+        assert_eq!(bash.status().unwrap().code(), Some(expected), "{status} {cut} {file}");
+    }
+}
+
 /// Open MPI 4 ends the process itself if srun has no PMIx for it; other libraries, and this one if it does not notice that it is
 /// in a step, make a job of one rank of each process.
 #[test]

@@ -1,9 +1,9 @@
 //! Undefined behavior and unbounded growth, refused or prevented: threads that call MPI at the same time, an MPI that allows
-//! one thread only, shared memory, CUDA graphs of another libtorch.
+//! one thread only, shared memory, another libtorch.
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,18 +13,9 @@ use hpml::collective::{AllReduce, Universe, WaitPolicy, progress};
 use hpml::config::Algorithm;
 use hpml::metrics::Kind;
 
-/// Builds the library `source` of `tests/fixtures` in `folder`, to be loaded before all others.
-fn preloaded(folder: &Path, source: &str) -> PathBuf {
-    let library = folder.join(source).with_extension("so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(source);
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).arg("-ldl").status();
-    assert!(built.expect("a C compiler, which building hpml needs too").success());
-    library
-}
-
 /// Runs a part of a test in this file on each of `ranks` ranks.
 fn on_every_rank(ranks: usize, part: &str) -> Mpirun {
-    let mut command = Command::new("mpirun");
+    let mut command = common::launcher();
     command.args(["-n", &ranks.to_string()]).arg(std::env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "--nocapture", "--test-threads=1", part]);
     Mpirun::command(command)
@@ -41,7 +32,7 @@ fn train(ranks: usize, out: &Path, settings: &[&str]) -> Mpirun {
 #[test]
 fn where_mpi_allows_one_thread_overlap_is_refused_before_any_work_and_the_rest_is_not() {
     let folder = folder();
-    let library = preloaded(folder.path(), "lower_mpi.c");
+    let library = common::preloaded(folder.path(), "lower_mpi.c");
     let out = folder.path().join("run.h5");
     let lowered = |run: Mpirun, level: &str| run.env("LD_PRELOAD", text(&library)).env("LOWER_THREAD_LEVEL", level);
     for (level, name) in [("0", "MPI_THREAD_SINGLE"), ("1", "MPI_THREAD_FUNNELED")] {
@@ -74,7 +65,7 @@ fn hpml_mpi_version() -> String {
 #[test]
 fn a_sweep_is_refused_on_all_ranks_where_mpi_allows_one_thread() {
     let folder = folder();
-    let library = preloaded(folder.path(), "lower_mpi.c");
+    let library = common::preloaded(folder.path(), "lower_mpi.c");
     let out = folder.path().join("scaling.h5");
     // The third rank has no part in the case that is refused.
     let sets = ["model.name=resnet18", "model.width=8", "parallel.bucket_mb=0.1", "sweep.ranks=[2, 3]"];
@@ -202,7 +193,7 @@ fn thirty_visits_of_a_sweep_take_the_memory_of_one() {
 #[test]
 fn memory_that_the_system_does_not_take_back_is_told_once() {
     let folder = folder();
-    let library = preloaded(folder.path(), "lower_mpi.c");
+    let library = common::preloaded(folder.path(), "lower_mpi.c");
     let out = folder.path().join("run.h5");
     let run = train(2, &out, &[]).env("LD_PRELOAD", text(&library)).env("LOWER_MADVISE", "1").run().succeeded();
     let told: Vec<&str> = run.stderr.lines().filter(|line| line.contains("stay taken")).collect();
@@ -211,23 +202,14 @@ fn memory_that_the_system_does_not_take_back_is_told_once() {
 }
 
 #[test]
-fn cuda_graphs_of_another_libtorch_are_refused_by_version() {
+fn another_libtorch_than_hpml_was_built_with_is_refused_before_anything_is_done() {
     let folder = folder();
-    let library = preloaded(folder.path(), "other_libtorch.c");
-    let run = |part: &str| {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", "--nocapture", part]).env("LD_PRELOAD", &library);
-        Mpirun::command(command).run().succeeded()
-    };
-    assert!(run("a_graph_pool_says_what_it_needs").stdout.contains("1 passed"));
-}
-
-/// A run under a library that calls itself 2.12.1.
-#[test]
-#[ignore = "a part of another test"]
-fn a_graph_pool_says_what_it_needs() {
-    let message = hpml::sys::CudaGraphPool::new().err().expect("another version is refused").to_string();
-    for word in ["libtorch 2.11 ", "2.12.1", "launch.cuda_graphs = false"] {
-        assert!(message.contains(word), "{word}: {message}");
+    let library = common::preloaded(folder.path(), "other_libtorch.c");
+    let out = folder.path().join("run.h5");
+    for run in [train(2, &out, &[]), Mpirun::ranks(2).arg("devices"), Mpirun::alone().arg("devices")] {
+        let refused = run.env("LD_PRELOAD", text(&library)).run();
+        let built = hpml::sys::LIBTORCH_VERSION;
+        common::assert_refused(&refused, &["2.99.1", built, text(&library), "LD_LIBRARY_PATH", "scripts/setup"]);
+        assert!(refused.stdout.is_empty() && !out.exists(), "{}", refused.stdout);
     }
 }

@@ -104,7 +104,8 @@ fn a_case_that_does_not_fit_into_memory_is_recorded_and_the_sweep_goes_on() {
     let out = folder.path().join("scaling.h5");
     // 800 MB of private memory for each rank: enough for a small batch, not for the activations of ResNet-18 at 256.
     let mut command = Command::new("bash");
-    command.args(["-c", "ulimit -d 800000; exec mpirun -n 2 \"$@\"", "bash", env!("CARGO_BIN_EXE_hpml")]);
+    let script = format!("ulimit -d 800000; exec {} -n 2 \"$@\"", common::launcher().get_program().to_string_lossy());
+    command.args(["-c", &script, "bash", env!("CARGO_BIN_EXE_hpml")]);
     let sets = ["model.name=resnet18", "model.width=32", "sweep.batch_per_rank=[8, 256]", "sweep.ranks=2"];
     let more = ["sweep.timing=overlap", "sweep.seconds=0.1", "sweep.rounds=1", "metrics.warmup_steps=1"];
     let more = more.iter().chain(&["data.train_samples=1000", "launch.threads=1"]);

@@ -10,6 +10,7 @@ script sets. The last line is JSON, images_per_second of all ranks together:
   --unbroken    from all steps together; no barriers between them, and each reads its loss, as a training's log does
 """
 import argparse
+import inspect
 import json
 import os
 import statistics
@@ -89,6 +90,15 @@ def batches(data, batch):
         epoch += 1
 
 
+def wrapped(model, bucket_view, local_buffers):
+    """`model` under DDP. What keeps each rank's statistics its own is called `forward_sync_buffers` since PyTorch 2.13; its older
+    name, `broadcast_buffers`, leaves the statistics out of the first broadcast, too (here they are equal anyhow)."""
+    names = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    choice = {buffers: False} if local_buffers else {}
+    return DistributedDataParallel(model, gradient_as_bucket_view=bucket_view, **choice)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -101,6 +111,7 @@ def main():
     parser.add_argument("--unbroken", action="store_true", help="no barriers between the steps")
     parser.add_argument("--plain", action="store_true", help="the module itself, without DDP: for one rank")
     parser.add_argument("--bucket-view", action="store_true", help="DDP's gradient_as_bucket_view")
+    parser.add_argument("--local-buffers", action="store_true", help="no broadcast of batch norm's statistics at each step")
     parser.add_argument("--fused", action="store_true", help="fused SGD")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
@@ -117,7 +128,7 @@ def main():
     image = tuple(dataset[0][0].shape)
     model = MODELS[args.model](image=image).to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), fused=args.fused or None, **sgd)
-    network = model if args.plain else DistributedDataParallel(model, gradient_as_bucket_view=args.bucket_view)
+    network = model if args.plain else wrapped(model, args.bucket_view, args.local_buffers)
 
     def step():
         images, labels = next(data)

@@ -1,7 +1,7 @@
 //! The table of measured sizes in the run file, and the lines printed while measuring.
 
 use super::{Row, Timing};
-use crate::collective::Universe;
+use crate::collective::library_version;
 use crate::launch::Job;
 use crate::metrics::{algbw, all_reduce_busbw, definitions};
 use crate::table::{Schema, Table};
@@ -9,7 +9,7 @@ use crate::units::{format_bytes, format_seconds, gigabytes_per_second};
 
 /// Prints versions and ranks on stdout.
 pub fn print_header(job: &Job) {
-    let (version, library) = (env!("CARGO_PKG_VERSION"), Universe::library_version());
+    let (version, library) = (env!("CARGO_PKG_VERSION"), library_version());
     println!("# hpml {version}   {library}   world_size {}", job.world_size);
     job.describe().iter().for_each(|line| println!("# {line}"));
     println!();

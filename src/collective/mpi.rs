@@ -11,10 +11,12 @@ use mpi::{Threading, ffi};
 
 use super::backoff::{Backoff, WaitPolicy};
 use super::element::{Bf16, Element, Fp16, MpiType, add};
+use super::library::library_version;
 use super::progress;
 use super::traffic::Collective;
 use super::turn;
 use crate::error::{Error, Result};
+use crate::message;
 use crate::metrics::{Kind, Ledger};
 use crate::units::{Bytes, Second};
 
@@ -59,13 +61,6 @@ impl Universe {
     pub fn world(&self) -> Communicator {
         let _turn = turn::take("setting up");
         Communicator::new(self.universe.world().as_raw(), Owned::No, self.granted)
-    }
-
-    /// Name and version of the MPI library: the first line of MPI_Get_library_version, for example `Open MPI v4.1.4`.
-    pub fn library_version() -> String {
-        let text = mpi::environment::library_version().unwrap_or_default();
-        let line = text.trim_end_matches('\0').lines().next().unwrap_or_default();
-        line.split(", package").next().unwrap_or_default().trim().to_owned()
     }
 }
 
@@ -141,7 +136,7 @@ impl Communicator {
             Threading::Serialized | Threading::Multiple => return Ok(()),
         };
         match self.rank {
-            0 => Err(Error::ThreadLevel { library: Universe::library_version(), granted }),
+            0 => Err(Error::ThreadLevel { library: library_version(), granted }),
             _ => Err(Error::OnRank { rank: 0 }),
         }
     }
@@ -338,8 +333,10 @@ impl Communicator {
         Ok(all.chunks(WIDTH).map(|bytes| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()).collect())
     }
 
-    /// Ends the whole job now with exit status `status`: for errors that the other ranks know nothing of.
+    /// Ends the whole job with exit status `status`, once this process's message has been read: for errors that the other
+    /// ranks know nothing of.
     pub fn abort(status: i32) -> ! {
+        message::wait_until_read();
         // SAFETY: MPI_Abort may be called at any time between init and finalize, from any thread.
         unsafe { ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, status) };
         std::process::exit(status)

@@ -14,9 +14,10 @@ pub struct Parallel {
     /// host between hosts), ring (over all ranks), mpi (MPI_Allreduce) or auto (shared, but mpi for
     /// less than 64 KiB between hosts).
     pub all_reduce: Algorithm,
-    /// Batch-norm statistics: broadcast (from rank 0 every step, as DDP), average (every epoch),
-    /// local (no exchange) or sync (batch norm over the global batch, as SyncBatchNorm; gradients
-    /// are then reduced after the backward pass, without overlap).
+    /// Batch-norm statistics: broadcast (from rank 0 every step, DDP's forward_sync_buffers, which was
+    /// broadcast_buffers before PyTorch 2.13), average (every epoch), local (no exchange) or sync
+    /// (batch norm over the global batch, as SyncBatchNorm; gradients are then reduced after the
+    /// backward pass, without overlap).
     pub buffers: BufferSync,
     /// Broadcasts rank 0's initial parameters to all ranks; false: nothing makes them equal, and
     /// their equality is not checked.
@@ -77,11 +78,13 @@ impl Algorithm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BufferSync {
-    /// Rank 0's statistics are broadcast before every step and every test, as DistributedDataParallel does.
+    /// Rank 0's statistics are broadcast before every step and every test: DistributedDataParallel's default,
+    /// `forward_sync_buffers=True` (`broadcast_buffers=True` before PyTorch 2.13).
     Broadcast,
     /// Statistics are averaged over the ranks at the end of every epoch.
     Average,
-    /// Statistics are not exchanged; the checkpoint has rank 0's, each rank tests with those it has.
+    /// Statistics are not exchanged after the first broadcast; the checkpoint has rank 0's, each rank tests with those it has.
+    /// DistributedDataParallel's `forward_sync_buffers=False` (its `broadcast_buffers=False` leaves them out of the first one, too).
     Local,
     /// Batch norm is computed over the batches of all ranks, forward and backward, so that its statistics are equal.
     Sync,

@@ -165,7 +165,7 @@ fn vectors_agree_with_each_other() {
     // The order of sums does not depend on the lanes; with FMA each step rounds alike.
     let sets = [InstructionSet::Avx512, InstructionSet::Avx2];
     if !sets.iter().all(|set| set.is_detected()) {
-        eprintln!("left out: this CPU lacks one of them");
+        crate::message::print("left out: this CPU lacks one of them");
         return;
     }
     let case = Case::new(Shape { images: 2, height: 9, width: 6, inputs: 48, outputs: 80 }, 9);

@@ -1,17 +1,19 @@
 //! Description of a host for users (`hpml devices`), and its name.
 
 use super::cpus::Cpus;
-use crate::collective::{Universe, nccl_version};
-use crate::sys::gpu;
+use crate::collective::{built_for, check_library, library_version, nccl_version};
+use crate::sys::{LIBTORCH_VERSION, gpu};
 
 /// The host's cores, GPUs and communication libraries, one per line, with the reason for each that is missing.
 pub fn describe_host() -> String {
     let mut lines = vec![
         format!("host         {}", name()),
         format!("cores        {}", Cpus::of_this_process().count()),
-        format!("libtorch     {}", env!("HPML_LIBTORCH_VERSION")),
-        format!("MPI          {}", Universe::library_version()),
+        format!("libtorch     {LIBTORCH_VERSION}"),
+        format!("MPI          {}", library_version()),
+        format!("built for    {}", built_for()),
     ];
+    lines.extend(check_library().err().map(|error| format!("MPI cannot be used: {error}")));
     let gpus = gpu::gpus();
     match &gpus {
         Ok(gpus) => {

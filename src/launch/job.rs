@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use super::affinity::{self, Bound, Surroundings};
 use super::cpus::{self, Cpus};
 use super::places::{self, Place};
-use super::{host, watchdog};
-use crate::collective::{Combine, Communicator, DeviceCollectives, Universe, share_progress};
+use super::{host, neighbors, watchdog};
+use crate::collective::{Combine, Communicator, DeviceCollectives, library_version, share_progress};
 use crate::config::{Launch, Plan, Precision};
 use crate::device::{self, Choice, Found, Target};
 use crate::error::{Error, Result};
@@ -97,11 +97,24 @@ impl Job {
         let host = host::name();
         let hosts = self.communicator.all_gather_text(Kind::Control, &host)?;
         let devices = self.choose_device(plan, &hosts)?;
+        let processes = self.processes_here(&hosts)?;
         self.places = self.find_places(plan.launch.threads, hosts, devices)?;
-        tch::set_num_threads(self.places[self.rank].threads as i32);
-        let warnings = places::warnings(&self.places, plan.launch.threads > 0, &Universe::library_version());
+        let own = &self.places[self.rank];
+        tch::set_num_threads(own.threads as i32);
+        if self.is_root() && own.threads > 1 {
+            let other = neighbors::find(&processes, &Cpus::of_this_process());
+            other.into_iter().for_each(|process| self.warn(neighbors::warning(process)));
+        }
+        let warnings = places::warnings(&self.places, plan.launch.threads > 0, &library_version());
         warnings.into_iter().for_each(|warning| self.warn(warning));
         Ok(())
+    }
+
+    /// Process numbers of the ranks on this rank's host. A collective.
+    fn processes_here(&self, hosts: &[String]) -> Result<Vec<usize>> {
+        let all = self.communicator.all_gather(Kind::Control, &[u64::from(std::process::id())])?;
+        let here = all.into_iter().zip(hosts).filter(|(_, host)| **host == hosts[self.rank]);
+        Ok(here.map(|(process, _)| process as usize).collect())
     }
 
     /// Gathers the cores of every rank, and derives this rank's compute threads and everybody's place.

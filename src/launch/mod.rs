@@ -21,20 +21,22 @@ mod cpus;
 mod host;
 mod job;
 mod logger;
-mod open_mpi;
+mod neighbors;
 mod panic_hook;
 mod places;
 mod signals;
 mod singletons;
+mod tuning;
 mod watchdog;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::collective::{Communicator, Universe};
+use crate::collective::{Communicator, Universe, check_library, library_version};
 use crate::config::Launch;
 use crate::error::{Error, Result};
+use crate::message;
 use affinity::Surroundings;
 use ancestors::ancestors;
 pub use host::describe_host;
@@ -63,6 +65,17 @@ fn leave(status: i32) -> ! {
     std::process::exit(status)
 }
 
+/// Ends this process before it has become a rank. `speaks` says whether it is the one of its launcher's that prints the error.
+fn refuse(error: &Error, speaks: bool) -> ExitCode {
+    let status = error.status();
+    if !speaks {
+        leave(status.into())
+    }
+    message::print(format_args!("hpml: {error}"));
+    message::wait_until_read();
+    ExitCode::from(status)
+}
+
 /// Initializes MPI, runs `work` on every rank, ends the job and returns its exit status: 0, or the status of the error.
 ///
 /// Ranks that do not meet within `launch.comm_timeout_s` end the job; a limit of zero waits for ever. Processes that were
@@ -71,12 +84,16 @@ fn leave(status: i32) -> ! {
 /// # Panics
 /// Panics if MPI was initialized before.
 pub fn run(launch: &Launch, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCode {
-    open_mpi::tune(); // sets the environment, so before there is another thread
     let surroundings = Surroundings::look();
     let variables = Variables::new(&variable, &surroundings.ancestors);
-    let library = Universe::library_version();
+    if let Err(error) = check_library() {
+        // Before MPI is called: what it would do with another library's constants nobody knows.
+        return refuse(&error, !variables.is_not_first());
+    }
+    let library = library_version();
+    tuning::tune(&library, &surroundings); // sets the environment, so before there is another thread
     if let Some(warning) = variables.warning_before_start(&library) {
-        eprintln!("hpml: {warning}");
+        message::print(format_args!("hpml: {warning}"));
     }
     let singleton = variables.singleton(&library); // now: Open MPI sets the variables of a process that is alone
     let limit = launch.comm_timeout();
@@ -86,11 +103,7 @@ pub fn run(launch: &Launch, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCo
     let rank = communicator.rank();
     let is_alone = communicator.size() == 1 && !launch.allow_singletons;
     if let Some(Singleton { error, speaks }) = singleton.filter(|_| is_alone) {
-        if !speaks {
-            leave(error.status().into())
-        }
-        eprintln!("hpml: {error}");
-        return ExitCode::from(error.status());
+        return refuse(&error, speaks);
     }
     logger::start(rank);
     panic_hook::set(rank);
@@ -99,17 +112,20 @@ pub fn run(launch: &Launch, work: impl FnOnce(&mut Job) -> Result<()>) -> ExitCo
     match result {
         Ok(()) | Err(Error::OnRank { .. }) => {}
         // All ranks know of it and are here: the one that has it prints it.
-        Err(Error::Agreed(error)) => eprintln!("hpml: {error}"),
+        Err(Error::Agreed(error)) => {
+            message::print(format_args!("hpml: {error}"));
+            message::wait_until_read(); // a launcher that sees another rank's status first may end the job
+        }
         // All ranks stopped together.
         Err(error @ Error::Stopped { .. }) => {
             if rank == 0 {
-                eprintln!("hpml: {error}");
+                message::print(format_args!("hpml: {error}"));
             }
         }
         Err(error) => {
             // Where all ranks fail alike, at the same time, the first one's message suffices: it ends the others.
             std::thread::sleep(Duration::from_millis(100) * rank.min(10) as u32);
-            eprintln!("hpml: rank {rank}: {error}");
+            message::print(format_args!("hpml: rank {rank}: {error}"));
             Communicator::abort(status.into())
         }
     }

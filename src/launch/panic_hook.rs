@@ -1,6 +1,7 @@
 //! The panic hook of a rank.
 
 use crate::collective::Communicator;
+use crate::message;
 
 /// Makes a panic in any thread end the job: the other ranks would wait for this one for ever.
 pub(super) fn set(rank: usize) {
@@ -8,7 +9,7 @@ pub(super) fn set(rank: usize) {
         let message = info.payload_as_str().unwrap_or("no message");
         let first_line = message.lines().next().unwrap_or_default();
         let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
-        eprintln!("hpml: rank {rank}: internal error{place}: {first_line}");
+        message::print(format_args!("hpml: rank {rank}: internal error{place}: {first_line}"));
         Communicator::abort(101);
     }));
 }

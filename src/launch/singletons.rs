@@ -113,13 +113,23 @@ impl<'a> Variables<'a> {
     }
 
     /// Warning to print before MPI is initialized, in case the library then ends the process: Open MPI 4 in a Slurm step without
-    /// PMIx.
+    /// PMIx, MPICH 5 under a launcher that speaks PMIx alone, which most builds of it do not.
     pub fn warning_before_start(&self, library: &str) -> Option<String> {
+        if self.is_not_first() {
+            return None;
+        }
         let is_set = |name: &&str| (self.read)(name).is_some();
+        if library.starts_with("MPICH Version: 5") && is_set(&PMIX_RANK) && !is_set(&"PMI_RANK") {
+            let by = if is_set(&"OMPI_COMM_WORLD_RANK") { "Open MPI's mpirun" } else { "a launcher with PMIx" };
+            return Some(format!(
+                "{by} started this ({PMIX_RANK} is set), and {library} may not know PMIx: if MPI does not start now, {}",
+                mend(library)
+            ));
+        }
         let is_step = ["SLURM_NODELIST", STEP_ID].iter().all(is_set);
         let is_served = [PMIX_RANK, "PMI_RANK", "OMPI_COMM_WORLD_RANK"].iter().any(is_set);
         let dies = library.starts_with("Open MPI v4") && is_step && !is_served;
-        (dies && !self.is_not_first()).then(|| {
+        dies.then(|| {
             format!(
                 "this is a Slurm step ({STEP_ID} is set) without PMIx ({PMIX_RANK} is not), through which {library} joins its \
                  processes: if MPI does not start now, {}",
@@ -214,5 +224,15 @@ mod tests {
         assert_eq!(told(&task("0"), "MPICH Version: 4.2"), None);
         assert_eq!(told(&task("0")[..2], LIBRARY), None);
         assert_eq!(told(&[&task("0")[..], &[("PMIX_RANK", "0")]].concat(), LIBRARY), None);
+
+        let mpich = "MPICH Version: 5.0.2";
+        let by_open_mpi = |rank| [("PMIX_RANK", rank), ("OMPI_COMM_WORLD_RANK", rank)];
+        let message = told(&by_open_mpi("0"), mpich).unwrap();
+        assert!(message.contains("Open MPI's mpirun") && message.contains("srun --mpi=pmi2"), "{message}");
+        assert_eq!(told(&by_open_mpi("1"), mpich), None);
+        assert_eq!(told(&by_open_mpi("0"), LIBRARY), None);
+        // MPICH 4 takes itself for alone, which is an error once it has started.
+        assert_eq!(told(&by_open_mpi("0"), "MPICH Version: 4.0.2"), None);
+        assert_eq!(told(&[("PMIX_RANK", "0"), ("PMI_RANK", "0")], mpich), None);
     }
 }

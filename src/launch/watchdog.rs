@@ -10,6 +10,7 @@ use super::{Job, Place};
 use crate::collective::Communicator;
 use crate::collective::progress::{self, Progress};
 use crate::error::LOST;
+use crate::message;
 use crate::units::format_bytes;
 
 /// Poll interval. The thread counts its polls instead of reading a clock: a process that was itself stopped for an hour has not
@@ -35,11 +36,12 @@ pub(super) fn meeting(met: &'static str, limit: Duration) -> Option<Watchdog> {
         while stopped.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
             polls += 1;
             if POLL * polls >= limit {
-                eprintln!(
+                message::print(format_args!(
                     "hpml: the ranks have not {met} within {:.1} s: a process is stopped, or a host cannot be reached; \
                      launch.comm_timeout_s sets the limit",
                     limit.as_secs_f64()
-                );
+                ));
+                message::wait_until_read();
                 crate::sys::exit_now(LOST.into());
             }
         }
@@ -83,7 +85,7 @@ pub(super) fn start(job: &Job, limit: Duration) -> Option<Watchdog> {
                 }
                 progress::set_told();
                 let missing = Missing::find(rank, &places, &host, &lives);
-                eprintln!("hpml: rank {rank}: {}", missing.message(&own, limit));
+                message::print(format_args!("hpml: rank {rank}: {}", missing.message(&own, limit)));
                 if matches!(missing, Missing::Elsewhere(_)) {
                     std::thread::sleep(OTHERS);
                     end_launcher();

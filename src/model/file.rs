@@ -21,7 +21,7 @@ use super::{Entry, Mode, Model, Network, Role, Standardize};
 use crate::config::{self, Precision};
 use crate::data::Form;
 use crate::error::{Error, Result};
-use crate::sys::{Autocast, Script, ScriptBatchNorm, ScriptFacts, ScriptTensor, seeded};
+use crate::sys::{Autocast, LIBTORCH_VERSION, Script, ScriptBatchNorm, ScriptFacts, ScriptTensor, seeded};
 
 /// Samples of the passes with which a module is tried out: more than one, for batch norm.
 const TRIED: i64 = 2;
@@ -170,7 +170,7 @@ fn why_unreadable(path: &Path, message: &str) -> String {
     {
         return format!("is cut short or damaged: copy or export it again ({first})");
     }
-    format!("cannot be read by libtorch {}: {first}: export it again with that version", super::libtorch_version())
+    format!("cannot be read by libtorch {LIBTORCH_VERSION}: {first}: export it again with that version")
 }
 
 /// Whether the archive at `path` is one of torch.export: a member has the name of its program.

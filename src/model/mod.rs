@@ -206,10 +206,5 @@ impl Model {
     }
 }
 
-/// Version of libtorch that hpml was built with, for example `2.11.0`.
-fn libtorch_version() -> &'static str {
-    option_env!("HPML_LIBTORCH_VERSION").unwrap_or("of an unknown version")
-}
-
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,9 @@
 
 use super::{CLIP_EPSILON, Step};
 use crate::config::OptimName;
+use crate::convolution::InstructionSet;
 use crate::parallel::{FlatTensor, norm};
+use crate::sys::simd::{self, Pass};
 
 /// Updates `parameters` by `gradients`, both `[elements]`, and the moments, in place. `direction` is LAMB's work space,
 /// `[elements]`.
@@ -145,9 +147,23 @@ impl Sgd {
     }
 
     fn step(&self, parameters: &mut [f32], gradients: &[f32], velocity: &mut [f32]) {
-        let Sgd { lr, scale, weight_decay, momentum, nesterov, clip } = *self;
-        // One pass over memory; the zip lets the compiler vectorize it.
-        for ((parameter, &gradient), velocity) in parameters.iter_mut().zip(gradients).zip(velocity) {
+        simd::once(InstructionSet::fastest(), SgdPass { rule: self, parameters, gradients, velocity });
+    }
+}
+
+/// One pass over memory. Multiplications and additions are rounded each, with any instructions.
+struct SgdPass<'a> {
+    rule: &'a Sgd,
+    parameters: &'a mut [f32],
+    gradients: &'a [f32],
+    velocity: &'a mut [f32],
+}
+
+impl Pass for SgdPass<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let Sgd { lr, scale, weight_decay, momentum, nesterov, clip } = *self.rule;
+        for ((parameter, &gradient), velocity) in self.parameters.iter_mut().zip(self.gradients).zip(self.velocity) {
             let gradient = scale * (clip * gradient + weight_decay * *parameter);
             *velocity = without_denormals(momentum * *velocity + gradient);
             let step = if nesterov { gradient + momentum * *velocity } else { *velocity };
@@ -198,10 +214,31 @@ impl Adam {
         rest: f32,
         lr: f32,
     ) {
+        let pass = AdamPass { rule: self, parameters, gradients, first, second, weight_decay, rest, lr };
+        simd::once(InstructionSet::fastest(), pass);
+    }
+}
+
+/// One pass over memory, rounded as [`SgdPass`].
+struct AdamPass<'a> {
+    rule: &'a Adam,
+    parameters: &'a mut [f32],
+    gradients: &'a [f32],
+    first: &'a mut [f32],
+    second: &'a mut [f32],
+    weight_decay: f32,
+    rest: f32,
+    lr: f32,
+}
+
+impl Pass for AdamPass<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let AdamPass { rule, parameters, gradients, first, second, weight_decay, rest, lr } = self;
         let moments = first.iter_mut().zip(second);
         for ((parameter, &gradient), (first, second)) in parameters.iter_mut().zip(gradients).zip(moments) {
-            let gradient = self.clip * gradient + weight_decay * *parameter;
-            *parameter = rest * *parameter - lr * self.direction(gradient, first, second);
+            let gradient = rule.clip * gradient + weight_decay * *parameter;
+            *parameter = rest * *parameter - lr * rule.direction(gradient, first, second);
         }
     }
 }

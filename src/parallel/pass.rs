@@ -8,7 +8,7 @@ use tch::Tensor;
 use crate::data::Batch;
 use crate::error::Result;
 use crate::sys::gpu::{self, Stream};
-use crate::sys::{CudaGraph, CudaGraphPool, GradientHooks, give_back_freed_memory};
+use crate::sys::{CudaGraph, CudaGraphPool, GradientHooks, backward, give_back_freed_memory};
 
 /// One batch between its forward pass and the end of its backward pass.
 pub(super) struct Pass {
@@ -20,8 +20,11 @@ pub(super) struct Pass {
 }
 
 enum Execution {
-    /// Loss of the batch times its share of the step.
-    Eager(Tensor),
+    /// Loss of the batch, and its share of the step's.
+    Eager {
+        loss: Tensor,
+        share: f64,
+    },
     Replayed(Rc<Recorded>),
 }
 
@@ -29,10 +32,10 @@ enum Execution {
 pub(super) type Listener<'a> = (&'a mut GradientHooks, &'a mut (dyn FnMut(usize) + Send));
 
 impl Pass {
-    /// Creates the pass of a batch whose forward pass was launched op by op. `loss` is the `mean_loss` times the batch's share of
-    /// the step.
-    pub fn eager(loss: Tensor, logits: Tensor, mean_loss: Tensor) -> Pass {
-        Pass { logits, mean_loss, execution: Execution::Eager(loss) }
+    /// Creates the pass of a batch whose forward pass was launched op by op. `loss`, the `mean_loss` times the loss scale if there is
+    /// one, counts with its `share` of the step.
+    pub fn eager(loss: Tensor, share: f64, logits: Tensor, mean_loss: Tensor) -> Pass {
+        Pass { logits, mean_loss, execution: Execution::Eager { loss, share } }
     }
 
     /// Launches the backward pass; `listener` hears of each gradient.
@@ -41,8 +44,8 @@ impl Pass {
     /// A graph cannot be replayed.
     pub fn backward(&self, listener: Option<Listener>) -> Result<()> {
         match (&self.execution, listener) {
-            (Execution::Eager(loss), None) => loss.backward(),
-            (Execution::Eager(loss), Some((hooks, ready))) => hooks.backward(loss, ready),
+            (Execution::Eager { loss, share }, None) => backward(loss, *share),
+            (Execution::Eager { loss, share }, Some((hooks, ready))) => hooks.backward(loss, *share, ready),
             (Execution::Replayed(recorded), _) => recorded.backward.replay()?,
         }
         Ok(())

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::message;
 use crate::store;
 use crate::table::{Sheet, Table, terminal, terminal_width};
 pub use figure::{Axis, Bar, Bars, Figure, Histogram, Lines, Panel, Scale, Series, Style};
@@ -76,7 +77,7 @@ pub fn report(args: &Request) -> Result<String> {
     let written = write_files(args, &sources, &sections)?;
     Ok(match text {
         Some(text) => {
-            eprint!("{written}"); // stdout is the table's
+            message::print(written.trim_end()); // stdout is the table's
             text
         }
         None if args.markdown => render::markdown(&sections),

@@ -27,11 +27,12 @@ use crate::launch::Job;
 use crate::output::{self, Destination};
 use crate::report;
 use crate::table::Table;
+use crate::train::Convolutions;
 use crate::units::{Bytes, counted, format_seconds};
 pub use case::{Case, cases};
 use record::Record;
 pub use scaling::{Row, Status, rows};
-use visit::visit;
+use visit::Visits;
 
 /// The tables of a sweep without rows, which their documentation is generated from.
 pub fn empty_tables() -> Vec<Table> {
@@ -55,6 +56,9 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
     }
     let groups = groups(job, &cases)?;
     measure_all_reduce(plan, job, &cases, &groups, datasets.train.form(), &mut record)?;
+    let earlier = record.as_ref().and_then(|record| record.convolutions.as_ref());
+    let convolutions = Convolutions::of_sweep(earlier.map_or(&[][..], std::slice::from_ref));
+    let mut visits = Visits { plan, job, dataset: &datasets.train, convolutions };
     for round in 0..plan.sweep.rounds {
         for number in order(&cases, round, plan.run.seed) {
             let case = &cases[number];
@@ -67,10 +71,11 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
             let group = groups.get(&case.ranks).expect("a group for every rank count");
             let seconds = plan.sweep.seconds / plan.sweep.rounds as f64;
             let outcome = match group {
-                Some(group) => Some(visit(case, plan, job, group, &datasets.train, needed as Bytes, seconds)?),
+                Some(group) => Some(visits.visit(case, group, needed as Bytes, seconds)?),
                 None => None,
             };
             if let (Some(record), Some(outcome)) = (&mut record, outcome) {
+                record.convolutions = visits.convolutions.table();
                 record.add(number, round, outcome)?;
                 log_visit(record, number, round, plan.sweep.rounds);
             }

@@ -23,6 +23,8 @@ pub(super) struct Record {
     samples: usize,
     /// The table `/allreduce`, once measured.
     pub all_reduce: Option<Table>,
+    /// The table `/convolutions`, once something was chosen.
+    pub convolutions: Option<Table>,
     /// Step times `[steps][ranks]` by case and round.
     visits: BTreeMap<(usize, usize), Vec<Vec<StepTimes>>>,
     /// Other measurements, one entry per case.
@@ -68,7 +70,8 @@ impl Record {
         file.set_warnings(job.warnings());
         let (cases, samples) = (cases.to_vec(), datasets.train.len());
         let about = vec![About::default(); cases.len()];
-        let mut record = Record { file, cases, samples, all_reduce: None, visits: BTreeMap::new(), about };
+        let (all_reduce, convolutions, visits) = (None, None, BTreeMap::new());
+        let mut record = Record { file, cases, samples, all_reduce, convolutions, visits, about };
         if resumed {
             record.read(&out)?;
         }
@@ -195,6 +198,7 @@ impl Record {
         let mut tables = vec![scaling::table(&self.rows())];
         tables.extend((!self.visits.is_empty()).then(|| self.steps()));
         tables.extend(self.all_reduce.clone());
+        tables.extend(self.convolutions.clone());
         tables
     }
 
@@ -215,6 +219,9 @@ impl Record {
         let names = store::table_names(out)?;
         if names.iter().any(|name| name == "allreduce") {
             self.all_reduce = Some(store::read_table(out, "allreduce")?);
+        }
+        if names.iter().any(|name| name == "convolutions") {
+            self.convolutions = Some(store::read_table(out, "convolutions")?);
         }
         if !names.iter().any(|name| name == "scaling") {
             return Ok(()); // interrupted before anything was measured

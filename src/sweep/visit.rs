@@ -80,110 +80,116 @@ fn at_least(plan: &Plan, case: &Case, job: &Job, dataset: &Dataset) -> Result<By
     Ok(Workload::new(&plan, dataset.form())?.memory().total())
 }
 
-/// Visits `case` on the ranks of `group` (all of them call this). `needed` is the memory a rank probably takes, 0 if unknown.
-pub(super) fn visit(
-    case: &Case,
-    plan: &Plan,
-    job: &Job,
-    group: &Arc<Communicator>,
-    dataset: &Arc<Dataset>,
-    needed: Bytes,
-    seconds: Second,
-) -> Result<Outcome> {
-    let plan = plan.adapted(|config| {
-        config.model = model_of(&config.model, case.model);
-        config.metrics.timing = case.timing;
-    })?;
-    let host = &job.places[job.rank].host;
-    let sharing = job.places[..case.ranks].iter().filter(|place| place.host == *host).count();
-    // A tenth is left to other processes.
-    let room = memory::room(sharing) / 10 * 9;
-    let resident = memory::resident();
-    let expected = if needed > 0 { needed } else { resident + at_least(&plan, case, job, dataset)? };
-    let too_much = expected > resident + room;
-    let mut outcome = Outcome {
-        times: Vec::new(),
-        peak_memory: 0,
-        out_of_memory: true,
-        gradient_bytes: 0,
-        overlaps: false,
-        gpu: None,
-    };
-    if any(group, too_much)? {
-        return Ok(outcome);
-    }
+/// What all visits of a sweep share.
+pub(super) struct Visits<'a> {
+    pub plan: &'a Plan,
+    pub job: &'a Job,
+    pub dataset: &'a Arc<Dataset>,
+    /// Choices for the convolutions of the visits so far, on rank 0.
+    pub convolutions: Convolutions,
+}
 
-    let mut model = Model::new(&plan.model, dataset.form(), plan.run.seed)?;
-    Convolutions::choose(&mut model, &plan, job.target, group, case.batch_per_rank, None)?;
-    sys::give_back_freed_memory();
-    memory::forget_peak();
-    let mut replica = Replica::new(model, job.target, group.clone(), &plan)?;
-    let feed = Feed::new(dataset.clone(), job.target.own_memory(), plan.data.gpu_mb as Bytes * 1_000_000)?;
-    (outcome.gradient_bytes, outcome.overlaps) = (replica.gradient_bytes(), replica.overlaps());
-    let warmup = plan.metrics.warmup_steps.max(1);
-    let batches = batches(case, &plan, group.rank(), dataset.len(), warmup + MOST_STEPS);
-    // One step without communication first, on which no rank waits, so that running out of memory is a result and not a failure.
-    // A GPU always reports a lack of memory, and each batch size would have cuDNN try its algorithms.
-    let step_by_step = needed == 0 && !matches!(job.target, Target::Gpu { .. });
-    let fits =
-        fits_alone(&mut replica, &batches.indices[..case.batch_per_rank], &plan.data, &feed, room, step_by_step)?;
-    if any(group, !fits)? {
-        outcome.peak_memory = memory::peak();
-        drop(replica);
+impl Visits<'_> {
+    /// Visits `case` for `seconds` on the ranks of `group` (all of them call this). `needed` is the memory a rank probably takes, 0 if
+    /// unknown.
+    pub fn visit(&mut self, case: &Case, group: &Arc<Communicator>, needed: Bytes, seconds: Second) -> Result<Outcome> {
+        let &mut Visits { plan, job, dataset, ref mut convolutions } = self;
+        let plan = plan.adapted(|config| {
+            config.model = model_of(&config.model, case.model);
+            config.metrics.timing = case.timing;
+        })?;
+        let host = &job.places[job.rank].host;
+        let sharing = job.places[..case.ranks].iter().filter(|place| place.host == *host).count();
+        // A tenth is left to other processes.
+        let room = memory::room(sharing) / 10 * 9;
+        let resident = memory::resident();
+        let expected = if needed > 0 { needed } else { resident + at_least(&plan, case, job, dataset)? };
+        let too_much = expected > resident + room;
+        let mut outcome = Outcome {
+            times: Vec::new(),
+            peak_memory: 0,
+            out_of_memory: true,
+            gradient_bytes: 0,
+            overlaps: false,
+            gpu: None,
+        };
+        if any(group, too_much)? {
+            return Ok(outcome);
+        }
+
+        let mut model = Model::new(&plan.model, dataset.form(), plan.run.seed)?;
+        convolutions.choose(&mut model, &plan, job.target, group, case.batch_per_rank)?;
         sys::give_back_freed_memory();
-        return Ok(outcome);
-    }
+        memory::forget_peak();
+        let mut replica = Replica::new(model, job.target, group.clone(), &plan)?;
+        let feed = Feed::new(dataset.clone(), job.target.own_memory(), plan.data.gpu_mb as Bytes * 1_000_000)?;
+        (outcome.gradient_bytes, outcome.overlaps) = (replica.gradient_bytes(), replica.overlaps());
+        let warmup = plan.metrics.warmup_steps.max(1);
+        let batches = batches(case, &plan, group.rank(), dataset.len(), warmup + MOST_STEPS);
+        // One step without communication first, on which no rank waits, so that running out of memory is a result and not a failure.
+        // A GPU always reports a lack of memory, and each batch size would have cuDNN try its algorithms.
+        let step_by_step = needed == 0 && !matches!(job.target, Target::Gpu { .. });
+        let fits =
+            fits_alone(&mut replica, &batches.indices[..case.batch_per_rank], &plan.data, &feed, room, step_by_step)?;
+        if any(group, !fits)? {
+            outcome.peak_memory = memory::peak();
+            drop(replica);
+            sys::give_back_freed_memory();
+            return Ok(outcome);
+        }
 
-    let mut optimizer =
-        Optimizer::new(replica.state(), &plan.optim).with_loss_scale(LossScale::of(plan.model.precision));
-    let mut batches = feed.batches(batches, loader_options(&plan.data, &feed, &replica, None));
-    let sizes = [case.batch_per_rank];
-    let mut step =
-        |replica: &mut Replica| timed_step(&mut batches, &sizes, replica, &mut optimizer, case.ranks, plan.train.lr);
-    let started = Instant::now();
-    let mut warm = 0.0;
-    for done in 1..=warmup {
-        step(&mut replica)?;
-        replica.take_result()?; // on a device: waits for its collectives
-        warm = longest(group, started)? / done as f64;
-        if warm > seconds {
-            break;
+        let mut optimizer =
+            Optimizer::new(replica.state(), &plan.optim).with_loss_scale(LossScale::of(plan.model.precision));
+        let mut batches = feed.batches(batches, loader_options(&plan.data, &feed, &replica, None));
+        let sizes = [case.batch_per_rank];
+        let mut step = |replica: &mut Replica| {
+            timed_step(&mut batches, &sizes, replica, &mut optimizer, case.ranks, plan.train.lr)
+        };
+        let started = Instant::now();
+        let mut warm = 0.0;
+        for done in 1..=warmup {
+            step(&mut replica)?;
+            replica.take_result()?; // on a device: waits for its collectives
+            warm = longest(group, started)? / done as f64;
+            if warm > seconds {
+                break;
+            }
         }
-    }
-    let mut monitor = GpuMonitor::start(job.target, &job.gpu_uuid);
-    let mut times = Vec::new();
-    let mut until = if warm > seconds { 1 } else { LEAST_STEPS };
-    let started = Instant::now();
-    loop {
-        // On a device all steps are enqueued before the first is waited for, as in a training.
-        let asked: Vec<StepRecorder> = (times.len()..until).map(|_| step(&mut replica)).collect::<Result<_>>()?;
-        replica.take_result()?;
-        for mut one in asked {
-            times.push(one.resolve()?);
+        let mut monitor = GpuMonitor::start(job.target, &job.gpu_uuid);
+        let mut times = Vec::new();
+        let mut until = if warm > seconds { 1 } else { LEAST_STEPS };
+        let started = Instant::now();
+        loop {
+            // On a device all steps are enqueued before the first is waited for, as in a training.
+            let asked: Vec<StepRecorder> = (times.len()..until).map(|_| step(&mut replica)).collect::<Result<_>>()?;
+            replica.take_result()?;
+            for mut one in asked {
+                times.push(one.resolve()?);
+            }
+            let taken = longest(group, started)?;
+            if taken >= seconds || until == MOST_STEPS {
+                break;
+            }
+            // As many steps as the time allows, but at most doubled before the next look.
+            let affordable = (until as f64 * seconds / taken).ceil() as usize;
+            until = affordable.clamp(until + 1, 2 * until).min(MOST_STEPS);
         }
-        let taken = longest(group, started)?;
-        if taken >= seconds || until == MOST_STEPS {
-            break;
-        }
-        // As many steps as the time allows, but at most doubled before the next look.
-        let affordable = (until as f64 * seconds / taken).ceil() as usize;
-        until = affordable.clamp(until + 1, 2 * until).min(MOST_STEPS);
-    }
 
-    if job.target.is_gpu() {
-        let images = times.len() * case.global_batch();
-        outcome.gpu = GpuUse::of(monitor.as_mut().map(GpuMonitor::read), images, group)?;
+        if job.target.is_gpu() {
+            let images = times.len() * case.global_batch();
+            outcome.gpu = GpuUse::of(monitor.as_mut().map(GpuMonitor::read), images, group)?;
+        }
+        let own: Vec<f32> = times.iter().flat_map(|time| *time.as_array()).collect();
+        let all = group.gather(Kind::Metrics, &own)?;
+        let of_rank = |values: &[f32]| values.chunks(StepTimes::PARTS).map(StepTimes::from_slice).collect();
+        outcome.times = all.chunks(own.len()).map(of_rank).collect();
+        let mut peak = [memory::peak() as f64];
+        group.all_reduce(Kind::Metrics, Combine::Max, &mut peak)?;
+        (outcome.peak_memory, outcome.out_of_memory) = (peak[0] as Bytes, false);
+        drop((batches, replica, optimizer));
+        sys::give_back_freed_memory();
+        Ok(outcome)
     }
-    let own: Vec<f32> = times.iter().flat_map(|time| *time.as_array()).collect();
-    let all = group.gather(Kind::Metrics, &own)?;
-    let of_rank = |values: &[f32]| values.chunks(StepTimes::PARTS).map(StepTimes::from_slice).collect();
-    outcome.times = all.chunks(own.len()).map(of_rank).collect();
-    let mut peak = [memory::peak() as f64];
-    group.all_reduce(Kind::Metrics, Combine::Max, &mut peak)?;
-    (outcome.peak_memory, outcome.out_of_memory) = (peak[0] as Bytes, false);
-    drop((batches, replica, optimizer));
-    sys::give_back_freed_memory();
-    Ok(outcome)
 }
 
 /// Whether forward and backward pass of the batch `indices` fit in `room` more bytes.

@@ -87,11 +87,17 @@ extern "C" void *hpml_hooks(const void *const *parameters, size_t count) noexcep
 }
 extern "C" void hpml_hooks_free(void *hooks) noexcept { delete static_cast<std::shared_ptr<Listener> *>(hooks); }
 
-// Runs the backward pass from `loss`; `ready` is called when the gradient of a parameter is complete.
-extern "C" bool hpml_hooks_backward(void *hooks, const void *loss, void (*ready)(void *, size_t), void *context) noexcept {
+// Runs the backward pass from `factor` times `loss`.
+extern "C" bool hpml_backward(const void *loss, double factor) noexcept {
+    return done([&] { tensor(loss).backward(at::full_like(tensor(loss).detach(), factor)); });
+}
+
+// The same; `ready` is called when the gradient of a parameter is complete.
+extern "C" bool hpml_hooks_backward(void *hooks, const void *loss, double factor, void (*ready)(void *, size_t),
+                                    void *context) noexcept {
     auto &listener = **static_cast<std::shared_ptr<Listener> *>(hooks);
     listener = {ready, context};
-    const bool is_done = done([&] { tensor(loss).backward(); });
+    const bool is_done = hpml_backward(loss, factor);
     listener = {};
     return is_done;
 }

@@ -18,7 +18,14 @@ type Free = extern "C" fn(*mut c_void);
 unsafe extern "C" {
     fn hpml_hooks(parameters: *const *const C_tensor, count: usize) -> *mut c_void;
     fn hpml_hooks_free(hooks: *mut c_void);
-    fn hpml_hooks_backward(hooks: *mut c_void, loss: *const C_tensor, ready: Ready, context: *mut c_void) -> bool;
+    fn hpml_backward(loss: *const C_tensor, factor: f64) -> bool;
+    fn hpml_hooks_backward(
+        hooks: *mut c_void,
+        loss: *const C_tensor,
+        factor: f64,
+        ready: Ready,
+        context: *mut c_void,
+    ) -> bool;
     fn hpml_operation(
         inputs: *const *const C_tensor,
         count: usize,
@@ -27,6 +34,16 @@ unsafe extern "C" {
         call: Call,
         drop: Free,
     ) -> *mut C_tensor;
+}
+
+/// Runs the backward pass from `factor` times `loss`, a scalar: as that of the product, without its operation.
+///
+/// # Panics
+/// Panics with libtorch's message if the pass fails.
+pub fn backward(loss: &Tensor, factor: f64) {
+    // SAFETY: a live tensor for the length of the call.
+    let done = unsafe { hpml_backward(loss.as_ptr(), factor) };
+    assert!(done, "Torch({})", failure());
 }
 
 /// Hooks on the gradients of parameters, which tell during a backward pass when each gradient is complete, as those of
@@ -48,13 +65,13 @@ impl GradientHooks {
         GradientHooks(hooks.unwrap_or_else(|| panic!("hooks on gradients: {}", failure())))
     }
 
-    /// Runs the backward pass from `loss`. Calls `ready` with the index of a parameter when its gradient is complete: once for each
+    /// Runs [`backward`]. Calls `ready` with the index of a parameter when its gradient is complete: once for each
     /// parameter on which the loss depends, in the order of the backward pass; on a CPU on the caller's thread, on a GPU on a
     /// thread of libtorch, when the gradient is enqueued.
     ///
     /// # Panics
     /// Panics with libtorch's message if the pass fails, and goes on with a panic of `ready`.
-    pub fn backward(&mut self, loss: &Tensor, ready: &mut (dyn FnMut(usize) + Send)) {
+    pub fn backward(&mut self, loss: &Tensor, factor: f64, ready: &mut (dyn FnMut(usize) + Send)) {
         struct Context<'a> {
             ready: &'a mut (dyn FnMut(usize) + Send),
             panic: Option<Box<dyn Any + Send>>,
@@ -68,8 +85,9 @@ impl GradientHooks {
             }
         }
         let mut context = Context { ready, panic: None };
+        let context_pointer = (&raw mut context).cast();
         // SAFETY: an object of ours, a live tensor, and a context that lives as long as the call.
-        let done = unsafe { hpml_hooks_backward(self.0.as_ptr(), loss.as_ptr(), call, (&raw mut context).cast()) };
+        let done = unsafe { hpml_hooks_backward(self.0.as_ptr(), loss.as_ptr(), factor, call, context_pointer) };
         if let Some(panic) = context.panic {
             resume_unwind(panic);
         }
@@ -171,14 +189,25 @@ mod tests {
             // Parameter 2 is not used; parameter 0 is used twice, and complete after its first use.
             let loss = pass(&[&parameters[0], &parameters[1], &parameters[0], &parameters[3]]);
             let mut order = Vec::new();
-            hooks.backward(&loss, &mut |parameter| order.push(parameter));
+            hooks.backward(&loss, 1.0, &mut |parameter| order.push(parameter));
             assert_eq!(order, [3, 1, 0]);
         }
         pass(&[&parameters[2]]).backward(); // without a listener
         let mut two = GradientHooks::new(&parameters[1..2]);
         let mut order = Vec::new();
-        two.backward(&pass(&[&parameters[1]]), &mut |parameter| order.push(parameter));
+        two.backward(&pass(&[&parameters[1]]), 1.0, &mut |parameter| order.push(parameter));
         assert_eq!(order, [0]);
+    }
+
+    #[test]
+    fn a_factor_of_the_loss_is_that_of_its_gradients() {
+        let (weight, x) = (random(&[3, 3]).set_requires_grad(true), random(&[2, 3]));
+        let loss = || x.matmul(&weight).tanh().sum(Kind::Float);
+        (loss() * 0.3).backward();
+        let expected = weight.grad().copy();
+        let _ = weight.grad().zero_();
+        backward(&loss(), 0.3);
+        assert!(weight.grad().equal(&expected) && !weight.grad().requires_grad());
     }
 
     #[test]
@@ -186,7 +215,7 @@ mod tests {
         let weight = random(&[2]).set_requires_grad(true);
         let mut hooks = GradientHooks::new([&weight]);
         let loss = weight.sum(Kind::Float);
-        let caught = catch_unwind(AssertUnwindSafe(|| hooks.backward(&loss, &mut |_| panic!("here"))));
+        let caught = catch_unwind(AssertUnwindSafe(|| hooks.backward(&loss, 1.0, &mut |_| panic!("here"))));
         assert_eq!(caught.unwrap_err().downcast_ref::<&str>(), Some(&"here"));
     }
 

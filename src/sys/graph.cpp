@@ -3,6 +3,7 @@
 #include "failure.h"
 
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/headeronly/version.h>
 
 #include <dlfcn.h>
 
@@ -23,8 +24,13 @@ template <class Function> Function *find(const char *name) {
     return reinterpret_cast<Function *>(found);
 }
 
-// at::cuda::CUDAGraph's members, with `this` as the first argument. Source: ATen/cuda/CUDAGraph.h of libtorch 2.11, the version
-// that graph.rs insists on: neither these names nor the size of the class are part of libtorch's interface.
+// Neither these names nor the size of the class are part of libtorch's interface: for another version read its header again, and
+// what `nm -D` shows of libtorch_cuda.so. hpml refuses to run with another libtorch than it was built with (version.rs).
+#if TORCH_VERSION_MAJOR != 2 || TORCH_VERSION_MINOR != 13
+#error "src/sys/graph.cpp: compare at::cuda::CUDAGraph of this libtorch with what follows, which is that of 2.13"
+#endif
+
+// at::cuda::CUDAGraph's members, with `this` as the first argument. Source: ATen/cuda/CUDAGraph.h of libtorch 2.13.
 struct Functions {
     void (*construct)(void *, bool) = find<void(void *, bool)>("_ZN2at4cuda9CUDAGraphC1Eb");
     void (*destroy)(void *) = find<void(void *)>("_ZN2at4cuda9CUDAGraphD1Ev");
@@ -41,7 +47,7 @@ const Functions &functions() {
 }
 
 class Graph {
-    // at::cuda::CUDAGraph, which takes 104 bytes.
+    // at::cuda::CUDAGraph, which takes 344 bytes in 2.13 (104 in 2.11, 448 in 2.15).
     alignas(16) unsigned char memory[1024];
     // Stream to return to after the capture; set during it.
     std::optional<c10::Stream> before;
@@ -78,13 +84,6 @@ class Graph {
     void replay() { functions().replay(memory); }
 };
 } // namespace
-
-// Version of the libtorch that this process has loaded, as TORCH_ABI_VERSION of torch/headeronly/version.h: major, minor and
-// patch in the three highest bytes. 0: it is too old to report one.
-extern "C" uint64_t hpml_libtorch_loaded() noexcept {
-    auto *version = reinterpret_cast<uint64_t (*)()>(dlsym(RTLD_DEFAULT, "aoti_torch_abi_version"));
-    return version == nullptr ? 0 : version();
-}
 
 // Id of memory shared by graphs that are replayed in the order of their capture.
 extern "C" bool hpml_graph_pool(unsigned long long *pool) noexcept {

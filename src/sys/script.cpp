@@ -45,10 +45,15 @@ at::Tensor batch_norm(const at::Tensor &input, const std::optional<at::Tensor> &
     return *output;
 }
 
-TORCH_LIBRARY(hpml, library) {
-    library.def("batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "
-                "bool training, float momentum, float eps, bool cudnn_enabled) -> Tensor",
-                batch_norm);
+// Makes batch_norm known to libtorch, once. No static initializer: that would call libtorch before main has checked its version.
+void register_batch_norm() {
+    static const torch::Library library = [] {
+        torch::Library made(torch::Library::DEF, "hpml", std::nullopt, __FILE__, __LINE__);
+        made.def("batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "
+                 "bool training, float momentum, float eps, bool cudnn_enabled) -> Tensor",
+                 batch_norm);
+        return made;
+    }();
 }
 
 // A tensor of the module; `first` is the slot of the same tensor under its first name.
@@ -180,6 +185,7 @@ const Slot &slot(void *pointer, size_t index) { return loaded(pointer).slots.at(
 // Loads a module onto the CPU, with the text of the file `description` in its archive. Null: it has failed.
 extern "C" void *hpml_script_load(const char *path, const char *description) noexcept {
     return guarded(static_cast<void *>(nullptr), [&]() -> void * {
+        register_batch_norm();
         auto made = std::make_unique<Script>();
         ExtraFilesMap extra{{description, ""}};
         made->module = load(path, at::Device(at::kCPU), extra);

@@ -4,22 +4,22 @@ use std::path::Path;
 
 use super::GlobalBatch;
 use super::record::EpochRow;
-use crate::collective::Universe;
+use crate::collective::library_version;
 use crate::config::Config;
 use crate::data::{Datasets, Form};
 use crate::launch::Job;
 use crate::parallel::Replica;
 use crate::report;
+use crate::sys::LIBTORCH_VERSION;
 use crate::table::Table;
 use crate::units::{Second, counted, format_bytes, format_seconds, or_dash};
 
 /// Prints versions, ranks, data, model and batch.
 pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &Replica, global_batch: &GlobalBatch) {
     println!(
-        "# hpml {}   libtorch {}   {}   world_size {}",
+        "# hpml {}   libtorch {LIBTORCH_VERSION}   {}   world_size {}",
         env!("CARGO_PKG_VERSION"),
-        env!("HPML_LIBTORCH_VERSION"),
-        Universe::library_version(),
+        library_version(),
         job.world_size
     );
     job.describe().iter().for_each(|line| println!("# {line}"));

@@ -1,5 +1,5 @@
 //! The choice between direct and Winograd's convolutions for each shape of a network: `/convolutions`. Rank 0 times both, all ranks
-//! compute alike, and a resumed training as before.
+//! compute alike, and a resumed training as before; a sweep, all visits of a case.
 
 use std::time::Instant;
 
@@ -37,7 +37,7 @@ struct Choice {
     width: i64,
     method: String,
     reason: String,
-    /// Images of the trial, 0 without one.
+    /// Images of a batch that the choice is for; 0: of any.
     images: i64,
     /// Times of forward pass and both gradients in the trial, NaN without one.
     direct: Second,
@@ -70,7 +70,9 @@ fn schema() -> Schema<Choice> {
         .put_text(|row, text| row.method = text.to_owned())
         .text(("reason", "1", "how the method was chosen"), |row| row.reason.clone())
         .put_text(|row, text| row.reason = text.to_owned())
-        .integer(("images", "1", "images of the trial; 0 without one"), |row| row.images)
+        .integer(("images", "1", "images per batch that it was chosen for, at most 32; 0: any number"), |row| {
+            row.images
+        })
         .put(|row, value| row.images = value as i64)
         .float(&DIRECT_SECONDS, |row| row.direct)
         .put(|row, value| row.direct = value)
@@ -91,71 +93,92 @@ impl Choice {
         Choice { inputs, outputs, height, width, method, reason, images: 0, direct: f64::NAN, winograd: f64::NAN }
     }
 
-    fn is_of(&self, shape: &Shape) -> bool {
-        let extents = [shape.inputs, shape.outputs, shape.height, shape.width];
-        [self.inputs, self.outputs, self.height, self.width] == extents.map(|extent| extent as i64)
+    /// Whether it holds for a batch of `shape`; `any`: for any number of images.
+    fn is_for(&self, shape: &Shape, any: bool) -> bool {
+        let extents = [shape.inputs, shape.outputs, shape.height, shape.width].map(|extent| extent as i64);
+        let is_of_size = any || [0, shape.images as i64].contains(&self.images);
+        [self.inputs, self.outputs, self.height, self.width] == extents && is_of_size
     }
 }
 
-/// The choices of a training, on rank 0; empty on other ranks, and where Winograd can compute nothing.
+/// The choices of a training or sweep, on rank 0; empty on other ranks, and where Winograd can compute nothing.
 #[derive(Debug, Default)]
 pub struct Convolutions {
     choices: Vec<Choice>,
+    /// Whether the choices are those of a training that goes on: it makes no others.
+    closed: bool,
 }
 
 impl Convolutions {
-    /// Chooses for each shape of `model`, which computes so from now on, for batches of `images` images. A training that goes on has
-    /// the `earlier` tables on rank 0, and none on the others: it keeps its choices. The trial draws no random numbers. A collective.
+    /// The choices in the `tables` of a sweep that goes on.
+    pub fn of_sweep(tables: &[Table]) -> Convolutions {
+        Convolutions { choices: schema().find(tables), closed: false }
+    }
+
+    /// The choices in the `tables` of a training that goes on.
+    pub fn of_training(tables: &[Table]) -> Convolutions {
+        Convolutions { closed: true, ..Convolutions::of_sweep(tables) }
+    }
+
+    /// Chooses for each shape of `model`, which computes so from now on, for batches of `images` images; what was chosen before for
+    /// as many stays. The trial draws no random numbers. A collective.
     ///
     /// # Errors
     /// [`Error::ConfigValue`] if `model.convolution = "winograd"` and the CPU of a rank lacks AVX2; an MPI call failed.
     pub fn choose(
+        &mut self,
         model: &mut Model,
         plan: &Plan,
         target: Target,
         ranks: &Communicator,
         images: usize,
-        earlier: Option<&[Table]>,
-    ) -> Result<Convolutions> {
+    ) -> Result<()> {
         let shapes = model.convolutions();
         if target.is_gpu() || shapes.is_empty() || plan.model.convolution == Convolution::Direct {
-            return Ok(Convolutions::default());
+            return Ok(());
         }
         let winograd = Winograd::detected();
         let mut detected = [f64::from(u8::from(winograd.is_some()))];
         ranks.all_reduce(Kind::Control, Combine::Min, &mut detected)?;
-        let Some(winograd) = winograd.filter(|_| detected[0] > 0.0) else {
-            return cannot(plan, shapes);
-        };
-        let choices: Vec<Choice> = if ranks.rank() == 0 {
-            let earlier = earlier.map(|tables| schema().find(tables));
-            let choose = |shape: &Shape| match &earlier {
-                Some(earlier) => earlier
-                    .iter()
-                    .find(|choice| choice.is_of(shape))
-                    .cloned()
-                    .unwrap_or_else(|| Choice::new(shape, DIRECT, "the run began without a choice")),
-                None if plan.model.convolution == Convolution::Winograd => {
-                    Choice::new(shape, WINOGRAD, "model.convolution")
-                }
-                None => tried(winograd, &Shape { images: images.min(MOST_IMAGES), ..*shape }),
-            };
-            shapes.iter().map(choose).collect()
-        } else {
-            Vec::new()
-        };
-        let mut chosen: Vec<f32> = match choices.is_empty() {
-            true => vec![0.0; shapes.len()],
-            false => choices.iter().map(|choice| f32::from(u8::from(choice.method == WINOGRAD))).collect(),
-        };
-        ranks.broadcast(Kind::Control, &mut chosen)?;
-        let chosen: Vec<Shape> =
-            shapes.iter().zip(&chosen).filter(|(_, chosen)| **chosen > 0.0).map(|(shape, _)| *shape).collect();
-        model.use_winograd(winograd, &chosen);
-        if !choices.is_empty() {
-            log::info!("{}", summary(winograd, &choices));
+        let winograd = winograd.filter(|_| detected[0] > 0.0);
+        if winograd.is_none() && plan.model.convolution == Convolution::Winograd {
+            return Err(cannot());
         }
-        Ok(Convolutions { choices })
+        let mut chosen = vec![0f32; shapes.len()];
+        if ranks.rank() == 0 {
+            let known = self.choices.len();
+            for (chosen, shape) in chosen.iter_mut().zip(&shapes) {
+                let shape = Shape { images: images.min(MOST_IMAGES), ..*shape };
+                let is_winograd = self.method(&shape, plan.model.convolution, winograd) == WINOGRAD;
+                *chosen = f32::from(u8::from(is_winograd));
+            }
+            if let (Some(winograd), new @ [_, ..]) = (winograd, &self.choices[known..]) {
+                log::info!("{}", summary(winograd, new));
+            }
+        }
+        ranks.broadcast(Kind::Control, &mut chosen)?;
+        if let Some(winograd) = winograd {
+            let chosen = shapes.iter().zip(&chosen).filter(|(_, chosen)| **chosen > 0.0);
+            model.use_winograd(winograd, &chosen.map(|(shape, _)| *shape).collect::<Vec<Shape>>());
+        }
+        Ok(())
+    }
+
+    /// The method for `shape`, chosen now if it was not before.
+    fn method(&mut self, shape: &Shape, wanted: Convolution, winograd: Option<Winograd>) -> &'static str {
+        let choice = match self.choices.iter().find(|choice| choice.is_for(shape, self.closed)) {
+            Some(choice) => choice,
+            None => {
+                self.choices.push(match winograd {
+                    None => Choice::new(shape, DIRECT, "a CPU without AVX2"),
+                    Some(_) if self.closed => Choice::new(shape, DIRECT, "the run began without a choice"),
+                    Some(_) if wanted == Convolution::Winograd => Choice::new(shape, WINOGRAD, "model.convolution"),
+                    Some(winograd) => tried(winograd, shape),
+                });
+                self.choices.last().expect("one was added")
+            }
+        };
+        if winograd.is_some() && choice.method == WINOGRAD { WINOGRAD } else { DIRECT }
     }
 
     /// The table `/convolutions`; `None` without any row.
@@ -164,25 +187,21 @@ impl Convolutions {
     }
 }
 
-/// All direct, on a CPU without AVX2.
-fn cannot(plan: &Plan, shapes: Vec<Shape>) -> Result<Convolutions> {
-    if plan.model.convolution == Convolution::Winograd {
-        return Err(Error::ConfigValue {
-            place: "this CPU".into(),
-            key: "model.convolution".into(),
-            value: "\"winograd\"".into(),
-            expected: "needs AVX2 on every rank: set \"auto\" or \"direct\"".into(),
-        });
+/// The error for a CPU without AVX2.
+fn cannot() -> Error {
+    Error::ConfigValue {
+        place: "this CPU".into(),
+        key: "model.convolution".into(),
+        value: "\"winograd\"".into(),
+        expected: "needs AVX2 on every rank: set \"auto\" or \"direct\"".into(),
     }
-    let direct = |shape: &Shape| Choice::new(shape, DIRECT, "a CPU without AVX2");
-    Ok(Convolutions { choices: shapes.iter().map(direct).collect() })
 }
 
 /// The choice for `shape` by a trial, if there is enough work for one.
 fn tried(winograd: Winograd, shape: &Shape) -> Choice {
     let Shape { images, height, width, inputs, outputs } = *shape;
     if shape.tiles() < LEAST_TILES || images * height * width * 9 * inputs * outputs < LEAST_WORK {
-        return Choice::new(shape, DIRECT, "too little work for a trial");
+        return Choice { images: images as i64, ..Choice::new(shape, DIRECT, "too little work for a trial") };
     }
     let [direct, own] = seconds(winograd, shape);
     let method = if own > MARGIN * direct { DIRECT } else { WINOGRAD };
@@ -247,15 +266,16 @@ mod tests {
     fn little_work_is_direct_and_choices_come_back_from_their_table() {
         let shape = Shape { images: 1, height: 4, width: 4, inputs: 512, outputs: 512 };
         let little = tried(Winograd::by(InstructionSet::Scalar).expect("every CPU"), &shape);
-        assert_eq!((little.method.as_str(), little.images), (DIRECT, 0));
+        assert!(little.method == DIRECT && little.images == 1 && little.direct.is_nan());
         let other = Choice {
             images: 8,
             direct: 0.5,
             winograd: 0.25,
             ..Choice::new(&Shape { images: 8, height: 32, width: 16, inputs: 64, outputs: 48 }, WINOGRAD, "trial")
         };
-        assert!(other.is_of(&Shape { images: 1, height: 32, width: 16, inputs: 64, outputs: 48 }));
-        let record = Convolutions { choices: vec![other.clone()] };
+        let shape = |images: usize| Shape { images, height: 32, width: 16, inputs: 64, outputs: 48 };
+        assert!(other.is_for(&shape(8), false) && !other.is_for(&shape(1), false) && other.is_for(&shape(1), true));
+        let record = Convolutions { choices: vec![other.clone()], closed: false };
         let tables = [record.table().expect("a row")];
         assert_eq!(schema().find(&tables), [other]);
         let line = summary(Winograd::by(InstructionSet::Scalar).expect("every CPU"), &record.choices);

@@ -31,22 +31,14 @@ impl Mpirun {
 
     /// Prepares `mpirun -n RANKS PROGRAM`, a program with arguments.
     pub fn program<'a>(ranks: usize, program: impl IntoIterator<Item = &'a str>) -> Mpirun {
-        // Intel's mpirun is a script, which does not pass signals on.
-        let launcher = if is_intel_mpi() { "mpiexec.hydra" } else { "mpirun" };
-        let mut command = Command::new(launcher);
+        let mut command = launcher();
         command.args(["-n", &ranks.to_string()]).args(program);
         Mpirun::command(command)
     }
 
     /// Prepares a run of any command.
     pub fn command(mut command: Command) -> Mpirun {
-        // Fewer cores than ranks, and root in a container, are both intended.
-        command.envs([
-            ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
-            ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
-            ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
-            ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
-        ]);
+        command.env("OMP_WAIT_POLICY", "passive"); // other tests' ranks run on the same cores
         Mpirun { command, timeout: Duration::from_secs(120) }
     }
 
@@ -71,6 +63,11 @@ impl Mpirun {
 
     pub fn env(mut self, name: &str, value: &str) -> Mpirun {
         self.command.env(name, value);
+        self
+    }
+
+    pub fn without_env(mut self, name: &str) -> Mpirun {
+        self.command.env_remove(name);
         self
     }
 
@@ -165,6 +162,11 @@ impl Running {
     }
 }
 
+/// The launcher of the MPI on the PATH, with the settings that its kind needs: `scripts/mpirun`.
+pub fn launcher() -> Command {
+    Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/mpirun"))
+}
+
 /// Whether the output of `mpirun --version` contains this text.
 fn mpirun_says(words: &str) -> bool {
     static VERSION: OnceLock<String> = OnceLock::new();
@@ -228,6 +230,15 @@ impl Finished {
 /// A printed text with the notes of its tables, which are wrapped, in one line each.
 pub fn unwrapped(text: &str) -> String {
     text.replace("\n# ", " ")
+}
+
+/// Builds the library `source` of `tests/fixtures` in `folder`, to be loaded before all others.
+pub fn preloaded(folder: &Path, source: &str) -> PathBuf {
+    let library = folder.join(source).with_extension("so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(source);
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).arg("-ldl").status();
+    assert!(built.expect("a C compiler, which building hpml needs too").success());
+    library
 }
 
 /// A folder that is removed when the test ends.

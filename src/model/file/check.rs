@@ -9,8 +9,7 @@ use super::{Mode, Module, Role, reason};
 use crate::config::{self, ModelName, Precision};
 use crate::data::Form;
 use crate::error::{Error, Result};
-use crate::model::libtorch_version;
-use crate::sys::seeded;
+use crate::sys::{LIBTORCH_VERSION, seeded};
 
 /// Repeats the check of `model.file`, if the network is one of a file, on a copy of the model, in float32 on the CPU.
 ///
@@ -46,10 +45,8 @@ pub fn check(config: &config::Model) -> Result<()> {
             let place = if index == 0 { "in eval mode".into() } else { format!("of training step {index}") };
             return Err(refuse(format!(
                 "its loss {place} is {found:.6}, but PyTorch {} found {expected:.6} (allowed: {bound:.0e} apart): the file is \
-                 damaged, or libtorch {} computes it otherwise: export it again, with PyTorch {}",
-                description.torch,
-                libtorch_version(),
-                libtorch_version()
+                 damaged, or libtorch {LIBTORCH_VERSION} computes it otherwise: export it again, with PyTorch {LIBTORCH_VERSION}",
+                description.torch
             )));
         }
         most = most.max(apart);
@@ -63,7 +60,7 @@ pub fn check(config: &config::Model) -> Result<()> {
 /// Whether libtorch draws here what it drew where the file was written: another version or another kind of processor may not.
 fn draws_alike(description: &Description) -> bool {
     let minor = |version: &str| version.split('.').take(2).map(str::to_owned).collect::<Vec<_>>();
-    minor(&description.torch) == minor(libtorch_version()) && description.machine == std::env::consts::ARCH
+    minor(&description.torch) == minor(LIBTORCH_VERSION) && description.machine == std::env::consts::ARCH
 }
 
 /// Losses in eval mode and before each step of SGD, of a module that is used up.

@@ -408,12 +408,11 @@ impl Replica {
     fn forward_in(&self, mode: Mode, inputs: &Tensor, targets: &Tensor, share: f64) -> Pass {
         let logits = self.model.forward(inputs, mode);
         let mean_loss = loss(&logits, targets, self.label_smoothing);
-        let loss = if share == 1.0 { mean_loss.shallow_clone() } else { &mean_loss * share };
         let loss = match &self.loss_scale {
-            Some(scale) => loss * scale,
-            None => loss,
+            Some(scale) => &mean_loss * scale,
+            None => mean_loss.shallow_clone(),
         };
-        Pass::eager(loss, logits, mean_loss)
+        Pass::eager(loss, share, logits, mean_loss)
     }
 
     fn count(&mut self, pass: &Pass, batch: &Batch, times: &mut StepRecorder) -> Result<()> {

@@ -3,6 +3,7 @@
 mod allreduce;
 mod cases;
 mod comm;
+mod convolutions;
 mod environment;
 mod epochs;
 mod gpus;
@@ -24,7 +25,7 @@ use crate::report::section::Section;
 /// Makes a section of one run file; `None` if the file has none of its tables.
 type Make = fn(&Source) -> Result<Option<Section>>;
 
-const SECTIONS: [Make; 12] = [
+const SECTIONS: [Make; 13] = [
     scaling::section,
     prediction::section,
     allreduce::section,
@@ -36,6 +37,7 @@ const SECTIONS: [Make; 12] = [
     reads::section,
     comm::section,
     gpus::section,
+    convolutions::section,
     quantization::section,
 ];
 

@@ -4,9 +4,7 @@
 //! (channel, y, x) of a weight times the input that lies `y * row + x` further on in its channel; what falls into the gap between
 //! two rows is computed and not used.
 
-use std::ops::Range;
-
-use super::super::simd::{self, Kernel, fma};
+use super::super::simd::{self, Pass, fma};
 use crate::convolution::InstructionSet;
 
 /// Floats that a kernel computes beside each other, a multiple of every vector's.
@@ -73,12 +71,14 @@ impl Shape {
 
     /// Distance of each tap's input from the output's place.
     fn offsets(&self) -> Vec<usize> {
-        let area = self.kernel * self.kernel;
-        let offset = |tap: usize| {
-            let (channel, y, x) = (tap / area, tap / self.kernel % self.kernel, tap % self.kernel);
-            channel * self.plane() + y * self.row() + x
-        };
-        (0..self.taps()).map(offset).collect()
+        let mut offsets = Vec::with_capacity(self.taps());
+        for channel in 0..self.inputs {
+            for y in 0..self.kernel {
+                let row = channel * self.plane() + y * self.row();
+                offsets.extend(row..row + self.kernel);
+            }
+        }
+        offsets
     }
 
     /// The convolution that makes the gradient of the images from that of the outputs.
@@ -88,12 +88,16 @@ impl Shape {
         Shape { inputs: self.outputs, outputs: self.inputs, height, width, padding, ..*self }
     }
 
-    /// `images` in their padded form.
-    fn padded(&self, images: &[f32]) -> Vec<f32> {
+    /// `images` in their padded form, which [`forward`](Self::forward) and [`weight_gradient`](Self::weight_gradient) read.
+    pub fn padded(&self, images: &[f32]) -> Vec<f32> {
         let mut padded = vec![0.0; self.images * self.padded_image()];
         let (row, size) = (self.row(), self.height * self.width);
         let each = images.chunks_exact(self.inputs * size).zip(padded.chunks_exact_mut(self.padded_image()));
         for (image, padded) in each {
+            if self.padding == 0 {
+                padded[..image.len()].copy_from_slice(image);
+                continue;
+            }
             for (channel, padded) in image.chunks_exact(size).zip(padded.chunks_exact_mut(self.plane())) {
                 let rows = padded[self.padding * row..].chunks_mut(row);
                 for (from, to) in channel.chunks_exact(self.width).zip(rows) {
@@ -104,11 +108,11 @@ impl Shape {
         padded
     }
 
-    /// Sets `outputs` `[images, outputs, ..]` to the convolution of `images` plus `bias`, with ReLU if `rectified`.
+    /// Sets `outputs` `[images, outputs, ..]` to the convolution of the `padded` images plus `bias`, with ReLU if `rectified`.
     pub fn forward(
         &self,
         isa: InstructionSet,
-        images: &[f32],
+        padded: &[f32],
         weights: &[f32],
         bias: Option<&[f32]>,
         rectified: bool,
@@ -124,13 +128,13 @@ impl Shape {
             (_, channels) if channels % 6 == 0 => Self::forward_by::<6, 1>,
             _ => Self::forward_by::<4, 1>,
         };
-        by(self, isa, images, weights, bias, rectified, outputs);
+        by(self, isa, padded, weights, bias, rectified, outputs);
     }
 
     fn forward_by<const OUTPUTS: usize, const VECTORS: usize>(
         &self,
         isa: InstructionSet,
-        images: &[f32],
+        padded: &[f32],
         weights: &[f32],
         bias: Option<&[f32]>,
         rectified: bool,
@@ -142,32 +146,30 @@ impl Shape {
             let block = &mut by_tap[output / OUTPUTS * taps..];
             block.iter_mut().zip(weights).for_each(|(by_tap, weight)| by_tap[output % OUTPUTS] = *weight);
         }
-        let (padded, offsets, [rows, columns]) = (self.padded(images), self.offsets(), self.output());
+        let offsets = self.offsets();
+        assert!(offsets.last().is_some_and(|last| last + line <= self.padded_image()));
         let mut lines = vec![0.0; OUTPUTS * line];
-        let each =
-            padded.chunks_exact(self.padded_image()).zip(outputs.chunks_exact_mut(self.outputs * rows * columns));
-        for (image, outputs) in each {
-            for (block, weights) in by_tap.chunks_exact(taps).enumerate() {
-                assert!(offsets.last().is_some_and(|last| last + line <= image.len()));
-                let lines = lines.as_mut_slice();
+        let [rows, columns] = self.output();
+        let size = rows * columns;
+        for (image, outputs) in
+            padded.chunks_exact(self.padded_image()).zip(outputs.chunks_exact_mut(self.outputs * size))
+        {
+            let blocks = by_tap.chunks_exact(taps).zip(outputs.chunks_mut(OUTPUTS * size));
+            for (block, (weights, outputs)) in blocks.enumerate() {
+                let (offsets, bias) = (&offsets, bias.map(|bias| &bias[block * OUTPUTS..]));
+                let (extents, lines) = ([rows, columns, self.row()], &mut lines[..]);
                 let sums = Sums::<OUTPUTS, VECTORS> {
                     image,
                     weights,
-                    offsets: &offsets,
-                    lines: lines.as_mut_ptr(),
-                    length: line,
+                    offsets,
+                    line,
+                    lines,
+                    bias,
+                    rectified,
+                    extents,
+                    outputs,
                 };
-                simd::run(isa, &sums, 0..line / (LANES * VECTORS));
-                for (output, line) in (block * OUTPUTS..self.outputs).zip(lines.chunks_exact(line)) {
-                    let bias = bias.map_or(0.0, |bias| bias[output]);
-                    let to = outputs[output * rows * columns..][..rows * columns].chunks_exact_mut(columns);
-                    for (to, from) in to.zip(line.chunks(self.row())) {
-                        for (to, from) in to.iter_mut().zip(from) {
-                            let value = from + bias;
-                            *to = if rectified && value < 0.0 { 0.0 } else { value };
-                        }
-                    }
-                }
+                simd::once(isa, sums);
             }
         }
     }
@@ -176,15 +178,18 @@ impl Shape {
     pub fn input_gradient(&self, isa: InstructionSet, outputs: &[f32], weights: &[f32], images: &mut [f32]) {
         let area = self.kernel * self.kernel;
         let mut turned = vec![0.0; weights.len()];
-        for (at, weight) in weights.iter().enumerate() {
-            let (output, input, tap) = (at / self.taps(), at / area % self.inputs, at % area);
-            turned[(input * self.outputs + output) * area + area - 1 - tap] = *weight;
+        for (output, weights) in weights.chunks_exact(self.taps()).enumerate() {
+            for (input, weights) in weights.chunks_exact(area).enumerate() {
+                let to = &mut turned[(input * self.outputs + output) * area..][..area];
+                to.iter_mut().rev().zip(weights).for_each(|(to, weight)| *to = *weight);
+            }
         }
-        self.transposed().forward(isa, outputs, &turned, None, false, images);
+        let transposed = self.transposed();
+        transposed.forward(isa, &transposed.padded(outputs), &turned, None, false, images);
     }
 
-    /// Sets `weights` to their gradient, from the images and the gradient of the `outputs`.
-    pub fn weight_gradient(&self, isa: InstructionSet, images: &[f32], outputs: &[f32], weights: &mut [f32]) {
+    /// Sets `weights` to their gradient, from the `padded` images and the gradient of the `outputs`.
+    pub fn weight_gradient(&self, isa: InstructionSet, padded: &[f32], outputs: &[f32], weights: &mut [f32]) {
         let by = match (isa, self.outputs) {
             #[cfg(target_arch = "x86_64")]
             (InstructionSet::Avx512, channels) if channels % 4 == 0 => Self::weight_gradient_by::<4, 5>,
@@ -192,13 +197,13 @@ impl Shape {
             (InstructionSet::Avx512, _) => Self::weight_gradient_by::<3, 5>,
             _ => Self::weight_gradient_by::<2, 3>,
         };
-        by(self, isa, images, outputs, weights);
+        by(self, isa, padded, outputs, weights);
     }
 
     fn weight_gradient_by<const ROWS: usize, const TAPS: usize>(
         &self,
         isa: InstructionSet,
-        images: &[f32],
+        padded: &[f32],
         outputs: &[f32],
         weights: &mut [f32],
     ) {
@@ -214,58 +219,64 @@ impl Shape {
                 }
             }
         }
-        let (padded, mut offsets) = (self.padded(images), self.offsets());
+        let mut offsets = self.offsets();
         assert!(offsets.last().is_some_and(|last| last + length <= self.padded_image()));
-        let taps = self.taps().next_multiple_of(TAPS);
-        offsets.resize(taps, 0);
-        let mut sums = vec![[0.0; LANES]; lines_of_image * taps];
+        let taps = self.taps();
+        offsets.resize(taps.next_multiple_of(TAPS), 0);
         let products = Products::<ROWS, TAPS> {
             padded: padded.chunks_exact(self.padded_image()).collect(),
             lines: lines.chunks_exact(lines_of_image * length).collect(),
             length,
             offsets: &offsets,
-            sums: sums.as_mut_ptr(),
+            lanes: &mut vec![[0.0; LANES]; lines_of_image * offsets.len()],
+            taps,
+            weights,
         };
-        simd::run(isa, &products, 0..lines_of_image / ROWS * (taps / TAPS));
-        for (to, from) in weights.chunks_exact_mut(self.taps()).zip(sums.chunks_exact(taps)) {
-            to.iter_mut().zip(from).for_each(|(to, lanes)| *to = sum(*lanes));
-        }
+        simd::once(isa, products);
     }
 }
 
 /// Sum of the lanes by halving, in an order that no instruction set changes.
+#[inline(always)]
 fn sum(mut lanes: Lanes) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
-        (0..half).for_each(|lane| lanes[lane] += lanes[lane + half]);
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
         half /= 2;
     }
     lanes[0]
 }
 
-/// Lines of `OUTPUTS` output channels of one image. A unit of work is `VECTORS` vectors of places.
+/// `OUTPUTS` output channels of one image, `VECTORS` vectors of places at a time.
 struct Sums<'a, const OUTPUTS: usize, const VECTORS: usize> {
-    /// Padded; holds `length` floats from each offset on.
+    /// Padded; holds `line` floats from each offset on.
     image: &'a [f32],
     /// Weights of each tap.
     weights: &'a [[f32; OUTPUTS]],
     offsets: &'a [usize],
-    /// `[OUTPUTS, length]`.
-    lines: *mut f32,
-    length: usize,
+    /// Floats of an output's line.
+    line: usize,
+    /// Work space, `[OUTPUTS, line]`.
+    lines: &'a mut [f32],
+    bias: Option<&'a [f32]>,
+    rectified: bool,
+    /// Rows and columns of an output, floats of a row of the line.
+    extents: [usize; 3],
+    /// Channels `[.., rows, columns]`, at most `OUTPUTS`.
+    outputs: &'a mut [f32],
 }
 
-// SAFETY: units of work write different places.
-unsafe impl<const OUTPUTS: usize, const VECTORS: usize> Sync for Sums<'_, OUTPUTS, VECTORS> {}
-
-impl<const OUTPUTS: usize, const VECTORS: usize> Kernel for Sums<'_, OUTPUTS, VECTORS> {
+impl<const OUTPUTS: usize, const VECTORS: usize> Sums<'_, OUTPUTS, VECTORS> {
+    /// Sets the lines.
     #[inline(always)]
     #[allow(clippy::needless_range_loop)] // of arrays that are to stay in registers
-    fn run<const FMA: bool>(&self, range: Range<usize>) {
-        for place in range.map(|unit| unit * LANES * VECTORS) {
+    fn sum<const FMA: bool>(&mut self) {
+        for place in (0..self.line).step_by(LANES * VECTORS) {
             let mut sums = [[[0f32; LANES]; VECTORS]; OUTPUTS];
             for (offset, weights) in self.offsets.iter().zip(self.weights) {
-                // SAFETY: `place` and a unit's vectors lie below `length`, which fits into the image from every offset on.
+                // SAFETY: `place` and a turn's vectors lie below `line`, which fits into the image from every offset on.
                 let read = |vector: usize| unsafe {
                     self.image.as_ptr().add(offset + place + vector * LANES).cast::<Lanes>().read_unaligned()
                 };
@@ -281,17 +292,36 @@ impl<const OUTPUTS: usize, const VECTORS: usize> Kernel for Sums<'_, OUTPUTS, VE
             }
             for output in 0..OUTPUTS {
                 for vector in 0..VECTORS {
-                    let at = output * self.length + place + vector * LANES;
-                    // SAFETY: within `lines`; this unit's own places.
-                    unsafe { self.lines.add(at).cast::<Lanes>().write_unaligned(sums[output][vector]) };
+                    let at = output * self.line + place + vector * LANES;
+                    *self.lines[at..].first_chunk_mut().expect("whole vectors") = sums[output][vector];
                 }
             }
         }
     }
 }
 
-/// Products of the outputs' gradients with the inputs of each tap, summed over images and places, lane by lane. A unit of work is
-/// `ROWS` output channels with `TAPS` taps.
+impl<const OUTPUTS: usize, const VECTORS: usize> Pass for Sums<'_, OUTPUTS, VECTORS> {
+    #[inline(always)]
+    fn run<const FMA: bool>(mut self) {
+        self.sum::<FMA>();
+        let [rows, columns, row] = self.extents;
+        let channels = self.outputs.chunks_exact_mut(rows * columns).zip(self.lines.chunks_exact(self.line));
+        for (channel, (output, line)) in channels.enumerate() {
+            let bias = match self.bias {
+                Some(bias) => bias[channel],
+                None => 0.0,
+            };
+            for (to, from) in output.chunks_exact_mut(columns).zip(line.chunks(row)) {
+                for (to, from) in to.iter_mut().zip(from) {
+                    let value = from + bias;
+                    *to = if self.rectified && value < 0.0 { 0.0 } else { value };
+                }
+            }
+        }
+    }
+}
+
+/// Products of the outputs' gradients with the inputs of each tap, summed over images and places: lane by lane, then over lanes.
 struct Products<'a, const ROWS: usize, const TAPS: usize> {
     /// Padded images, each with `length` floats from each offset on.
     padded: Vec<&'a [f32]>,
@@ -300,19 +330,19 @@ struct Products<'a, const ROWS: usize, const TAPS: usize> {
     length: usize,
     /// Whole `TAPS`.
     offsets: &'a [usize],
+    /// Work space, `[lines of an image, offsets]`.
+    lanes: &'a mut [Lanes],
+    taps: usize,
     /// `[outputs, taps]`.
-    sums: *mut Lanes,
+    weights: &'a mut [f32],
 }
 
-// SAFETY: units of work write different sums.
-unsafe impl<const ROWS: usize, const TAPS: usize> Sync for Products<'_, ROWS, TAPS> {}
-
-impl<const ROWS: usize, const TAPS: usize> Kernel for Products<'_, ROWS, TAPS> {
+impl<const ROWS: usize, const TAPS: usize> Pass for Products<'_, ROWS, TAPS> {
     #[inline(always)]
     #[allow(clippy::needless_range_loop)] // of arrays that are to stay in registers
-    fn run<const FMA: bool>(&self, range: Range<usize>) {
+    fn run<const FMA: bool>(self) {
         let blocks = self.offsets.len() / TAPS;
-        for unit in range {
+        for unit in 0..self.lanes.len() / (ROWS * TAPS) {
             let (row, tap) = (unit / blocks * ROWS, unit % blocks * TAPS);
             let offsets: [usize; TAPS] = std::array::from_fn(|of| self.offsets[tap + of]);
             let mut sums = [[[0f32; LANES]; TAPS]; ROWS];
@@ -336,12 +366,33 @@ impl<const ROWS: usize, const TAPS: usize> Kernel for Products<'_, ROWS, TAPS> {
             }
             for of_row in 0..ROWS {
                 for of_tap in 0..TAPS {
-                    // SAFETY: within `sums`; this unit's own.
-                    unsafe {
-                        *self.sums.add((row + of_row) * self.offsets.len() + tap + of_tap) = sums[of_row][of_tap];
-                    }
+                    self.lanes[(row + of_row) * self.offsets.len() + tap + of_tap] = sums[of_row][of_tap];
                 }
             }
+        }
+        for (weights, lanes) in
+            self.weights.chunks_exact_mut(self.taps).zip(self.lanes.chunks_exact(self.offsets.len()))
+        {
+            for (weight, lanes) in weights.iter_mut().zip(lanes) {
+                *weight = sum(*lanes);
+            }
+        }
+    }
+}
+
+/// Keeps of the gradient `given` of an output with ReLU what its gate lets through.
+pub(super) struct Gate<'a> {
+    pub given: &'a [f32],
+    /// The output.
+    pub output: &'a [f32],
+    pub to: &'a mut [f32],
+}
+
+impl Pass for Gate<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        for ((to, given), output) in self.to.iter_mut().zip(self.given).zip(self.output) {
+            *to = if *output > 0.0 { *given } else { 0.0 };
         }
     }
 }

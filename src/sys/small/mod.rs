@@ -10,7 +10,7 @@ use super::autograd::operation;
 use super::simd;
 use super::threads::{parallel_for, threads};
 use crate::convolution::InstructionSet;
-use convolution::Shape;
+use convolution::{Gate, Shape};
 
 /// Results of a pooling that a thread has at least.
 const VALUES_PER_THREAD: usize = 1 << 14;
@@ -58,24 +58,23 @@ pub fn convolution(
     }
     let isa = InstructionSet::fastest();
     let size = shape.output().map(|side| side as i64);
+    let padded = shape.padded(values(input));
     let output = filled(&[images as i64, outputs as i64, size[0], size[1]], |output| {
-        shape.forward(isa, values(input), values(weight), bias.map(values), rectified, output);
+        shape.forward(isa, &padded, values(weight), bias.map(values), rectified, output);
     });
-    let (saved, weights, result) = (input.detach(), weight.detach(), rectified.then(|| output.detach()));
+    let (input_size, weights, result) = (input.size(), weight.detach(), rectified.then(|| output.detach()));
     let gradients = move |given: &Tensor, needed: &[bool]| {
         let mut given = given.contiguous();
         if let Some(result) = &result {
             given = filled(&given.size(), |to| {
-                for ((to, given), result) in to.iter_mut().zip(values(&given)).zip(values(result)) {
-                    *to = if *result > 0.0 { *given } else { 0.0 };
-                }
+                simd::once(isa, Gate { given: values(&given), output: values(result), to });
             });
         }
         let wanted = |input: usize| needed.get(input).is_some_and(|needed| *needed);
         let of_input = wanted(0)
-            .then(|| filled(&saved.size(), |to| shape.input_gradient(isa, values(&given), values(&weights), to)));
-        let of_weight = wanted(1)
-            .then(|| filled(&weights.size(), |to| shape.weight_gradient(isa, values(&saved), values(&given), to)));
+            .then(|| filled(&input_size, |to| shape.input_gradient(isa, values(&given), values(&weights), to)));
+        let of_weight =
+            wanted(1).then(|| filled(&weights.size(), |to| shape.weight_gradient(isa, &padded, values(&given), to)));
         let of_bias = wanted(2).then(|| given.sum_dim_intlist([0, 2, 3].as_slice(), false, Kind::Float));
         let mut all = vec![of_input, of_weight, of_bias];
         all.truncate(needed.len());

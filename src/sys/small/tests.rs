@@ -81,7 +81,7 @@ fn every_instruction_set_computes_the_same_convolution() {
         let expected = reference(&input, &weight, None, padding as i64, false, &given);
         for isa in InstructionSet::ALL.into_iter().filter(|set| set.is_detected()) {
             let compute = || {
-                let (x, w, g) = (values(&input), values(&weight), values(&given));
+                let (x, w, g) = (&shape.padded(values(&input)), values(&weight), values(&given));
                 [
                     filled(&expected[0].size(), |to| shape.forward(isa, x, w, None, false, to)),
                     filled(&expected[1].size(), |to| shape.input_gradient(isa, g, w, to)),

@@ -138,8 +138,8 @@ impl<'a> Training<'a> {
         let most = if plan.train.max_steps == 0 { usize::MAX } else { plan.train.max_steps };
         let total = (plan.train.epochs * global_batch.steps_per_epoch).min(most);
 
-        let batch = plan.train.batch_per_rank;
-        let convolutions = Convolutions::choose(&mut model, plan, job.target, &job.communicator, batch, earlier)?;
+        let mut convolutions = earlier.map_or_else(Convolutions::default, Convolutions::of_training);
+        convolutions.choose(&mut model, plan, job.target, &job.communicator, plan.train.batch_per_rank)?;
         let replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
         let (device, most) = (job.target.own_memory(), plan.data.gpu_mb as Bytes * 1_000_000);
         let feed = |dataset: &Arc<Dataset>| job.agree(Feed::new(dataset.clone(), device, most));
