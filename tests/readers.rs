@@ -82,6 +82,16 @@ fn files(folder: &Path) -> BTreeMap<&'static str, PathBuf> {
     names.into_iter().map(|name| (name, path(&format!("{name}.h5")))).collect()
 }
 
+/// Cells of a line of CSV, one of which may have commas within quotes.
+fn cells(line: &str) -> Vec<String> {
+    let mut quoted = false;
+    let is_end = |character| {
+        quoted ^= character == '"';
+        character == ',' && !quoted
+    };
+    line.split(is_end).map(str::to_owned).collect()
+}
+
 /// Every table of a run file as CSV, its columns sorted: a copy may have them in another order.
 fn tables(file: &Path) -> BTreeMap<String, Vec<String>> {
     let shown = hdf5::File::open(file).unwrap();
@@ -89,7 +99,7 @@ fn tables(file: &Path) -> BTreeMap<String, Vec<String>> {
     names.retain(|name| shown.group(name).is_ok_and(|group| group.attr("dimension").is_ok()));
     let table = |name: String| {
         let csv = hpml(&["report", text(file), "--csv", "--table", &name]).succeeded().stdout;
-        let mut lines = csv.lines().map(|line| line.split(',').map(str::to_owned).collect::<Vec<_>>());
+        let mut lines = csv.lines().map(cells);
         let mut columns: Vec<String> = lines.next().unwrap_or_default();
         lines.for_each(|line| columns.iter_mut().zip(line).for_each(|(column, cell)| *column += &format!(",{cell}")));
         columns.sort();
