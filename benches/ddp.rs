@@ -22,7 +22,7 @@ struct Case {
     model: &'static str,
     steps: usize,
     warmup: usize,
-    /// Random images of so many pixels a side; CIFAR-10 without.
+    /// Pixels per side of random images; CIFAR-10 without.
     size: Option<usize>,
     hpml: &'static [&'static str],
     /// Variables of both.

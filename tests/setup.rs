@@ -224,7 +224,7 @@ fn a_libtorch_that_hpml_cannot_be_built_with_is_refused_by_its_version() {
         libtorch(&elsewhere, version);
         machine.run(&[named]).succeeded();
         assert!(machine.written().contains(&format!("LIBTORCH={}\n", text(&elsewhere))), "{}", machine.written());
-        // A python3 with that version is taken, whether it was asked for or not.
+        // The torch of python3 is taken with LIBTORCH_USE_PYTORCH and without.
         machine.python(Some(version));
         for variables in [&[python][..], &[]] {
             machine.run(variables).succeeded();

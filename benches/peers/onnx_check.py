@@ -8,8 +8,6 @@ PREDICTIONS has one class a line (`hpml eval --predictions FILE`). Runtimes, eac
   reference          onnx's own reference evaluator, in NumPy: seconds per image of a ResNet-18
   openvino           with INFERENCE_PRECISION_HINT = f32
   openvino-default   as it is: on CPUs with bf16 instructions it rounds what is not integers to bf16
-
-tract and rten: benches/peers/onnx_rust.
 """
 import argparse
 import os

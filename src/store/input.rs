@@ -401,10 +401,10 @@ mod tests {
         let file = hdf5::File::open_rw(&path).unwrap();
         as_a_copy_has_them(&file);
         for group in ["config", "environment", "histograms", "checkpoint"] {
-            as_a_copy_has_them(&*file.group(group).unwrap());
+            as_a_copy_has_them(&file.group(group).unwrap());
         }
         let bins = file.dataset("histograms/bins").unwrap();
-        as_a_copy_has_them(&*bins);
+        as_a_copy_has_them(&bins);
         let [name]: [VarLenUnicode; 1] = bins.attr("dimensions").unwrap().read_raw().unwrap().try_into().unwrap();
         bins.delete_attr("dimensions").unwrap();
         bins.new_attr::<VarLenUnicode>().create("dimensions").unwrap().write_scalar(&name).unwrap();

@@ -210,7 +210,7 @@ fn every_check_is_repeated_and_a_loss_that_is_not_pytorchs_is_an_error() {
     }
     check(&config::Model::default()).unwrap();
     let message = check(&config("refused_check")).unwrap_err().to_string();
-    for named in ["refused_check.pt", "training step 1", "found 2.390000", "PyTorch 2.11"] {
+    for named in ["refused_check.pt", "training step 1", "found 2.390000", "PyTorch 2.13"] {
         assert!(message.contains(named), "{message}");
     }
 }
