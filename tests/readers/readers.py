@@ -203,6 +203,9 @@ def output(command):
     if shutil.which(command[0]) is None:
         raise LeftOut(command[0])
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    absent = re.search(r"there is no package called|package .* (?:is not installed|could not be found)", run.stderr)
+    if run.returncode != 0 and absent:
+        raise LeftOut(run.stderr.strip().splitlines()[0])
     if run.returncode != 0:
         raise RuntimeError(f"{command[0]}: {' '.join(run.stderr.split())[:300]}")
     return run.stdout
