@@ -74,7 +74,8 @@ fn main() {
             let operations = (2 * 9 * channels * channels * side * side * batch) as f64;
             let [rate, own_rate] = [direct, own].map(|milliseconds| 1e-6 * operations / milliseconds);
             println!(
-                "{channels:>10} {side:>5}  {:<7} {direct:>10.2} {own:>12.2} {:>6.2} {rate:>18.0} {own_rate:>9.0} {max_direct:>12.1e} {max_own:>9.1e} \
+                "{channels:>10} {side:>5}  {:<7} {direct:>10.2} {own:>12.2} {:>6.2} {rate:>18.0} {own_rate:>9.0} \
+                 {max_direct:>12.1e} {max_own:>9.1e} \
                  {rms_direct:>12.1e} {rms_own:>9.1e}",
                 name(pass),
                 direct / own,

@@ -2,9 +2,9 @@
 
     torchrun --standalone --nproc_per_node=2 benches/peers/ddp.py --data DIR --model resnet18 --batch 32 --steps 8 --warmup 2
 
-DIR holds CIFAR-10's binary files; --size makes random images of another size instead. A step is: load the batch (crop and flip for the ResNets), clear the gradients, forward,
-backward with the all-reduce, SGD. Without options everything is as PyTorch has it by default; the options are what a tuned
-script sets. The last line is JSON, images_per_second of all ranks together:
+DIR holds CIFAR-10's binary files; --size makes random images of another size instead. A step is: load the batch (crop and flip
+for the ResNets on CIFAR-10), clear the gradients, forward, backward with the all-reduce, SGD. Without options everything is as
+PyTorch has it by default; the options are what a tuned script sets. The last line is JSON, images_per_second of all ranks together:
 
   by default    from the median over the steps of the slowest rank's seconds; a barrier before each step
   --unbroken    from all steps together; no barriers between them, and each reads its loss, as a training's log does
@@ -37,16 +37,12 @@ SETTINGS["resnet50"] = SETTINGS["resnet18"]
 RECORD = 1 + 3 * 32 * 32
 
 
-class Cifar10(Dataset):
-    """The 50,000 training images, one sample at a time: random crop with 4 pixels of padding and flip, then normalised."""
+class Images(Dataset):
+    """uint8 images of three channels and their labels, one sample at a time: augmented, then normalised. With `augment` the images
+    have 4 pixels of padding on each side, of which a random crop of 32 is taken and perhaps flipped."""
 
-    def __init__(self, folder, augment, mean, std):
-        files = [os.path.join(folder, f"data_batch_{number}.bin") for number in range(1, 6)]
-        records = np.concatenate([np.fromfile(file, np.uint8).reshape(-1, RECORD) for file in files])
-        self.labels = torch.from_numpy(records[:, 0].astype(np.int64))
-        images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
-        self.images = F.pad(images, (4, 4, 4, 4)) if augment else images
-        self.augment = augment
+    def __init__(self, images, labels, augment, mean, std):
+        self.images, self.labels, self.augment = images, labels, augment
         self.mean = torch.tensor(mean).view(3, 1, 1)
         self.scale = 1 / torch.tensor(std).view(3, 1, 1)
 
@@ -63,20 +59,17 @@ class Cifar10(Dataset):
         return image.float().div_(255).sub_(self.mean).mul_(self.scale), self.labels[index]
 
 
-class RandomImages(Dataset):
-    """1,024 random images of three channels, `size` pixels wide and high, normalised."""
+def cifar10(folder, augment):
+    """The 50,000 training images, padded to be augmented, and their labels."""
+    files = [os.path.join(folder, f"data_batch_{number}.bin") for number in range(1, 6)]
+    records = np.concatenate([np.fromfile(file, np.uint8).reshape(-1, RECORD) for file in files])
+    images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
+    return F.pad(images, (4, 4, 4, 4)) if augment else images, torch.from_numpy(records[:, 0].astype(np.int64))
 
-    def __init__(self, size, mean, std):
-        self.images = torch.randint(0, 256, (1024, 3, size, size), dtype=torch.uint8)
-        self.labels = torch.randint(0, 10, (1024,))
-        self.mean = torch.tensor(mean).view(3, 1, 1)
-        self.scale = 1 / torch.tensor(std).view(3, 1, 1)
 
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return self.images[index].float().div_(255).sub_(self.mean).mul_(self.scale), self.labels[index]
+def random_images(size):
+    """1,024 random images, `size` pixels wide and high, and random labels."""
+    return torch.randint(0, 256, (1024, 3, size, size), dtype=torch.uint8), torch.randint(0, 10, (1024,))
 
 
 def batches(data, batch):
@@ -123,7 +116,9 @@ def main():
     world_size = dist.get_world_size()
     mean, std, sgd = SETTINGS[args.model]
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    dataset = Cifar10(args.data, args.model != "net", mean, std) if args.data else RandomImages(args.size, mean, std)
+    augment = args.data is not None and args.model != "net"
+    samples = cifar10(args.data, augment) if args.data else random_images(args.size)
+    dataset = Images(*samples, augment, mean, std)
     data = batches(dataset, args.batch)
     image = tuple(dataset[0][0].shape)
     model = MODELS[args.model](image=image).to(memory_format=layout)
