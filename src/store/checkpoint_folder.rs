@@ -158,7 +158,10 @@ pub fn read_resumable(path: &Path) -> Result<Resumable> {
     if let Some((_, expected)) = path.file_name().and_then(|name| parse(&name.to_string_lossy()))
         && hash(path)? != expected
     {
-        let message = "damaged, or written again by another program: its bytes do not have the hash in its name: use another checkpoint".to_owned();
+        let message =
+            "damaged, or written again by another program: its bytes do not have the hash in its name: use another \
+                       checkpoint"
+                .to_owned();
         return Err(Error::File { path: path.to_owned(), message });
     }
     let input = Input::open_run_file(path)?;

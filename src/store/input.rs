@@ -226,7 +226,7 @@ impl Input {
                 attribute.read_scalar().ok().map(Attribute::Int)
             }
             TypeDescriptor::Integer(_) | TypeDescriptor::Unsigned(_) => attribute.read_raw().ok().map(Attribute::Ints),
-            // Of an earlier hpml. Read as an integer: a damaged byte is no valid `bool`.
+            // Earlier builds wrote booleans. They are read as integers, because a damaged byte may be neither true nor false.
             TypeDescriptor::Boolean if scalar => {
                 attribute.read_scalar::<i8>().ok().map(|value| Attribute::Int(i64::from(value != 0)))
             }
