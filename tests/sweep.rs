@@ -51,9 +51,8 @@ fn every_case_is_measured_in_both_timings_and_its_parts_add_up() {
     // The raw steps are stored, and agree.
     let of_case = column(&out, "steps/case");
     let counted = |case: usize| (0..of_case.len()).filter(|&row| of_case[row] == case as f64).collect::<Vec<_>>();
-    for case in 0..8 {
-        assert_eq!(counted(case).len() as f64, get("steps")[case] * ranks[case]);
-    }
+    let expected: Vec<f64> = get("steps").iter().zip(&ranks).map(|(steps, ranks)| steps * ranks).collect();
+    assert_eq!((0..8).map(|case| counted(case).len() as f64).collect::<Vec<_>>(), expected);
     for case in rows(&out, "profile", 1).into_iter().chain(rows(&out, "profile", 2)) {
         assert_parts_add_up(&out, &counted(case));
     }

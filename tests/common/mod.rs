@@ -137,7 +137,7 @@ impl Running {
         let status = self.child.wait_timeout(self.timeout.saturating_sub(self.started.elapsed())).unwrap();
         if status.is_none() {
             // mpirun ends its ranks on SIGTERM; SIGKILL would leave them behind.
-            let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+            kill("TERM", self.child.id());
             let _ = self.child.wait_timeout(Duration::from_secs(10));
             let _ = self.child.kill();
         }
@@ -332,7 +332,8 @@ pub fn checkpoints(run_file: &Path) -> Vec<PathBuf> {
 
 /// Sends a signal, as in `kill -USR1 PID`.
 pub fn kill(signal: &str, pid: u32) {
-    Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
+    // The shell's own: a system without the package procps has no program of that name.
+    Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().unwrap();
 }
 
 /// Asserts that the run failed with one message, which names all of `named`.
