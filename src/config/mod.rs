@@ -14,6 +14,7 @@ mod load;
 mod parallel;
 mod plan;
 mod sections;
+mod trace_steps;
 mod unread;
 mod validate;
 
@@ -29,6 +30,7 @@ pub use sections::{
     Anneal, Checkpoint, Convolution, Decay, Device, Launch, Metrics, Model, ModelName, Optim, OptimName, Precision,
     Quantize, RangeFrom, Run, Scaling, Schedule, Stem, Timing, Train,
 };
+pub use trace_steps::TraceSteps;
 pub use unread::Reader;
 
 /// The whole configuration, defaults filled in. Sections as in the TOML file.

@@ -410,6 +410,9 @@ pub struct Metrics {
     /// Steps from one measurement of the divergence (distance between the ranks' parameters) to the
     /// next; every rank's own network is then tested at the end of an epoch, too. 0: never.
     pub spread_steps: usize,
+    /// Steps of which each span is kept, on every rank, for a timeline: ranges such as "100..110" (100
+    /// to 109), single steps and "every 1000", separated by commas. Empty: none.
+    pub trace_steps: String,
 }
 
 /// Timing mode of a step.

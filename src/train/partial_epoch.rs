@@ -1,7 +1,7 @@
 //! The part of an epoch that is done, as far as this rank knows it.
 
 use super::resume::{Restoring, Saving};
-use crate::device::StepRecorder;
+use crate::device::{StepRecorder, TraceSpan};
 use crate::error::Result;
 use crate::metrics::StepTimes;
 use crate::parallel::StepResult;
@@ -55,12 +55,14 @@ impl PartialEpoch {
         self.times.last_mut()
     }
 
-    /// Times of the steps since the last call. Waits for the device.
+    /// Times of the steps since the last call, and the spans of each. Waits for the device.
     ///
     /// # Errors
     /// The device has failed.
-    pub fn take_times(&mut self) -> Result<Vec<StepTimes>> {
-        std::mem::take(&mut self.times).into_iter().map(|mut times| times.resolve()).collect()
+    pub fn take_times(&mut self) -> Result<(Vec<StepTimes>, Vec<Vec<TraceSpan>>)> {
+        let mut steps = std::mem::take(&mut self.times);
+        let times = steps.iter_mut().map(StepRecorder::resolve).collect::<Result<_>>()?;
+        Ok((times, steps.iter_mut().map(StepRecorder::spans).collect::<Result<_>>()?))
     }
 
     /// Adds the counts to a checkpoint; `all` is the result over the ranks.
