@@ -1,5 +1,5 @@
-# libtorch for hpml, from PyTorch's wheel by pip, with fixed versions and checksums: Spack's own py-torch stopped at 2.10 when this was
-# written, and hpml builds with 2.13 only. One that is there already is given as an external, whose prefix is the folder that
+# libtorch for hpml, from PyTorch's wheel by pip, with fixed versions and checksums: Spack's own py-torch stopped at 2.10 when this
+# was written, and hpml builds with 2.13 only. One that is there already is given as an external, whose prefix is the folder that
 # holds torch/ (a site-packages):
 #
 #   packages:
