@@ -1,7 +1,7 @@
 # hpml for Spack 1.0 or newer, of the checkout that this file lies in. How it is used and what was checked: docs/install.md.
 #
-# Never run by Spack itself: its directives were held against the signatures that Spack documents, and the steps of both recipes
-# here were run by hand. Crates come from the network during the build, as in Spack's other recipes for cargo.
+# Never run by Spack itself: its directives were held against the signatures that Spack documents, and libtorch's steps were run by
+# hand. Crates come from the network during the build, as in Spack's other recipes for cargo.
 import os
 
 from spack_repo.builtin.build_systems.cargo import CargoPackage
