@@ -34,6 +34,7 @@ use crate::launch::Job;
 use crate::output::{self, Destination};
 use crate::store::{Checkpoint, Owner};
 use crate::table::Table;
+use crate::trace;
 pub use checkpoints::Checkpoints;
 pub use convolutions::Convolutions;
 pub use global_batch::GlobalBatch;
@@ -85,6 +86,8 @@ pub fn empty_tables() -> Vec<Table> {
         gpus::gpu().table(&[]),
         convolutions::empty_table(),
         reads::reads().table(&[]),
+        trace::trace().table(&[]),
+        trace::clocks().table(&[]),
     ]
 }
 
