@@ -139,7 +139,14 @@ impl Default for Checkpoint {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Metrics { timing: Timing::Overlap, warmup_steps: 3, spread_steps: 0 }
+        Metrics {
+            timing: Timing::Overlap,
+            warmup_steps: 3,
+            spread_steps: 0,
+            progress_seconds: 10.0,
+            log: String::new(),
+            tensorboard: String::new(),
+        }
     }
 }
 
