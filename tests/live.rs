@@ -125,9 +125,7 @@ fn the_log_has_what_the_run_file_has(emulate_gpu: &str) {
     assert_eq!((number(&all[0], "steps"), number(&all[0], "step")), (500.0, 0.0));
     let of = |kind: &str| all.iter().filter(|event| event["event"] == kind).collect::<Vec<_>>();
     let (epochs, intervals) = (of("epoch"), of("interval"));
-    for key in
-        ["train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "images_per_second", "train_seconds"]
-    {
+    for key in ["train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "images_per_second", "seconds"] {
         let logged: Vec<f64> = epochs.iter().map(|epoch| number(epoch, key)).collect();
         let in_file = column(&out, &format!("epochs/{key}"));
         // JSON's reader may round the last bit.
@@ -301,7 +299,7 @@ fn a_training_that_fails_or_is_stopped_says_so_in_its_log() {
     let log = folder.path().join("run.jsonl");
     let setting = format!("metrics.log={}", text(&log));
     let run = train(2, &folder.path().join("a.h5"), &["train.lr=1e30", &setting]).run();
-    assert_refused(&run, &["diverged"]);
+    assert!(!run.status.success() && run.stderr.contains("diverged"), "{}", run.stderr);
     assert_eq!(events(&log).last().unwrap()["outcome"], "failed");
 
     let out = folder.path().join("b.h5");
@@ -345,7 +343,7 @@ fn on_terminal(folder: &Path, command: &Command, term: &str) -> Option<String> {
         eprintln!("a bar on a terminal: left out: script (util-linux) is missing");
         return None;
     }
-    Some(Mpirun::command(script).timeout(SOON).run().succeeded().stdout)
+    Some(Mpirun::command(script).timeout(2 * SOON).run().succeeded().stdout)
 }
 
 #[test]
@@ -355,7 +353,13 @@ fn a_bar_is_drawn_on_a_terminal_under_the_launcher_too_and_leaves_nothing_behind
     let mut command = |mut command: Command, before: &[&str]| {
         number += 1;
         command.args(before).arg(env!("CARGO_BIN_EXE_hpml")).args(["train", "--out", &format!("{number}.h5")]);
-        command.args(sets(&["data.test_samples=200", "data.train_samples=4000", "metrics.progress_seconds=0.1"]));
+        let long = [
+            "data.test_samples=200",
+            "data.train_samples=6000",
+            "train.batch_per_rank=1",
+            "metrics.progress_seconds=0.1",
+        ];
+        command.args(sets(&long));
         command
     };
     let alone = command(Command::new("env"), &[]);

@@ -54,10 +54,10 @@ pub struct Epoch {
     /// Learning rate of the epoch's last step.
     pub lr: f64,
     /// Wall time of the training, without the test.
-    pub train_seconds: f64,
+    pub seconds: f64,
     /// Wall time of the test.
     pub test_seconds: f64,
-    /// Training samples of all ranks per second of `train_seconds`.
+    /// Training samples of all ranks per second of `seconds`.
     pub images_per_second: f64,
     /// Exposed communication as a share of the steps' time on rank 0; NaN for one rank.
     pub exposed_share: f64,

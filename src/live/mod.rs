@@ -375,13 +375,18 @@ impl Live {
     }
 
     fn print(&self, text: &str) {
-        let left = self.left().map(|left| format!("{} left", format_left(left)));
-        let text: Vec<&str> =
-            [Some(text), left.as_deref()].into_iter().flatten().filter(|text| !text.is_empty()).collect();
-        let (Part { name, done, of }, text) = (&self.part, text.join(" | "));
+        let left = self.left().map_or_else(String::new, |left| format!("{} left", format_left(left)));
+        let joined = |texts: [&str; 2]| {
+            let told = texts.into_iter().filter(|text| !text.is_empty());
+            told.map(|text| format!(" | {text}")).collect::<String>()
+        };
         match &self.view {
-            View::Bar(_, bar) => bar.iter().for_each(|bar| bar.set_message(format!("| {text}"))),
-            View::Lines => ::log::info!("{name} {done}/{of} | {text}"),
+            // The end of a bar's line is cut where the terminal is narrow.
+            View::Bar(_, bar) => bar.iter().for_each(|bar| bar.set_message(joined([&left, text]))),
+            View::Lines => {
+                let Part { name, done, of } = &self.part;
+                ::log::info!("{name} {done}/{of}{}", joined([text, &left]));
+            }
             View::Hidden => {}
         }
     }
@@ -395,9 +400,9 @@ impl Drop for Live {
 
 /// Draws the bar of a part on `terminal`. What does not fit into the line is cut.
 fn begin_bar(terminal: &Terminal, part: &Part) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix} [{bar:20}] {pos}/{len} {wide_msg}");
+    let style = ProgressStyle::with_template("{prefix} [{bar:20}] {pos}/{len}{wide_msg}");
     let style = style.expect("the template is valid").progress_chars("=> ");
-    let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal.clone()), FRAMES);
+    let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal.of_part()), FRAMES);
     let bar = ProgressBar::with_draw_target(Some(part.of as u64), target).with_style(style);
     let bar = bar.with_prefix(part.name.clone()).with_position(part.done as u64);
     bar.enable_steady_tick(TICK);

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{IsTerminal, Result, Write, stderr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use procfs::process::Process;
 use terminal_size::{Height, Width, terminal_size_of};
@@ -19,6 +20,8 @@ const CHANGING: [&str; 9] =
 /// Bytes in the pipe to the launcher beyond which no more frames are drawn: a launcher or a terminal that has stopped reading must
 /// not stop the training.
 const UNREAD: usize = 4096;
+/// Time after the beginning of a part in which no bar is drawn: what was printed on stdout before is then passed on, too.
+const PAUSE: Duration = Duration::from_millis(300);
 /// Columns of a terminal that does not tell.
 const COLUMNS: u16 = 80;
 
@@ -29,6 +32,8 @@ pub(super) struct Terminal {
     launchers: Option<Arc<File>>,
     /// Frame that is being drawn, written at once.
     frame: Arc<Mutex<String>>,
+    /// Moment before which nothing is drawn.
+    from: Instant,
 }
 
 impl Terminal {
@@ -38,7 +43,13 @@ impl Terminal {
             return None;
         }
         let launchers = if stderr().is_terminal() { None } else { Some(Arc::new(of_launcher()?)) };
-        Some(Terminal { launchers, frame: Arc::default() })
+        Some(Terminal { launchers, frame: Arc::default(), from: Instant::now() })
+    }
+
+    /// This terminal for the bar of a part that begins now.
+    pub fn of_part(&self) -> Terminal {
+        let pause = if self.launchers.is_some() { PAUSE } else { Duration::ZERO };
+        Terminal { from: Instant::now() + pause, ..self.clone() }
     }
 
     fn size(&self) -> Option<(Width, Height)> {
@@ -131,7 +142,8 @@ impl indicatif::TermLike for Terminal {
 
     fn flush(&self) -> Result<()> {
         let frame = std::mem::take(&mut *self.frame.lock().expect("no thread panics while it adds a text"));
-        if frame.is_empty() || sys::unread_on_stderr().is_some_and(|bytes| bytes > UNREAD) {
+        if frame.is_empty() || Instant::now() < self.from || sys::unread_on_stderr().is_some_and(|bytes| bytes > UNREAD)
+        {
             return Ok(());
         }
         stderr().write_all(frame.as_bytes())

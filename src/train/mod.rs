@@ -285,7 +285,7 @@ fn log_epoch(training: &Training, live: &mut Live) {
         test_loss: row.test.loss,
         test_accuracy: row.test.accuracy,
         lr: row.lr,
-        train_seconds: row.seconds,
+        seconds: row.seconds,
         test_seconds: row.test_seconds,
         images_per_second: row.images_per_second,
         exposed_share: if row.world_size > 1 { exposed } else { f64::NAN },
