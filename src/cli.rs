@@ -388,6 +388,12 @@ pub struct Report {
     /// Folder to write each plot into, as SVG and PNG
     #[arg(long, value_name = "DIR")]
     pub plots: Option<PathBuf>,
+    /// File to write the timeline of the steps of metrics.trace_steps into, in Chrome's form: open it in ui.perfetto.dev
+    #[arg(long, value_name = "OUT.json")]
+    pub trace: Option<PathBuf>,
+    /// Folder to write the same timeline into as Holistic Trace Analysis reads it: one file per rank
+    #[arg(long, value_name = "DIR")]
+    pub hta: Option<PathBuf>,
     /// Overwrite outputs that exist
     #[arg(long)]
     pub force: bool,
@@ -419,8 +425,8 @@ impl From<Allreduce> for allreduce::Request {
 
 impl From<Report> for report::Request {
     fn from(args: Report) -> report::Request {
-        let Report { files, csv, markdown, table, html, plots, force } = args;
-        report::Request { files, csv, markdown, table, html, plots, force }
+        let Report { files, csv, markdown, table, html, plots, trace, hta, force } = args;
+        report::Request { files, csv, markdown, table, html, plots, trace, hta, force }
     }
 }
 

@@ -30,6 +30,7 @@ pub mod study;
 pub mod sweep;
 pub mod sys;
 pub mod table;
+pub mod trace;
 pub mod train;
 pub mod units;
 pub mod verify;

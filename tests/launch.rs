@@ -242,6 +242,11 @@ fn what_the_ranks_have_is_one_line_and_oversubscription_is_kept() {
     assert_eq!(common::column(&run, "environment/cores"), [1.0, 1.0]);
 }
 
+/// A job whose ranks are bound by `policy`, under Open MPI 4 and under 5, whose launcher has variables of its own.
+fn binding(run: Mpirun, policy: &str) -> Mpirun {
+    run.env("OMPI_MCA_hwloc_base_binding_policy", policy).env("PRTE_MCA_hwloc_default_binding_policy", policy)
+}
+
 #[test]
 fn a_launcher_that_leaves_cores_idle_is_named_with_the_mend() {
     let name = "a_launcher_that_leaves_cores_idle_is_named_with_the_mend";
@@ -255,8 +260,7 @@ fn a_launcher_that_leaves_cores_idle_is_named_with_the_mend() {
     let folder = folder();
     let (bound, unbound) = (folder.path().join("bound.h5"), folder.path().join("unbound.h5"));
     let run = |policy: &str, out: &Path| {
-        let run = Mpirun::ranks(1).env("OMPI_MCA_hwloc_base_binding_policy", policy);
-        run.args(train(out, &[])).timeout(SOON).run().succeeded()
+        binding(Mpirun::ranks(1), policy).args(train(out, &[])).timeout(SOON).run().succeeded()
     };
     let finished = run("core", &bound);
     let line = told(&finished);
@@ -268,7 +272,7 @@ fn a_launcher_that_leaves_cores_idle_is_named_with_the_mend() {
     assert_eq!(warnings(&unbound), [""; 0]);
     // An explicit thread count is the user's own choice of cores.
     let chosen = folder.path().join("chosen.h5");
-    let run = Mpirun::ranks(1).env("OMPI_MCA_hwloc_base_binding_policy", "core");
+    let run = binding(Mpirun::ranks(1), "core");
     run.args(train(&chosen, &["--set", "launch.threads=1"])).timeout(SOON).run().succeeded();
     assert_eq!(warnings(&chosen), [""; 0]);
 }

@@ -1,10 +1,11 @@
 //! scripts/setup checks Rust first: an old one is reported before anything is installed or downloaded. A libtorch that hpml cannot
-//! be built with is refused by its version, or replaced where it is hpml's own.
+//! be built with is refused by its version, or replaced where it is hpml's own. What a system lacks that has no apt-get, and a system
+//! that is not Linux, is one line, before anything is downloaded.
 
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -158,7 +159,7 @@ impl Machine {
         let tools = folder.path().join("tools");
         fs::create_dir(&tools).unwrap();
         program(&tools, "cargo", "echo 'cargo 1.999.0 (0123456789 2026-01-01)'");
-        program(&tools, "apt-get", "exit 1");
+        program(&tools, "apt-get", &format!("touch {}; exit 1", text(&folder.path().join("called"))));
         for name in ["c++", "mpicc", "mpirun"] {
             program(&tools, name, "echo none");
         }
@@ -175,7 +176,7 @@ impl Machine {
     fn python(&self, torch: Option<&str>) {
         let version = torch.map_or("exit 1".into(), |version| format!("echo {version}"));
         let unpack = format!(
-            "touch {}; for target; do [ \"$before\" != --target ] || break; before=$target; done; mkdir \"$target\" && cp -r {} \"$target/torch\"",
+            "echo \"$*\" >>{}; for target; do [ \"$before\" != --target ] || break; before=$target; done; mkdir \"$target\" && cp -r {} \"$target/torch\"",
             text(&self.path("called")),
             text(&self.path("wheel"))
         );
@@ -186,10 +187,51 @@ impl Machine {
         );
     }
 
-    fn run(&self, variables: &[(&str, &str)]) -> Finished {
+    /// Takes programs away, those of the machine that the test runs on too.
+    fn remove(&self, names: &[&str]) {
+        let rest = self.path("rest");
+        let _ = fs::remove_dir_all(&rest);
+        fs::create_dir(&rest).unwrap();
+        for folder in std::env::split_paths(&std::env::var_os("PATH").unwrap()).filter(|folder| folder.is_dir()) {
+            for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+                if !names.contains(&text(Path::new(&entry.file_name()))) {
+                    // The first of a name is the one that a shell finds.
+                    let _ = symlink(entry.path(), rest.join(entry.file_name()));
+                }
+            }
+        }
+        for name in names {
+            let _ = fs::remove_file(self.path("tools").join(name));
+        }
+    }
+
+    fn run_with(&self, options: &[&str], variables: &[(&str, &str)]) -> Finished {
         let mut command = setup(&self.path("checkout"), &self.path("tools"));
-        command.envs(variables.iter().copied()).env("HDF5_DIR", "/usr").env("LIBCLANG_PATH", "/usr/lib");
+        if self.path("rest").exists() {
+            command.env("PATH", format!("{}:{}", text(&self.path("tools")), text(&self.path("rest"))));
+        }
+        command.env("HDF5_DIR", "/usr").env("LIBCLANG_PATH", "/usr/lib");
+        command.args(options).envs(variables.iter().copied());
         Mpirun::command(command).run()
+    }
+
+    fn run(&self, variables: &[(&str, &str)]) -> Finished {
+        self.run_with(&[], variables)
+    }
+
+    /// Holds a run to have ended with one line that has these words, having installed, downloaded and written nothing.
+    fn refuses(&self, refused: &Finished, words: &[&str]) {
+        assert!(!refused.status.success() && self.written().is_empty(), "{}", refused.stderr);
+        let [message] = refused.stderr.lines().collect::<Vec<_>>()[..] else { panic!("{}", refused.stderr) };
+        for words in words {
+            assert!(message.contains(words), "{words}: {message}");
+        }
+        assert!(!self.path("called").exists() && !self.path("checkout/.libtorch").exists());
+    }
+
+    /// Arguments of the last call of pip.
+    fn called(&self) -> String {
+        fs::read_to_string(self.path("called")).unwrap().lines().last().unwrap().to_owned()
     }
 
     fn written(&self) -> String {
@@ -258,4 +300,109 @@ fn a_private_libtorch_of_another_version_is_replaced() {
     fs::remove_file(machine.path("called")).unwrap();
     let kept = machine.run(&[]).succeeded();
     assert!(!kept.stderr.contains("download") && !machine.path("called").exists(), "{}", kept.stderr);
+}
+
+#[test]
+fn an_option_that_setup_does_not_have_is_refused_and_help_names_those_it_has() {
+    let machine = Machine::new();
+    machine.refuses(&machine.run_with(&["--build"], &[]), &["--build:", "--build-only", "--cuda", "--cpu", "--help"]);
+    machine.refuses(&machine.run_with(&["--cuda", "--cpu"], &[]), &["--cuda and --cpu"]);
+    let help = machine.run_with(&["--help"], &[]).succeeded();
+    for words in ["--build-only ", "--cuda ", "--cpu ", "libtorch", "Rust"] {
+        assert!(help.stdout.contains(words), "{words}: {}", help.stdout);
+    }
+    assert!(help.stderr.is_empty() && !help.stdout.contains("set -e") && machine.written().is_empty());
+}
+
+#[test]
+fn a_system_that_is_not_linux_is_refused_first() {
+    let machine = Machine::new();
+    program(&machine.path("tools"), "uname", "echo Darwin");
+    program(&machine.path("tools"), "cargo", "exit 1");
+    machine.refuses(&machine.run(&[]), &["Linux only", "Darwin", "Debian 12", "packaging/apptainer"]);
+}
+
+#[test]
+fn a_linux_without_apt_get_is_told_what_to_install() {
+    let managers = ["apt-get", "dnf", "zypper"];
+    let machine = Machine::new();
+    machine.remove(&[&managers[..], &["c++", "mpicc", "mpirun"]].concat());
+    let things = ["C++ compiler", "mpicc and mpirun", "modules", "apt-get alone"];
+    machine.refuses(&machine.run(&[]), &things);
+    for (manager, mpi) in [("dnf", "openmpi-devel"), ("zypper", "openmpi4-devel")] {
+        program(&machine.path("tools"), manager, &format!("touch {}", text(&machine.path("called"))));
+        let refused = machine.run(&[("HDF5_DIR", "")]);
+        machine.refuses(&refused, &[&things[..], &[manager, "install gcc-c++ make", mpi]].concat());
+        fs::remove_file(machine.path("tools").join(manager)).unwrap();
+    }
+
+    // With nothing missing it needs no apt-get; libtorch's wheel needs pip.
+    for name in ["c++", "mpicc", "mpirun"] {
+        program(&machine.path("tools"), name, "echo none");
+    }
+    program(&machine.path("tools"), "python3", "exit 1");
+    machine.refuses(&machine.run(&[]), &["missing: pip for python3", "LIBTORCH"]);
+    libtorch(&machine.path("libtorch"), &format!("{}.0", machine.wanted));
+    machine.run(&[("LIBTORCH", text(&machine.path("libtorch")))]).succeeded();
+}
+
+#[test]
+fn a_build_node_needs_no_launcher_and_says_what_a_compute_node_needs() {
+    let machine = Machine::new();
+    machine.remove(&["mpirun", "apt-get"]);
+    libtorch(&machine.path("libtorch"), &format!("{}.0", machine.wanted));
+    let elsewhere = [("LIBTORCH", text(&machine.path("libtorch")).to_owned())];
+    let variables: Vec<(&str, &str)> = elsewhere.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    machine.refuses(&machine.run(&variables), &["launcher mpirun", "--build-only"]);
+    let built = machine.run_with(&["--build-only"], &variables).succeeded();
+    let needs = ["cargo build --release", "release/hpml", &elsewhere[0].1, "mpicc", "srun", "no GPU", "--cuda"];
+    for words in needs {
+        assert!(built.stderr.contains(words), "{words}: {}", built.stderr);
+    }
+    assert!(machine.written().contains("LIBTORCH="));
+    fs::write(machine.path("libtorch/lib/libtorch_cuda.so"), "").unwrap();
+    let built = machine.run_with(&["--build-only"], &variables).succeeded();
+    assert!(built.stderr.contains("NVIDIA's driver") && !built.stderr.contains("no GPU"), "{}", built.stderr);
+}
+
+#[test]
+fn cuda_is_taken_without_a_driver_where_it_is_wanted() {
+    let machine = Machine::new();
+    let private = machine.path("checkout/.libtorch");
+    libtorch(&machine.path("wheel"), &format!("{}.0", machine.wanted));
+    fs::write(machine.path("wheel/lib/libtorch_cuda.so"), "").unwrap();
+
+    // The same wheel, without and with what it needs on a GPU.
+    machine.run_with(&["--cpu"], &[]).succeeded();
+    assert!(machine.called().contains("--no-deps"), "{}", machine.called());
+    fs::create_dir_all(private.join("nvidia/cu13/lib")).unwrap();
+    let replaced = machine.run_with(&["--cuda"], &[]).succeeded();
+    assert!(replaced.stderr.contains("CUDA, cuDNN") && replaced.stderr.contains("replaces"), "{}", replaced.stderr);
+    let called = machine.called();
+    assert!(called.contains(&format!("torch=={}.0", machine.wanted)) && !called.contains("--no-deps"), "{called}");
+
+    // One with cuDNN beside it is kept, by either option.
+    fs::create_dir_all(private.join("nvidia/cudnn/lib")).unwrap();
+    fs::write(private.join("nvidia/cudnn/lib/libcudnn.so.9"), "").unwrap();
+    fs::remove_file(machine.path("called")).unwrap();
+    for option in ["--cuda", "--cpu"] {
+        machine.run_with(&[option], &[]).succeeded();
+    }
+    assert!(!machine.path("called").exists());
+    fs::remove_dir_all(&private).unwrap();
+    fs::remove_file(machine.path("checkout/.hpml-env")).unwrap();
+
+    // What is named and cannot use a GPU is refused; python3's own is passed by.
+    libtorch(&machine.path("libtorch"), &format!("{}.0", machine.wanted));
+    let refused = |variable: (&str, &str)| {
+        let run = machine.run_with(&["--cuda"], &[variable]);
+        assert!(!run.status.success() && machine.written().is_empty(), "{}", run.stderr);
+        assert!(run.stderr.lines().last().unwrap().contains("CUDA"), "{}", run.stderr);
+    };
+    refused(("LIBTORCH", text(&machine.path("libtorch"))));
+    machine.python(Some(&format!("{}.0+cpu", machine.wanted)));
+    refused(("LIBTORCH_USE_PYTORCH", "1"));
+    assert!(!machine.path("called").exists());
+    machine.run_with(&["--cuda"], &[]).succeeded();
+    assert!(machine.written().contains(".libtorch/torch") && !machine.called().contains("--no-deps"));
 }

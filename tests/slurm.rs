@@ -160,8 +160,7 @@ impl Drop for Lab {
 }
 
 fn kill(signal: &str, pids: &[u32]) {
-    let pids = pids.iter().map(u32::to_string);
-    Command::new("kill").arg(format!("-{signal}")).args(pids).status().unwrap();
+    pids.iter().for_each(|&pid| common::kill(signal, pid));
 }
 
 /// Whether SIGUSR1 is pending for this process.

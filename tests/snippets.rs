@@ -31,7 +31,7 @@ with h5py.File("runs/net.h5") as run, h5py.File("runs/net-int8.h5") as quantized
 "#;
 
 /// Folders of the repository that commands name files of.
-const OURS: [&str; 5] = ["configs/", "scripts/", "slurm/", "tests/", "benches/"];
+const OURS: [&str; 6] = ["configs/", "scripts/", "slurm/", "tests/", "benches/", "packaging/"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

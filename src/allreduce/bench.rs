@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use crate::collective::{AllReduce, Communicator, DeviceCollectives, Element, HostBuffer, WaitPolicy};
 use crate::config::Algorithm;
-use crate::device::{Target, seconds_between};
+use crate::device::Target;
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::units::Second;
@@ -122,7 +122,7 @@ impl<T: Element> Bench<T> {
                 let span = device.collectives.all_reduce_into(Kind::Gradients, &source, &target)?;
                 device.collectives.join()?;
                 device.collectives.finish()?;
-                Ok(span.wait + seconds_between(&span.from, &span.to)?)
+                span.seconds()
             }
         }
     }

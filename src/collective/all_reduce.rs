@@ -8,7 +8,7 @@ use super::backoff::WaitPolicy;
 use super::sum::sum_into;
 use super::traffic::Collective;
 use super::window::{SharedBarrier, Window};
-use super::{Combine, Communicator, Element, HostBuffer, Region, ring};
+use super::{Combine, Communicator, Element, Finished, HostBuffer, Region, ring};
 use crate::config::Algorithm;
 use crate::error::Result;
 use crate::metrics::Kind;
@@ -17,15 +17,6 @@ use crate::units::Second;
 /// Buffer size, in bytes, from which hosts use the ring; smaller buffers take MPI_Allreduce, which needs fewer messages. On 2
 /// and 4 hosts at 1 Gbit/s the ring is faster from 16 and 128 KiB on.
 const RING_BYTES: usize = 64 << 10;
-
-/// Durations of one completed all-reduce.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Finished {
-    /// Seconds until every rank had entered the collective.
-    pub wait: Second,
-    /// Seconds from the arrival of the last rank to the end of the collective.
-    pub transfer: Second,
-}
 
 /// Sums buffers over the ranks of a communicator. Every call is a collective, and counted in the communicator's ledger
 /// as what entered it: a barrier, and one message of the buffer's size, whichever algorithm carried it.
@@ -83,9 +74,10 @@ impl AllReduce {
     /// # Errors
     /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub fn reduce<T: Element>(&self, kind: Kind, values: &mut Region<T>, policy: WaitPolicy) -> Result<Finished> {
-        let wait = self.wait_for_all(values.bytes(), policy)?;
-        let transfer = self.transfer(kind, None, values, policy)?;
-        Ok(Finished { wait, transfer })
+        Finished::of(|waits| {
+            waits.time(|| self.wait_for_all(values.bytes(), policy))?;
+            self.transfer(kind, None, values, policy).map(drop)
+        })
     }
 
     /// Sums like [`reduce`](Self::reduce), without measuring the wait for slower ranks, and returns the seconds of the

@@ -10,9 +10,9 @@ use tch::Tensor;
 use super::nccl::Nccl;
 use super::progress::{self, Inside};
 use super::traffic::Collective;
-use super::{AllReduce, Communicator, HostBuffer, WaitPolicy};
+use super::{AllReduce, Communicator, Finished, HostBuffer, WaitPolicy};
 use crate::config::Algorithm;
-use crate::device::{Moment, Target};
+use crate::device::{Moment, Target, seconds_between};
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::sys::gpu::{Event, Stream};
@@ -55,13 +55,24 @@ struct InFlight {
 }
 
 /// Times of a collective that may still be in flight.
-pub struct Span {
-    /// Seconds this rank waited for the slowest one; 0 for NCCL, whose transfer contains the wait.
-    pub wait: Second,
-    /// Start of the transfer.
-    pub from: Moment,
-    /// End of the transfer.
-    pub to: Moment,
+pub enum Span {
+    /// Complete, through host memory; with the copies between it and the device.
+    Host(Finished),
+    /// From its start on the device, which contains the wait for slower ranks, to its end.
+    Device(Moment, Moment),
+}
+
+impl Span {
+    /// Seconds of the collective with the wait for slower ranks, without the copies to host memory before it. Waits for its end.
+    ///
+    /// # Errors
+    /// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
+    pub fn seconds(&self) -> Result<Second> {
+        match self {
+            Span::Host(finished) => Ok(finished.seconds()),
+            Span::Device(from, to) => seconds_between(from, to),
+        }
+    }
 }
 
 impl DeviceCollectives {
@@ -158,11 +169,10 @@ impl DeviceCollectives {
             Way::Host { all_reduce, buffer } => {
                 let mut region = buffer.region(0..source.numel());
                 source.copy_data(region.as_mut_slice(), source.numel());
-                let waiting = Instant::now();
-                let wait = all_reduce.reduce(kind, &mut region, WaitPolicy::Spin)?.wait;
+                let mut finished = all_reduce.reduce(kind, &mut region, WaitPolicy::Spin)?;
                 tch::no_grad(|| target.shallow_clone().copy_(&Tensor::from_slice(region.as_slice())));
-                let from = waiting + Duration::from_secs_f64(wait);
-                Ok(Span { wait, from: Moment::Host(from), to: Moment::Host(Instant::now().max(from)) })
+                finished.done = Instant::now();
+                Ok(Span::Host(finished))
             }
         }
     }
@@ -181,10 +191,12 @@ impl DeviceCollectives {
             Way::Host { .. } => {
                 let mut copy = vec![0f32; values.numel()];
                 values.copy_data(&mut copy, values.numel());
-                let from = Instant::now();
-                self.ranks.broadcast(kind, &mut copy)?;
-                tch::no_grad(|| values.shallow_clone().copy_(&Tensor::from_slice(&copy)));
-                Ok(Span { wait: 0.0, from: Moment::Host(from), to: Moment::Host(Instant::now()) })
+                let finished = Finished::of(|_| {
+                    self.ranks.broadcast(kind, &mut copy)?;
+                    tch::no_grad(|| values.shallow_clone().copy_(&Tensor::from_slice(&copy)));
+                    Ok(())
+                })?;
+                Ok(Span::Host(finished))
             }
         }
     }
@@ -258,7 +270,7 @@ impl NcclStream {
         // SAFETY: flat buffers live as long as the training, whose next use of them waits for the stream (`join`).
         unsafe { self.nccl.enqueue(collective, source, target, &self.own) }?;
         let to = self.own.event()?;
-        let span = Span { wait: 0.0, from: Moment::Gpu(from.clone()), to: Moment::Gpu(to.clone()) };
+        let span = Span::Device(Moment::Gpu(from.clone()), Moment::Gpu(to.clone()));
         self.in_flight.push_back(InFlight { kind, collective, bytes, from, to, _inside: inside });
         Ok(span)
     }

@@ -17,15 +17,17 @@
 //! buffer.as_mut_slice().fill(1.0);
 //! let finished = all_reduce.reduce(Kind::Gradients, &mut buffer.region(0..4), WaitPolicy::Spin)?;
 //! assert_eq!(buffer.as_slice(), [all_reduce.communicator().size() as f32; 4]);
-//! println!("{} s waiting, {} s transferring", finished.wait, finished.transfer);
+//! println!("{} s waiting, {} s transferring", finished.wait(), finished.transfer());
 //! # Ok::<(), hpml::error::Error>(())
 //! ```
 #![allow(unsafe_code)]
 
 mod all_reduce;
 mod backoff;
+mod clock_offsets;
 mod device;
 mod element;
+mod finished;
 mod library;
 mod memory;
 mod mpi;
@@ -38,10 +40,12 @@ mod traffic;
 mod turn;
 mod window;
 
-pub use all_reduce::{AllReduce, Finished};
+pub use all_reduce::AllReduce;
 pub use backoff::WaitPolicy;
+pub use clock_offsets::ClockOffset;
 pub use device::{DeviceCollectives, Span};
 pub use element::{Bf16, Element, Fp16, MpiType};
+pub use finished::{Finished, Waits};
 pub use library::{built_for, check_library, library_version};
 pub use memory::{HostBuffer, Region, view};
 pub use mpi::{Combine, Communicator, Universe};

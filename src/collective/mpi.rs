@@ -307,14 +307,14 @@ impl Communicator {
     ///
     /// # Errors
     /// Returns [`Error::Mpi`] if MPI reports a failure.
-    pub fn gather(&self, kind: Kind, values: &[f32]) -> Result<Vec<f32>> {
-        let mut all = vec![0.0; if self.rank == 0 { values.len() * self.size } else { 0 }];
+    pub fn gather<T: MpiType>(&self, kind: Kind, values: &[T]) -> Result<Vec<T>> {
+        let mut all = vec![T::default(); if self.rank == 0 { values.len() * self.size } else { 0 }];
         self.counted(kind, Collective::Gather, size_of_val(values), || {
             let count = c_int::try_from(values.len()).expect("gathered tables are small");
-            // SAFETY: `values` has `count` f32; on the root `all` has room for `count` from each rank, elsewhere MPI ignores it.
+            // SAFETY: `values` has `count` elements of T's MPI type; on the root `all` has room for `count` from each rank, elsewhere MPI ignores it.
             self.check("MPI_Gather", unsafe {
-                let (send, receive, float) = (values.as_ptr().cast(), all.as_mut_ptr().cast(), ffi::RSMPI_FLOAT);
-                ffi::MPI_Gather(send, count, float, receive, count, float, 0, self.raw)
+                let (send, receive) = (values.as_ptr().cast(), all.as_mut_ptr().cast());
+                ffi::MPI_Gather(send, count, T::mpi_type(), receive, count, T::mpi_type(), 0, self.raw)
             })
         })?;
         Ok(all)

@@ -24,7 +24,7 @@ use crate::error::Result;
 pub(super) const SEGMENT_BYTES: usize = 60 << 10;
 /// Messages in flight in each direction; 8 to 64 make no difference.
 pub(super) const DEPTH: usize = 16;
-const TAG: c_int = 0x68706d;
+pub(super) const TAG: c_int = 0x68706d;
 
 /// Replaces every rank's `values` by their sum, bit-identical on all ranks: one rank adds each chunk's last summand.
 pub(super) fn all_reduce<T: Element>(ranks: &Communicator, values: &mut [T], policy: WaitPolicy) -> Result<()> {

@@ -143,6 +143,7 @@ impl Default for Metrics {
             timing: Timing::Overlap,
             warmup_steps: 3,
             spread_steps: 0,
+            trace_steps: String::new(),
             progress_seconds: 10.0,
             log: String::new(),
             tensorboard: String::new(),

@@ -15,6 +15,7 @@ mod nearest;
 mod parallel;
 mod plan;
 mod sections;
+mod trace_steps;
 mod unread;
 mod validate;
 
@@ -31,6 +32,7 @@ pub use sections::{
     Anneal, Checkpoint, Convolution, Decay, Device, Launch, Metrics, Model, ModelName, Optim, OptimName, Precision,
     Quantize, RangeFrom, Run, Scaling, Schedule, Stem, Timing, Train,
 };
+pub use trace_steps::TraceSteps;
 pub use unread::Reader;
 
 /// The whole configuration, defaults filled in. Sections as in the TOML file.

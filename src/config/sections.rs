@@ -418,6 +418,9 @@ pub struct Metrics {
     pub log: String,
     /// Folder of TensorBoard event files that a training writes while it runs. Empty: none.
     pub tensorboard: String,
+    /// Steps of which each span is kept, on every rank, for a timeline: ranges such as "100..110" (100
+    /// to 109), single steps and "every 1000", separated by commas. Empty: none.
+    pub trace_steps: String,
 }
 
 /// Timing mode of a step.

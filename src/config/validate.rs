@@ -1,6 +1,6 @@
 //! The only check of the values, before any rank works. An error names the key, the value and what is allowed.
 
-use super::{Algorithm, BufferSync, Compression, Config, Convolution, ModelName, Precision};
+use super::{Algorithm, BufferSync, Compression, Config, Convolution, ModelName, Precision, TraceSteps};
 use crate::error::{Error, Result};
 
 impl Config {
@@ -55,6 +55,9 @@ impl Config {
             if value > most {
                 return refuse(key, value.to_string(), &format!("must be at most {most}"));
             }
+        }
+        if let Err(wrong) = TraceSteps::parse(&self.metrics.trace_steps) {
+            return refuse("metrics.trace_steps", self.metrics.trace_steps.clone(), &wrong);
         }
         if i64::try_from(self.run.seed).is_err() {
             return refuse("run.seed", self.run.seed.to_string(), "must be below 2^63");

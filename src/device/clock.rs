@@ -6,7 +6,6 @@ use std::time::Instant;
 use super::Target;
 use crate::config::Timing;
 use crate::error::Result;
-use crate::metrics::{Part, StepTimes};
 use crate::sys::gpu::{Event, Stream};
 use crate::units::Second;
 
@@ -22,6 +21,7 @@ pub enum Clock {
 }
 
 /// A moment of a [`Clock`].
+#[derive(Clone)]
 pub enum Moment {
     /// Reading of the host clock.
     Host(Instant),
@@ -67,47 +67,5 @@ pub fn seconds_between(from: &Moment, to: &Moment) -> Result<Second> {
             to.since(from)
         }
         _ => unreachable!("two moments of one clock"),
-    }
-}
-
-/// The times of one step on one rank, some of which may still lie between incomplete events.
-#[derive(Default)]
-pub struct StepRecorder {
-    known: StepTimes,
-    later: Vec<(Part, Moment, Moment)>,
-}
-
-impl StepRecorder {
-    /// Adds `seconds` to `part`.
-    pub fn add(&mut self, part: Part, seconds: Second) {
-        self.known.add(part, seconds);
-    }
-
-    /// Adds the time between two moments of one clock to `part`.
-    pub fn span(&mut self, part: Part, from: Moment, to: Moment) {
-        match (from, to) {
-            (Moment::Host(from), Moment::Host(to)) => self.add(part, to.duration_since(from).as_secs_f64()),
-            (from, to) => self.later.push((part, from, to)),
-        }
-    }
-
-    /// Adds the time since `from`, a moment of `clock`, to `part`.
-    ///
-    /// # Errors
-    /// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
-    pub fn since(&mut self, part: Part, from: Moment, clock: &Clock) -> Result<()> {
-        self.span(part, from, clock.now()?);
-        Ok(())
-    }
-
-    /// The times of the step; waits until all events are complete.
-    ///
-    /// # Errors
-    /// Returns [`Error::Gpu`](crate::error::Error::Gpu) if the GPU has failed.
-    pub fn resolve(&mut self) -> Result<StepTimes> {
-        for (part, from, to) in self.later.drain(..) {
-            self.known.add(part, seconds_between(&from, &to)?);
-        }
-        Ok(self.known)
     }
 }

@@ -16,10 +16,14 @@
 mod choose;
 mod clock;
 mod monitor;
+mod recorder;
+mod timeline;
 
 pub use choose::{Choice, Found, assign, look};
-pub use clock::{Clock, Moment, StepRecorder, seconds_between};
+pub use clock::{Clock, Moment, seconds_between};
 pub use monitor::{GpuMonitor, Reading};
+pub use recorder::{Message, Open, StepRecorder};
+pub use timeline::{Lane, Name, TraceSpan, origin, since_origin};
 
 use crate::error::Result;
 use crate::sys::gpu;

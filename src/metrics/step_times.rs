@@ -1,5 +1,7 @@
 //! Times of the parts of a step.
 
+use std::ffi::CStr;
+
 use super::definitions;
 use crate::table::Definition;
 use crate::units::Second;
@@ -56,6 +58,20 @@ impl Part {
     /// Name of the part's column in files.
     pub fn as_str(self) -> &'static str {
         self.definition().name
+    }
+
+    /// Name of the part's NVTX range.
+    pub fn range_name(self) -> &'static CStr {
+        match self {
+            Part::Data => c"data",
+            Part::Forward => c"forward",
+            Part::Backward => c"backward",
+            Part::Comm => c"comm",
+            Part::CommWait => c"comm_wait",
+            Part::CommExposed => c"comm_exposed",
+            Part::Optimizer => c"optimizer",
+            Part::Step => c"step",
+        }
     }
 
     /// Whether the part is time of collectives, which a single rank does not have.

@@ -10,10 +10,12 @@ use tch::{Kind, Tensor};
 
 use crate::collective::{Communicator, Finished};
 use crate::config::Timing;
+use crate::device::Message;
 use crate::error::{Error, Result};
 use crate::metrics;
 use crate::model::Standardized;
 use crate::sys::differentiable;
+use crate::units::Bytes;
 
 /// Batch norm over all ranks, and the time its collectives took. All ranks call its methods together.
 #[derive(Clone)]
@@ -23,11 +25,11 @@ pub struct SyncBatchNorm {
     spent: Arc<Mutex<Spent>>,
 }
 
-/// Seconds in collectives since they were taken, or the first collective that failed: forward and backward pass return tensors
+/// Collectives since they were taken, or the first collective that failed: forward and backward pass return tensors
 /// only.
 #[derive(Default)]
 struct Spent {
-    finished: Finished,
+    finished: Vec<(Finished, Message)>,
     failed: Option<Error>,
 }
 
@@ -73,11 +75,11 @@ impl SyncBatchNorm {
         })
     }
 
-    /// Takes the seconds spent in collectives since the last call.
+    /// Takes the collectives since the last call.
     ///
     /// # Errors
     /// One of the collectives failed.
-    pub fn take_spent(&self) -> Result<Finished> {
+    pub fn take_spent(&self) -> Result<Vec<(Finished, Message)>> {
         let Spent { finished, failed } = std::mem::take(&mut *self.spent());
         failed.map_or(Ok(finished), Err)
     }
@@ -95,7 +97,8 @@ impl SyncBatchNorm {
         mean.copy_data(&mut own[..channels], channels);
         variance.copy_data(&mut own[channels..2 * channels], channels);
         own[2 * channels] = count as f32; // at most batch x 32 x 32: exact below 2^24, relative error 1e-7 beyond
-        let all = self.collective(|ranks| ranks.all_gather(metrics::Kind::Buffers, &own)).unwrap_or(own);
+        let all =
+            self.collective(size_of_val(&*own), |ranks| ranks.all_gather(metrics::Kind::Buffers, &own)).unwrap_or(own);
         let of_ranks = || all.chunks(2 * channels + 1).map(|rank| (rank, f64::from(rank[2 * channels])));
         let count: f64 = of_ranks().map(|(_, count)| count).sum();
         let moments = (0..channels).map(|channel| {
@@ -114,33 +117,30 @@ impl SyncBatchNorm {
     fn sum(&self, values: &Tensor) -> Tensor {
         let mut sums = vec![0f32; values.numel()];
         values.copy_data(&mut sums, values.numel());
-        let _ = self.collective(|ranks| ranks.all_reduce_sum(metrics::Kind::Buffers, &mut sums));
+        let bytes = size_of_val(&*sums);
+        let _ = self.collective(bytes, |ranks| ranks.all_reduce_sum(metrics::Kind::Buffers, &mut sums));
         Tensor::from_slice(&sums)
     }
 
-    /// Runs one collective and adds its time to `spent`; skips it after an earlier failure, because the job ends with that error.
-    fn collective<T>(&self, call: impl FnOnce(&Communicator) -> Result<T>) -> Option<T> {
+    /// Runs one collective of `bytes` and adds its time to `spent`; skips it after an earlier failure, because the job ends with that
+    /// error.
+    fn collective<T>(&self, bytes: usize, call: impl FnOnce(&Communicator) -> Result<T>) -> Option<T> {
         if self.spent().failed.is_some() {
             return None;
         }
-        let timed = || {
-            let wait = if self.timing == Timing::Profile { self.communicator.barrier()? } else { 0.0 };
-            let start = std::time::Instant::now();
-            let result = call(&self.communicator)?;
-            Ok((result, wait, start.elapsed().as_secs_f64()))
-        };
-        let done = timed();
+        let mut result = None;
+        let done = Finished::of(|waits| {
+            if self.timing == Timing::Profile {
+                waits.time(|| self.communicator.barrier())?;
+            }
+            result = Some(call(&self.communicator)?);
+            Ok(())
+        });
         let mut spent = self.spent();
         match done {
-            Ok((result, wait, transfer)) => {
-                spent.finished.wait += wait;
-                spent.finished.transfer += transfer;
-                Some(result)
-            }
-            Err(error) => {
-                spent.failed = Some(error);
-                None
-            }
+            Ok(finished) => spent.finished.push((finished, Message { bucket: None, bytes: bytes as Bytes })),
+            Err(error) => spent.failed = Some(error),
         }
+        result
     }
 }

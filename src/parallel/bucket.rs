@@ -11,6 +11,8 @@ const FIRST_BYTES: f64 = 1e6;
 /// Consecutive parameters whose gradients are sent as one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
+    /// Number of the bucket, from 0.
+    pub number: usize,
     /// Parameters, by their numbers in the model's order.
     pub parameters: Range<usize>,
     /// Elements of these parameters in the flat gradient buffer.
@@ -36,7 +38,8 @@ impl Bucket {
             let cut = elements[start].start..elements[end - 1].end;
             let enough = if buckets.is_empty() && bytes.is_finite() { bytes.min(FIRST_BYTES) } else { bytes };
             if (cut.len() * size_of::<f32>()) as f64 >= enough || start == 0 {
-                buckets.push(Bucket { parameters: start..end, elements: cut });
+                let number = buckets.len();
+                buckets.push(Bucket { number, parameters: start..end, elements: cut });
                 end = start;
             }
         }
@@ -120,13 +123,13 @@ mod tests {
     fn buckets_are_cut_from_the_end_and_cover_everything() {
         let parameters = [0..10, 10..30, 30..40, 40..100];
         let plan = |bytes| Bucket::plan(&parameters, bytes);
-        assert_eq!(plan(1e9), [Bucket { parameters: 0..4, elements: 0..100 }]);
+        assert_eq!(plan(1e9), [Bucket { number: 0, parameters: 0..4, elements: 0..100 }]);
         assert_eq!(
             plan(100.0), // 25 elements
             [
-                Bucket { parameters: 3..4, elements: 40..100 },
-                Bucket { parameters: 1..3, elements: 10..40 },
-                Bucket { parameters: 0..1, elements: 0..10 },
+                Bucket { number: 0, parameters: 3..4, elements: 40..100 },
+                Bucket { number: 1, parameters: 1..3, elements: 10..40 },
+                Bucket { number: 2, parameters: 0..1, elements: 0..10 },
             ]
         );
         assert_eq!(plan(1.0).len(), 4);

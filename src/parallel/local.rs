@@ -4,7 +4,6 @@
 //! Yang, On the Linear Speedup Analysis of Communication Efficient Momentum SGD, 2019, algorithm 1.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::FlatState;
 use crate::collective::{AllReduce, Finished, WaitPolicy};
@@ -52,21 +51,21 @@ impl LocalSteps {
     /// # Errors
     /// The all-reduce failed.
     pub fn average(&mut self, state: &mut FlatState, moments: [&mut [f32]; 2]) -> Result<Finished> {
-        let started = Instant::now();
         self.since = 0;
         let ranks = self.all_reduce.communicator().size() as f32;
-        let mut wait = 0.0;
         let [first, second] = moments;
-        for values in [state.parameters.host_mut().as_mut_slice(), first, second] {
-            if values.is_empty() {
-                continue;
+        Finished::of(|waits| {
+            for values in [state.parameters.host_mut().as_mut_slice(), first, second] {
+                if values.is_empty() {
+                    continue;
+                }
+                // The gradients' memory suits the all-reduce, and the next step zeroes it anyway.
+                let mut sums = state.gradients.host_mut().region(0..values.len());
+                sums.as_mut_slice().copy_from_slice(values);
+                waits.extend(&self.all_reduce.reduce(Kind::Parameters, &mut sums, WaitPolicy::Spin)?.waits);
+                values.iter_mut().zip(sums.as_slice()).for_each(|(value, sum)| *value = sum / ranks);
             }
-            // The gradients' memory suits the all-reduce, and the next step zeroes it anyway.
-            let mut sums = state.gradients.host_mut().region(0..values.len());
-            sums.as_mut_slice().copy_from_slice(values);
-            wait += self.all_reduce.reduce(Kind::Parameters, &mut sums, WaitPolicy::Spin)?.wait;
-            values.iter_mut().zip(sums.as_slice()).for_each(|(value, sum)| *value = sum / ranks);
-        }
-        Ok(Finished { wait, transfer: started.elapsed().as_secs_f64() - wait })
+            Ok(())
+        })
     }
 }

@@ -55,7 +55,7 @@ pub fn figures(parts: Vec<(&str, Figure)>, compared: bool) -> Vec<Figure> {
     let note = shared_note(&notes);
     let names: Vec<Figure> = parts.iter().map(|(_, figure)| figure.clone()).collect();
     for (file, (label, mut figure)) in parts.into_iter().enumerate() {
-        if figure.panels.iter().any(|panel| matches!(panel, Panel::Histogram(_))) {
+        if figure.panels.iter().any(|panel| matches!(panel, Panel::Histogram(_) | Panel::Timeline(_))) {
             figure.title = format!("{}: {label}", figure.title);
             figure.name = format!("{}-{}", figure.name, file + 1);
             joined.push(figure);
@@ -116,6 +116,7 @@ fn mark(panel: &mut Panel, label: &str, file: usize) {
             }
         }
         Panel::Bars(bars) => bars.bars.iter_mut().for_each(|bar| bar.label = with_file(&bar.label)),
+        Panel::Timeline(timeline) => timeline.title = with_file(&timeline.title),
         Panel::Histogram(_) => {}
     }
 }

@@ -25,6 +25,7 @@ pub enum Panel {
     Lines(Lines),
     Bars(Bars),
     Histogram(Histogram),
+    Timeline(Timeline),
 }
 
 /// Layout of an axis.
@@ -134,6 +135,42 @@ pub struct Bars {
     pub bars: Vec<Bar>,
 }
 
+/// Spans of one step over time.
+#[derive(Debug, Clone)]
+pub struct Timeline {
+    /// Title above the panel.
+    pub title: String,
+    /// Time axis.
+    pub x: Axis,
+    /// Names of the parts, in the order of the legend.
+    pub parts: Vec<String>,
+    /// Ranks from top to bottom.
+    pub ranks: Vec<Rank>,
+}
+
+/// The spans of one rank: begin, end and name of the part; of spans that overlap, the later ones are drawn over the earlier ones.
+#[derive(Debug, Clone)]
+pub struct Rank {
+    /// Name left of the row.
+    pub label: String,
+    /// What it computes or waits for.
+    pub compute: Vec<(f64, f64, String)>,
+    /// Its collectives.
+    pub communication: Vec<(f64, f64, String)>,
+}
+
+impl Rank {
+    /// A rank without spans.
+    pub fn new(label: String) -> Rank {
+        Rank { label, compute: Vec::new(), communication: Vec::new() }
+    }
+
+    /// All spans.
+    pub fn spans(&self) -> impl Iterator<Item = &(f64, f64, String)> {
+        self.compute.iter().chain(&self.communication)
+    }
+}
+
 /// The distribution of one tensor.
 #[derive(Debug, Clone)]
 pub struct Histogram {
@@ -176,6 +213,7 @@ impl Panel {
             Panel::Lines(lines) => {
                 !lines.series.iter().any(|series| series.style != Style::Ideal && !series.points.is_empty())
             }
+            Panel::Timeline(timeline) => timeline.ranks.iter().all(|rank| rank.spans().next().is_none()),
             Panel::Bars(bars) => !bars.bars.iter().flat_map(|bar| &bar.values).any(|value| *value > 0.0),
             Panel::Histogram(histogram) => {
                 let (lower, upper) = histogram.edges;
@@ -189,6 +227,7 @@ impl Panel {
         match self {
             Panel::Lines(lines) => &lines.title,
             Panel::Bars(bars) => &bars.title,
+            Panel::Timeline(timeline) => &timeline.title,
             Panel::Histogram(histogram) => &histogram.title,
         }
     }

@@ -12,6 +12,7 @@ mod render;
 mod section;
 mod sections;
 mod source;
+mod timeline;
 
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,10 @@ pub struct Request {
     pub html: Option<PathBuf>,
     /// Folder to write each plot to, as SVG and PNG.
     pub plots: Option<PathBuf>,
+    /// File to write the timeline of traced steps to, in Chrome's form.
+    pub trace: Option<PathBuf>,
+    /// Folder to write the timeline of each rank to, for Holistic Trace Analysis.
+    pub hta: Option<PathBuf>,
     /// Whether files that exist may be replaced.
     pub force: bool,
 }
@@ -69,12 +74,21 @@ pub fn report(args: &Request) -> Result<String> {
             _ => terminal(&sheet, terminal_width()),
         });
     }
-    if text.is_some() && args.html.is_none() && args.plots.is_none() {
-        return Ok(text.unwrap_or_default());
+    let traces = timeline::write(args, &sources)?;
+    if args.html.is_none() && args.plots.is_none() {
+        match text {
+            Some(text) if traces.is_empty() => return Ok(text),
+            Some(text) => {
+                message::print(traces.trim_end()); // stdout is the table's
+                return Ok(text);
+            }
+            None if !traces.is_empty() => return Ok(traces),
+            None => {}
+        }
     }
 
     let sections = sections::all(&sources)?;
-    let written = write_files(args, &sources, &sections)?;
+    let written = traces + &write_files(args, &sources, &sections)?;
     Ok(match text {
         Some(text) => {
             message::print(written.trim_end()); // stdout is the table's

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::predict;
 use crate::store;
 use crate::table::{Attribute, Frame, Table, printable};
+use crate::trace::{self, Row};
 
 /// Greatest number of ranks to predict for when the file holds no prediction.
 const PREDICTED_RANKS: usize = 64;
@@ -97,6 +98,19 @@ impl<'a> Source<'a> {
             Content::File(_) => None,
         };
         Ok(table.map(Frame::new))
+    }
+
+    /// The spans of traced steps, by step, rank and lane; empty if no step was traced.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn trace(&self) -> Result<Vec<Row>> {
+        let table = match &self.content {
+            Content::Memory(tables) => tables.iter().find(|table| table.group == "trace").cloned(),
+            Content::File(_) if self.has("trace") => Some(store::read_table(&self.path, "trace")?),
+            Content::File(_) => None,
+        };
+        Ok(table.map(|table| trace::trace().read(&table)).unwrap_or_default())
     }
 
     /// The error for a file without any table that the report shows.

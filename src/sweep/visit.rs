@@ -146,7 +146,7 @@ impl Visits<'_> {
         let mut batches = feed.batches(batches, loader_options(&plan.data, &feed, &replica, None));
         let sizes = [case.batch_per_rank];
         let mut step = |replica: &mut Replica| {
-            timed_step(&mut batches, &sizes, replica, &mut optimizer, case.ranks, plan.train.lr)
+            timed_step(&mut batches, &sizes, replica, &mut optimizer, case.ranks, plan.train.lr, false)
         };
         let started = Instant::now();
         let mut warm = 0.0;

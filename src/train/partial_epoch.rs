@@ -1,7 +1,7 @@
 //! The part of an epoch that is done, as far as this rank knows it.
 
 use super::resume::{Restoring, Saving};
-use crate::device::StepRecorder;
+use crate::device::{StepRecorder, TraceSpan};
 use crate::error::Result;
 use crate::live::Measured;
 use crate::metrics::{Part, StepTimes};
@@ -75,17 +75,16 @@ impl PartialEpoch {
         self.times.last_mut()
     }
 
-    /// Times of the steps since the last call. Waits for the device.
+    /// Times of the steps since the last call, and the spans of each. Waits for the device.
     ///
     /// # Errors
     /// The device has failed.
-    pub fn take_times(&mut self) -> Result<Vec<StepTimes>> {
-        let times: Result<Vec<StepTimes>> =
-            std::mem::take(&mut self.times).into_iter().map(|mut times| times.resolve()).collect();
-        let times = times?;
+    pub fn take_times(&mut self) -> Result<(Vec<StepTimes>, Vec<Vec<TraceSpan>>)> {
+        let mut steps = std::mem::take(&mut self.times);
+        let times: Vec<StepTimes> = steps.iter_mut().map(StepRecorder::resolve).collect::<Result<_>>()?;
         times[self.shown.times..].iter().for_each(|times| self.shown.add(times));
         self.shown.times = 0;
-        Ok(times)
+        Ok((times, steps.iter_mut().map(StepRecorder::spans).collect::<Result<_>>()?))
     }
 
     /// Steps and their times since the last call, and loss and correct predictions on this rank. Waits for the device.

@@ -7,10 +7,9 @@ use crate::error::Result;
 use crate::metrics::Part;
 use crate::optim::Optimizer;
 use crate::parallel::Replica;
-use crate::sys::gpu::range;
 
 /// Takes one optimizer step on the next batches, one per entry of `sizes` (samples of this rank), on each of `ranks` ranks.
-/// Returns how long each part of the step takes on this rank.
+/// Returns how long each part of the step takes on this rank; a `traced` step's record keeps each span.
 ///
 /// # Errors
 /// A sample cannot be read or trained on, the device has failed, or a rank is gone.
@@ -21,37 +20,30 @@ pub fn timed_step(
     optimizer: &mut Optimizer,
     ranks: usize,
     lr: f64,
+    traced: bool,
 ) -> Result<StepRecorder> {
-    let _range = range(c"step");
-    let mut time = StepRecorder::default();
-    let clock = replica.clock().clone();
-    let started = clock.now()?;
+    let mut time = StepRecorder::new(replica.clock(), traced)?;
+    let step = time.begin(Part::Step)?;
     // The sampler pads, so every rank has as many samples as this one.
     let global_batch = sizes.iter().sum::<usize>() * ranks;
     if let Some(scale) = optimizer.loss_scale() {
         replica.set_loss_scale(scale.factor());
     }
     for number in 1..=sizes.len() {
-        let waiting = clock.now()?;
-        let batch = {
-            let _range = range(c"batch");
-            batches.next().expect("every batch of the plan comes")?
-        };
-        time.since(Part::Data, waiting, &clock)?;
+        let waiting = time.begin(Part::Data)?;
+        let batch = batches.next().expect("every batch of the plan comes")?;
+        time.end(waiting)?;
         if number < sizes.len() {
             replica.accumulate(&batch, global_batch, &mut time)?;
         } else {
             replica.step(&batch, global_batch, &mut time)?;
         }
     }
-    let update = clock.now()?;
-    {
-        let _range = range(c"optimizer");
-        optimizer.step(replica.state_mut(), lr)?;
-    }
-    time.since(Part::Optimizer, update, &clock)?;
+    let update = time.begin(Part::Optimizer)?;
+    optimizer.step(replica.state_mut(), lr)?;
+    time.end(update)?;
     replica.updated(optimizer.moments(), &mut time)?;
-    time.since(Part::Step, started, &clock)?;
+    time.end(step)?;
     Ok(time)
 }
 

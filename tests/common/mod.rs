@@ -137,7 +137,7 @@ impl Running {
         let status = self.child.wait_timeout(self.timeout.saturating_sub(self.started.elapsed())).unwrap();
         if status.is_none() {
             // mpirun ends its ranks on SIGTERM; SIGKILL would leave them behind.
-            let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+            kill("TERM", self.child.id());
             let _ = self.child.wait_timeout(Duration::from_secs(10));
             let _ = self.child.kill();
         }
@@ -276,6 +276,19 @@ pub fn column(file: &Path, name: &str) -> Vec<f64> {
     file.dataset(name).unwrap_or_else(|error| panic!("{name}: {error}")).read_raw().unwrap()
 }
 
+/// Asserts that in each of these `rows` of `/steps`, measured in profile mode, the parts lie within the step one after the other and,
+/// in the typical row, leave nothing out: between two parts the system may give the core to others.
+pub fn assert_parts_add_up(file: &Path, rows: &[usize]) {
+    let parts = ["data", "forward", "backward", "comm_wait", "comm", "optimizer"]
+        .map(|part| column(file, &format!("steps/{part}")));
+    let step = column(file, "steps/step");
+    let mut shares: Vec<f64> =
+        rows.iter().map(|&row| parts.iter().map(|part| part[row]).sum::<f64>() / step[row]).collect();
+    shares.sort_by(f64::total_cmp);
+    assert!(shares[shares.len() - 1] < 1.0 + 1e-5, "{shares:?}");
+    assert!(shares[shares.len() / 2] > 0.9, "{shares:?}");
+}
+
 /// Whether a run file exists and holds dataset `name`.
 pub fn has(file: &Path, name: &str) -> bool {
     file.exists() && hdf5::File::open(file).is_ok_and(|file| file.dataset(name).is_ok())
@@ -319,7 +332,8 @@ pub fn checkpoints(run_file: &Path) -> Vec<PathBuf> {
 
 /// Sends a signal, as in `kill -USR1 PID`.
 pub fn kill(signal: &str, pid: u32) {
-    Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
+    // The shell's own: a system without the package procps has no program of that name.
+    Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().unwrap();
 }
 
 /// Asserts that the run failed with one message, which names all of `named`.

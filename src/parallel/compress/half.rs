@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use super::Compressor;
-use crate::collective::{AllReduce, Element, HostBuffer, Region, WaitPolicy};
+use crate::collective::{AllReduce, Element, HostBuffer, Region, WaitPolicy, Waits};
 use crate::error::Result;
 use crate::metrics::Kind;
-use crate::units::Second;
 
 /// Rounds each rank's gradients to T, sends those, and adds in float32. Within a host the sum is rounded once; a ring between
 /// hosts, or MPI, rounds it at every hop.
@@ -31,13 +30,19 @@ impl<T: Element> Half<T> {
 }
 
 impl<T: Element> Compressor for Half<T> {
-    fn reduce(&mut self, all_reduce: &AllReduce, gradients: &mut Region, policy: WaitPolicy) -> Result<Second> {
-        let (mut wait, mut scale) = (0.0, 1.0);
+    fn reduce(
+        &mut self,
+        all_reduce: &AllReduce,
+        gradients: &mut Region,
+        policy: WaitPolicy,
+        waits: &mut Waits,
+    ) -> Result<()> {
+        let mut scale = 1.0;
         if Self::needs_scale() {
             let ranks = all_reduce.communicator();
             let mut greatest = vec![0.0; ranks.size()];
             greatest[ranks.rank()] = magnitude(gradients.as_slice());
-            wait += all_reduce.wait_for_all(gradients.bytes(), policy)?;
+            waits.time(|| all_reduce.wait_for_all(gradients.bytes(), policy))?;
             let slices: Vec<Range<usize>> = (0..ranks.size()).map(|rank| rank..rank + 1).collect();
             ranks.all_gather_slices(Kind::Gradients, &mut greatest, &slices, policy)?;
             scale = scale_for(&greatest);
@@ -46,12 +51,12 @@ impl<T: Element> Compressor for Half<T> {
         for (half, &gradient) in sent.as_mut_slice().iter_mut().zip(gradients.as_slice()) {
             *half = T::from_f32(scale * gradient);
         }
-        wait += all_reduce.reduce(Kind::Gradients, &mut sent, policy)?.wait;
+        waits.extend(&all_reduce.reduce(Kind::Gradients, &mut sent, policy)?.waits);
         let back = 1.0 / scale; // a power of two: exact
         for (gradient, half) in gradients.as_mut_slice().iter_mut().zip(sent.as_slice()) {
             *gradient = back * half.to_f32();
         }
-        Ok(wait)
+        Ok(())
     }
 
     fn bytes(&self, elements: &Range<usize>) -> u64 {

@@ -7,10 +7,9 @@ use std::ops::Range;
 
 use super::Compressor;
 use super::half::magnitude;
-use crate::collective::{AllReduce, Region, WaitPolicy};
+use crate::collective::{AllReduce, Region, WaitPolicy, Waits};
 use crate::error::Result;
 use crate::metrics::Kind;
-use crate::units::Second;
 
 /// The greatest quantized value.
 const QMAX: f32 = 127.0;
@@ -53,7 +52,13 @@ impl Int8 {
 }
 
 impl Compressor for Int8 {
-    fn reduce(&mut self, all_reduce: &AllReduce, gradients: &mut Region, policy: WaitPolicy) -> Result<Second> {
+    fn reduce(
+        &mut self,
+        all_reduce: &AllReduce,
+        gradients: &mut Region,
+        policy: WaitPolicy,
+        waits: &mut Waits,
+    ) -> Result<()> {
         let (ranks, block) = (all_reduce.communicator(), self.block);
         let slices = self.slices(gradients.as_slice().len(), ranks.size());
         let places: Vec<Range<usize>> =
@@ -65,7 +70,7 @@ impl Compressor for Int8 {
         add(gradients.as_slice(), error);
         packed.resize(packed_len(gradients.as_slice().len(), block), 0);
         pack(error, block, packed);
-        let wait = all_reduce.wait_for_all(packed.len(), policy)?;
+        waits.time(|| all_reduce.wait_for_all(packed.len(), policy))?;
         received.resize_with(ranks.size(), Vec::new);
         received.iter_mut().for_each(|part| part.resize(places[ranks.rank()].len(), 0));
         ranks.all_to_all(Kind::Gradients, packed, &places, received, policy)?;
@@ -79,7 +84,7 @@ impl Compressor for Int8 {
         let gradients = gradients.as_mut_slice();
         gradients.fill(0.0);
         add_unpacked(packed, block, gradients);
-        Ok(wait)
+        Ok(())
     }
 
     fn bytes(&self, elements: &Range<usize>) -> u64 {

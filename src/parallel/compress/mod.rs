@@ -12,22 +12,27 @@ mod powersgd;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
 
-use crate::collective::{AllReduce, Bf16, Finished, Fp16, Region, WaitPolicy};
+use crate::collective::{AllReduce, Bf16, Finished, Fp16, Region, WaitPolicy, Waits};
 use crate::config::{self, Compression};
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::model::Model;
-use crate::units::Second;
+use crate::units::Bytes;
 use half::Half;
 use int8::Int8;
 use powersgd::PowerSgd;
 
 /// A method of summing gradients that sends a compressed form of them.
 trait Compressor: Send {
-    /// Replaces `gradients`, a bucket, by their sum over the ranks. Returns the seconds spent waiting for slower ranks.
-    fn reduce(&mut self, all_reduce: &AllReduce, gradients: &mut Region, policy: WaitPolicy) -> Result<Second>;
+    /// Replaces `gradients`, a bucket, by their sum over the ranks. Adds the waits for slower ranks to `waits`.
+    fn reduce(
+        &mut self,
+        all_reduce: &AllReduce,
+        gradients: &mut Region,
+        policy: WaitPolicy,
+        waits: &mut Waits,
+    ) -> Result<()>;
 
     /// Bytes that [`reduce`](Self::reduce) of `elements` adds to the ledger.
     fn bytes(&self, elements: &Range<usize>) -> u64;
@@ -78,19 +83,19 @@ impl Reducer {
         self.plain_steps.store(left.saturating_sub(steps), Ordering::Relaxed);
     }
 
-    /// Replaces `gradients`, a bucket of the buffer, by their sum over the ranks. All ranks reduce the buckets in one order.
+    /// Replaces `gradients`, a bucket of the buffer, by their sum over the ranks. All ranks reduce the buckets in one order. Returns what
+    /// it took, and the bytes that the ledger counts.
     ///
     /// # Errors
     /// A collective failed.
-    pub fn reduce(&self, gradients: &mut Region, policy: WaitPolicy) -> Result<Finished> {
+    pub fn reduce(&self, gradients: &mut Region, policy: WaitPolicy) -> Result<(Finished, Bytes)> {
         let mut compressor = self.compressor();
         let compressor = compressor.as_mut().filter(|_| self.plain_steps.load(Ordering::Relaxed) == 0);
         let Some(compressor) = compressor else {
-            return self.all_reduce.reduce(Kind::Gradients, gradients, policy);
+            return Ok((self.all_reduce.reduce(Kind::Gradients, gradients, policy)?, gradients.bytes() as Bytes));
         };
-        let started = Instant::now();
-        let wait = compressor.reduce(&self.all_reduce, gradients, policy)?;
-        Ok(Finished { wait, transfer: started.elapsed().as_secs_f64() - wait })
+        let bytes = compressor.bytes(&gradients.range());
+        Ok((Finished::of(|waits| compressor.reduce(&self.all_reduce, gradients, policy, waits))?, bytes))
     }
 
     /// Bytes that the ledger counts for `elements` once compression has started.

@@ -9,11 +9,10 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use super::Compressor;
-use crate::collective::{AllReduce, HostBuffer, Region, WaitPolicy};
+use crate::collective::{AllReduce, HostBuffer, Region, WaitPolicy, Waits};
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::parallel::norm;
-use crate::units::Second;
 
 /// Fraction of a column's length below which its remainder, after projecting out the columns before it, is rounding error.
 const DEPENDENT: f64 = 1e-5;
@@ -141,7 +140,13 @@ impl PowerSgd {
 }
 
 impl Compressor for PowerSgd {
-    fn reduce(&mut self, all_reduce: &AllReduce, gradients: &mut Region, policy: WaitPolicy) -> Result<Second> {
+    fn reduce(
+        &mut self,
+        all_reduce: &AllReduce,
+        gradients: &mut Region,
+        policy: WaitPolicy,
+        waits: &mut Waits,
+    ) -> Result<()> {
         let tensors = self.of_bucket(&gradients.range());
         let offset = gradients.range().start;
         let (left, right) = self.sent(&tensors);
@@ -149,16 +154,16 @@ impl Compressor for PowerSgd {
         for index in tensors.clone() {
             self.project(index, &gradients.as_slice()[place(&self.tensors[index])]);
         }
-        let mut wait = all_reduce.reduce(Kind::Gradients, &mut self.left.region(left), policy)?.wait;
+        waits.extend(&all_reduce.reduce(Kind::Gradients, &mut self.left.region(left), policy)?.waits);
         if !right.is_empty() {
             tensors.clone().for_each(|index| self.project_back(index));
-            wait += all_reduce.reduce(Kind::Gradients, &mut self.right.region(right), policy)?.wait;
+            waits.extend(&all_reduce.reduce(Kind::Gradients, &mut self.right.region(right), policy)?.waits);
         }
         for index in tensors {
             let place = place(&self.tensors[index]);
             self.restore(index, &mut gradients.as_mut_slice()[place]);
         }
-        Ok(wait)
+        Ok(())
     }
 
     fn bytes(&self, elements: &Range<usize>) -> u64 {

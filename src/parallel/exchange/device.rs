@@ -1,17 +1,17 @@
 //! Exchange of a replica whose gradients are in device memory: by NCCL, or through host memory.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tch::Tensor;
 
-use crate::collective::{Communicator, DeviceCollectives, Span};
+use crate::collective::{Communicator, DeviceCollectives, Finished, Span};
 use crate::config::{Compression, Plan, Timing};
-use crate::device::{Clock, StepRecorder, Target};
+use crate::device::{Clock, Message, Moment, StepRecorder, Target};
 use crate::error::Result;
 use crate::metrics::{Kind, Part};
 use crate::parallel::{Bucket, Flat, FlatState};
 use crate::sys::gpu::Event;
+use crate::units::Bytes;
 
 /// Exchange from device memory.
 pub struct DeviceExchange {
@@ -29,6 +29,7 @@ pub struct DeviceExchange {
 
 /// A bucket whose gradients are enqueued.
 struct Complete {
+    message: Message,
     /// Gradients, contiguous.
     values: Tensor,
     /// Gradients rounded for the collective, if they are.
@@ -72,9 +73,9 @@ impl DeviceExchange {
 
     /// Marks a bucket as complete at this place of the backward pass, whose host part goes on: [`ready`](Self::ready) enqueues the
     /// all-reduce, which starts as soon as the device has come here.
-    pub fn enqueue(&mut self, bucket: &Bucket, state: &FlatState) -> Result<()> {
+    pub fn enqueue(&mut self, bucket: &Bucket, state: &FlatState, times: &mut StepRecorder) -> Result<()> {
         if self.overlaps {
-            let complete = self.complete(bucket, state)?;
+            let complete = self.complete(bucket, state, times)?;
             self.completed.push(complete);
         }
         Ok(())
@@ -88,29 +89,29 @@ impl DeviceExchange {
         for complete in std::mem::take(&mut self.completed) {
             self.reduce(complete, times)?;
         }
-        let complete = self.complete(bucket, state)?;
+        let complete = self.complete(bucket, state, times)?;
         self.reduce(complete, times)
     }
 
-    fn complete(&self, bucket: &Bucket, state: &FlatState) -> Result<Complete> {
+    fn complete(&self, bucket: &Bucket, state: &FlatState, times: &mut StepRecorder) -> Result<Complete> {
         let Flat::Device(gradients) = &state.gradients else { unreachable!("one memory for all") };
         let values = gradients.narrow(0, bucket.elements.start as i64, bucket.elements.len() as i64);
         let sums = self.rounded.map(|kind| tch::no_grad(|| values.to_kind(kind)));
-        Ok(Complete { values, sums, at: self.collectives.moment()? })
+        let at = self.collectives.moment()?;
+        times.ready(bucket.number, at.clone().map(Moment::Gpu));
+        let message = Message { bucket: Some(bucket.number), bytes: self.bytes(bucket) };
+        Ok(Complete { message, values, sums, at })
     }
 
     /// Enqueues the all-reduce of a bucket.
     fn reduce(&mut self, complete: Complete, times: &mut StepRecorder) -> Result<()> {
-        let Complete { values, sums, at } = complete;
-        let started = Instant::now();
+        let Complete { message, values, sums, at } = complete;
         let span = self.collectives.all_reduce_after(at.as_ref(), Kind::Gradients, sums.as_ref().unwrap_or(&values))?;
         if let Some(sums) = sums {
             self.under_way.push((values, sums));
         }
-        if self.collectives.is_through_host() && self.overlaps {
-            times.add(Part::CommExposed, started.elapsed().as_secs_f64()); // the caller waited for it
-        }
-        add_span(times, span);
+        // In profile mode the caller times the exposed part with the work before.
+        add_span(times, span, message, self.overlaps);
         Ok(())
     }
 
@@ -122,16 +123,16 @@ impl DeviceExchange {
         if !self.overlaps {
             for bucket in buckets {
                 self.barrier(times)?;
-                let from = self.clock.now()?;
-                let complete = self.complete(bucket, state)?;
+                let exposed = times.begin(Part::CommExposed)?;
+                let complete = self.complete(bucket, state, times)?;
                 self.reduce(complete, times)?;
                 self.collectives.join()?;
-                times.since(Part::CommExposed, from, &self.clock)?;
+                times.end(exposed)?;
             }
         } else {
-            let from = self.clock.now()?;
+            let exposed = times.begin(Part::CommExposed)?;
             self.collectives.join()?;
-            times.since(Part::CommExposed, from, &self.clock)?;
+            times.end(exposed)?;
         }
         tch::no_grad(|| self.under_way.drain(..).for_each(|(mut values, sums)| values.copy_(&sums)));
         Ok(())
@@ -140,9 +141,8 @@ impl DeviceExchange {
     /// Waits until every rank is here and its device has completed all enqueued work.
     fn barrier(&mut self, times: &mut StepRecorder) -> Result<()> {
         self.clock.now()?; // profile mode: waits for the device
-        let wait = self.collectives.communicator().barrier()?;
-        times.add(Part::CommWait, wait);
-        times.add(Part::CommExposed, wait);
+        let finished = Finished::of(|waits| waits.time(|| self.collectives.communicator().barrier()).map(drop))?;
+        times.collective(&finished, Message::default(), true);
         Ok(())
     }
 
@@ -155,11 +155,12 @@ impl DeviceExchange {
         if barrier {
             self.barrier(times)?;
         }
-        let from = self.clock.now()?;
+        let exposed = times.begin(Part::CommExposed)?;
         let span = self.collectives.broadcast(Kind::Buffers, buffers)?;
         self.collectives.join()?;
-        times.since(Part::CommExposed, from, &self.clock)?;
-        add_span(times, span);
+        times.end(exposed)?;
+        let message = Message { bucket: None, bytes: (buffers.numel() * size_of::<f32>()) as Bytes };
+        add_span(times, span, message, false);
         Ok(())
     }
 
@@ -169,7 +170,10 @@ impl DeviceExchange {
     }
 }
 
-fn add_span(times: &mut StepRecorder, span: Span) {
-    times.add(Part::CommWait, span.wait);
-    times.span(Part::Comm, span.from, span.to);
+/// Adds a collective to `times`; `exposed`: the caller waited for it, if it went through host memory.
+fn add_span(times: &mut StepRecorder, span: Span, message: Message, exposed: bool) {
+    match span {
+        Span::Host(finished) => times.collective(&finished, message, exposed),
+        Span::Device(from, to) => times.transfer(from, to, message),
+    }
 }

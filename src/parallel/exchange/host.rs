@@ -3,15 +3,15 @@
 
 use std::sync::Arc;
 
-use super::add_collective;
 use crate::collective::{AllReduce, Communicator, Finished, Region, WaitPolicy};
 use crate::config::Plan;
-use crate::device::StepRecorder;
+use crate::device::{Message, StepRecorder};
 use crate::error::Result;
 use crate::metrics::{Kind, Part};
 use crate::model::Model;
 use crate::parallel::worker::Worker;
 use crate::parallel::{Bucket, Flat, FlatState, LocalSteps, Reducer};
+use crate::units::Bytes;
 
 /// Exchange through host memory.
 pub struct HostExchange {
@@ -78,14 +78,21 @@ impl HostExchange {
         self.communicator.size() > 1 && self.local.is_none()
     }
 
+    /// Reduces `bucket` here and now.
+    fn reduce(&self, bucket: &Bucket, state: &mut FlatState, times: &mut StepRecorder) -> Result<()> {
+        let mut region = state.gradients.host_mut().region(bucket.elements.clone());
+        let (finished, bytes) = self.reducer.reduce(&mut region, WaitPolicy::Spin)?;
+        times.collective(&finished, Message { bucket: Some(bucket.number), bytes }, true);
+        Ok(())
+    }
+
     /// Has the communication thread reduce a bucket whose gradients are complete.
-    pub fn enqueue(&mut self, bucket: &Bucket, state: &mut FlatState) -> Result<()> {
+    pub fn enqueue(&mut self, bucket: &Bucket, state: &mut FlatState) {
         if self.reduces()
             && let Some(worker) = &mut self.worker
         {
-            worker.all_reduce(state.gradients.host_mut().region(bucket.elements.clone()));
+            worker.all_reduce(state.gradients.host_mut().region(bucket.elements.clone()), bucket.number);
         }
-        Ok(())
     }
 
     /// Reduces a bucket after the backward pass; `last`: it is the last one of the step.
@@ -99,30 +106,30 @@ impl HostExchange {
         if !self.reduces() {
             return Ok(());
         }
+        times.ready(bucket.number, None);
         if !last {
-            return self.enqueue(bucket, state);
+            self.enqueue(bucket, state);
+            return Ok(());
         }
         let Some(worker) = &mut self.worker else {
             return Ok(()); // profile mode, or one bucket: `finish` does it after the backward pass
         };
         // The caller reduces the last bucket: no computation is left to hide it. So a model of one bucket needs no thread, and
         // its all-reduce no hand-over.
-        let (finished, waited) = worker.wait()?;
-        times.add(Part::CommExposed, waited);
-        for one in finished {
-            add_collective(times, one, false);
+        if !worker.is_idle() {
+            let waiting = times.begin(Part::CommExposed)?;
+            let finished = worker.wait()?;
+            times.end(waiting)?;
+            finished.iter().for_each(|(finished, message)| times.collective(finished, *message, false));
         }
-        let mut region = state.gradients.host_mut().region(bucket.elements.clone());
-        add_collective(times, self.reducer.reduce(&mut region, WaitPolicy::Spin)?, true);
-        Ok(())
+        self.reduce(bucket, state, times)
     }
 
     /// Reduces the buckets left for after the backward pass.
     pub fn finish(&self, buckets: &[Bucket], state: &mut FlatState, times: &mut StepRecorder) -> Result<()> {
         let left = if self.reduces() && self.worker.is_none() { buckets } else { &[] };
         for bucket in left {
-            let mut region = state.gradients.host_mut().region(bucket.elements.clone());
-            add_collective(times, self.reducer.reduce(&mut region, WaitPolicy::Spin)?, true);
+            self.reduce(bucket, state, times)?;
         }
         self.reducer.steps_done(1);
         Ok(())
@@ -130,9 +137,18 @@ impl HostExchange {
 
     /// Broadcasts rank 0's batch-norm statistics; a `barrier` before separates waiting for late ranks from the transfer.
     pub fn broadcast(&self, barrier: bool, buffers: &mut Flat, times: &mut StepRecorder) -> Result<()> {
-        let wait = if barrier { self.communicator.barrier()? } else { 0.0 };
-        let transfer = self.communicator.broadcast(Kind::Buffers, buffers.host_mut().as_mut_slice())?;
-        add_collective(times, Finished { wait, transfer }, true);
+        if self.communicator.size() == 1 {
+            return Ok(());
+        }
+        let buffers = buffers.host_mut().as_mut_slice();
+        let message = Message { bucket: None, bytes: size_of_val(buffers) as Bytes };
+        let finished = Finished::of(|waits| {
+            if barrier {
+                waits.time(|| self.communicator.barrier())?;
+            }
+            self.communicator.broadcast(Kind::Buffers, buffers).map(drop)
+        })?;
+        times.collective(&finished, message, true);
         Ok(())
     }
 }

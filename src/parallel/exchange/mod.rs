@@ -7,11 +7,10 @@ mod host;
 use std::sync::Arc;
 
 use super::{Bucket, Flat, FlatState, LocalSteps};
-use crate::collective::{Communicator, Finished};
+use crate::collective::Communicator;
 use crate::config::Plan;
 use crate::device::{StepRecorder, Target};
 use crate::error::Result;
-use crate::metrics::Part;
 use crate::model::Model;
 use device::DeviceExchange;
 use host::HostExchange;
@@ -106,10 +105,14 @@ impl Exchange {
     ///
     /// # Errors
     /// The device has failed.
-    pub fn enqueue(&mut self, bucket: &Bucket, state: &mut FlatState) -> Result<()> {
+    pub fn enqueue(&mut self, bucket: &Bucket, state: &mut FlatState, times: &mut StepRecorder) -> Result<()> {
         match self {
-            Exchange::Host(host) => host.enqueue(bucket, state),
-            Exchange::Device(device) => device.enqueue(bucket, state),
+            Exchange::Host(host) => {
+                times.ready(bucket.number, None);
+                host.enqueue(bucket, state);
+                Ok(())
+            }
+            Exchange::Device(device) => device.enqueue(bucket, state, times),
         }
     }
 
@@ -152,14 +155,5 @@ impl Exchange {
             Exchange::Host(_) => Ok(()),
             Exchange::Device(device) => device.settle(),
         }
-    }
-}
-
-/// Adds a host collective to `times`; `exposed`: it overlapped nothing.
-pub(super) fn add_collective(times: &mut StepRecorder, finished: Finished, exposed: bool) {
-    times.add(Part::CommWait, finished.wait);
-    times.add(Part::Comm, finished.transfer);
-    if exposed {
-        times.add(Part::CommExposed, finished.wait + finished.transfer);
     }
 }

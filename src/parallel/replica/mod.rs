@@ -3,24 +3,23 @@
 mod epoch_end;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tch::{Reduction, Tensor};
 
 use super::bucket::Readiness;
-use super::exchange::{Exchange, add_collective};
+use super::exchange::Exchange;
 use super::pass::{Listener, Pass, Recorder};
 use super::tally::{StepResult, Tally};
 use super::{Bucket, FlatState, LocalSteps, SyncBatchNorm};
-use crate::collective::{Communicator, Finished};
+use crate::collective::Communicator;
 use crate::config::{BufferSync, Plan, Timing};
 use crate::data::Batch;
-use crate::device::{Clock, Moment, StepRecorder, Target};
+use crate::device::{Clock, Message, Open, StepRecorder, Target};
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Part};
 use crate::model::{Entry, Mode, Model, Role};
 use crate::sys::GradientHooks;
-use crate::sys::gpu::range;
+use crate::units::Bytes;
 
 /// The model on this rank, kept equal to that of all other ranks. All ranks call its methods together.
 ///
@@ -259,7 +258,6 @@ impl Replica {
         }
         let left = self.readiness.end();
         for (number, &bucket) in left.iter().enumerate() {
-            let _range = range(c"all_reduce");
             let last = number + 1 == left.len();
             self.exchange.ready(&self.buckets[bucket], last, &mut self.state, times)?;
         }
@@ -301,14 +299,13 @@ impl Replica {
             // A barrier separates waiting for late ranks from the transfer; only profile mode may pay for one.
             self.broadcast_buffers(self.timing == Timing::Profile, times)?;
         }
-        let start = self.clock.now()?;
+        let zeroing = times.begin(Part::Backward)?;
         self.state.gradients.zero();
-        times.since(Part::Backward, start, &self.clock)
+        times.end(zeroing)
     }
 
     fn forward_pass(&mut self, batch: &Batch, global_batch: usize, times: &mut StepRecorder) -> Result<Pass> {
-        let _range = range(c"forward");
-        let start = self.clock.now()?;
+        let forward = times.begin(Part::Forward)?;
         self.state.batches_tracked += 1;
         // Samples over which the gradient is the mean: those of all ranks, or of this rank where every rank updates on its own.
         let sharing = if self.exchange.is_local() { global_batch / self.communicator.size() } else { global_batch };
@@ -320,27 +317,32 @@ impl Replica {
         };
         self.recorder = recorder;
         let pass = replayed.unwrap_or_else(|| self.forward(&batch.inputs, &batch.targets, share));
-        add_pass(times, Part::Forward, start, &self.clock, self.sync_batch_norm.as_ref())?;
+        self.end_pass(forward, times)?;
         Ok(pass)
     }
 
     /// Runs the backward pass; with `reduces`, the step's last one, buckets are handed over as soon as they are complete.
     fn backward(&mut self, pass: &Pass, reduces: bool, times: &mut StepRecorder) -> Result<()> {
-        let _range = range(c"backward");
-        let start = self.clock.now()?;
+        let backward = times.begin(Part::Backward)?;
         let Replica { exchange, state, readiness, buckets, .. } = self;
         let mut done = Ok(());
         let mut ready = |parameter: usize| {
             for &bucket in readiness.complete(parameter) {
                 if done.is_ok() {
-                    done = exchange.enqueue(&buckets[bucket], state);
+                    done = exchange.enqueue(&buckets[bucket], state, times);
                 }
             }
         };
         let hooks = self.hooks.as_mut().filter(|_| reduces);
         pass.backward(hooks.map(|hooks| -> Listener { (hooks, &mut ready) }))?;
         done?;
-        add_pass(times, Part::Backward, start, &self.clock, self.sync_batch_norm.as_ref())
+        self.end_pass(backward, times)
+    }
+
+    /// Ends a pass; batch norm's collectives within it count as exposed communication.
+    fn end_pass(&self, pass: Open, times: &mut StepRecorder) -> Result<()> {
+        let inside = self.sync_batch_norm.as_ref().map_or_else(|| Ok(Vec::new()), SyncBatchNorm::take_spent)?;
+        times.end_around(pass, &inside)
     }
 
     /// Runs one forward and backward pass without communication, to see whether the memory suffices. The gradients and
@@ -367,17 +369,19 @@ impl Replica {
     /// # Errors
     /// A collective failed.
     pub fn end_local_steps(&mut self, moments: [&mut [f32]; 2], times: &mut StepRecorder) -> Result<()> {
-        let started = Instant::now();
         if self.exchange.local().is_some_and(|local| local.apart()) {
+            let step = times.begin(Part::Step)?;
             self.average(moments, times)?;
-            times.add(Part::Step, started.elapsed().as_secs_f64());
+            times.end(step)?;
         }
         Ok(())
     }
 
     fn average(&mut self, moments: [&mut [f32]; 2], times: &mut StepRecorder) -> Result<()> {
         let Some(local) = self.exchange.local() else { return Ok(()) };
-        add_collective(times, local.average(&mut self.state, moments)?, true);
+        let bytes = self.state.parameters.len() + moments.iter().map(|values| values.len()).sum::<usize>();
+        let message = Message { bucket: None, bytes: (bytes * size_of::<f32>()) as Bytes };
+        times.collective(&local.average(&mut self.state, moments)?, message, true);
         self.broadcast_buffers(false, times) // the average has just synchronized the ranks
     }
 
@@ -416,9 +420,9 @@ impl Replica {
     }
 
     fn count(&mut self, pass: &Pass, batch: &Batch, times: &mut StepRecorder) -> Result<()> {
-        let start = self.clock.now()?;
+        let counting = times.begin(Part::Forward)?;
         self.tally.add(&pass.logits, &batch.targets, &pass.mean_loss, batch.len);
-        times.since(Part::Forward, start, &self.clock)
+        times.end(counting)
     }
 }
 
@@ -444,20 +448,5 @@ fn broadcast_untrained(model: &mut Model, communicator: &Communicator, broadcast
         let of_root = Tensor::from_slice(&all[..count]).view_(entry.tensor.size());
         tch::no_grad(|| entry.tensor.copy_(&of_root));
     }
-    Ok(())
-}
-
-/// Adds the time since `start` to `part`, less that of batch norm's collectives, which counts as exposed communication.
-fn add_pass(
-    times: &mut StepRecorder,
-    part: Part,
-    start: Moment,
-    clock: &Clock,
-    batch_norm: Option<&SyncBatchNorm>,
-) -> Result<()> {
-    let spent = batch_norm.map_or(Ok(Finished::default()), SyncBatchNorm::take_spent)?;
-    times.since(part, start, clock)?;
-    times.add(part, -(spent.wait + spent.transfer));
-    add_collective(times, spent, true);
     Ok(())
 }

@@ -35,7 +35,7 @@ pub fn draw(drawing: &mut Drawing, area: Area, bars: &Bars) {
         top += 24.0;
     }
     if bars.parts.len() > 1 {
-        legend(drawing, left, top + 8.0, bars);
+        legend(drawing, left, top + 8.0, &bars.parts);
         top += LEGEND;
     }
     let bottom = top + shown(bars).len() as f64 * (BAR + GAP) + GAP;
@@ -81,7 +81,7 @@ fn label_width(bars: &Bars) -> f64 {
 }
 
 /// The color of `part` in every plot: cold colors for compute, warm ones for communication.
-fn color(part: &str) -> Color {
+pub(super) fn color(part: &str) -> Color {
     match part {
         "data" => (150, 150, 150),
         "forward" => COLORS[5],
@@ -95,9 +95,10 @@ fn color(part: &str) -> Color {
     }
 }
 
-fn legend(drawing: &mut Drawing, left: f64, y: f64, bars: &Bars) {
+/// Draws the legend of `parts` as a row.
+pub(super) fn legend(drawing: &mut Drawing, left: f64, y: f64, parts: &[String]) {
     let mut x = left;
-    for part in &bars.parts {
+    for part in parts {
         drawing.rectangle((x, y - 6.0), (x + 12.0, y + 6.0), color(part));
         drawing.text(Text { align: Align::Left, ..Text::new((x + 18.0, y), part, FONT, BLACK) });
         x += 18.0 + text_width(part, FONT) + 18.0;

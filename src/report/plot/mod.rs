@@ -5,6 +5,7 @@ mod bars;
 mod histogram;
 mod lines;
 mod shapes;
+mod timeline;
 
 use plotters::prelude::{BitMapBackend, SVGBackend};
 
@@ -98,6 +99,7 @@ fn draw(figure: &Figure) -> Drawing {
     let size = |index: usize| match &figure.panels[index] {
         Panel::Lines(lines) => lines::size(lines, columns, !repeats(index)),
         Panel::Bars(bars) => bars::size(bars, columns),
+        Panel::Timeline(timeline) => timeline::size(timeline, index == 0),
         Panel::Histogram(_) => histogram::SIZE,
     };
     let sizes: Vec<(f64, f64)> = (0..figure.panels.len()).map(size).collect();
@@ -126,6 +128,7 @@ fn draw(figure: &Figure) -> Drawing {
             match figure.panels.get(index) {
                 Some(Panel::Lines(lines)) => lines::draw(&mut drawing, area, lines, !repeats(index)),
                 Some(Panel::Bars(bars)) => bars::draw(&mut drawing, area, bars),
+                Some(Panel::Timeline(timeline)) => timeline::draw(&mut drawing, area, timeline, index == 0),
                 Some(Panel::Histogram(histogram)) => histogram::draw(&mut drawing, area, histogram),
                 None => {}
             }

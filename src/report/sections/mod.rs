@@ -16,6 +16,7 @@ mod scaling;
 mod scaling_plots;
 mod steps;
 mod study;
+mod timeline;
 
 use super::compare;
 use super::source::Source;
@@ -25,7 +26,7 @@ use crate::report::section::Section;
 /// Makes a section of one run file; `None` if the file has none of its tables.
 type Make = fn(&Source) -> Result<Option<Section>>;
 
-const SECTIONS: [Make; 13] = [
+const SECTIONS: [Make; 14] = [
     scaling::section,
     prediction::section,
     allreduce::section,
@@ -34,6 +35,7 @@ const SECTIONS: [Make; 13] = [
     ranks::section,
     sampling::section,
     steps::section,
+    timeline::section,
     reads::section,
     comm::section,
     gpus::section,

@@ -30,6 +30,7 @@ use crate::model::Model;
 use crate::optim::{Average, LossScale, Optimizer, Schedule};
 use crate::parallel::{Replica, StepResult};
 use crate::store::{Checkpoint, Table};
+use crate::trace::TraceRecord;
 use crate::units::Bytes;
 
 /// Training images over all ranks, rounded up to whole batches, over which batch norm's statistics of the averaged weights are
@@ -68,6 +69,7 @@ pub struct Training<'a> {
     replica: Replica,
     record: Record,
     divergence: Divergence,
+    trace: TraceRecord,
     sampling: Sampling,
     optimizer: Optimizer,
     draws: Draws,
@@ -159,6 +161,7 @@ impl<'a> Training<'a> {
             ),
             record: Record::new(plan, job.world_size),
             divergence: Divergence::new(plan.metrics.spread_steps),
+            trace: job.agree(TraceRecord::of(plan, global_batch.steps_of(&plan.train), job.world_size))?,
             sampling: Sampling::new(samples),
             gpus: Gpus::new(job.target, &job.gpu_uuid),
             reads: ReadRecord::default(),
@@ -284,8 +287,10 @@ impl<'a> Training<'a> {
 
     /// Sends the times of the steps since the last call to rank 0. A collective.
     fn gather_times(&mut self) -> Result<()> {
-        let times = self.epoch.take_times()?;
-        self.record.add_steps(&self.job.communicator, self.epochs_done, self.steps_done - times.len(), &times)
+        let (times, spans) = self.epoch.take_times()?;
+        let first = self.steps_done - times.len();
+        self.record.add_steps(&self.job.communicator, self.epochs_done, first, &times)?;
+        self.trace.add(self.job, first, &spans)
     }
 
     /// Whether no step is left.
@@ -322,10 +327,12 @@ impl<'a> Training<'a> {
     }
 
     /// Tables beside those of the record: `/sampling`, `/gpu` on GPUs, `/convolutions` where Winograd could compute some, `/reads` where
-    /// samples are read from files, `/spread` and `/ranks` with `metrics.spread_steps`.
+    /// samples are read from files, `/spread` and `/ranks` with `metrics.spread_steps`, `/trace` and `/clocks` with
+    /// `metrics.trace_steps`.
     pub fn more_tables(&self) -> Vec<Table> {
         let tables = std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.convolutions.table());
-        tables.chain(self.reads.table()).chain(self.divergence.tables()).collect()
+        let tables = tables.chain(self.reads.table()).chain(self.divergence.tables());
+        tables.chain(self.trace.tables()).collect()
     }
 
     /// Warnings of this run so far, on rank 0.
@@ -353,6 +360,7 @@ impl<'a> Training<'a> {
             self.divergence.after_step(&job.communicator, self.replica.state(), epoch, 0)?;
         }
         self.gpus.begin_epoch();
+        self.trace.begin(&job.communicator)?;
         let (before, started) = (self.epoch.seconds(), Instant::now());
         let mut batches = self.train_feed.batches(batches, options);
         for (done, sizes) in sizes_of_steps.iter().enumerate() {
@@ -365,7 +373,9 @@ impl<'a> Training<'a> {
             }
             let step = self.steps_done;
             let lr = self.schedule.lr(step) * (1.0 + self.plan.parallel.lr_spread * job.rank as f64);
-            let time = timed_step(&mut batches, sizes, &mut self.replica, &mut self.optimizer, job.world_size, lr)?;
+            let (optimizer, traced) = (&mut self.optimizer, self.trace.wants(step));
+            let time = timed_step(&mut batches, sizes, &mut self.replica, optimizer, job.world_size, lr, traced)?;
+            self.trace.count(time.span_count());
             if self.replica.result_is_ready() {
                 self.take_result(step, lr)?;
             }

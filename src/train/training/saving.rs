@@ -67,6 +67,7 @@ impl Training<'_> {
         let tables = resume.map_or(&[][..], |resume| &resume.content.tables);
         self.record.resume(self.steps_done, tables);
         self.divergence.resume(tables);
+        self.trace.resume(tables);
         self.gpus.resume(tables);
         self.reads.resume(tables);
         if let Some(resume) = resume {
