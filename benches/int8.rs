@@ -9,6 +9,7 @@
 use std::time::Instant;
 
 use hpml::config::{self, ModelName};
+use hpml::live::Live;
 use hpml::model::{Mode, Model, Role};
 use hpml::quantize::{Engine, FloatNet, FloatTorch, IntNet, Kernel, Reference, Spec, calibration, scheme, to_onnx};
 use hpml::store::{NamedTensor, TensorValues};
@@ -94,7 +95,8 @@ fn quantized(model: &Model, spec: &Spec) -> IntNet {
         .collect();
     let net = FloatNet::from_state(&state, spec.clone()).expect("the model's own state");
     let images = pixels(spec, 20);
-    let activations = calibration::activations(&FloatTorch::new(&net), &images, 0, 1, &calibration::alone);
+    let activations =
+        calibration::activations(&FloatTorch::new(&net), &images, 0, 1, &calibration::alone, &mut Live::hidden());
     scheme::quantize(&net, &activations.expect("finite"), &config::Quantize::default()).expect("quantizable")
 }
 

@@ -9,6 +9,10 @@
 //! assert!(matches!(cli.command, Some(Command::Train(train)) if train.common.set == ["train.lr=0.1"]));
 //! ```
 
+mod generate;
+mod hint;
+mod values;
+
 use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
@@ -19,6 +23,10 @@ use crate::config::{Algorithm, Device};
 use crate::output::Destination;
 use crate::train::ResumeFrom;
 use crate::{predict, report};
+pub use generate::generate;
+pub use hint::with_hint;
+pub use values::RankCounts;
+use values::{bytes, not_negative, positive, rank_counts, seconds};
 
 /// Data-parallel training under MPI that measures what it costs.
 #[derive(Debug, Parser)]
@@ -138,6 +146,15 @@ pub enum Command {
         --table epochs"
     )]
     Report(Report),
+    /// Write shell completions and man pages, for those who make packages
+    #[command(
+        hide = true,
+        after_help = "Two commands that work:\n  hpml generate /usr/local\n  hpml generate \"$DESTDIR/usr\""
+    )]
+    Generate {
+        /// Prefix to install under: share/man, share/bash-completion, share/zsh and share/fish
+        prefix: PathBuf,
+    },
 }
 
 /// Arguments of `hpml train`.
@@ -413,56 +430,6 @@ impl From<Report> for report::Request {
     }
 }
 
-/// Parses `8`, `64K`, `256M`, `1G` into bytes, 1 to 64 GiB. Written by hand because clap's ranges know no suffixes.
-fn bytes(text: &str) -> Result<usize, String> {
-    let (digits, unit) = match text.char_indices().next_back() {
-        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
-        _ => (text, 1usize),
-    };
-    let bytes = digits.parse().ok().and_then(|number: usize| number.checked_mul(unit));
-    bytes.filter(|bytes| (1..=64 << 30).contains(bytes)).ok_or_else(|| "must be 1 to 64G".to_owned())
-}
-
-/// Rank counts in the order given.
-pub type RankCounts = std::sync::Arc<[usize]>;
-
-/// Parses `8,64`, or `8..4096`, which doubles from 8 on and ends at 4096. Written by hand because clap has no such lists.
-fn rank_counts(text: &str) -> Result<RankCounts, String> {
-    let number = |text: &str| text.trim().parse().ok().filter(|number| (1..=1 << 24).contains(number));
-    let counts: Option<Vec<usize>> = match text.split_once("..") {
-        Some((first, last)) => {
-            number(first).zip(number(last)).filter(|(first, last)| first <= last).map(|(first, last)| {
-                let doubled = std::iter::successors(Some(first), |count| Some(count * 2));
-                doubled.take_while(|&count| count < last).chain([last]).collect()
-            })
-        }
-        None => text.split(',').map(number).collect(),
-    };
-    counts.map(Into::into).ok_or_else(|| "must be rank counts from 1 to 16777216, as in 8,64 or 8..4096".to_owned())
-}
-
-/// Parses a number above 0. Written by hand, as the next two, because clap has ranges for integers only.
-fn positive(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|number: &f64| number.is_finite() && *number > 0.0)
-        .ok_or_else(|| "must be a number above 0".to_owned())
-}
-
-/// Parses a number that is at least 0.
-fn not_negative(text: &str) -> Result<f64, String> {
-    let given = text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
-    given.ok_or_else(|| "must be a number, at least 0".to_owned())
-}
-
-/// Parses a duration above 0, at most an hour, in seconds.
-fn seconds(text: &str) -> Result<f64, String> {
-    let given = text.parse().ok().filter(|seconds: &f64| seconds.is_finite() && *seconds > 0.0 && *seconds <= 3600.0);
-    given.ok_or_else(|| "must be a number above 0, at most 3600".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -478,23 +445,5 @@ mod tests {
         let command = Cli::parse_from(["hpml", "allreduce"]).command;
         let Some(Command::Allreduce(args)) = command else { panic!("the command was named") };
         assert_eq!(allreduce::Request::from(args), allreduce::Request::default());
-    }
-
-    #[test]
-    fn rank_counts_are_lists_or_doubling_ranges() {
-        assert_eq!(*rank_counts("8..100").unwrap(), [8, 16, 32, 64, 100]);
-        assert_eq!(*rank_counts("3, 5").unwrap(), [3, 5]);
-        assert_eq!(*rank_counts("4..4").unwrap(), [4]);
-        for wrong in ["", "0", "8..2", "a", "1,", "99999999999"] {
-            assert!(rank_counts(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn sizes_take_binary_units() {
-        assert_eq!((bytes("8"), bytes("64K"), bytes("256M")), (Ok(8), Ok(65_536), Ok(268_435_456)));
-        for wrong in ["", "0", "K", "1T", "-8", "99999999999G"] {
-            assert!(bytes(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -36,8 +36,8 @@ pub enum Error {
     #[error("{place}: {message}")]
     ConfigSyntax { place: String, message: String },
 
-    #[error("--set {given}: expected section.key=value, as in --set train.epochs=3")]
-    OverrideSyntax { given: String },
+    #[error("--set {given}: expected section.key=value, {hint}")]
+    OverrideSyntax { given: String, hint: String },
 
     #[error("{}: no data here: {mend}", path.display())]
     DataMissing { path: PathBuf, mend: String },

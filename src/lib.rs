@@ -15,6 +15,7 @@ pub mod device;
 pub mod environment;
 pub mod error;
 pub mod launch;
+pub mod live;
 pub mod message;
 pub mod metrics;
 pub mod model;

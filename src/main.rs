@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     // Network file systems often cannot lock, and store never writes to a file that others can see.
     sys::default_environment("HDF5_USE_FILE_LOCKING", "FALSE");
     let cli = Cli::try_parse().unwrap_or_else(|error| {
+        let error = cli::with_hint(error, &std::env::args_os().collect::<Vec<_>>());
         launch::leave_to_first_rank(error.exit_code());
         if error.use_stderr() {
             // clap would write it in pieces, which a launcher mixes with its own words.
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         Command::Devices => print(Ok(launch::describe_host())),
         Command::Inspect { file } => alone(|| store::inspect(&file)),
         Command::Report(args) => alone(|| report::report(&args.into())),
+        Command::Generate { prefix } => alone(|| cli::generate(&prefix)),
     }
 }
 

@@ -30,6 +30,21 @@ pub fn format_seconds(seconds: Second) -> String {
     }
 }
 
+/// The time until something ends, as exactly as such a time is known: `12 s`, `8 min`, `3 h 20 min`, `2 d 4 h`.
+pub fn format_left(seconds: Second) -> String {
+    if !seconds.is_finite() {
+        return "-".into();
+    }
+    let seconds = seconds.max(0.0).round() as u64;
+    let (minutes, hours) = ((seconds + 30) / 60, (seconds + 1800) / 3600);
+    match seconds {
+        0..=99 => format!("{seconds} s"),
+        100..3570 => format!("{minutes} min"),
+        3570..172_800 => format!("{} h {:02} min", minutes / 60, minutes % 60),
+        _ => format!("{} d {} h", hours / 24, hours % 24),
+    }
+}
+
 /// A size in decimal units, as network rates are: `44.7 MB`, `248 kB`.
 pub fn format_bytes(bytes: Bytes) -> String {
     let bytes = bytes as f64;
@@ -94,6 +109,23 @@ mod tests {
             [(8.124e-4, "812 us"), (0.04116, "41.2 ms"), (12.4, "12.4 s"), (500.0, "8 min 20 s"), (0.0, "0 s")]
         {
             assert_eq!(format_seconds(seconds), shown);
+        }
+    }
+
+    #[test]
+    fn the_time_left_is_rounded_as_it_grows() {
+        for (seconds, shown) in [
+            (0.2, "0 s"),
+            (99.4, "99 s"),
+            (100.0, "2 min"),
+            (3569.0, "59 min"),
+            (3570.0, "1 h 00 min"),
+            (12_000.0, "3 h 20 min"),
+            (172_799.0, "48 h 00 min"),
+            (187_300.0, "2 d 4 h"),
+            (f64::NAN, "-"),
+        ] {
+            assert_eq!(format_left(seconds), shown);
         }
     }
 

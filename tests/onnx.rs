@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use hpml::config::{self, ModelName, Stem};
+use hpml::live::Live;
 use hpml::model::{Entry, Model, Role};
 use hpml::quantize::{Engine, FloatNet, FloatTorch, IntNet, Kernel, Spec, calibration, predictions, scheme, to_onnx};
 use hpml::store::{NamedTensor, TensorValues};

@@ -31,6 +31,11 @@ fn a_pack_trains_and_reports_with_its_own_mpi_and_hdf5() {
     command.arg(&pack).env("HPML_PACK_BUILT", "1");
     Mpirun::command(command).run().succeeded();
 
+    // With man pages and completions.
+    for path in ["share/man/man1/hpml-train.1", "share/bash-completion/completions/hpml"] {
+        assert!(pack.join(path).exists(), "{path}");
+    }
+
     // With the licences of all that it holds.
     let notices = std::fs::read_to_string(pack.join("THIRD-PARTY.md")).unwrap();
     let (compiled, libraries) = notices.split_once("## Libraries").expect("two tables");

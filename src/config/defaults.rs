@@ -139,7 +139,15 @@ impl Default for Checkpoint {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Metrics { timing: Timing::Overlap, warmup_steps: 3, spread_steps: 0, trace_steps: String::new() }
+        Metrics {
+            timing: Timing::Overlap,
+            warmup_steps: 3,
+            spread_steps: 0,
+            trace_steps: String::new(),
+            progress_seconds: 10.0,
+            log: String::new(),
+            tensorboard: String::new(),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::Config;
+use super::nearest::{explained, keys_like};
 use crate::error::{AtPath, Error, Result};
 
 impl Config {
@@ -20,6 +21,10 @@ impl Config {
     pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<Config> {
         let place = path.map_or_else(|| "built-in defaults".into(), |path| path.display().to_string());
         let text = match path {
+            Some(path) if !path.exists() && split_override(&place).is_ok() => {
+                let message = format!("there is no such file: did you mean --set {}?", on_one_line(&place));
+                return Err(Error::ConfigSyntax { place, message });
+            }
             Some(path) => std::fs::read_to_string(path).at(path)?,
             None => String::new(),
         };
@@ -48,7 +53,7 @@ impl Config {
             let typed: Result<Config, _> = table.clone().try_into();
             typed.map_err(|error| Error::ConfigSyntax {
                 place: format!("--set {}", on_one_line(given)),
-                message: on_one_line(error.message()),
+                message: explained(&on_one_line(error.message())),
             })?;
         }
         let config: Config = table.try_into().map_err(|error: toml::de::Error| Error::ConfigSyntax {
@@ -93,7 +98,7 @@ fn apply_override(table: &mut toml::Table, given: &str) -> Result<()> {
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| toml::Value::String(value.into()));
     let entry = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-    let section = entry.as_table_mut().ok_or_else(|| Error::OverrideSyntax { given: on_one_line(given) })?;
+    let section = entry.as_table_mut().ok_or_else(|| malformed(given))?;
     section.insert(key.into(), parsed);
     Ok(())
 }
@@ -107,8 +112,20 @@ pub(super) fn split_override(given: &str) -> Result<(&str, &str, &str)> {
     };
     match parts() {
         Some(parts @ (section, key, _)) if !section.is_empty() && !key.is_empty() => Ok(parts),
-        _ => Err(Error::OverrideSyntax { given: on_one_line(given) }),
+        _ => Err(malformed(given)),
     }
+}
+
+/// Error for an override that is not of the form `section.key=value`, with the keys that may be meant.
+fn malformed(given: &str) -> Error {
+    let (name, value) = given.split_once('=').unwrap_or((given, "VALUE"));
+    let meant: Vec<String> =
+        keys_like(name).into_iter().map(|key| format!("--set {key}={}", on_one_line(value))).collect();
+    let hint = match meant.is_empty() {
+        true => "as in --set train.epochs=3".into(),
+        false => format!("did you mean {}?", meant.join(" or ")),
+    };
+    Error::OverrideSyntax { given: on_one_line(given), hint }
 }
 
 /// Replaces control characters by spaces: a message that quotes user input stays one line and sends the terminal no commands.
@@ -118,7 +135,7 @@ fn on_one_line(text: &str) -> String {
 
 /// Formats a TOML error as its line and message, without the multi-line drawing.
 fn one_line(text: &str, error: &toml::de::Error) -> String {
-    let message = on_one_line(error.message());
+    let message = explained(&on_one_line(error.message()));
     match error.span() {
         Some(span) => {
             let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
@@ -158,7 +175,11 @@ mod tests {
             ("tarin.epochs=3", "tarin"),
             ("train.epochs=many", "many"),
             ("train.batch_per_rank=0", "train.batch_per_rank"),
-            ("epochs=3", "section.key=value"),
+            ("epochs=3", "section.key=value, did you mean --set train.epochs=3?"),
+            ("train.epoch=3", "no key train.epoch: did you mean train.epochs? [train] has epochs, batch_per_rank"),
+            ("tarin.epochs=3", "no section [tarin]: did you mean [train]?"),
+            ("train.momentum=0.9", "did you mean optim.momentum?"),
+            ("model.name=resnet81", "did you mean resnet18?"),
             ("model.name=vgg", "vgg"),
             ("data.dir=", "data.dir = \"\""),
         ] {

@@ -11,6 +11,7 @@ mod effective;
 mod experiments;
 mod help;
 mod load;
+mod nearest;
 mod parallel;
 mod plan;
 mod sections;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use data::{Data, Layout, SYNTHETIC, Shares};
 pub use experiments::{Study, Sweep, Variant, repeated};
 pub use help::documented_defaults;
+pub use nearest::keys_like;
 pub use parallel::{Algorithm, BufferSync, Compression, Parallel};
 pub use plan::Plan;
 pub use sections::{

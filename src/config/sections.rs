@@ -410,6 +410,14 @@ pub struct Metrics {
     /// Steps from one measurement of the divergence (distance between the ranks' parameters) to the
     /// next; every rank's own network is then tested at the end of an epoch, too. 0: never.
     pub spread_steps: usize,
+    /// Seconds from one line on stderr that says how far the work is to the next, where stderr is no
+    /// terminal, and from one interval of metrics.log and metrics.tensorboard to the next; 0: none.
+    pub progress_seconds: f64,
+    /// File of JSON lines that a training writes while it runs: an object per interval and per
+    /// epoch; --resume continues it. Empty: none.
+    pub log: String,
+    /// Folder of TensorBoard event files that a training writes while it runs. Empty: none.
+    pub tensorboard: String,
     /// Steps of which each span is kept, on every rank, for a timeline: ranges such as "100..110" (100
     /// to 109), single steps and "every 1000", separated by commas. Empty: none.
     pub trace_steps: String,

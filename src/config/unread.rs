@@ -34,6 +34,7 @@ const OF_SWEEP: Why = Some("belongs to hpml sweep");
 const ONE_JOB: Why = Some("holds for the whole job: set it for the study");
 const NAMED_BY_OUT: Why = Some("name the file with --out");
 const NO_CHECKPOINTS: Why = Some("no checkpoints are written");
+const OF_TRAIN: Why = Some("only hpml train writes it");
 const NOT_QUANTIZED: Why = Some("nothing is quantized");
 
 /// Keys that another one, beside them, can leave without effect.
@@ -63,6 +64,8 @@ impl Reader {
                 ("run.out", NAMED_BY_OUT),
                 ("checkpoint.", NO_CHECKPOINTS),
                 ("metrics.warmup_steps", Some("a study counts every step")),
+                ("metrics.log", OF_TRAIN),
+                ("metrics.tensorboard", OF_TRAIN),
                 ("metrics.trace_steps", Some("a study traces no step")),
                 ("quantize.", NOT_QUANTIZED),
                 ("sweep.", OF_SWEEP),
@@ -86,6 +89,9 @@ impl Reader {
                 ("data.", Some("all variants train on the same data: set it for the study")),
                 ("checkpoint.", NO_CHECKPOINTS),
                 ("metrics.warmup_steps", Some("a study counts every step")),
+                ("metrics.progress_seconds", ONE_JOB),
+                ("metrics.log", OF_TRAIN),
+                ("metrics.tensorboard", OF_TRAIN),
                 ("metrics.trace_steps", Some("a study traces no step")),
                 ("quantize.", NOT_QUANTIZED),
                 ("sweep.", OF_SWEEP),
@@ -102,6 +108,8 @@ impl Reader {
                 ("model.weights", Some("only speed is measured")),
                 ("metrics.timing", Some("sweep.timing decides it")),
                 ("metrics.spread_steps", Some("only speed is measured")),
+                ("metrics.log", OF_TRAIN),
+                ("metrics.tensorboard", OF_TRAIN),
                 ("metrics.trace_steps", Some("a sweep traces no step")),
                 ("data.set_epoch", Some("only speed is measured")),
                 ("data.shares", Some("only speed is measured")),
@@ -127,6 +135,7 @@ impl Reader {
                 ("parallel.all_reduce", READ),
                 ("parallel.", NO_TRAINING),
                 ("checkpoint.", NO_CHECKPOINTS),
+                ("metrics.progress_seconds", READ),
                 ("metrics.", Some("no step is timed")),
                 ("sweep.", OF_SWEEP),
                 ("study.", OF_STUDY),

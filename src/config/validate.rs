@@ -88,6 +88,7 @@ impl Config {
             ("schedule.least", schedule.least),
             ("schedule.gamma", schedule.gamma),
             ("launch.comm_timeout_s", self.launch.comm_timeout_s),
+            ("metrics.progress_seconds", self.metrics.progress_seconds),
             ("checkpoint.every_minutes", self.checkpoint.every_minutes),
             ("quantize.finetune_lr", self.quantize.finetune_lr),
         ];

@@ -16,6 +16,7 @@ use super::simulated::Simulated;
 use crate::data::Dataset;
 use crate::device::Target;
 use crate::error::Result;
+use crate::live::Live;
 
 /// Images of 32x32 pixels computed together, on CPU cores and on a device.
 const BATCH: [usize; 2] = [100, 500];
@@ -78,6 +79,7 @@ pub fn measure(
     test: &Dataset,
     own: Range<usize>,
     target: Target,
+    live: &mut Live,
 ) -> Result<AccuracyTable> {
     let torch = |net: &FloatNet| FloatTorch::on(net, target.device());
     let mut floats = vec![("float32", torch(net))];
@@ -86,15 +88,21 @@ pub fn measure(
         floats.push(("weights, bias unscaled", torch(&scheme::with_unscaled_biases(net, integers))));
     }
     let last = if net.has_bias() { "weights+activations+bias" } else { "weights+activations" };
-    run(&floats, last, integers, (test, own), target)
+    run(&floats, last, integers, (test, own), target, live)
 }
 
 /// Measures the finetuned integer network as a table of one case.
 ///
 /// # Errors
 /// As [`measure`].
-pub fn finetuned(integers: &IntNet, test: &Dataset, own: Range<usize>, target: Target) -> Result<AccuracyTable> {
-    run(&[], "finetuned", integers, (test, own), target)
+pub fn finetuned(
+    integers: &IntNet,
+    test: &Dataset,
+    own: Range<usize>,
+    target: Target,
+    live: &mut Live,
+) -> Result<AccuracyTable> {
+    run(&[], "finetuned", integers, (test, own), target, live)
 }
 
 /// Two executions of one integer network: the simulated and the true one.
@@ -145,12 +153,14 @@ fn run(
     integers: &IntNet,
     (test, own): (&Dataset, Range<usize>),
     target: Target,
+    live: &mut Live,
 ) -> Result<AccuracyTable> {
     let names = floats.iter().map(|(name, _)| *name).chain([last]);
     let mut accuracy =
         AccuracyTable { cases: names.map(|name| (name, 0)).collect(), samples: 0, compared: 0, differing: 0 };
     let mut executions = Executions::on(target, integers);
     let batch = integers.spec.images_together(BATCH[usize::from(target.is_gpu())]);
+    live.begin_whole("accuracy, batch", own.len().div_ceil(batch));
     for first in own.clone().step_by(batch) {
         let range = first..(first + batch).min(own.end);
         let (pixels, labels) = (&*test.images(range.clone())?, &test.labels(range)[..]);
@@ -163,6 +173,7 @@ fn run(
         accuracy.compared += compared;
         accuracy.differing += differing;
         accuracy.samples += labels.len() as u64;
+        live.step(String::new);
     }
     Ok(accuracy)
 }

@@ -7,6 +7,7 @@ use tch::Tensor;
 
 use super::float_network::FloatTorch;
 use crate::error::{Error, Result};
+use crate::live::Live;
 
 /// Bins of the histogram that is stored and plotted.
 pub const BINS: usize = 100;
@@ -186,7 +187,7 @@ pub fn own_units(images: usize, unit: usize, rank: usize, ranks: usize) -> std::
 /// Computes the distributions of the input and of every layer's output as the next layer reads it.
 ///
 /// `pixels` `[n, channels, height, width]` u8 are all calibration images, identical on every rank; this rank computes its
-/// [`own_units`]. `gather` returns every rank's words in rank order (for one rank, [`alone`]).
+/// [`own_units`]. `gather` returns every rank's words in rank order (for one rank, [`alone`]). `live` shows how far it is.
 ///
 /// # Errors
 /// There are no images, or a value is NaN or infinite.
@@ -196,6 +197,7 @@ pub fn activations(
     rank: usize,
     ranks: usize,
     gather: &dyn Fn(&[u64]) -> Result<Vec<u64>>,
+    live: &mut Live,
 ) -> Result<Vec<Distribution>> {
     if pixels.is_empty() {
         return Err(Error::CalibrationEmpty);
@@ -205,6 +207,7 @@ pub fn activations(
     let own = own_units(spec.image_count(pixels), unit, rank, ranks);
     let units = || pixels.chunks(unit * spec.image_bytes()).skip(own.start).take(own.len());
 
+    live.begin_whole("calibration", 2 * own.len());
     let mut extremes = vec![Extremes::NONE; names.len()];
     let mut failed = Ok(());
     for unit in units() {
@@ -215,6 +218,7 @@ pub fn activations(
                 Err(error) => failed = failed.and(Err(error)),
             }
         }
+        live.step(String::new);
     }
     let words: Vec<u64> = extremes.iter().map(|e| (e.min.to_bits() as u64) << 32 | e.max.to_bits() as u64).collect();
     for rank in gather(&words)?.chunks(words.len()) {
@@ -228,6 +232,7 @@ pub fn activations(
     if failed.is_ok() {
         for unit in units() {
             net.tensors(unit).iter().zip(&mut tallies).for_each(|(tensor, tally)| tally.add(tensor));
+            live.step(String::new);
         }
     }
     let words: Vec<u64> = tallies.iter().flat_map(Tally::words).collect();

@@ -22,6 +22,7 @@ use crate::data::{self, Datasets, Form};
 use crate::device::{self, Choice, Target};
 use crate::error::{Error, Result};
 use crate::launch::Job;
+use crate::live::{Live, Outlets};
 use crate::metrics;
 use crate::output::{self, Destination};
 use crate::report;
@@ -165,20 +166,21 @@ fn quantize_net(plan: &Plan, job: &Job, net: &FloatNet, datasets: &Datasets) -> 
     let pixels = &*job.agree(datasets.train.images(0..images))?;
     let gather = |words: &[u64]| job.communicator.all_gather(metrics::Kind::Metrics, words);
     let torch = FloatTorch::new(net);
-    let activations = calibration::activations(&torch, pixels, job.rank, job.world_size, &gather);
+    let mut live = Live::new(job, &plan.metrics, Outlets::none());
+    let activations = calibration::activations(&torch, pixels, job.rank, job.world_size, &gather, &mut live);
     let activations = job.agree(activations)?;
     let weights = job.agree(calibration::weights(net))?;
     let mut integers = job.agree(scheme::quantize(net, &activations, &plan.quantize))?;
 
     let test = &datasets.test;
     let own = job.rank * test.len() / job.world_size..(job.rank + 1) * test.len() / job.world_size;
-    let mut accuracy = summed(job, accuracy::measure(net, &integers, test, own.clone(), job.target))?;
+    let mut accuracy = summed(job, accuracy::measure(net, &integers, test, own.clone(), job.target, &mut live))?;
     if plan.quantize.finetune_epochs > 0.0 && loses_too_much(&accuracy, plan.quantize.max_drop) {
-        let finetuned = finetune::finetune(net, &integers, &datasets.train, plan, job)?;
+        let finetuned = finetune::finetune(net, &integers, &datasets.train, plan, job, &mut live)?;
         // `finetuned` is the same on every rank, so all take the same branch.
         match scheme::with_scales_of(&finetuned, &integers) {
             Ok(finetuned) => {
-                let own = accuracy::finetuned(&finetuned, test, own, job.target);
+                let own = accuracy::finetuned(&finetuned, test, own, job.target, &mut live);
                 let with_it = accuracy.clone().and(summed(job, own)?);
                 if with_it.drop() < accuracy.drop() {
                     (accuracy, integers) = (with_it, finetuned);
@@ -194,6 +196,7 @@ fn quantize_net(plan: &Plan, job: &Job, net: &FloatNet, datasets: &Datasets) -> 
             }
         }
     }
+    live.clear();
     if loses_too_much(&accuracy, plan.quantize.max_drop) {
         job.warn(format!(
             "int8 loses {:.2} points, more than quantize.max_drop = {}: try quantize.per_channel = true, another \

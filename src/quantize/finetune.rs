@@ -18,6 +18,7 @@ use crate::config::{self, Plan};
 use crate::data::{AugmentSeed, BatchPlan, Dataset, Loader, LoaderOptions, Sampler};
 use crate::error::Result;
 use crate::launch::Job;
+use crate::live::Live;
 use crate::metrics::Kind;
 use crate::optim::Optimizer;
 use crate::parallel::{Flat, FlatState, FlatTensor};
@@ -36,6 +37,7 @@ pub fn finetune(
     train: &Arc<Dataset>,
     settings: &Plan,
     job: &Job,
+    live: &mut Live,
 ) -> Result<FloatNet> {
     let all_reduce = AllReduce::new(job.communicator.clone(), settings.parallel.all_reduce)?;
     let elements = elements(net);
@@ -54,12 +56,13 @@ pub fn finetune(
         prefetch: settings.data.prefetch,
         threads: settings.data.threads,
     };
+    live.begin_whole("finetuning, step", steps);
     for (step, batch) in Loader::start(train.clone(), plan, options).enumerate() {
         let batch = batch?;
         rounded.state.gradients.zero();
         let logits = rounded.forward(&batch.inputs).pop().expect("a network has layers");
         let loss = logits.flatten(1, -1).cross_entropy_for_logits(&batch.targets);
-        (loss / job.world_size as f64).backward(); // the sum over the ranks is the mean gradient
+        (&loss / job.world_size as f64).backward(); // the sum over the ranks is the mean gradient
         {
             // The optimizer reads the region's memory after the all-reduce.
             let mut gradients = rounded.state.gradients.host_mut().region(0..elements);
@@ -67,6 +70,7 @@ pub fn finetune(
         }
         let lr = settings.quantize.finetune_lr * (steps - step) as f64 / steps as f64;
         optimizer.step(&mut rounded.state, lr)?;
+        live.step(|| format!("loss {:.4}", loss.double_value(&[])));
     }
     Ok(rounded.into_net(net))
 }

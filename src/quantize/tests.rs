@@ -15,6 +15,7 @@ use super::{IntNet, accuracy, checkpoint, finetune, onnx, scheme};
 use crate::collective::HostBuffer;
 use crate::config::{self, ModelName, RangeFrom, Stem};
 use crate::error::Error;
+use crate::live::Live;
 use crate::model::{Entry, Model, Role};
 use crate::store::{Attribute, NamedTensor, TensorValues};
 use networks::{float_net, name, net, networks, pixels, quantized, resnet, resnet18, spec, state};
@@ -101,7 +102,8 @@ fn the_imagenet_stem_at_full_size_runs_image_by_image() {
     let spec = Spec { model: config::Model { width: 16, ..spec.model }, shape: [3, 257, 512], ..spec };
     let float = float_net(&spec);
     let images = pixels(&spec, 2);
-    let activations = calibration::activations(&FloatTorch::new(&float), &images, 0, 1, &calibration::alone);
+    let activations =
+        calibration::activations(&FloatTorch::new(&float), &images, 0, 1, &calibration::alone, &mut Live::hidden());
     let net = scheme::quantize(&float, &activations.unwrap(), &config::Quantize::default()).unwrap();
     let expected = Simulated::new(&net).run(&images).unwrap();
     for kernel in [Kernel::Vnni, Kernel::Avx2].into_iter().filter(|kernel| kernel.detected()) {
@@ -132,7 +134,7 @@ fn calibration_is_the_same_for_any_number_of_ranks() {
     let float = float_net(&net(false));
     let net = FloatTorch::new(&float);
     let pixels = pixels(&float.spec, 3 * UNIT + 7);
-    let whole = calibration::activations(&net, &pixels, 0, 1, &calibration::alone).unwrap();
+    let whole = calibration::activations(&net, &pixels, 0, 1, &calibration::alone, &mut Live::hidden()).unwrap();
     for ranks in [2usize, 3] {
         // The exchange, played by threads: each waits for the words of all.
         let barrier = std::sync::Barrier::new(ranks);
@@ -150,7 +152,7 @@ fn calibration_is_the_same_for_any_number_of_ranks() {
                             barrier.wait();
                             Ok(all)
                         };
-                        calibration::activations(&net, pixels, rank, ranks, &gather).unwrap()
+                        calibration::activations(&net, pixels, rank, ranks, &gather, &mut Live::hidden()).unwrap()
                     })
                 })
                 .collect();
@@ -219,7 +221,8 @@ fn what_cannot_be_quantized_is_told() {
     let spec = net(false);
     let error = |state: &[NamedTensor], pixels: &[u8]| {
         let net = FloatNet::from_state(state, spec.clone())?;
-        let activations = calibration::activations(&FloatTorch::new(&net), pixels, 0, 1, &calibration::alone)?;
+        let activations =
+            calibration::activations(&FloatTorch::new(&net), pixels, 0, 1, &calibration::alone, &mut Live::hidden())?;
         scheme::quantize(&net, &activations, &config)
     };
     let with = |name: &str, value: f32| {

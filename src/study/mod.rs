@@ -14,6 +14,7 @@ use crate::data;
 use crate::environment;
 use crate::error::Result;
 use crate::launch::Job;
+use crate::live::{Live, Outlets};
 use crate::metrics::{Entry, Kind, Part, definitions};
 use crate::output::{self, Destination};
 use crate::report;
@@ -65,13 +66,19 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination) -> Result<()> {
         print_header(plan, job, &datasets.name, &variants);
     }
     let (mut rows, mut more_tables) = (Vec::new(), Vec::new());
+    let mut live = Live::new(job, &plan.metrics, Outlets::none());
+    live.begin_work();
+    let (mut begun, trainings) = (0, plan.study.seeds.len() * variants.len());
     let last = (*plan.study.seeds.last().expect("checked: there are seeds"), variants.len() - 1);
     for &seed in &plan.study.seeds {
         for (variant, Variant { name, plan, .. }) in variants.iter().enumerate() {
             let started = Instant::now();
             let plan = job.agree(plan.adapted(|config| config.run.seed = seed))?;
             let first = rows.len();
-            let measured = train_one(&plan, job, &datasets, name, &mut rows)?;
+            begun += 1;
+            live.set_context(format!("training {begun}/{trainings} ({name}, seed {seed})"));
+            live.set_later((begun..trainings).map(|number| variants[number % variants.len()].samples()).sum());
+            let measured = train_one(&plan, job, &datasets, name, &mut rows, &mut live)?;
             tables::append(&mut more_tables, name, seed, measured);
             if let Some(file) = &mut file {
                 print_training(name, seed, &rows[first..], started.elapsed().as_secs_f64());
@@ -99,12 +106,13 @@ fn train_one(
     datasets: &data::Datasets,
     variant: &str,
     rows: &mut Vec<Row>,
+    live: &mut Live,
 ) -> Result<Vec<Table>> {
     let mut checkpoints = Checkpoints::none();
     let mut training = Training::new(plan, job, datasets)?.tolerating_divergence();
     loop {
         let before = job.communicator.ledger();
-        let more = training.epoch(&mut checkpoints)? == Progress::Epoch;
+        let more = training.epoch(&mut checkpoints, live)? == Progress::Epoch;
         let Some(row) = training.record_mut().take_last() else { return Ok(training.more_tables()) };
         let since = job.communicator.ledger();
         let [gradients, parameters] = [Kind::Gradients, Kind::Parameters].map(|kind| since.since(&before, kind));

@@ -24,6 +24,11 @@ pub struct Variant {
 }
 
 impl Variant {
+    /// Samples that a training with one seed takes, over all ranks.
+    pub fn samples(&self) -> f64 {
+        (self.batch.steps_of(&self.plan.train) * self.batch.samples) as f64
+    }
+
     /// Settings of the variant in one line.
     pub fn changes(&self) -> String {
         if self.set.is_empty() { "as configured".into() } else { self.set.join(", ") }

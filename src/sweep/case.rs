@@ -2,6 +2,7 @@
 
 use crate::config::{self, ModelName, Timing, repeated};
 use crate::error::{Error, Result};
+use crate::units::counted;
 
 /// One case of a sweep: network, ranks, batch and timing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,12 @@ impl Case {
     /// counts.
     pub fn global_batch(&self) -> usize {
         self.ranks * self.batch_per_rank
+    }
+
+    /// Network, ranks, batch and timing in one line.
+    pub fn describe(&self) -> String {
+        let Case { model, ranks, batch_per_rank, timing } = *self;
+        format!("{}, {}, batch {batch_per_rank}, {}", model.as_str(), counted(ranks, "rank"), timing.as_str())
     }
 }
 

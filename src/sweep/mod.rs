@@ -24,11 +24,12 @@ use crate::config::{Config, ModelName, Plan};
 use crate::data::{self, Datasets, Form};
 use crate::error::Result;
 use crate::launch::Job;
+use crate::live::{Live, Outlets};
 use crate::output::{self, Destination};
 use crate::report;
 use crate::table::Table;
 use crate::train::Convolutions;
-use crate::units::{Bytes, counted, format_seconds};
+use crate::units::{Bytes, Second, counted, format_left, format_seconds};
 pub use case::{Case, cases};
 use record::Record;
 pub use scaling::{Row, Status, rows};
@@ -58,10 +59,15 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
     measure_all_reduce(plan, job, &cases, &groups, datasets.train.form(), &mut record)?;
     let earlier = record.as_ref().and_then(|record| record.convolutions.as_ref());
     let convolutions = Convolutions::of_sweep(earlier.map_or(&[][..], std::slice::from_ref));
-    let mut visits = Visits { plan, job, dataset: &datasets.train, convolutions };
+    let live = Live::new(job, &plan.metrics, Outlets::none());
+    let mut visits = Visits { plan, job, dataset: &datasets.train, convolutions, live };
+    visits.live.begin_work();
+    let (mut begun, all) = (0, plan.sweep.rounds * cases.len());
     for round in 0..plan.sweep.rounds {
         for number in order(&cases, round, plan.run.seed) {
             let case = &cases[number];
+            visits.live.set_left((all - begun) as f64, 1.0); // at most: what is measured precisely is not visited again
+            begun += 1;
             let wanted = record.as_ref().is_some_and(|record| record.wants(number, round, plan.sweep.precision));
             if job.from_root([f64::from(wanted)])? == [0.0] {
                 continue;
@@ -70,6 +76,7 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
             let [needed] = job.from_root([needed as f64])?;
             let group = groups.get(&case.ranks).expect("a group for every rank count");
             let seconds = plan.sweep.seconds / plan.sweep.rounds as f64;
+            visits.live.begin(&format!("{}, visit", case.describe()), begun - 1, all);
             let outcome = match group {
                 Some(group) => Some(visits.visit(case, group, needed as Bytes, seconds)?),
                 None => None,
@@ -77,12 +84,15 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
             if let (Some(record), Some(outcome)) = (&mut record, outcome) {
                 record.convolutions = visits.convolutions.table();
                 record.add(number, round, outcome)?;
-                log_visit(record, number, round, plan.sweep.rounds);
+                visits.live.advance();
+                log_visit(record, number, round, plan.sweep.rounds, visits.live.left());
+                visits.live.restart_interval();
             }
             // Ranks outside the group sleep here.
             job.communicator.patient_barrier(WaitPolicy::Idle)?;
         }
     }
+    visits.live.clear();
     if let Some(record) = &mut record {
         record.finish()?;
         print_closing(record);
@@ -176,22 +186,21 @@ fn print_header(config: &Config, job: &Job, datasets: &Datasets, cases: &[Case],
     println!("# written to {} after each visit; an interrupted sweep continues with --resume", record.path().display());
 }
 
-/// Logs one line per visit.
-fn log_visit(record: &Record, number: usize, round: usize, rounds: usize) {
+/// Logs one line per visit; `left` is the time until the last one ends.
+fn log_visit(record: &Record, number: usize, round: usize, rounds: usize, left: Option<Second>) {
     let row = record.row(number);
-    let Case { model, ranks, batch_per_rank, timing } = row.case;
-    let (model, timing) = (model.as_str(), timing.as_str());
-    let case =
-        format!("round {}/{rounds}, {model}, {}, batch {batch_per_rank}, {timing}", round + 1, counted(ranks, "rank"));
+    let case = format!("round {}/{rounds}, {}", round + 1, row.case.describe());
     match row.status {
         Status::Ok => {
             let half_width = 0.5 * (row.step_high - row.step_low) / row.step_p50;
             log::info!(
-                "{case}: step_p50 {}{}, {:.0} samples/s, {} steps",
+                "{case}: step_p50 {}{}, {:.0} samples/s, {} steps{}",
                 format_seconds(row.step_p50),
                 if half_width.is_finite() { format!(" +- {:.1} %", 100.0 * half_width) } else { String::new() },
                 row.images_per_second,
-                row.steps
+                row.steps,
+                left.filter(|left| *left > 0.0)
+                    .map_or_else(String::new, |left| format!("; at most {} left", format_left(left)))
             )
         }
         Status::OutOfMemory => log::info!("{case}: out of memory; larger cases of this model are left out"),

@@ -10,6 +10,7 @@ use crate::data::{BatchPlan, Dataset, Feed, Form, Sampler};
 use crate::device::{GpuMonitor, Reading, StepRecorder, Target};
 use crate::error::Result;
 use crate::launch::Job;
+use crate::live::Live;
 use crate::metrics::{Kind, StepTimes};
 use crate::model::Model;
 use crate::optim::{LossScale, Optimizer};
@@ -87,13 +88,15 @@ pub(super) struct Visits<'a> {
     pub dataset: &'a Arc<Dataset>,
     /// Choices for the convolutions of the visits so far, on rank 0.
     pub convolutions: Convolutions,
+    /// View of the sweep, whose parts are the visits.
+    pub live: Live,
 }
 
 impl Visits<'_> {
     /// Visits `case` for `seconds` on the ranks of `group` (all of them call this). `needed` is the memory a rank probably takes, 0 if
     /// unknown.
     pub fn visit(&mut self, case: &Case, group: &Arc<Communicator>, needed: Bytes, seconds: Second) -> Result<Outcome> {
-        let &mut Visits { plan, job, dataset, ref mut convolutions } = self;
+        let &mut Visits { plan, job, dataset, ref mut convolutions, ref mut live } = self;
         let plan = plan.adapted(|config| {
             config.model = model_of(&config.model, case.model);
             config.metrics.timing = case.timing;
@@ -151,6 +154,7 @@ impl Visits<'_> {
             step(&mut replica)?;
             replica.take_result()?; // on a device: waits for its collectives
             warm = longest(group, started)? / done as f64;
+            live.show(|| format!("warm-up step {done}/{warmup}"));
             if warm > seconds {
                 break;
             }
@@ -167,6 +171,8 @@ impl Visits<'_> {
                 times.push(one.resolve()?);
             }
             let taken = longest(group, started)?;
+            let speed = || (times.len() * case.global_batch()) as f64 / taken;
+            live.show(|| format!("{} steps | {:.0} samples/s", times.len(), speed()));
             if taken >= seconds || until == MOST_STEPS {
                 break;
             }

@@ -39,13 +39,16 @@ const MAY_DIFFER: [&str; 26] = [
 ];
 
 /// Keys and sections that may differ between a finished training and the configuration that starts it again.
-const MAY_DIFFER_AT_THE_END: [&str; 8] = [
+const MAY_DIFFER_AT_THE_END: [&str; 11] = [
     "run.out",
     "data.dir",
     "train.batch_per_rank",
     "train.global_batch",
     "train.accumulate",
     "checkpoint.",
+    "metrics.progress_seconds",
+    "metrics.log",
+    "metrics.tensorboard",
     "sweep.",
     "study.",
 ];

@@ -1,7 +1,7 @@
 //! Samples of an optimizer step, computed in this one place for the header, the schedule, checkpoints, studies and the run file.
 //! In: the plan, the size of the training set. Out: a [`GlobalBatch`].
 
-use crate::config::Plan;
+use crate::config::{Plan, Train};
 use crate::data::samples_per_rank;
 use crate::error::{Error, Result};
 use crate::units::counted;
@@ -50,6 +50,12 @@ impl GlobalBatch {
             data,
             ranks,
         })
+    }
+
+    /// Optimizer steps of a whole training.
+    pub fn steps_of(&self, train: &Train) -> usize {
+        let most = if train.max_steps == 0 { usize::MAX } else { train.max_steps };
+        (train.epochs * self.steps_per_epoch).min(most)
     }
 
     /// Whether one step takes a whole epoch.

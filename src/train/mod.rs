@@ -31,6 +31,8 @@ use crate::config::Plan;
 use crate::data::{self, Datasets};
 use crate::error::{Error, Result};
 use crate::launch::Job;
+use crate::live::{self, Ending, Live};
+use crate::metrics::Part;
 use crate::output::{self, Destination};
 use crate::store::{Checkpoint, Owner};
 use crate::table::Table;
@@ -71,7 +73,9 @@ pub fn begin<'a>(
     let samples = datasets.train.len();
     let plan = start::with_its_batch(plan, job, how.as_deref(), samples)?;
     let batch = job.agree(GlobalBatch::new(&plan, samples))?;
-    Ok(Some(Begun { plan, job, datasets, batch, is_resumed, output: owner.zip(how) }))
+    let outlets = live::Outlets::open(job, &plan.metrics, out, resume.is_some(), destination.force)?;
+    let live = Live::new(job, &plan.metrics, outlets);
+    Ok(Some(Begun { plan, job, datasets, batch, is_resumed, output: owner.zip(how), live }))
 }
 
 /// The tables of a training without rows, in the order of the run file, for their documentation.
@@ -101,6 +105,7 @@ pub struct Begun<'a> {
     is_resumed: bool,
     /// Owner of the run file and what was found there, on rank 0.
     output: Option<(Owner, Box<Beginning>)>,
+    live: Live,
 }
 
 impl<'a> Begun<'a> {
@@ -126,7 +131,8 @@ impl<'a> Begun<'a> {
     /// [`Error::Stopped`] on every rank if a signal ended the training before its end; before the first step what cannot be
     /// written or resumed.
     pub fn run(self, has_sequel: bool) -> Result<Trained<'a>> {
-        let Begun { plan, job, datasets, batch, is_resumed, output } = self;
+        let Begun { plan, job, datasets, batch, is_resumed, output, mut live } = self;
+        let run_id = output.as_ref().map_or_else(String::new, |(_, how)| how.identity.run_id.clone());
         let created = output
             .map(|(owner, how)| Outputs::create(owner, *how, has_sequel, &plan, job, &datasets, &batch))
             .transpose();
@@ -147,8 +153,30 @@ impl<'a> Begun<'a> {
         }
         drop(resume); // its tensors are as large as the training's own
 
+        let run_file = outputs.as_ref().map_or_else(String::new, |outputs| outputs.path().display().to_string());
+        live.start(&live::Start {
+            hpml: env!("CARGO_PKG_VERSION"),
+            run_id,
+            run_file,
+            step: training.steps_done(),
+            steps: training.steps_of_all(),
+            epochs: plan.train.epochs,
+            ranks: job.world_size,
+            global_batch: batch.samples,
+            model: plan.model.name.as_str(),
+            data: datasets.name.clone(),
+        });
+
         let started = Instant::now();
-        let ended = epochs(&mut training, &mut checkpoints, outputs.as_mut(), plan.train.epochs);
+        let ended = epochs(&mut training, &mut checkpoints, outputs.as_mut(), &mut live, plan.train.epochs);
+        live.end(
+            training.steps_done(),
+            match &ended {
+                Ok((None, _)) => Ending::Finished,
+                Ok((Some(_), _)) => Ending::Stopped,
+                Err(_) => Ending::Failed,
+            },
+        );
         if matches!(ended, Ok((Some(_), _))) {
             checkpoints.stopping();
         }
@@ -212,17 +240,20 @@ fn epochs(
     training: &mut Training,
     checkpoints: &mut Checkpoints,
     mut outputs: Option<&mut Outputs>,
+    live: &mut Live,
     all: usize,
 ) -> Result<(Option<usize>, bool)> {
     let mut written = true;
+    live.begin_work();
     loop {
-        match training.epoch(checkpoints)? {
+        match training.epoch(checkpoints, live)? {
             Progress::Epoch => {}
             Progress::Stopped(signal) => return Ok((Some(signal), written)),
             Progress::Finished => return Ok((None, written)),
         }
         if let Some(outputs) = &mut outputs {
             console::print_epoch(training.record().epochs(), all);
+            log_epoch(training, live);
             written = match outputs.flush(training) {
                 // There may be room again later, and the training need not be lost for it.
                 Err(error @ Error::Output { .. }) => {
@@ -242,4 +273,24 @@ fn epochs(
             return Ok((Some(signal), written));
         }
     }
+}
+
+/// Logs the epoch that has just ended.
+fn log_epoch(training: &Training, live: &mut Live) {
+    let record = training.record();
+    let Some(row) = record.epochs().last() else { return };
+    let exposed = record.last_epoch(Part::CommExposed) / record.last_epoch(Part::Step);
+    live.epoch(&live::Epoch {
+        epoch: row.epoch,
+        step: training.steps_done(),
+        train_loss: row.train.loss,
+        train_accuracy: row.train.accuracy,
+        test_loss: row.test.loss,
+        test_accuracy: row.test.accuracy,
+        lr: row.lr,
+        seconds: row.seconds,
+        test_seconds: row.test_seconds,
+        images_per_second: row.images_per_second,
+        exposed_share: if row.world_size > 1 { exposed } else { f64::NAN },
+    });
 }

@@ -3,7 +3,8 @@
 use super::resume::{Restoring, Saving};
 use crate::device::{StepRecorder, TraceSpan};
 use crate::error::Result;
-use crate::metrics::StepTimes;
+use crate::live::Measured;
+use crate::metrics::{Part, StepTimes};
 use crate::parallel::StepResult;
 use crate::store::Attribute;
 
@@ -16,6 +17,25 @@ pub struct PartialEpoch {
     seconds: f64,
     /// Times of the steps that rank 0 does not have yet.
     times: Vec<StepRecorder>,
+    shown: Shown,
+}
+
+/// What the view of the training has had of an epoch.
+#[derive(Default)]
+struct Shown {
+    steps: usize,
+    result: StepResult,
+    /// Number of leading entries of `times` that it has had.
+    times: usize,
+    /// Sums of times that rank 0 has taken, but not the view.
+    rest: Measured,
+}
+
+impl Shown {
+    fn add(&mut self, times: &StepTimes) {
+        self.rest.step += f64::from(times.get(Part::Step));
+        self.rest.exposed += f64::from(times.get(Part::CommExposed));
+    }
 }
 
 impl PartialEpoch {
@@ -61,8 +81,30 @@ impl PartialEpoch {
     /// The device has failed.
     pub fn take_times(&mut self) -> Result<(Vec<StepTimes>, Vec<Vec<TraceSpan>>)> {
         let mut steps = std::mem::take(&mut self.times);
-        let times = steps.iter_mut().map(StepRecorder::resolve).collect::<Result<_>>()?;
+        let times: Vec<StepTimes> = steps.iter_mut().map(StepRecorder::resolve).collect::<Result<_>>()?;
+        times[self.shown.times..].iter().for_each(|times| self.shown.add(times));
+        self.shown.times = 0;
         Ok((times, steps.iter_mut().map(StepRecorder::spans).collect::<Result<_>>()?))
+    }
+
+    /// Steps and their times since the last call, and loss and correct predictions on this rank. Waits for the device.
+    ///
+    /// # Errors
+    /// The device has failed.
+    pub fn take_measured(&mut self) -> Result<(Measured, StepResult)> {
+        for index in self.shown.times..self.times.len() {
+            let times = self.times[index].resolve()?;
+            self.shown.add(&times);
+        }
+        self.shown.times = self.times.len();
+        let StepResult { loss_sum, correct, samples } = std::mem::replace(&mut self.shown.result, self.result);
+        let result = StepResult {
+            loss_sum: self.result.loss_sum - loss_sum,
+            correct: self.result.correct - correct,
+            samples: self.result.samples - samples,
+        };
+        let steps = self.steps - std::mem::replace(&mut self.shown.steps, self.steps);
+        Ok((Measured { steps, ..std::mem::take(&mut self.shown.rest) }, result))
     }
 
     /// Adds the counts to a checkpoint; `all` is the result over the ranks.
@@ -78,11 +120,13 @@ impl PartialEpoch {
     pub fn restored(from: &Restoring) -> PartialEpoch {
         let [correct, samples] = ["correct", "samples"].map(|name| from.of_root(name) as usize);
         let result = StepResult { loss_sum: from.of_root("loss_sum"), correct, samples };
+        let steps = from.number("steps_in_epoch") as usize;
         PartialEpoch {
-            steps: from.number("steps_in_epoch") as usize,
+            steps,
             result,
             seconds: from.number("seconds"),
             times: Vec::new(),
+            shown: Shown { steps, result, ..Shown::default() },
         }
     }
 }

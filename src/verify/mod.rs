@@ -22,6 +22,7 @@ use crate::data::{self, Batch, BatchPlan, Dataset, Feed, Form};
 use crate::device::StepRecorder;
 use crate::error::{Error, Result};
 use crate::launch::Job;
+use crate::live::{Live, Outlets};
 use crate::metrics::Kind;
 use crate::model::{Model, Role};
 use crate::optim::Optimizer;
@@ -31,7 +32,7 @@ use crate::train::{Score, load, loader_options};
 use crate::units::{Bytes, counted};
 
 /// Sections and keys that `--set` may change: they affect where and how the steps are computed, not the result.
-const SETTINGS: [&str; 9] = [
+const SETTINGS: [&str; 10] = [
     "launch.",
     "data.dir",
     "data.prefetch",
@@ -41,6 +42,7 @@ const SETTINGS: [&str; 9] = [
     "parallel.all_reduce",
     "parallel.buffers",
     "metrics.timing",
+    "metrics.progress_seconds",
 ];
 
 /// Checks that no override of `--set` contradicts the parity file.
@@ -102,8 +104,9 @@ pub fn run(plan: &Plan, job: &Job, path: &Path) -> Result<String> {
     }
     let datasets = job.agree(data::open_shared(&plan.data, &job.communicator))?;
     let (mut passed, mut failures) = (Vec::new(), Vec::new());
+    let mut live = Live::new(job, &plan.metrics, Outlets::none());
     for parity in &parities {
-        let found = verify(plan, job, parity, &datasets.train, path)?;
+        let found = verify(plan, job, parity, &datasets.train, path, &mut live)?;
         if found.is_empty() {
             passed.push(format!("{} ({} steps)", parity.model, parity.input_sum.len()));
         }
@@ -119,7 +122,14 @@ pub fn run(plan: &Plan, job: &Job, path: &Path) -> Result<String> {
 }
 
 /// Verifies one model. Returns descriptions of what is out of bounds, identical on all ranks.
-fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: &Path) -> Result<Vec<String>> {
+fn verify(
+    plan: &Plan,
+    job: &Job,
+    parity: &Parity,
+    images: &Arc<Dataset>,
+    path: &Path,
+    live: &mut Live,
+) -> Result<Vec<String>> {
     let section = job.agree(model_section(parity, path))?;
     let settings = job.agree(plan.adapted(|config| {
         let own = &config.model;
@@ -160,6 +170,7 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
         Some(tokens) => Box::new(token_batches(job, tokens, parity.global_batch).map(Ok)),
         None => Box::new(batches),
     };
+    live.begin_whole(&format!("{}, step", parity.model), parity.input_sum.len());
     for (batch, expected_sum) in batches.zip(&parity.input_sum) {
         let batch = batch?;
         let mut sum = [batch.inputs.sum(tch::Kind::Double).double_value(&[])];
@@ -168,9 +179,12 @@ fn verify(plan: &Plan, job: &Job, parity: &Parity, images: &Arc<Dataset>, path: 
         replica.step(&batch, parity.global_batch, &mut StepRecorder::default())?;
         optimizer.step(replica.state_mut(), parity.lr)?;
         let total = Replica::sum_over_ranks(&job.communicator, replica.take_result()?)?;
-        reached.loss.push(Score::new(total, form).loss);
+        let loss = Score::new(total, form).loss;
+        reached.loss.push(loss);
         reached.update.push(movements(replica.model(), &initial));
+        live.step(|| format!("loss {loss:.4}"));
     }
+    live.clear();
     replica.agreed_checksum(0)?;
 
     let names: Vec<&str> = replica.model().parameters().map(|entry| entry.name.as_str()).collect();

@@ -1,7 +1,7 @@
 //! Networks with random weights for the tests of quantization; the parent module names the types, so that the tests beside the
 //! code and those of `tests/` share them.
 
-use super::{Entry, FloatNet, FloatTorch, IntNet, Model, ModelName, NamedTensor, Role, Spec, Stem, TensorValues};
+use super::{Entry, FloatNet, FloatTorch, IntNet, Live, Model, ModelName, NamedTensor, Role, Spec, Stem, TensorValues};
 use super::{calibration, config, scheme};
 
 /// Pseudo-random images, blotches rather than noise so that layers differ in their ranges.
@@ -81,6 +81,7 @@ pub fn quantized(net: &FloatNet, edit: impl Fn(&mut config::Quantize)) -> IntNet
     let mut config = config::Quantize::default();
     edit(&mut config);
     let images = pixels(&net.spec, 24);
-    let activations = calibration::activations(&FloatTorch::new(net), &images, 0, 1, &calibration::alone);
+    let activations =
+        calibration::activations(&FloatTorch::new(net), &images, 0, 1, &calibration::alone, &mut Live::hidden());
     scheme::quantize(net, &activations.unwrap(), &config).unwrap()
 }

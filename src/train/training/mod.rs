@@ -1,12 +1,11 @@
 //! A training under way: trains, tests, records and saves one epoch after the other.
 
 mod saving;
+mod showing;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::time::Instant;
 
 use super::checkpoints::{Checkpoints, Decision};
 use super::convolutions::Convolutions;
@@ -26,6 +25,7 @@ use crate::data::{AugmentSeed, BatchPlan, Dataset, Datasets, Feed, LoaderOptions
 use crate::device::StepRecorder;
 use crate::error::{Error, Result};
 use crate::launch::Job;
+use crate::live::Live;
 use crate::model::Model;
 use crate::optim::{Average, LossScale, Optimizer, Schedule};
 use crate::parallel::{Replica, StepResult};
@@ -43,6 +43,7 @@ const STATISTICS_IMAGES: usize = 2048;
 /// # Examples
 /// ```no_run
 /// use hpml::config::{Config, Plan};
+/// use hpml::live::Live;
 /// use hpml::train::{Checkpoints, Progress, Training};
 ///
 /// # fn main() -> std::process::ExitCode {
@@ -52,7 +53,7 @@ const STATISTICS_IMAGES: usize = 2048;
 ///     job.configure(&plan)?;
 ///     let datasets = hpml::data::open(&plan.data)?;
 ///     let mut training = Training::new(&plan, job, &datasets)?;
-///     while training.epoch(&mut Checkpoints::none())? == Progress::Epoch {}
+///     while training.epoch(&mut Checkpoints::none(), &mut Live::hidden())? == Progress::Epoch {}
 ///     Ok(())
 /// })
 /// # }
@@ -137,8 +138,6 @@ impl<'a> Training<'a> {
         let samples = datasets.train.len();
         let sampler = sampling::sampler(plan, samples, job.world_size, job.rank);
         let global_batch = job.agree(GlobalBatch::new(plan, samples))?;
-        let most = if plan.train.max_steps == 0 { usize::MAX } else { plan.train.max_steps };
-        let total = (plan.train.epochs * global_batch.steps_per_epoch).min(most);
 
         let mut convolutions = earlier.map_or_else(Convolutions::default, Convolutions::of_training);
         convolutions.choose(&mut model, plan, job.target, &job.communicator, plan.train.batch_per_rank)?;
@@ -156,13 +155,13 @@ impl<'a> Training<'a> {
             schedule: Schedule::new(
                 &plan.schedule,
                 plan.train.lr,
-                total,
+                global_batch.steps_of(&plan.train),
                 global_batch.steps_per_epoch,
                 global_batch.samples,
             ),
             record: Record::new(plan, job.world_size),
             divergence: Divergence::new(plan.metrics.spread_steps),
-            trace: job.agree(TraceRecord::of(plan, total, job.world_size))?,
+            trace: job.agree(TraceRecord::of(plan, global_batch.steps_of(&plan.train), job.world_size))?,
             sampling: Sampling::new(samples),
             gpus: Gpus::new(job.target, &job.gpu_uuid),
             reads: ReadRecord::default(),
@@ -193,12 +192,13 @@ impl<'a> Training<'a> {
         self.diverged
     }
 
-    /// Trains (the rest of) one epoch, tests, and records both, unless `checkpoints` stops it before the epoch's end.
+    /// Trains (the rest of) one epoch, tests, and records both, unless `checkpoints` stops it before the epoch's end; `live` shows
+    /// how far it is.
     ///
     /// # Errors
     /// [`Error::NotFinite`] if a loss or a weight is NaN or infinite, unless that is tolerated; [`Error::ParametersDiffer`]; a
     /// rank or the device has failed.
-    pub fn epoch(&mut self, checkpoints: &mut Checkpoints) -> Result<Progress> {
+    pub fn epoch(&mut self, checkpoints: &mut Checkpoints, live: &mut Live) -> Result<Progress> {
         let job = self.job;
         if self.is_finished() {
             return Ok(Progress::Finished);
@@ -215,10 +215,9 @@ impl<'a> Training<'a> {
         batches.skip(self.epoch.steps() * train.accumulate);
         batches.truncate(steps_left.saturating_mul(train.accumulate));
         let steps = batches.sizes.len().div_ceil(train.accumulate);
-        let progress = progress_bar(job, epoch, train.epochs, steps + self.epoch.steps());
-        progress.set_position(self.epoch.steps() as u64);
-        if let Some(signal) = self.train(batches, &progress, checkpoints)? {
-            progress.finish_and_clear();
+        self.begin_epoch_of(live, steps);
+        if let Some(signal) = self.train(batches, live, checkpoints)? {
+            live.clear();
             return Ok(Progress::Stopped(signal));
         }
         self.gpus.end_epoch(&job.communicator, epoch)?;
@@ -231,13 +230,13 @@ impl<'a> Training<'a> {
         let form = self.test_feed.dataset().form();
         self.exchange_average(true);
         self.measure_statistics()?;
-        let test = self.test()?;
+        let test = self.test(live)?;
         if self.divergence.is_measured() {
-            let own = self.test_share(0..self.test_feed.len())?;
+            let own = self.test_share(0..self.test_feed.len(), live)?;
             let score = Score::new(own, form);
             self.divergence.after_epoch(&job.communicator, self.replica.state(), epoch, score)?;
         }
-        progress.finish_and_clear();
+        live.clear();
 
         self.gather_times()?;
         let done = std::mem::take(&mut self.epoch);
@@ -352,12 +351,7 @@ impl<'a> Training<'a> {
     }
 
     /// Trains on `batches`, the rest of an epoch. Returns the signal that stopped it, if one did.
-    fn train(
-        &mut self,
-        batches: BatchPlan,
-        progress: &ProgressBar,
-        checkpoints: &mut Checkpoints,
-    ) -> Result<Option<usize>> {
+    fn train(&mut self, batches: BatchPlan, live: &mut Live, checkpoints: &mut Checkpoints) -> Result<Option<usize>> {
         let (job, epoch) = (self.job, self.epochs_done);
         let options = self.training_options();
         let sizes_of_steps: Vec<Vec<usize>> =
@@ -393,7 +387,9 @@ impl<'a> Training<'a> {
             progress::set_step(self.steps_done);
             self.divergence.after_step(&job.communicator, self.replica.state(), epoch, self.steps_done)?;
             self.epoch.set_seconds(before + started.elapsed().as_secs_f64());
-            progress.inc(1);
+            if live.advance() {
+                self.show(live, lr, false)?;
+            }
         }
         if !self.replica.result_is_ready() {
             self.take_result(self.steps_done - 1, self.schedule.lr(self.steps_done - 1))?; // waits for the device
@@ -403,6 +399,9 @@ impl<'a> Training<'a> {
         let last = self.epoch.last_times().unwrap_or(&mut unseen);
         self.replica.end_local_steps(self.optimizer.moments(), last)?;
         self.epoch.set_seconds(before + started.elapsed().as_secs_f64());
+        if live.wants_rest() {
+            self.show(live, self.schedule.lr(self.steps_done - 1), true)?;
+        }
         self.replica.end_epoch()?;
         Ok(None)
     }
@@ -467,19 +466,21 @@ impl<'a> Training<'a> {
     }
 
     /// Tests on the whole test set, of which each rank takes its share, no sample twice. Returns the sum over the ranks.
-    fn test(&mut self) -> Result<StepResult> {
+    fn test(&mut self, live: &mut Live) -> Result<StepResult> {
         let (rank, ranks, samples) = (self.job.rank, self.job.world_size, self.test_feed.len());
-        let own = self.test_share(rank * samples / ranks..(rank + 1) * samples / ranks)?;
+        let own = self.test_share(rank * samples / ranks..(rank + 1) * samples / ranks, live)?;
         Replica::sum_over_ranks(&self.job.communicator, own)
     }
 
     /// Tests this rank's network on these `samples`.
-    fn test_share(&mut self, samples: Range<usize>) -> Result<StepResult> {
+    fn test_share(&mut self, samples: Range<usize>, live: &mut Live) -> Result<StepResult> {
         let indices = (samples.start as u32..samples.end as u32).collect();
         let plan = BatchPlan::even(indices, self.plan.train.test_batch);
         let options = loader_options(&self.plan.data, &self.test_feed, &self.replica, None);
+        self.begin_test_of(live, plan.sizes.len());
         for batch in self.test_feed.batches(plan, options) {
             self.replica.evaluate(&batch?);
+            live.advance_part();
         }
         self.replica.take_result()
     }
@@ -493,18 +494,4 @@ impl<'a> Training<'a> {
             self.averaged = averaged;
         }
     }
-}
-
-/// Progress bar of one epoch on stderr: shown on rank 0, and on a terminal only.
-fn progress_bar(job: &Job, epoch: usize, epochs: usize, steps: usize) -> ProgressBar {
-    if !job.is_root() {
-        return ProgressBar::hidden();
-    }
-    let template = "epoch {msg} [{bar:40}] {pos}/{len} steps, {per_sec}, {eta} left";
-    let style = ProgressStyle::with_template(template).expect("the template is valid").progress_chars("=> ");
-    let target = ProgressDrawTarget::stderr_with_hz(4);
-    let bar = ProgressBar::with_draw_target(Some(steps as u64), target).with_style(style);
-    bar.set_message(format!("{}/{epochs}", epoch + 1));
-    bar.enable_steady_tick(Duration::from_millis(500));
-    bar
 }

@@ -46,6 +46,10 @@ class Hpml(CargoPackage):
     def install_configs(self):
         install_tree("configs", self.prefix.share.hpml.configs)
 
+    @run_after("install")
+    def install_man_pages_and_completions(self):
+        Executable(self.prefix.bin.hpml)("generate", self.prefix)
+
     def test_version(self):
         """hpml starts, with the MPI, HDF5 and libtorch that it was built with"""
         which(self.prefix.bin.hpml, required=True)("--version")
