@@ -10,6 +10,9 @@ fn main() {
         // Functions are looked up when they are first called: with all at the start, as is rustc's default, the loader ends a
         // program that finds another libtorch, with the name of the first function missing and before it can say which it needs.
         println!("cargo:rustc-link-arg=-Wl,-z,lazy");
+        // The libraries that libtorch itself needs for a GPU are not there without one. GNU ld, the linker of Rust from a
+        // distribution and on other CPUs than x86-64, ends for their functions; LLVM's, the default elsewhere, never looks.
+        println!("cargo:rustc-link-arg=-Wl,--allow-shlib-undefined");
         println!("cargo:rustc-env=HPML_LIBTORCH_VERSION={}", libtorch_version(Path::new(&lib)));
         println!(
             "cargo:rerun-if-changed={}",

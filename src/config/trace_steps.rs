@@ -6,7 +6,7 @@ use std::ops::Range;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TraceSteps {
     ranges: Vec<Range<usize>>,
-    /// Every so many steps one is traced, from step 0 on.
+    /// Interval of steps, counted from step 0, one of which is traced each time.
     every: Option<usize>,
 }
 

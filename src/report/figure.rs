@@ -155,7 +155,7 @@ pub struct Rank {
     pub label: String,
     /// What it computes or waits for.
     pub compute: Vec<(f64, f64, String)>,
-    /// Its collectives.
+    /// Collectives of the rank.
     pub communication: Vec<(f64, f64, String)>,
 }
 

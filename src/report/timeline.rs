@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::store;
 use crate::trace::{ChromeEvent, Row, chrome_trace, hta_trace};
 
-/// Writes the timelines that were asked for. Returns one line per output; `""` without any.
+/// Writes the timelines of the options. Returns one line per output; `""` without any.
 ///
 /// # Errors
 /// There are several run files, or no step was traced, or an output exists or cannot be written.

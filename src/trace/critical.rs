@@ -165,7 +165,7 @@ pub fn step_times(rows: &[Row]) -> BTreeMap<usize, Second> {
 pub struct Slowest {
     /// The step.
     pub step: usize,
-    /// Its time on its slowest rank, and the median of the traced steps.
+    /// Seconds of the step on its slowest rank, and the median of the traced steps.
     pub seconds: [Second; 2],
     /// The rank whose time in a part exceeds its own median most, and that part.
     pub late: (usize, Part),

@@ -69,7 +69,7 @@ pub struct TraceRecord {
     last: Vec<ClockOffset>,
     last_at: Second,
     is_begun: bool,
-    /// Whether the user was told that the record is full.
+    /// Whether the warning of a full record has been given.
     is_told: bool,
 }
 
