@@ -355,7 +355,7 @@ fn a_bar_is_drawn_on_a_terminal_under_the_launcher_too_and_leaves_nothing_behind
         command.args(before).arg(env!("CARGO_BIN_EXE_hpml")).args(["train", "--out", &format!("{number}.h5")]);
         let long = [
             "data.test_samples=200",
-            "data.train_samples=6000",
+            "data.train_samples=4000",
             "train.batch_per_rank=1",
             "metrics.progress_seconds=0.1",
         ];
