@@ -406,3 +406,32 @@ fn cuda_is_taken_without_a_driver_where_it_is_wanted() {
     machine.run_with(&["--cuda"], &[]).succeeded();
     assert!(machine.written().contains(".libtorch/torch") && !machine.called().contains("--no-deps"));
 }
+
+#[test]
+fn a_private_libtorch_without_cudas_libraries_is_linked_as_the_cpus_half() {
+    let folder = folder();
+    let (checkout, tools) = (checkout(folder.path()), folder.path().join("tools"));
+    fs::create_dir_all(&tools).unwrap();
+    program(&tools, "cargo", "[ \"$1\" != --version ] || echo 'cargo 999.0.0'");
+    let private = checkout.join(".libtorch/torch");
+    libtorch(&private, &format!("{}.0", wanted(&checkout)));
+    let (library, elf) = (private.join("lib/libtorch.so"), b"\x7fELF, of both halves");
+    fs::write(&library, elf).unwrap();
+    fs::write(private.join("lib/libtorch_cuda.so"), "").unwrap();
+    let cudnn = checkout.join(".libtorch/nvidia/cu13/lib/libcudnn.so.9");
+    fs::create_dir_all(cudnn.parent().unwrap()).unwrap();
+    // With cuDNN it is left as it is, and without, whatever happened before, it is one line.
+    fs::write(&cudnn, "").unwrap();
+    let run = || Mpirun::command(setup(&checkout, &tools)).run();
+    let first = run();
+    if !first.status.success() {
+        eprintln!("left out: a dependency is missing here: {}", first.stderr);
+        return;
+    }
+    assert_eq!(fs::read(&library).unwrap(), elf);
+    fs::remove_file(&cudnn).unwrap();
+    for _ in 0..2 {
+        run().succeeded();
+        assert_eq!(fs::read_to_string(&library).unwrap(), "INPUT(-ltorch_cpu)\n");
+    }
+}

@@ -175,7 +175,8 @@ fn the_python_of_the_documentation_runs() {
     std::fs::copy(root().join(SWEEP), runs.join("scaling.h5")).unwrap();
     let net = runs.join("net.h5");
     let train = Mpirun::ranks(2).args([Path::new("train"), Path::new("--out"), &net]);
-    train.args(["--set", "data.train_samples=200", "--set", "data.test_samples=50"]).run().succeeded();
+    let train = train.args(["--set", "data.train_samples=200", "--set", "data.test_samples=50"]);
+    train.args(["--set", &format!("metrics.log={}", runs.join("my.jsonl").display())]).run().succeeded();
     Mpirun::alone().args(["quantize", net.to_str().unwrap()]).run().succeeded();
     let allreduce = runs.join("allreduce.h5");
     let args = [Path::new("allreduce"), Path::new("--max"), Path::new("256K"), Path::new("--out"), &allreduce];

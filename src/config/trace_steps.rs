@@ -17,13 +17,13 @@ impl TraceSteps {
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<TraceSteps, String> {
         let mut steps = TraceSteps::default();
-        let form = |part: &str| format!("`{part}` is neither a range of steps such as 100..110 nor `every 1000`");
+        let form = |part: &str| format!("{part:?} is neither a range of steps such as 100..110 nor \"every 1000\"");
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             let number = |text: &str| text.trim().parse::<usize>().map_err(|_| form(part));
             if let Some(every) = part.strip_prefix("every") {
                 let every = number(every.trim_start().trim_start_matches('='))?;
                 if every == 0 || steps.every.replace(every).is_some() {
-                    return Err(format!("`{part}`: one number of at least 1"));
+                    return Err(format!("{part:?}: one number of at least 1"));
                 }
                 continue;
             }
@@ -32,7 +32,7 @@ impl TraceSteps {
                 None => number(part)?..number(part)?.saturating_add(1),
             };
             if range.is_empty() {
-                return Err(format!("`{part}` holds no step: the end is not traced"));
+                return Err(format!("{part:?} holds no step: the end is not traced"));
             }
             steps.ranges.push(range);
         }
@@ -68,6 +68,7 @@ mod tests {
         assert_eq!((steps.beyond(500), steps.beyond(501)), (Some(500..501), None));
         assert_eq!(TraceSteps::parse("every = 7"), TraceSteps::parse("every 7"));
         assert!(TraceSteps::parse(" ").unwrap().is_empty());
+        assert!(!TraceSteps::parse("a\nb").unwrap_err().contains('\n')); // a message is one line
         for wrong in ["5..5", "9..3", "x", "1..", "..4", "every", "every 0", "every 2, every 3", "1..2..3", "-1"] {
             assert!(TraceSteps::parse(wrong).is_err(), "{wrong}");
         }

@@ -57,7 +57,7 @@ impl Config {
             }
         }
         if let Err(wrong) = TraceSteps::parse(&self.metrics.trace_steps) {
-            return refuse("metrics.trace_steps", self.metrics.trace_steps.clone(), &wrong);
+            return refuse("metrics.trace_steps", format!("{:?}", self.metrics.trace_steps), &wrong);
         }
         if i64::try_from(self.run.seed).is_err() {
             return refuse("run.seed", self.run.seed.to_string(), "must be below 2^63");
