@@ -372,7 +372,7 @@ fn cuda_is_taken_without_a_driver_where_it_is_wanted() {
     libtorch(&machine.path("wheel"), &format!("{}.0", machine.wanted));
     fs::write(machine.path("wheel/lib/libtorch_cuda.so"), "").unwrap();
 
-    // The same wheel, without and with what it needs on a GPU.
+    // First without cuDNN, then with it.
     machine.run_with(&["--cpu"], &[]).succeeded();
     assert!(machine.called().contains("--no-deps"), "{}", machine.called());
     fs::create_dir_all(private.join("nvidia/cu13/lib")).unwrap();

@@ -127,14 +127,13 @@ fn span(row: &Row) -> ChromeEvent {
 
 /// An arrow from each bucket's last gradient to its all-reduce.
 fn arrows(rows: &[Row]) -> Vec<ChromeEvent> {
+    let key = |row: &Row| (row.rank, row.step, row.bucket);
+    let mut all_reduces: BTreeMap<_, &Row> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.name == Name::Part(Part::Comm)) {
+        all_reduces.entry(key(row)).or_insert(row);
+    }
     let ready = rows.iter().filter(|row| row.name == Name::Ready);
-    let all_reduce = |ready: &Row| {
-        rows.iter().find(|row| {
-            row.name == Name::Part(Part::Comm)
-                && (row.rank, row.step, row.bucket) == (ready.rank, ready.step, ready.bucket)
-        })
-    };
-    let pairs = ready.filter_map(|ready| all_reduce(ready).map(|to| (ready, to)));
+    let pairs = ready.filter_map(|ready| all_reduces.get(&key(ready)).map(|to| (ready, *to)));
     let arrow = |(id, (from, to)): (usize, (&Row, &Row))| {
         let mut begin = ChromeEvent::of("s", from, from.start, "bucket is complete");
         let mut end = ChromeEvent::of("f", to, to.start.max(from.start), "bucket is complete");

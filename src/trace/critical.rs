@@ -195,9 +195,10 @@ pub fn slowest(rows: &[Row]) -> Option<Slowest> {
         Some(((rank, Part::ALL[part]), [own, usual]))
     });
     let (late, late_seconds) = excess.max_by(|a, b| (a.1[0] - a.1[1]).total_cmp(&(b.1[0] - b.1[1])))?;
-    let stood = collectives(rows).into_iter().filter(|(key, _)| key.0 == step).map(|(_, ranks)| {
+    let of_step: Vec<Row> = rows.iter().filter(|row| row.step == step).copied().collect();
+    let stood = collectives(&of_step).into_values().map(|ranks| {
         let last = last_arrival(&ranks);
-        let (rank, noticed) = last_to_notice(rows, &ranks, last);
+        let (rank, noticed) = last_to_notice(&of_step, &ranks, last);
         (rank, noticed - last.1)
     });
     let still = stood.max_by(|a, b| a.1.total_cmp(&b.1));

@@ -1,5 +1,7 @@
 //! Axes: the place of each value, and the ticks.
 
+use super::Area;
+use super::shapes::{BLACK, Drawing, PALE, Text};
 use crate::report::figure::{Axis, Scale};
 use crate::units::{fitting_unit, format_bytes, format_seconds};
 
@@ -20,6 +22,17 @@ impl Placed {
         let value = if self.is_log { value.log10() } else { value };
         let place = (value - self.lower) / (self.upper - self.lower);
         (place.is_finite() && (-1e-9..=1.0 + 1e-9).contains(&place)).then_some(place)
+    }
+
+    /// Draws the axis below the plot `area`: a line up through it at each tick, the ticks' texts, the title.
+    pub fn draw_below(&self, drawing: &mut Drawing, area: Area, font: f64) {
+        let Area { left, top, right, bottom } = area;
+        for (place, text) in &self.ticks {
+            let at = left + place * (right - left);
+            drawing.path(vec![(at, top), (at, bottom)], 1.0, PALE);
+            drawing.text(Text::new((at, bottom + 14.0), text, font, BLACK));
+        }
+        drawing.text(Text::new(((left + right) / 2.0, bottom + 34.0), &self.title, font, BLACK));
     }
 
     /// Lays out an axis over `values` with at most `most_ticks` ticks.

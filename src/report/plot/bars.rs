@@ -2,7 +2,7 @@
 
 use super::Area;
 use super::axis::Placed;
-use super::shapes::{Align, BLACK, COLORS, Color, Drawing, GREY, PALE, Text, shortened, text_width};
+use super::shapes::{Align, BLACK, COLORS, Color, Drawing, GREY, Text, shortened, text_width};
 use crate::report::figure::{Bar, Bars};
 use crate::units::{format_bytes, format_seconds};
 
@@ -42,12 +42,7 @@ pub fn draw(drawing: &mut Drawing, area: Area, bars: &Bars) {
     let sums: Vec<f64> = shown(bars).iter().map(|bar| bar.values.iter().copied().filter(|v| *v > 0.0).sum()).collect();
     let x = Placed::new(&bars.x, &sums, ((right - left) / 80.0) as usize);
 
-    for (place, text) in &x.ticks {
-        let at = left + place * (right - left);
-        drawing.path(vec![(at, top), (at, bottom)], 1.0, PALE);
-        drawing.text(Text::new((at, bottom + 14.0), text, FONT, BLACK));
-    }
-    drawing.text(Text::new(((left + right) / 2.0, bottom + 34.0), &x.title, FONT, BLACK));
+    x.draw_below(drawing, Area { left, top, right, bottom }, FONT);
     for (index, (bar, sum)) in shown(bars).iter().zip(&sums).enumerate() {
         let y = top + GAP + index as f64 * (BAR + GAP);
         let label = shortened(&bar.label, FONT, LABEL);

@@ -3,7 +3,7 @@
 use super::Area;
 use super::axis::Placed;
 use super::bars::{color, legend};
-use super::shapes::{Align, BLACK, Drawing, GREY, PALE, Text, shortened, text_width};
+use super::shapes::{Align, BLACK, Drawing, GREY, Text, shortened, text_width};
 use crate::report::figure::{Rank, Timeline};
 
 const FONT: f64 = 12.0;
@@ -39,12 +39,7 @@ pub fn draw(drawing: &mut Drawing, area: Area, timeline: &Timeline, with_legend:
     let bottom = top + ranks.len() as f64 * (COMPUTE + COMM + GAP) + GAP;
     let ends: Vec<f64> = ranks.iter().flat_map(|rank| rank.spans()).map(|span| span.1).collect();
     let x = Placed::new(&timeline.x, &ends, ((right - left) / 80.0) as usize);
-    for (place, text) in &x.ticks {
-        let at = left + place * (right - left);
-        drawing.path(vec![(at, top), (at, bottom)], 1.0, PALE);
-        drawing.text(Text::new((at, bottom + 14.0), text, FONT, BLACK));
-    }
-    drawing.text(Text::new(((left + right) / 2.0, bottom + 34.0), &x.title, FONT, BLACK));
+    x.draw_below(drawing, Area { left, top, right, bottom }, FONT);
     let place = |seconds: f64| left + x.place(seconds.max(0.0)).unwrap_or(1.0) * (right - left);
     for (index, rank) in ranks.iter().enumerate() {
         let y = top + GAP + index as f64 * (COMPUTE + COMM + GAP);
