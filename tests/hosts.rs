@@ -3,59 +3,11 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{Mpirun, checkpoints, column, folder, is_open_mpi, text, texts};
-
-/// Emulated hosts, removed on drop.
-struct Hosts {
-    prefix: String,
-}
-
-impl Hosts {
-    /// Creates `count` hosts for the test `name`; `None`, with the reason on stderr, if they cannot be created.
-    fn up(count: usize, test: &str) -> Option<Hosts> {
-        if !is_open_mpi(test) {
-            return None; // hosts.sh plays its remote shell
-        }
-        // Short: host names become part of Open MPI's socket paths. Unique: tests run concurrently.
-        static SETS: AtomicUsize = AtomicUsize::new(0);
-        let hosts = Hosts { prefix: format!("h{}{}", std::process::id(), SETS.fetch_add(1, Ordering::Relaxed)) };
-        let output = hosts.script(&["up", &count.to_string(), "1gbit"]);
-        if output.status.success() {
-            return Some(hosts);
-        }
-        let reason = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-        eprintln!("{test}: left out: no emulated hosts (they need root, iproute2 and network namespaces): {reason}");
-        None
-    }
-
-    fn script(&self, args: &[&str]) -> Output {
-        self.command().args(args).output().expect("bash is there")
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new("bash");
-        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/hosts.sh")).env("HOSTS", &self.prefix);
-        command
-    }
-
-    /// Prepares `hpml` with `per_host` ranks on each of `hosts` hosts.
-    fn hpml(&self, hosts: usize, per_host: usize) -> Mpirun {
-        let mut command = self.command();
-        command.args(["mpirun", &hosts.to_string(), &per_host.to_string(), env!("CARGO_BIN_EXE_hpml")]);
-        Mpirun::command(command).timeout(Duration::from_secs(240))
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        self.script(&["down"]);
-    }
-}
+use common::hosts::Hosts;
+use common::{Mpirun, checkpoints, column, folder, text, texts};
 
 #[test]
 fn every_sum_is_right_between_hosts() {
@@ -67,7 +19,7 @@ fn every_sum_is_right_between_hosts() {
         let ways = ["--algorithm", "auto", "--algorithm", "shared", "--algorithm", "ring"];
         let run = hosts.hpml(count, per_host).args(sizes).args(ways).args(["--out", out.to_str().unwrap()]).run();
         let run = run.succeeded();
-        assert!(run.stdout.contains(&format!("{}-1", hosts.prefix)), "the ranks are on one host\n{}", run.stdout);
+        assert!(run.stdout.contains(&hosts.name(1)), "the ranks are on one host\n{}", run.stdout);
         let wrong = column(&out, "allreduce/wrong");
         assert!(wrong.iter().all(|&count| count == 0.0), "{count} x {per_host} ranks: {wrong:?}");
         // auto: MPI_Allreduce for small buffers, window and ring for large ones.
@@ -107,7 +59,7 @@ fn a_host_that_is_cut_off_ends_the_job_and_loses_nothing() {
     };
     let run = train(hosts.hpml(2, 1), 10_000).timeout(Duration::from_secs(60)).spawn();
     let run = run.until("checkpoint", || !checkpoints(&out).is_empty());
-    assert!(hosts.script(&["cut", "1"]).status.success());
+    assert!(hosts.cut(1));
     let finished = run.wait();
     assert!(!finished.status.success(), "{}", finished.stdout);
     let told = finished.messages().into_iter().find(|message| message.contains("one of rank 1 has not"));

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
+use common::hosts::Hosts;
 use common::{Finished, Mpirun, assert_refused, column, folder, has, text, texts};
 
 /// A span of `/trace`.
@@ -37,9 +38,12 @@ fn spans(file: &Path) -> Vec<Span> {
 }
 
 fn train(program: &[&str], ranks: usize, out: &Path, more: &[&str]) -> Finished {
+    train_as(Mpirun::program(ranks, program.iter().copied()), out, more)
+}
+
+fn train_as(run: Mpirun, out: &Path, more: &[&str]) -> Finished {
     let small = ["data.train_samples=320", "data.test_samples=20", "train.epochs=2", "parallel.bucket_mb=0.01"];
     let small = small.iter().chain(&["launch.threads=1"]).flat_map(|set| ["--set", set]);
-    let run = Mpirun::program(ranks, program.iter().copied());
     run.args(["train", "--force", "--out", text(out)])
         .args(small)
         .args(more.iter().flat_map(|set| ["--set", set]))
@@ -163,6 +167,10 @@ fn ranks_whose_clocks_are_50_ms_apart_are_put_on_one() {
         train(program, 2, &out, &["metrics.trace_steps=5..15"]).succeeded();
         assert_aligned(&out);
     }
+    let Some(hosts) = Hosts::up(2, name) else { return };
+    let out = folder.path().join("hosts.h5");
+    train_as(hosts.program(2, 1, &apart), &out, &["metrics.trace_steps=5..15"]).succeeded();
+    assert_aligned(&out);
 }
 
 #[test]

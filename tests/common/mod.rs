@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use wait_timeout::ChildExt;
 
+pub mod hosts;
+
 /// A run to start.
 pub struct Mpirun {
     command: Command,
