@@ -142,6 +142,7 @@ impl Default for Metrics {
         Metrics {
             timing: Timing::Overlap,
             warmup_steps: 3,
+            step_rows: 500_000,
             spread_steps: 0,
             trace_steps: String::new(),
             progress_seconds: 10.0,

@@ -407,6 +407,9 @@ pub struct Metrics {
     /// First steps of a job that are trained but not counted in the step times, unless there are no
     /// others.
     pub warmup_steps: usize,
+    /// Rows of /steps at most: a training with more steps x ranks keeps those of steps at equal
+    /// distances and of the slowest, and the moments and histograms of all.
+    pub step_rows: usize,
     /// Steps from one measurement of the divergence (distance between the ranks' parameters) to the
     /// next; every rank's own network is then tested at the end of an epoch, too. 0: never.
     pub spread_steps: usize,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Part, StepTimes};
+use super::{Moments, Part, StepTimes, TimeHistogram};
 use crate::units::{Second, counted};
 
 /// Conditions under which steps may be pooled: a resumed training may have other ranks and another timing.
@@ -34,12 +34,28 @@ pub struct RankStep {
 pub struct Group {
     /// Conditions of all steps in the group.
     pub conditions: Conditions,
-    /// Times of each rank's steps.
-    pub ranks: BTreeMap<i64, Vec<StepTimes>>,
-    /// Number of warm-up steps left out.
-    pub warmup_left_out: usize,
-    /// Whether all steps are warm-up, counted since there are no others.
-    pub is_warmup: bool,
+    /// Mean times of each rank's steps, in seconds in the order of [`Part::ALL`].
+    pub ranks: BTreeMap<i64, PartMeans>,
+    /// Number of counted steps.
+    pub steps: usize,
+    /// What was left out of the steps, and how exact their percentiles are.
+    pub basis: Basis,
+    /// Mean and percentiles of each part over all steps and ranks, in the order of [`Part::ALL`].
+    parts: Vec<Summary>,
+}
+
+/// Mean seconds of each part, in the order of [`Part::ALL`].
+pub type PartMeans = [Second; StepTimes::PARTS];
+
+/// Steps that the figures of a [`Group`] are computed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// Rows of all steps but this many of warm-up.
+    WithoutWarmup(usize),
+    /// Rows of steps that are all warm-up, since there are no others.
+    OnlyWarmup,
+    /// Moments and histograms of all steps but those of warm-up.
+    Histogram,
 }
 
 /// Groups steps by their conditions, in order of first appearance. Warm-up is left out of a group that has other steps.
@@ -72,37 +88,71 @@ impl Group {
             ranks.entry(step.rank).or_default().push(step.times);
         }
         let warmup = steps.iter().filter(|step| step.is_warmup && step.rank == steps[0].rank).count();
-        let warmup_left_out = if is_warmup { 0 } else { warmup };
-        Group { conditions: steps[0].conditions, ranks, warmup_left_out, is_warmup }
+        let part = |part: Part| Summary::of(ranks.values().flatten().map(|times| times.get(part)));
+        let means =
+            |times: &Vec<StepTimes>| Part::ALL.map(|part| mean(times.iter().map(|times| f64::from(times.get(part)))));
+        Group {
+            conditions: steps[0].conditions,
+            steps: ranks.values().map(Vec::len).max().unwrap_or(0),
+            basis: if is_warmup { Basis::OnlyWarmup } else { Basis::WithoutWarmup(warmup) },
+            parts: Part::ALL.map(part).to_vec(),
+            ranks: ranks.iter().map(|(rank, times)| (*rank, means(times))).collect(),
+        }
     }
 
-    /// Number of counted steps.
-    pub fn steps(&self) -> usize {
-        self.ranks.values().map(Vec::len).max().unwrap_or(0)
+    /// Groups the steps whose moments each rank has in `ranks`, and which all ranks together have in `histograms`, in the order of
+    /// [`Part::ALL`].
+    pub fn of_summaries(
+        conditions: Conditions,
+        ranks: &BTreeMap<i64, [Moments; StepTimes::PARTS]>,
+        histograms: &[TimeHistogram],
+    ) -> Group {
+        let mut all = [Moments::default(); StepTimes::PARTS];
+        ranks.values().for_each(|parts| all.iter_mut().zip(parts).for_each(|(all, part)| all.merge(part)));
+        let summary = |(all, histogram): (&Moments, &TimeHistogram)| Summary {
+            mean: if all.count == 0 { f64::NAN } else { all.mean },
+            p50: histogram.quantile(0.5),
+            p99: histogram.quantile(0.99),
+        };
+        let steps = ranks.values().map(|parts| parts[Part::Step as usize].count).max().unwrap_or(0);
+        Group {
+            conditions,
+            steps: steps as usize,
+            basis: Basis::Histogram,
+            parts: all.iter().zip(histograms).map(summary).collect(),
+            ranks: ranks.iter().map(|(rank, parts)| (*rank, parts.map(|part| part.mean))).collect(),
+        }
     }
 
     /// Describes the group in words: number of steps and ranks, warm-up left out, timing.
     pub fn describe(&self) -> String {
         let ranks = self.conditions.world_size;
-        let warmup = match (self.is_warmup, self.warmup_left_out) {
-            (true, _) => "all of them warm-up, since there are no others".into(),
-            (false, 0) => "no warm-up".into(),
-            (false, steps) => format!("{steps} of warm-up left out"),
+        let basis = match self.basis {
+            Basis::OnlyWarmup => "all of them warm-up, since there are no others".into(),
+            Basis::WithoutWarmup(0) => "no warm-up".into(),
+            Basis::WithoutWarmup(steps) => format!("{steps} of warm-up left out"),
+            Basis::Histogram => {
+                format!("without warm-up, p50 and p99 from a histogram within {:.0} %", 100.0 * TimeHistogram::ERROR)
+            }
         };
         let timing = match self.conditions {
             Conditions { world_size: 1, .. } => "",
             Conditions { is_profile: true, .. } => "; profile: the parts add up",
             _ => "; overlap: comm and comm_wait are hidden or not",
         };
-        format!("{} x {}, {warmup}{timing}", counted(self.steps(), "step"), counted(ranks, "rank"))
+        format!("{} x {}, {basis}{timing}", counted(self.steps, "step"), counted(ranks, "rank"))
     }
 
     /// Statistics of each part; collectives are included only with several ranks.
     pub fn anatomy(&self) -> Vec<PartSummary> {
-        let times: Vec<&[StepTimes]> = self.ranks.values().map(Vec::as_slice).collect();
-        let mut parts = anatomy(&times);
-        parts.retain(|row| self.conditions.world_size > 1 || !row.part.is_comm());
-        parts
+        let whole = self.parts[Part::Step as usize].mean;
+        let summary = |part: Part| {
+            let all = self.parts[part as usize];
+            let slowest_rank = self.ranks.values().map(|means| means[part as usize]).fold(f64::NAN, f64::max);
+            PartSummary { part, all, slowest_rank, share: all.mean / whole }
+        };
+        let parts = Part::ALL.into_iter().filter(|part| self.conditions.world_size > 1 || !part.is_comm());
+        parts.map(summary).collect()
     }
 }
 
@@ -178,18 +228,6 @@ pub struct PartSummary {
     pub share: f64,
 }
 
-/// Summarizes each part over the counted steps of each rank.
-fn anatomy(ranks: &[&[StepTimes]]) -> Vec<PartSummary> {
-    let times = |part: Part| ranks.iter().map(move |times| times.iter().map(move |time| time.get(part)));
-    let whole = Summary::of(times(Part::Step).flatten()).mean;
-    let summary = |part| {
-        let all = Summary::of(times(part).flatten());
-        let slowest_rank = times(part).map(|times| Summary::of(times).mean).fold(f64::NAN, f64::max);
-        PartSummary { part, all, slowest_rank, share: all.mean / whole }
-    };
-    Part::ALL.map(summary).to_vec()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,12 +246,41 @@ mod tests {
 
     #[test]
     fn the_anatomy_names_the_slowest_rank_and_the_share() {
-        let parts = anatomy(&[&[times(1.0, 4.0); 2], &[times(3.0, 4.0); 2]]);
+        let conditions = Conditions { world_size: 2, is_profile: false };
+        let of_rank = |rank, data| {
+            let step = RankStep { step: 0, conditions, rank, is_warmup: false, times: times(data, 4.0) };
+            [step; 2]
+        };
+        let group = &groups(&[of_rank(0, 1.0), of_rank(1, 3.0)].concat())[0];
         let all = Summary { mean: 2.0, p50: 2.0, p99: 3.0 };
         let data = PartSummary { part: Part::Data, all, slowest_rank: 3.0, share: 0.5 };
-        assert_eq!((parts[0], parts.len()), (data, Part::ALL.len()));
-        let nothing = anatomy(&[]);
-        assert!(nothing.iter().all(|part| part.share.is_nan() && part.all.mean.is_nan() && part.slowest_rank.is_nan()));
+        assert_eq!((group.anatomy()[0], group.anatomy().len()), (data, Part::ALL.len()));
+    }
+
+    #[test]
+    fn moments_and_histograms_give_the_figures_of_the_rows() {
+        let conditions = Conditions { world_size: 3, is_profile: false };
+        let step = |step: i64, rank: i64| {
+            let seconds = 1e-3 * (1 + (step * 7 + rank * 3) % 11) as f64;
+            RankStep { step, conditions, rank, is_warmup: false, times: times(seconds, 2.0 * seconds) }
+        };
+        let steps: Vec<RankStep> = (0..200).flat_map(|n| (0..3).map(move |rank| step(n, rank))).collect();
+        let (mut ranks, mut histograms) = (BTreeMap::new(), vec![TimeHistogram::new(); StepTimes::PARTS]);
+        for step in &steps {
+            let own: &mut [Moments; StepTimes::PARTS] = ranks.entry(step.rank).or_default();
+            for part in Part::ALL {
+                own[part as usize].add(step.times.get(part).into());
+                histograms[part as usize].add(step.times.get(part).into());
+            }
+        }
+        let (exact, summary) = (&groups(&steps)[0], Group::of_summaries(conditions, &ranks, &histograms));
+        assert_eq!((summary.steps, summary.ranks.len()), (200, 3));
+        assert!(summary.describe().contains("from a histogram within 1 %"), "{}", summary.describe());
+        for (exact, found) in exact.anatomy().iter().zip(summary.anatomy()) {
+            let near = |exact: f64, found: f64, error: f64| (found - exact).abs() <= error * exact;
+            assert!(near(exact.all.mean, found.all.mean, 1e-6) && near(exact.slowest_rank, found.slowest_rank, 1e-6));
+            assert!(near(exact.all.p50, found.all.p50, 0.0101) && near(exact.all.p99, found.all.p99, 0.0101));
+        }
     }
 
     #[test]
@@ -223,9 +290,9 @@ mod tests {
         let steps: Vec<RankStep> = four.chain(two).collect();
         let groups = groups(&steps);
         assert_eq!(groups.len(), 2);
-        assert_eq!((groups[0].steps(), groups[0].ranks.len(), groups[0].is_warmup), (2, 4, false));
+        assert_eq!((groups[0].steps, groups[0].ranks.len(), groups[0].basis), (2, 4, Basis::WithoutWarmup(1)));
         assert!(groups[0].describe().starts_with("2 steps x 4 ranks, 1 of warm-up left out"));
-        assert_eq!((groups[1].steps(), groups[1].ranks.len(), groups[1].is_warmup), (2, 2, true));
+        assert_eq!((groups[1].steps, groups[1].ranks.len(), groups[1].basis), (2, 2, Basis::OnlyWarmup));
         assert!(groups[1].describe().starts_with("2 steps x 2 ranks, all of them warm-up"));
         let of_rows: Vec<i64> = steps.iter().map(|row| row.step).collect();
         let sizes: Vec<usize> = steps.iter().map(|row| row.conditions.world_size).collect();

@@ -62,6 +62,15 @@ pub const P99: Definition = define("p99", "s", "99th percentile over all counted
 pub const SLOWEST_RANK: Definition = define("slowest_rank", "s", "mean of the rank with the greatest mean");
 pub const SHARE: Definition = define("share", "1", "mean / mean of the whole step");
 
+// Columns of /rank_times, statistics of a part over the counted steps of one rank.
+pub const COUNTED_STEPS: Definition = define("count", "1", "counted steps of the rank, warm-up left out");
+pub const RANK_MEAN: Definition = define("mean", "s", "mean of the part over the rank's counted steps");
+pub const RANK_DEVIATION: Definition =
+    define("deviation", "s", "standard deviation of the part over the rank's counted steps (n - 1)")
+        .unless("fewer than two steps");
+pub const RANK_LEAST: Definition = define("min", "s", "least of the part");
+pub const RANK_MOST: Definition = define("max", "s", "greatest of the part");
+
 const NOT_MEASURED: &str = "not measured, see status";
 
 // Columns of /scaling. Each part of the step has two: its name holds the trimmed mean, `<part>_mean` the mean.

@@ -6,14 +6,23 @@ mod bandwidth;
 #[allow(missing_docs)] // each constant's text defines its figure
 pub mod definitions;
 mod ledger;
+mod moments;
+mod slow_ranks;
 mod step_times;
+mod summaries;
+mod time_histogram;
 mod variants;
 
 pub use crate::table::Definition;
 pub use anatomy::{
-    Conditions, Group, PartSummary, RankStep, Summary, groups, mean, median, median_interval, percentile, world_sizes,
+    Basis, Conditions, Group, PartMeans, PartSummary, RankStep, Summary, groups, mean, median, median_interval,
+    percentile, world_sizes,
 };
 pub use bandwidth::{algbw, all_reduce_busbw, all_reduce_volume, busbw_share, overlap};
 pub use ledger::{Entry, Kind, Ledger};
+pub use moments::Moments;
+pub use slow_ranks::{SlowRank, own_work, slow_ranks};
 pub use step_times::{Part, StepTimes};
+pub use summaries::{PartMoments, RankSummary, Summaries};
+pub use time_histogram::TimeHistogram;
 pub use variants::{Variant, variants};

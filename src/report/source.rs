@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::metrics::Summaries;
 use crate::predict;
 use crate::store;
 use crate::table::{Attribute, Frame, Table, printable};
@@ -85,19 +86,26 @@ impl<'a> Source<'a> {
         self.names().contains(&name)
     }
 
-    /// The table called `name`; `None` if there is none.
+    /// The table called `name`, to read its columns by name and row; `None` if there is none.
     ///
     /// # Errors
     /// The table cannot be read.
     pub fn frame(&self, name: &str) -> Result<Option<Frame>> {
-        let table = match &self.content {
+        Ok(self.table(name)?.map(Frame::new))
+    }
+
+    /// The table called `name`; `None` if there is none.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn table(&self, name: &str) -> Result<Option<Table>> {
+        Ok(match &self.content {
             Content::Memory(tables) => tables.iter().find(|table| table.group == name).cloned(),
             Content::File(_) if self.has(name) => Some(store::read_table(&self.path, name)?),
             // A sweep's file has everything a prediction needs, even if none was saved with it.
             Content::File(_) if name == "prediction" => predict::table(&self.path, PREDICTED_RANKS)?,
             Content::File(_) => None,
-        };
-        Ok(table.map(Frame::new))
+        })
     }
 
     /// The spans of traced steps, by step, rank and lane; empty if no step was traced.
@@ -105,12 +113,16 @@ impl<'a> Source<'a> {
     /// # Errors
     /// The table cannot be read.
     pub fn trace(&self) -> Result<Vec<Row>> {
-        let table = match &self.content {
-            Content::Memory(tables) => tables.iter().find(|table| table.group == "trace").cloned(),
-            Content::File(_) if self.has("trace") => Some(store::read_table(&self.path, "trace")?),
-            Content::File(_) => None,
-        };
-        Ok(table.map(|table| trace::trace().read(&table)).unwrap_or_default())
+        Ok(self.table("trace")?.map(|table| trace::trace().read(&table)).unwrap_or_default())
+    }
+
+    /// Summaries of a training with too many steps for a row each; `None` for others.
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    pub fn summaries(&self) -> Result<Option<Summaries>> {
+        let tables = [self.table("rank_times")?, self.table("time_histogram")?];
+        Ok(Summaries::find(&tables.into_iter().flatten().collect::<Vec<_>>()))
     }
 
     /// The error for a file without any table that the report shows.

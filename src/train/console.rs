@@ -66,7 +66,7 @@ pub fn print_epoch(epochs: &[EpochRow], of: usize) {
 /// Prints the closing tables as the report of the run file shows them, and the path of the file.
 pub fn print_closing(config: &Config, world_size: usize, tables: &[Table], path: &Path, total: Second) {
     // One rank sends no messages, so /comm is left out.
-    let names = ["epochs", "steps-anatomy", "comm"];
+    let names = ["epochs", "steps-anatomy", "comm", "slow-ranks", "slow-hosts"];
     let shown = if world_size > 1 { &names[..] } else { &names[..2] };
     print!("\n{}", report::tables(Some(config), tables, shown));
     println!("\n{} in total, written to {}", format_seconds(total), path.display());

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use super::record::STEPS_DONE;
 use super::resume::Resume;
 use crate::config::{self, Config, ModelName, Plan};
 use crate::error::{AtPath, Error, Result};
 use crate::store::{self, FileKind, Identity, RunIdentity};
+use crate::table::{self, Attribute};
 
 /// Keys and sections that may change when a training is resumed: how fast, how long and on how many ranks it trains. Keys that
 /// decide which samples make a step, and what is done with them, are not among these.
@@ -227,8 +229,10 @@ impl RunThere {
             return Err(Error::ResumeRefused { path: out.to_owned(), message });
         }
         let epochs = store::read_table(out, "epochs")?.numbers("epoch").len();
-        let steps = store::read_table(out, "steps")?.numbers("global_step");
-        let steps = steps.last().map_or(0, |last| *last as usize + 1);
+        let steps = store::read_table(out, "steps")?;
+        let done = table::attribute(&steps.attributes, STEPS_DONE).and_then(Attribute::integer);
+        let last = steps.numbers("global_step").last().map_or(0, |last| *last as usize + 1);
+        let steps = done.map_or(last, |done| last.max(done as usize));
         Ok(Some(RunThere { saved, epochs, steps }))
     }
 

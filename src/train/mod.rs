@@ -13,6 +13,7 @@ mod draws;
 mod found;
 mod global_batch;
 mod gpus;
+mod kept_steps;
 mod outputs;
 mod partial_epoch;
 mod reads;
@@ -29,10 +30,11 @@ use std::time::Instant;
 
 use crate::config::Plan;
 use crate::data::{self, Datasets};
+use crate::environment;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::live::{self, Ending, Live};
-use crate::metrics::Part;
+use crate::metrics::{Part, Summaries};
 use crate::output::{self, Destination};
 use crate::store::{Checkpoint, Owner};
 use crate::table::Table;
@@ -93,6 +95,9 @@ pub fn empty_tables() -> Vec<Table> {
         trace::trace().table(&[]),
         trace::clocks().table(&[]),
     ]
+    .into_iter()
+    .chain(Summaries::empty_tables())
+    .collect()
 }
 
 /// Training before its first step: checked, with its output's name taken, but with nothing written.
@@ -193,7 +198,8 @@ impl<'a> Begun<'a> {
         }
         if let Some(outputs) = &mut outputs {
             // The tables of the file as it was written: messages sent since then are not in them.
-            let (tables, seconds) = (outputs.take_written(), started.elapsed().as_secs_f64());
+            let (mut tables, seconds) = (outputs.take_written(), started.elapsed().as_secs_f64());
+            tables.push(environment::table(job)); // hosts of slow ranks
             console::print_closing(&plan, job.world_size, &tables, outputs.path(), seconds);
         }
         drop(checkpoints); // from here on a signal ends the job: all is written, and what follows can be repeated

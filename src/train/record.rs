@@ -1,14 +1,18 @@
 //! Record of a training: rows of steps and epochs and the ledger, written to and read from tables of the run file.
 
-use crate::collective::Communicator;
+use std::collections::BTreeMap;
+
+use super::kept_steps::{KeptSteps, gather_summaries};
+use crate::collective::{Combine, Communicator};
 use crate::config::{Config, Timing};
 use crate::data::Form;
 use crate::error::Result;
 use crate::metrics::{
-    Conditions, Entry, Kind, Ledger, Part, RankStep, StepTimes, algbw, all_reduce_busbw, definitions, world_sizes,
+    Conditions, Entry, Kind, Ledger, Part, RankStep, StepTimes, Summaries, algbw, all_reduce_busbw, definitions,
+    world_sizes,
 };
 use crate::parallel::StepResult;
-use crate::table::{Schema, Table};
+use crate::table::{Attribute, Schema, Table};
 use crate::units::{Second, gigabytes_per_second};
 
 /// Mean loss and accuracy over the targets of some samples.
@@ -94,6 +98,9 @@ pub fn epochs() -> Schema<EpochRow> {
         .put_text(|row, text| row.checksum = u64::from_str_radix(text, 16).unwrap_or_default())
 }
 
+/// Attribute of `/steps`: the number of steps done, of which not each has rows.
+pub const STEPS_DONE: &str = "steps_done";
+
 /// One step of one rank.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepRow {
@@ -154,6 +161,7 @@ pub fn comm() -> Schema<CommRow> {
         .integer(&definitions::PROFILE, |row| i64::from(row.conditions.is_profile))
         .put(|row, value| row.conditions.is_profile = value != 0.0)
         .count(&definitions::LEDGER_STEPS, |row| row.steps)
+        .put(|row, value| row.steps = value as usize)
         .integer(&definitions::MESSAGES, |row| row.entry.messages as i64)
         .put(|row, value| row.entry.messages = value as u64)
         .integer(&definitions::BYTES, |row| row.entry.bytes as i64)
@@ -177,26 +185,55 @@ pub struct Record {
     warmup_steps: usize,
     /// First step that does not count as warm-up; caches are cold whenever a job starts or resumes.
     warm_from: usize,
+    /// Steps whose rows are kept.
+    kept: KeptSteps,
+    /// Times of all counted steps, where not each has a row.
+    summaries: Option<Summaries>,
+    /// Steps by conditions, where not each has a row; warm-up is counted here.
+    counted: BTreeMap<Conditions, usize>,
+    /// Sums of the parts over the steps of this rank, in the epoch of this number.
+    own: (usize, [f64; StepTimes::PARTS]),
     /// Ledgers from before a resumption, one per conditions, the earliest first.
     sent_before: Vec<(Conditions, Ledger)>,
 }
 
 impl Record {
-    /// An empty record.
-    pub fn new(config: &Config, world_size: usize) -> Record {
+    /// An empty record of a training with `steps` steps in all.
+    pub fn new(config: &Config, world_size: usize, steps: usize) -> Record {
         let warmup_steps = config.metrics.warmup_steps;
+        let kept = KeptSteps::new(config.metrics.step_rows, world_size, steps, config.train.epochs);
         Record {
             conditions: Conditions { world_size, is_profile: config.metrics.timing == Timing::Profile },
             epochs: Vec::new(),
             steps: Vec::new(),
             warmup_steps,
             warm_from: warmup_steps,
+            summaries: (!kept.all()).then(Summaries::default),
+            kept,
+            counted: BTreeMap::new(),
+            own: Default::default(),
             sent_before: Vec::new(),
         }
     }
 
-    /// Continues at `step` with the earlier [`tables`](Self::tables), which are empty if they are not known.
-    pub fn resume(&mut self, step: usize, tables: &[Table]) {
+    /// Continues at `step` with the earlier [`tables`](Self::tables), which are empty where they are not known. A collective.
+    ///
+    /// # Errors
+    /// A rank is gone.
+    pub fn resume(&mut self, communicator: &Communicator, step: usize, tables: &[Table]) -> Result<()> {
+        let before = Summaries::find(tables);
+        let mut is_summarized = [f64::from(before.is_some())];
+        communicator.all_reduce(Kind::Control, Combine::Max, &mut is_summarized)?;
+        self.take(step, tables);
+        if is_summarized[0] > 0.0 || self.summaries.is_some() {
+            let of_rows = || Summaries::of_rows(self.steps.iter().map(|row| &row.of_rank));
+            self.summaries = Some(before.unwrap_or_else(of_rows));
+        }
+        Ok(())
+    }
+
+    /// Takes the rows of `tables` over.
+    fn take(&mut self, step: usize, tables: &[Table]) {
         self.warm_from = step + self.warmup_steps;
         self.epochs = epochs().find(tables);
         self.steps = steps().find(tables);
@@ -208,8 +245,9 @@ impl Record {
         }
         let last = self.steps.last().map_or(self.conditions, |row| row.of_rank.conditions);
         self.sent_before = Vec::new();
-        for CommRow { kind, conditions, entry, .. } in comm().find(tables) {
+        for CommRow { kind, conditions, entry, steps } in comm().find(tables) {
             let conditions = if conditions.world_size == 0 { last } else { conditions };
+            self.counted.insert(conditions, steps);
             let ledger = Ledger::of(|own| if own == kind { entry } else { Entry::default() });
             match self.sent_before.iter_mut().find(|(known, _)| *known == conditions) {
                 Some((_, before)) => *before = before.plus(&ledger),
@@ -229,23 +267,43 @@ impl Record {
         first: usize,
         times: &[StepTimes],
     ) -> Result<()> {
-        let own: Vec<f32> = times.iter().flat_map(|time| *time.as_array()).collect();
-        let all = communicator.gather(Kind::Metrics, &own)?; // [ranks, steps, parts]
-        let (steps, ranks) = (times.len(), all.len() / own.len().max(1));
-        for (step, rank) in (0..steps).flat_map(|step| (0..ranks).map(move |rank| (step, rank))) {
-            let at = (rank * steps + step) * StepTimes::PARTS;
+        if self.own.0 != epoch {
+            self.own = (epoch, Default::default());
+        }
+        for (times, part) in times.iter().flat_map(|times| Part::ALL.map(|part| (times, part))) {
+            self.own.1[part as usize] += f64::from(times.get(part));
+        }
+        *self.counted.entry(self.conditions).or_default() += times.len();
+        let mut kept: Vec<usize> = (0..times.len()).collect();
+        if let Some(summaries) = &mut self.summaries {
+            let warmup = self.warm_from.saturating_sub(first).min(times.len());
+            gather_summaries(communicator, summaries, self.conditions, &times[warmup..])?;
+            let mut slowest: Vec<f64> = times.iter().map(|times| times.get(Part::Step).into()).collect();
+            communicator.all_reduce(Kind::Metrics, Combine::Max, &mut slowest)?;
+            kept = self.kept.choose(first, &slowest);
+        }
+        let own: Vec<f32> = kept.iter().flat_map(|step| *times[*step].as_array()).collect();
+        let all = communicator.gather(Kind::Metrics, &own)?; // [ranks, kept steps, parts]
+        self.add_rows(epoch, first, &kept, &all);
+        Ok(())
+    }
+
+    /// Adds rows of the `kept` ones of the steps from `first` on, with the times `all` of shape `[ranks, kept, parts]`.
+    fn add_rows(&mut self, epoch: usize, first: usize, kept: &[usize], all: &[f32]) {
+        let ranks = all.len() / (kept.len() * StepTimes::PARTS).max(1);
+        for (place, rank) in (0..kept.len()).flat_map(|place| (0..ranks).map(move |rank| (place, rank))) {
+            let (at, step) = ((rank * kept.len() + place) * StepTimes::PARTS, first + kept[place]);
             self.steps.push(StepRow {
                 epoch: epoch as i64,
                 of_rank: RankStep {
-                    step: (first + step) as i64,
+                    step: step as i64,
                     conditions: self.conditions,
                     rank: rank as i64,
-                    is_warmup: first + step < self.warm_from,
+                    is_warmup: step < self.warm_from,
                     times: StepTimes::from_slice(&all[at..at + StepTimes::PARTS]),
                 },
             });
         }
-        Ok(())
     }
 
     /// Adds an epoch, whose steps must have been added before.
@@ -268,11 +326,9 @@ impl Record {
         &self.epochs
     }
 
-    /// Sum of one part over the last epoch's steps on rank 0, in seconds; 0 on other ranks.
+    /// Sum of one part over this rank's steps of the last epoch since the job began, in seconds.
     pub fn last_epoch(&self, part: Part) -> Second {
-        let last = self.steps.last().map(|row| row.epoch);
-        let rows = self.steps.iter().rev().take_while(|row| Some(row.epoch) == last).map(|row| row.of_rank);
-        rows.filter(|row| row.rank == 0).map(|row| f64::from(row.times.get(part))).sum()
+        self.own.1[part as usize]
     }
 
     /// Tables for the run file; `ledger` is that of this process.
@@ -283,7 +339,11 @@ impl Record {
             Kind::ALL.map(|kind| CommRow { kind, conditions, steps, entry: ledger.entry(kind) })
         };
         let messages: Vec<CommRow> = ledgers.iter().flat_map(of_ledger).collect();
-        vec![steps().table(&self.steps), epochs().table(&self.epochs), comm().table(&messages)]
+        let mut steps = steps().table(&self.steps);
+        let done = self.counted.values().sum::<usize>() as i64;
+        steps.attributes.push((STEPS_DONE.to_owned(), Attribute::Int(done)));
+        let tables = [steps, epochs().table(&self.epochs), comm().table(&messages)].into_iter();
+        tables.chain(self.summaries.iter().flat_map(Summaries::tables)).collect()
     }
 
     /// Ledgers of the run, one per number of ranks and timing; `now` is that of this process.
@@ -297,8 +357,7 @@ impl Record {
     }
 
     fn steps_under(&self, conditions: Conditions) -> usize {
-        let own = self.steps.iter().filter(|row| row.of_rank.conditions == conditions && row.of_rank.rank == 0);
-        own.count()
+        self.counted.get(&conditions).copied().unwrap_or(0)
     }
 }
 
@@ -309,7 +368,7 @@ mod tests {
     const RANKS: Conditions = Conditions { world_size: 4, is_profile: false };
 
     fn record(world_size: usize) -> Record {
-        let mut record = Record::new(&Config::default(), world_size);
+        let mut record = Record::new(&Config::default(), world_size, 100);
         (record.warmup_steps, record.warm_from) = (0, 0);
         record
     }
@@ -320,6 +379,7 @@ mod tests {
         for (step, rank) in steps.flat_map(|step| (0..conditions.world_size as i64).map(move |rank| (step, rank))) {
             let of_rank = RankStep { step, conditions, rank, is_warmup: false, times: StepTimes::default() };
             record.steps.push(StepRow { epoch, of_rank });
+            *record.counted.entry(conditions).or_default() += usize::from(rank == 0);
         }
     }
 
@@ -356,7 +416,7 @@ mod tests {
         let tables = before.tables(&gradients(4_000_000_000, 2.0));
 
         let mut after = record(2);
-        after.resume(4, &tables);
+        after.take(4, &tables);
         add_steps(&mut after, 1, 4..6);
         after.add_epoch(epoch(1, 2));
         assert_eq!(after.epochs[0].images_per_second, 2.0);
@@ -374,7 +434,7 @@ mod tests {
 
         // Back on 4 ranks, the counts of the 4-rank rows continue.
         let mut again = record(4);
-        again.resume(6, &tables);
+        again.take(6, &tables);
         add_steps(&mut again, 2, 6..7);
         let tables = again.tables(&gradients(2_000_000_000, 1.0));
         let comm = tables.iter().find(|table| table.group == "comm").unwrap();
@@ -391,7 +451,7 @@ mod tests {
             table.columns.retain(|column| !["world_size", "profile"].contains(&column.name.as_str()));
         }
         let mut after = record(2);
-        after.resume(2, &tables);
+        after.take(2, &tables);
         assert!(after.steps.iter().all(|row| row.of_rank.conditions == RANKS));
         assert_eq!(after.sent_before.len(), 1);
         assert_eq!(after.sent_before[0].0, RANKS);

@@ -29,6 +29,7 @@ mod quantize;
 mod readers;
 mod report;
 mod resume;
+mod scale;
 mod setup;
 mod slurm;
 mod snippets;

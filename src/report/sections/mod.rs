@@ -14,6 +14,7 @@ mod reads;
 mod sampling;
 mod scaling;
 mod scaling_plots;
+mod slow;
 mod steps;
 mod study;
 mod timeline;

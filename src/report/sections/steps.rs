@@ -1,16 +1,22 @@
 //! Section of `/steps`: the parts of a training's steps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::slow;
 
 use crate::config::{Config, Timing};
 use crate::error::Result;
 use crate::metrics::definitions::{MEAN, P50, P99, PROFILE, SHARE, SLOWEST_RANK, WARMUP, WORLD_SIZE};
-use crate::metrics::{Conditions, Group, Part, RankStep, StepTimes, groups, mean, world_sizes};
+use crate::metrics::{Conditions, Group, Part, RankStep, StepTimes, groups, own_work, world_sizes};
 use crate::report::figure::{Axis, Bar, Bars, Figure, Lines, Panel, Scale, Series, Style};
 use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::table::{Cell, Frame, Heading, Sheet};
 
+/// Greatest number of bars of a group.
+const MOST_BARS: usize = 32;
+/// Number of them that the slowest ranks have where not all have one.
+const SLOWEST_BARS: usize = 12;
 /// Greatest number of points of a curve.
 const MOST_POINTS: usize = 1500;
 
@@ -18,9 +24,17 @@ const MOST_POINTS: usize = 1500;
 pub fn section(source: &Source) -> Result<Option<Section>> {
     // A sweep's /steps holds the steps of all its cases, which /scaling summarizes.
     let Some(frame) = source.frame("steps")?.filter(|frame| frame.column("case").is_none()) else { return Ok(None) };
-    let groups = groups_of(&frame, source.config.as_ref());
-    let figures = vec![bars(&groups), course(&frame)];
-    Ok(Some(Section::new("Step anatomy", vec![sheet(&groups)], figures)))
+    let summaries = source.summaries()?;
+    let groups = match &summaries {
+        Some(summaries) => summaries.groups(),
+        None => groups_of(&frame, source.config.as_ref()),
+    };
+    let hosts = source.frame("environment")?;
+    let host = |rank: i64| hosts.as_ref().map_or("", |hosts| hosts.text("host", rank as usize));
+    let mut sheets = vec![sheet(&groups)];
+    sheets.extend(slow::sheets(&groups, &host));
+    let figures = vec![bars(&groups), course(&frame, summaries.is_some())];
+    Ok(Some(Section::new("Step anatomy", sheets, figures)))
 }
 
 /// Groups the counted steps by number of ranks and timing. Rows of older files lack both: their number of ranks is the number of
@@ -78,9 +92,9 @@ fn stacked(profile: bool) -> Vec<Part> {
 fn bars(groups: &[Group]) -> Figure {
     let parts = stacked(groups.iter().all(|group| group.conditions.is_profile));
     let bars = groups.iter().flat_map(|group| {
-        let parts = &parts;
-        group.ranks.iter().map(move |(rank, times)| {
-            let seconds = |part: Part| mean(times.iter().map(|time| f64::from(time.get(part))));
+        let (parts, shown) = (&parts, shown(group));
+        group.ranks.iter().filter(move |(rank, _)| shown.contains(rank)).map(move |(rank, means)| {
+            let seconds = |part: Part| means[part as usize];
             let mut values: Vec<f64> = parts.iter().map(|part| seconds(*part)).collect();
             values.push((seconds(Part::Step) - values.iter().sum::<f64>()).max(0.0));
             let ranks = group.conditions.world_size;
@@ -94,12 +108,30 @@ fn bars(groups: &[Group]) -> Figure {
         parts: parts.iter().map(|part| part.as_str().to_owned()).chain(["other".into()]).collect(),
         bars: bars.collect(),
     };
-    Figure::new("steps-anatomy", "Step anatomy by rank", vec![Panel::Bars(panel)])
-        .with_note("Parts that follow one another on a rank; other: the rest of the step.")
+    let most = groups.iter().map(|group| group.ranks.len()).max().unwrap_or(0);
+    let chosen = match most > MOST_BARS {
+        true => {
+            format!(" Of {most} ranks the {SLOWEST_BARS} slowest by their own work, and others at equal distances.")
+        }
+        false => String::new(),
+    };
+    let note = format!("Parts that follow one another on a rank; other: the rest of the step.{chosen}");
+    Figure::new("steps-anatomy", "Step anatomy by rank", vec![Panel::Bars(panel)]).with_note(&note)
+}
+
+/// The ranks that have a bar: all, or where they are too many the slowest and others at equal distances.
+fn shown(group: &Group) -> BTreeSet<i64> {
+    if group.ranks.len() <= MOST_BARS {
+        return group.ranks.keys().copied().collect();
+    }
+    let mut by_own: Vec<i64> = group.ranks.keys().copied().collect();
+    by_own.sort_by(|a, b| own_work(&group.ranks[b]).total_cmp(&own_work(&group.ranks[a])));
+    let others = group.ranks.keys().step_by(group.ranks.len().div_ceil(MOST_BARS - SLOWEST_BARS));
+    others.chain(&by_own[..SLOWEST_BARS]).copied().collect()
 }
 
 /// The curve of the slowest rank's time per step, warm-up included.
-fn course(frame: &Frame) -> Figure {
+fn course(frame: &Frame, is_thinned: bool) -> Figure {
     let mut steps: BTreeMap<i64, f64> = BTreeMap::new();
     for row in frame.rows() {
         let seconds = frame.number("step", row);
@@ -118,5 +150,8 @@ fn course(frame: &Frame) -> Figure {
         y: Axis::new("step, slowest rank", "s", Scale::Auto),
         series: vec![Series::new("", Style::Plain, 0, points)],
     };
-    Figure::new("steps-course", "Time of each step", vec![Panel::Lines(panel)]).with_note("Warm-up included.")
+    Figure::new("steps-course", "Time of each step", vec![Panel::Lines(panel)]).with_note(match is_thinned {
+        true => "Steps at equal distances and the slowest of each epoch, warm-up included.",
+        false => "Warm-up included.",
+    })
 }

@@ -159,7 +159,7 @@ impl<'a> Training<'a> {
                 global_batch.steps_per_epoch,
                 global_batch.samples,
             ),
-            record: Record::new(plan, job.world_size),
+            record: Record::new(plan, job.world_size, global_batch.steps_of(&plan.train)),
             divergence: Divergence::new(plan.metrics.spread_steps),
             trace: job.agree(TraceRecord::of(plan, global_batch.steps_of(&plan.train), job.world_size))?,
             sampling: Sampling::new(samples),
