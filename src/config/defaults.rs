@@ -147,6 +147,7 @@ impl Default for Metrics {
             progress_seconds: 10.0,
             log: String::new(),
             tensorboard: String::new(),
+            peak: true,
         }
     }
 }

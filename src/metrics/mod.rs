@@ -5,6 +5,7 @@ mod anatomy;
 mod bandwidth;
 #[allow(missing_docs)] // each constant's text defines its figure
 pub mod definitions;
+mod flops;
 mod ledger;
 mod step_times;
 mod variants;
@@ -14,6 +15,7 @@ pub use anatomy::{
     Conditions, Group, PartSummary, RankStep, Summary, groups, mean, median, median_interval, percentile, world_sizes,
 };
 pub use bandwidth::{algbw, all_reduce_busbw, all_reduce_volume, busbw_share, overlap};
+pub use flops::flops;
 pub use ledger::{Entry, Kind, Ledger};
 pub use step_times::{Part, StepTimes};
 pub use variants::{Variant, variants};
