@@ -101,7 +101,7 @@ const CHOOSING: [&str; 14] = [
     "MPICH_OFI_USE_PROVIDER",
 ];
 
-/// Transports of this process's MPI library, as far as they can be told from outside: `set`, the variables that choose it (the user's, the
+/// Transports of this process's MPI library, as far as they show from outside: `set`, the variables that choose them (the user's, the
 /// site's or hpml's); `loaded`, the transports among the libraries in this process.
 pub(super) fn transport() -> Vec<(String, Attribute)> {
     let set = CHOOSING.iter().filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)));
