@@ -95,6 +95,7 @@ fn compile_shim(lib: &Path) {
         "convolution.cpp",
         "generator.cpp",
         "graph.cpp",
+        "operations.cpp",
         "optimizer.cpp",
         "script.cpp",
         "threads.cpp",

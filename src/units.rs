@@ -12,6 +12,11 @@ pub type Second = f64;
 /// A size in bytes.
 pub type Bytes = u64;
 
+/// Time now by this host's clock, ISO 8601 with the offset from UTC: `2026-11-28T12:04:53+01:00`.
+pub fn now() -> String {
+    jiff::Zoned::now().strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
+}
+
 /// A duration with three significant digits and a fitting unit: `812 us`, `41.2 ms`, `12.4 s`, `8 min 20 s`.
 pub fn format_seconds(seconds: Second) -> String {
     let magnitude = seconds.abs();
@@ -74,6 +79,10 @@ pub fn fitting_unit(units: &str, magnitude: f64) -> (f64, &str) {
         "B" if magnitude >= 1e9 => (1e-9, "GB"),
         "B" if magnitude >= 1e6 => (1e-6, "MB"),
         "B" if magnitude >= 1e3 => (1e-3, "kB"),
+        "FLOP/s" if magnitude >= 1e15 => (1e-15, "PFLOP/s"),
+        "FLOP/s" if magnitude >= 1e12 => (1e-12, "TFLOP/s"),
+        "FLOP/s" if magnitude >= 1e9 => (1e-9, "GFLOP/s"),
+        "FLOP/s" if magnitude >= 1e6 => (1e-6, "MFLOP/s"),
         "percent" => (1.0, "%"),
         "1" => (1.0, ""),
         _ => (1.0, units),

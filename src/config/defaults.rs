@@ -148,6 +148,7 @@ impl Default for Metrics {
             progress_seconds: 10.0,
             log: String::new(),
             tensorboard: String::new(),
+            peak: true,
         }
     }
 }

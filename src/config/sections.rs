@@ -424,6 +424,9 @@ pub struct Metrics {
     /// Steps of which each span is kept, on every rank, for a timeline: ranges such as "100..110" (100
     /// to 109), single steps and "every 1000", separated by commas. Empty: none.
     pub trace_steps: String,
+    /// Multiplies matrices for a fifth of a second after the last step, on all ranks, to say which share of
+    /// the devices' peak the training reached. No other figure contains this time.
+    pub peak: bool,
 }
 
 /// Timing mode of a step.

@@ -21,7 +21,7 @@ mod timeline;
 
 pub use choose::{Choice, Found, assign, look};
 pub use clock::{Clock, Moment, seconds_between};
-pub use monitor::{GpuMonitor, Reading};
+pub use monitor::{GpuMonitor, Reading, gpu_clocks};
 pub use recorder::{Message, Open, StepRecorder};
 pub use timeline::{Lane, Name, TraceSpan, origin, since_origin};
 

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nvml_wrapper::Nvml;
+use nvml_wrapper::enum_wrappers::device::Clock;
 use nvml_wrapper::error::NvmlError;
 
 use super::Target;
@@ -97,6 +98,19 @@ impl GpuMonitor {
             joules: now.saturating_sub(before) as f64 / 1e3,
         }
     }
+}
+
+/// Clocks now and at most of the GPU `target` with the given `uuid`: `SM 1755 of 1980 MHz, memory 2619 of 2619 MHz`. `None` for CPU
+/// cores, and if NVML does not tell.
+pub fn gpu_clocks(target: Target, uuid: &[u8; 16]) -> Option<String> {
+    let read = || {
+        let nvml = Nvml::init()?;
+        let device = nvml.device_by_uuid(text_of(uuid))?;
+        let of = |clock: Clock| Ok::<_, NvmlError>([device.clock_info(clock)?, device.max_clock_info(clock)?]);
+        let ([sm, most_sm], [memory, most_memory]) = (of(Clock::SM)?, of(Clock::Memory)?);
+        Ok::<_, NvmlError>(format!("SM {sm} of {most_sm} MHz, memory {memory} of {most_memory} MHz"))
+    };
+    target.is_gpu().then(read)?.ok()
 }
 
 /// Takes one sample.

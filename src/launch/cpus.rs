@@ -1,8 +1,11 @@
 //! Sets of CPUs: of a process and of the host, and their exchange between ranks.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use procfs::process::{Process, Status};
+
+use super::places::ranges;
 
 /// A set of a host's CPUs, by Linux's numbers. Empty if it cannot be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,6 +71,13 @@ impl Cpus {
     }
 }
 
+/// The set as Linux writes it: `0-3,8`.
+impl fmt::Display for Cpus {
+    fn fmt(&self, to: &mut fmt::Formatter) -> fmt::Result {
+        to.write_str(&ranges(&self.0.iter().copied().collect::<Vec<_>>()))
+    }
+}
+
 /// Union of the sets.
 pub(super) fn union<'a>(sets: impl IntoIterator<Item = &'a Cpus>) -> Cpus {
     Cpus(sets.into_iter().flat_map(|set| set.0.iter().copied()).collect())
@@ -80,7 +90,7 @@ mod tests {
     #[test]
     fn lists_are_read_and_told_to_other_ranks_in_words() {
         let cpus = Cpus::parse("0-3,8, 70-71");
-        assert_eq!(cpus.count(), 7);
+        assert_eq!((cpus.count(), cpus.to_string().as_str()), (7, "0-3,8,70-71"));
         assert_eq!(Cpus::from_words(&cpus.to_words()), cpus);
         assert!(cpus.overlaps(&Cpus::parse("71")) && !cpus.overlaps(&Cpus::parse("4-7")));
         assert_eq!(union([&cpus, &Cpus::parse("4-8")]).count(), 11);

@@ -11,6 +11,7 @@ use crate::config::{Launch, Plan, Precision};
 use crate::device::{self, Choice, Found, Target};
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
+use crate::units;
 
 /// The running job as one rank sees it.
 pub struct Job {
@@ -28,6 +29,8 @@ pub struct Job {
     pub gpu_uuid: [u8; 16],
     /// Host, cores, compute threads and device of every rank.
     pub places: Vec<Place>,
+    /// Time of the start, by this process's clock: ISO 8601 with the offset from UTC.
+    pub started: String,
     /// CPUs and settings around this process when it started.
     surroundings: Surroundings,
     /// Warnings for the run file, kept on rank 0.
@@ -45,6 +48,7 @@ impl Job {
         let (rank, world_size) = (communicator.rank(), communicator.size());
         let local_rank = communicator.split_by_host()?.rank();
         let (target, gpu_uuid, places, warnings) = (Target::Cpu, [0; 16], Vec::new(), Mutex::default());
+        let started = units::now();
         Ok(Job {
             communicator,
             rank,
@@ -53,6 +57,7 @@ impl Job {
             target,
             gpu_uuid,
             places,
+            started,
             surroundings,
             warnings,
             watchdog,
@@ -143,7 +148,7 @@ impl Job {
         .map(|number| number as u64);
         let numbers = self.communicator.all_gather(Kind::Control, &numbers)?;
         let numbers: Vec<usize> = numbers.into_iter().map(|number| number as usize).collect();
-        let place = |((host, device), numbers): ((String, String), &[usize])| {
+        let place = |(((host, device), numbers), cpus): (((String, String), &[usize]), &Cpus)| {
             let &[local_rank, threads, cores, sharing, cores_of_ranks, cores_unbound, cores_of_host, bound] = numbers
             else {
                 unreachable!("as many numbers as were sent")
@@ -155,6 +160,7 @@ impl Job {
                 threads,
                 device,
                 cores,
+                cpus: cpus.to_string(),
                 sharing,
                 cores_of_ranks,
                 cores_unbound,
@@ -162,7 +168,7 @@ impl Job {
                 bound,
             }
         };
-        Ok(hosts.into_iter().zip(devices).zip(numbers.chunks(8)).map(place).collect())
+        Ok(hosts.into_iter().zip(devices).zip(numbers.chunks(8)).zip(&all).map(place).collect())
     }
 
     /// Hosts, devices, threads and cores of the ranks, one line per group of ranks that have the same.

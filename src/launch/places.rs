@@ -19,6 +19,8 @@ pub struct Place {
     pub device: String,
     /// Number of cores, as Linux counts them, that the rank may use.
     pub cores: usize,
+    /// Linux's numbers of these cores: `0-3,8`; empty if they could not be read.
+    pub cpus: String,
     /// Number of ranks that may use any of these cores, this one included.
     pub sharing: usize,
     /// Number of cores that the ranks of this host may use together.
@@ -172,7 +174,7 @@ fn devices<'a>(devices: impl Iterator<Item = &'a str> + Clone) -> String {
 }
 
 /// Ascending numbers as ranges: `0-3,8` for 0, 1, 2, 3, 8.
-fn ranges(numbers: &[usize]) -> String {
+pub(super) fn ranges(numbers: &[usize]) -> String {
     let pieces = numbers.chunk_by(|a, b| a + 1 == *b);
     let piece = |piece: &[usize]| match piece {
         [one] => one.to_string(),
@@ -196,6 +198,7 @@ mod tests {
             threads: cores,
             device: "cpu".into(),
             cores,
+            cpus: String::new(),
             sharing: 1,
             cores_of_ranks: ranks * cores,
             cores_unbound: 64,

@@ -185,6 +185,7 @@ pub const SENT_BYTES: Definition = define(
 pub const SECONDS: Definition = define("seconds", "s", "time that rank 0 spent inside the collective calls");
 
 const NO_NODES: &str = "a network from a file is not looked into";
+const UNCOUNTED: &str = "the network, which is from a file, has an operation that is not counted";
 const NO_LOSS_SCALE: &str = "model.precision is not fp16";
 const NAN_LOSS: &str = "the training diverged";
 
@@ -213,10 +214,24 @@ pub const OPERATIONS_FORWARD: Definition = define(
     "1",
     "multiplications and additions of the forward pass per sample, in convolutions, matrix products and attention",
 )
-.unless(NO_NODES);
+.unless(UNCOUNTED);
 pub const OPERATIONS_TRAINING: Definition =
     define("operations_training", "1", "multiplications and additions of forward and backward pass per sample")
-        .unless(NO_NODES);
+        .unless(UNCOUNTED);
+pub const FLOPS: Definition = define(
+    "flops",
+    "FLOP/s",
+    "3 * operations_forward of /environment * images_per_second: multiplications and additions per second of all ranks, by the usual \
+     convention that the backward pass has twice those of the forward pass, in direct convolutions, whatever computes them",
+)
+.unless("there are no images_per_second, or no operations_forward: operations_unknown of /environment says why");
+pub const PEAK_SHARE: Definition = define(
+    "peak_share",
+    "percent",
+    "flops / peak_flops of /environment, the ranks' fastest matrix products: model FLOP/s utilization (MFU); more than the device is \
+     busy where Winograd computes with fewer operations",
+)
+.unless("metrics.peak is false, or there are no flops");
 pub const ACTIVATION_BYTES: Definition =
     define("activation_bytes", "B", "values of one sample that the backward pass needs").unless(NO_NODES);
 pub const LOSS_SCALE: Definition =
@@ -286,7 +301,7 @@ pub const STEP_ERROR: Definition =
     define("step error", "percent", "predicted step / measured step, minus 100 %").unless("not measured");
 
 /// Figures explained in docs/reading-the-numbers.md and in the HTML page.
-pub const EXPLAINED: [Definition; 37] = [
+pub const EXPLAINED: [Definition; 39] = [
     DATA,
     FORWARD,
     BACKWARD,
@@ -314,6 +329,8 @@ pub const EXPLAINED: [Definition; 37] = [
     SWEEP_IMAGES_PER_SECOND,
     EPOCH_SECONDS,
     IMAGES_PER_SECOND,
+    FLOPS,
+    PEAK_SHARE,
     BYTES,
     SENT_BYTES,
     SECONDS,

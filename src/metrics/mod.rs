@@ -5,6 +5,7 @@ mod anatomy;
 mod bandwidth;
 #[allow(missing_docs)] // each constant's text defines its figure
 pub mod definitions;
+mod flops;
 mod ledger;
 mod moments;
 mod slow_ranks;
@@ -19,6 +20,7 @@ pub use anatomy::{
     percentile, world_sizes,
 };
 pub use bandwidth::{algbw, all_reduce_busbw, all_reduce_volume, busbw_share, overlap};
+pub use flops::flops;
 pub use ledger::{Entry, Kind, Ledger};
 pub use moments::Moments;
 pub use slow_ranks::{SlowRank, own_work, slow_ranks};

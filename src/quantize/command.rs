@@ -20,6 +20,7 @@ use crate::collective::Combine;
 use crate::config::{self, Config, Plan};
 use crate::data::{self, Datasets, Form};
 use crate::device::{self, Choice, Target};
+use crate::environment;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::live::{Live, Outlets};
@@ -57,7 +58,7 @@ pub fn quantize(plan: &Plan, job: &Job, run: &Path, destination: &Destination) -
     let net = job.agree(net)?;
     let run_id = job.agree(store::read_identity(run))?.run_id;
     let owner = output::claim_at(job, out, force)?;
-    let file = owner.map(|owner| create(owner, force, plan, (run, &run_id))).transpose();
+    let file = owner.map(|owner| create(owner, force, plan, job, (run, &run_id))).transpose();
     let mut file = job.agree(file)?;
     let quantized = quantize_net(plan, job, &net, &datasets)?;
     let written = file.as_mut().map(|file| {
@@ -83,7 +84,7 @@ pub fn prepare(
     job.agree(spec(plan, datasets))?;
     let out = source.map(|(run, _)| beside(run)).unwrap_or_default(); // rank 0's counts
     let owner = output::claim_at(job, &out, force)?;
-    let file = owner.zip(source).map(|(owner, source)| create(owner, force, plan, source));
+    let file = owner.zip(source).map(|(owner, source)| create(owner, force, plan, job, source));
     job.agree(file.transpose())
 }
 
@@ -101,16 +102,17 @@ const SOURCE_RUN: &str = "source_run_id";
 ///
 /// # Errors
 /// As [`RunFile::create_owned`].
-fn create(owner: Owner, force: bool, plan: &Plan, source: (&Path, &str)) -> Result<RunFile> {
+fn create(owner: Owner, force: bool, plan: &Plan, job: &Job, source: (&Path, &str)) -> Result<RunFile> {
     let (run, run_id) = source;
-    let environment = store::read_attributes(owner.target(), "environment").unwrap_or_default();
-    let is_of_run = !run_id.is_empty() && attribute(&environment, SOURCE_RUN).and_then(Attribute::text) == Some(run_id);
-    let environment = vec![
+    let there = store::read_attributes(owner.target(), "environment").unwrap_or_default();
+    let is_of_run = !run_id.is_empty() && attribute(&there, SOURCE_RUN).and_then(Attribute::text) == Some(run_id);
+    let mut environment = environment::attributes(job, None);
+    environment.extend([
         ("source".to_owned(), Attribute::Text(run.display().to_string())),
         (SOURCE_RUN.to_owned(), Attribute::Text(run_id.to_owned())),
-    ];
+    ]);
     let identity = Identity::new(FileKind::Quantized);
-    RunFile::create_owned(owner, force || is_of_run, identity, plan, environment, Vec::new())
+    RunFile::create_owned(owner, force || is_of_run, identity, plan, environment, vec![environment::table(job)])
 }
 
 /// Writes the quantized network with its tables, and prints how to go on.

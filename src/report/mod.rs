@@ -137,7 +137,8 @@ fn write_files(args: &Request, sources: &[Source], sections: &[Section]) -> Resu
             Some(figure) => plot::svg(figure).map(String::into_bytes),
             None => {
                 let titles: Vec<&str> = sources.iter().map(|source| source.label.as_str()).collect();
-                render::html(&titles, sections).map(String::into_bytes)
+                let all: Vec<Section> = sections.iter().cloned().chain([sections::details(sources)?]).collect();
+                render::html(&titles, &all).map(String::into_bytes)
             }
         };
         store::write_output(path, &bytes.map_err(|reason| cannot(path, reason))?, args.force)?;

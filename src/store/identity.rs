@@ -6,10 +6,12 @@ use std::path::Path;
 use hdf5::Group;
 
 use super::Attribute;
+use super::groups::group;
 use super::input::Input;
-use super::schema::{KIND, RUN_ID, STATUS};
+use super::schema::{ENDED, ENVIRONMENT, KIND, RUN_ID, STATUS};
 use super::values::write_attribute;
 use crate::error::Result;
+use crate::units;
 
 /// Status of a file whose run is complete.
 const FINISHED: &str = "finished";
@@ -65,13 +67,21 @@ impl Identity {
     }
 }
 
-/// Writes whether the run is complete, in place of an earlier status.
+/// Writes whether the run is complete, in place of an earlier status, and the time if it is.
 pub(super) fn write_status(root: &Group, is_finished: bool) -> hdf5::Result<()> {
     if root.attr_names()?.iter().any(|name| name == STATUS) {
         root.delete_attr(STATUS)?;
     }
     let status = if is_finished { FINISHED } else { UNFINISHED };
-    write_attribute(root, STATUS, &Attribute::Text(status.into()))
+    write_attribute(root, STATUS, &Attribute::Text(status.into()))?;
+    if !is_finished {
+        return Ok(());
+    }
+    let environment = group(root, ENVIRONMENT)?;
+    if environment.attr_names()?.iter().any(|name| name == ENDED) {
+        environment.delete_attr(ENDED)?;
+    }
+    write_attribute(&environment, ENDED, &Attribute::Text(units::now()))
 }
 
 /// Identity and status of the run in a run file.

@@ -44,6 +44,12 @@ impl Header {
         self.environment.extend((!warnings.is_empty()).then(|| (WARNINGS.to_owned(), Attribute::Texts(warnings))));
     }
 
+    /// Adds an attribute to the environment, in place of an earlier value.
+    pub(super) fn add_to_environment(&mut self, name: &str, value: Attribute) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value));
+    }
+
     /// Adds the configuration as the user wrote it.
     pub(super) fn set_written(&mut self, toml: &str) {
         self.toml_as_written = Some(toml.to_owned());

@@ -38,7 +38,7 @@ pub use owner::{Attempt, Claim, Owner};
 pub use parity::{Parity, Reference, Tokens, read_parity};
 pub use run_file::RunFile;
 pub use samples::{Number, Rows, SampleFile};
-pub use schema::{FORMAT_VERSION, LONG_NAME, WARNINGS};
+pub use schema::{FORMAT_VERSION, LONG_NAME, STARTED, WARNINGS};
 pub use write::{check_not_input, check_output, is_same_file, write_output};
 
 /// The values of a tensor, in row-major order.

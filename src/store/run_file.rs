@@ -150,6 +150,14 @@ impl RunFile {
         }
     }
 
+    /// Adds an attribute to `/environment` from the next [`flush`](RunFile::flush) on. An [opened](RunFile::open) file keeps its
+    /// attributes.
+    pub fn add_to_environment(&mut self, name: &str, value: Attribute) {
+        if let Content::New(header) = &mut self.content {
+            header.add_to_environment(name, value);
+        }
+    }
+
     /// Adds the configuration as the user wrote it, before it was fitted to ranks and data, to `/config` from the next
     /// [`flush`](RunFile::flush) on: as TOML in the attribute `toml_as_written`, beside `toml`, the configuration as used. An
     /// [opened](RunFile::open) file keeps its configuration.

@@ -14,6 +14,10 @@ pub(super) const TOML: &str = "toml";
 /// Attribute of [`CONFIG`]: the whole configuration as the user wrote it, before it was fitted to ranks and data.
 pub(super) const TOML_AS_WRITTEN: &str = "toml_as_written";
 pub(super) const ENVIRONMENT: &str = "environment";
+/// Attribute of [`ENVIRONMENT`]: time of the job's start, ISO 8601 with the offset from UTC.
+pub const STARTED: &str = "started";
+/// Attribute of [`ENVIRONMENT`]: time when the run was finished, as [`STARTED`]; missing before.
+pub(super) const ENDED: &str = "ended";
 /// Attribute of [`ENVIRONMENT`]: warnings of the run, one text each; missing if there are none.
 pub const WARNINGS: &str = "warnings";
 pub(super) const CHECKPOINT: &str = "checkpoint";

@@ -16,6 +16,7 @@ mod gpus;
 mod kept_steps;
 mod outputs;
 mod partial_epoch;
+mod peak;
 mod reads;
 mod record;
 mod resume;
@@ -156,6 +157,10 @@ impl<'a> Begun<'a> {
                 println!("# goes on after step {} from {}", training.steps_done(), from.display());
             }
         }
+        if let Err(name) = training.operations() {
+            job.warn(format!("FLOP/s are unknown: the operations of {name} in {} are not counted", plan.model.file));
+        }
+        outputs.iter_mut().for_each(|outputs| outputs.set_operations(training.operations()));
         drop(resume); // its tensors are as large as the training's own
 
         let run_file = outputs.as_ref().map_or_else(String::new, |outputs| outputs.path().display().to_string());
@@ -173,7 +178,7 @@ impl<'a> Begun<'a> {
         });
 
         let started = Instant::now();
-        let ended = epochs(&mut training, &mut checkpoints, outputs.as_mut(), &mut live, plan.train.epochs);
+        let ended = epochs(&mut training, &mut checkpoints, outputs.as_mut(), &mut live, &plan, job);
         live.end(
             training.steps_done(),
             match &ended {
@@ -240,25 +245,32 @@ impl Trained<'_> {
     }
 }
 
-/// Trains to the last of `all` epochs, and writes the run file after each. Returns the signal that stopped it before, if one did,
-/// and whether the last epoch's run file could be written.
+/// Trains to the last epoch of `plan`, and writes the run file after each, the last time with the peak. Returns the signal that
+/// stopped it before, if one did, and whether the last epoch's run file could be written.
 fn epochs(
     training: &mut Training,
     checkpoints: &mut Checkpoints,
     mut outputs: Option<&mut Outputs>,
     live: &mut Live,
-    all: usize,
+    plan: &Plan,
+    job: &Job,
 ) -> Result<(Option<usize>, bool)> {
     let mut written = true;
     live.begin_work();
     loop {
         match training.epoch(checkpoints, live)? {
+            Progress::Epoch if training.is_finished() && plan.metrics.peak => {
+                if let Some(ranks) = peak::measure(job, plan.model.precision)? {
+                    training.record_mut().set_peak(ranks.iter().sum());
+                    outputs.iter_mut().for_each(|outputs| outputs.set_peak(&ranks));
+                }
+            }
             Progress::Epoch => {}
             Progress::Stopped(signal) => return Ok((Some(signal), written)),
             Progress::Finished => return Ok((None, written)),
         }
         if let Some(outputs) = &mut outputs {
-            console::print_epoch(training.record().epochs(), all);
+            console::print_epoch(training.record().epochs(), plan.train.epochs);
             log_epoch(training, live);
             written = match outputs.flush(training) {
                 // There may be room again later, and the training need not be lost for it.

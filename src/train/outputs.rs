@@ -9,6 +9,7 @@ use crate::environment;
 use crate::error::Result;
 use crate::launch::Job;
 use crate::store::{Attribute, Checkpoint, CheckpointFolder, Owner, RunFile, Table};
+use crate::workload::Operations;
 
 /// Run file of a training, and what its checkpoints begin with.
 pub struct Outputs {
@@ -58,6 +59,23 @@ impl Outputs {
     /// Path of the run file.
     pub fn path(&self) -> &std::path::Path {
         self.run_file.path()
+    }
+
+    /// Adds the network's operations per sample to `/environment` from the next flush on, or the name of the one that is not counted.
+    pub fn set_operations(&mut self, operations: &Operations) {
+        match operations {
+            Ok([forward, training]) => {
+                self.run_file.add_to_environment("operations_forward", Attribute::Int(*forward as i64));
+                self.run_file.add_to_environment("operations_training", Attribute::Int(*training as i64));
+            }
+            Err(name) => self.run_file.add_to_environment("operations_unknown", Attribute::Text(name.clone())),
+        }
+    }
+
+    /// Adds the operations per second of each rank's fastest matrix product to `/environment` from the next flush on, and their sum.
+    pub fn set_peak(&mut self, ranks: &[f64]) {
+        self.run_file.add_to_environment("peak_flops", Attribute::Float(ranks.iter().sum()));
+        self.run_file.add_to_environment("peak_flops_of_ranks", Attribute::Floats(ranks.to_vec()));
     }
 
     /// Writes the run file as it is now, unless that would take away what an earlier job of the run had done.

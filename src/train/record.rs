@@ -51,6 +51,11 @@ pub struct EpochRow {
     pub test_seconds: Second,
     /// Training images of all ranks per second of `seconds`; NaN if the number of ranks changed during the epoch.
     pub images_per_second: f64,
+    /// Multiplications and additions per second of all ranks, see [`metrics::flops`](crate::metrics::flops); NaN as
+    /// `images_per_second`, and if they are not counted.
+    pub flops: f64,
+    /// Share of the peak that `flops` are, in percent; NaN if it was not measured.
+    pub peak_share: f64,
     /// Learning rate of the epoch's last step.
     pub lr: f64,
     /// Scale of the loss after the epoch's last step; NaN without one.
@@ -86,6 +91,10 @@ pub fn epochs() -> Schema<EpochRow> {
         .put(|row, value| row.test_seconds = value)
         .float(&definitions::IMAGES_PER_SECOND, |row| row.images_per_second)
         .put(|row, value| row.images_per_second = value)
+        .float(&definitions::FLOPS, |row| row.flops)
+        .put(|row, value| row.flops = value)
+        .float(&definitions::PEAK_SHARE, |row| row.peak_share)
+        .put(|row, value| row.peak_share = value)
         .float(&definitions::EPOCH_LR, |row| row.lr)
         .put(|row, value| row.lr = value)
         .float(&definitions::LOSS_SCALE, |row| row.loss_scale)
@@ -193,6 +202,8 @@ pub struct Record {
     counted: BTreeMap<Conditions, usize>,
     /// Sums of the parts over the steps of this rank, in the epoch of this number.
     own: (usize, [f64; StepTimes::PARTS]),
+    /// Number of epochs that earlier jobs of the run have done.
+    own_from: usize,
     /// Ledgers from before a resumption, one per conditions, the earliest first.
     sent_before: Vec<(Conditions, Ledger)>,
 }
@@ -212,6 +223,7 @@ impl Record {
             kept,
             counted: BTreeMap::new(),
             own: Default::default(),
+            own_from: 0,
             sent_before: Vec::new(),
         }
     }
@@ -236,6 +248,7 @@ impl Record {
     fn take(&mut self, step: usize, tables: &[Table]) {
         self.warm_from = step + self.warmup_steps;
         self.epochs = epochs().find(tables);
+        self.own_from = self.epochs.len();
         self.steps = steps().find(tables);
         // Files of hpml 0.1 lack the number of ranks of a step; it is the number of rows of the step.
         let counted = world_sizes(&self.steps.iter().map(|row| row.of_rank.step).collect::<Vec<_>>());
@@ -311,9 +324,14 @@ impl Record {
         let epoch = row.epoch as i64;
         let of_epoch = self.steps.iter().rev().take_while(|step| step.epoch == epoch);
         if of_epoch.into_iter().any(|step| step.of_rank.conditions.world_size != self.conditions.world_size) {
-            row.images_per_second = f64::NAN;
+            (row.images_per_second, row.flops) = (f64::NAN, f64::NAN);
         }
         self.epochs.push(row);
+    }
+
+    /// Holds the epochs of this job against `peak`, the operations per second of all ranks at most.
+    pub fn set_peak(&mut self, peak: f64) {
+        self.epochs[self.own_from..].iter_mut().for_each(|row| row.peak_share = 100.0 * row.flops / peak);
     }
 
     /// Removes and returns the last epoch.
@@ -394,6 +412,8 @@ mod tests {
             seconds,
             test_seconds,
             images_per_second,
+            flops: 2e9,
+            peak_share: f64::NAN,
             lr: 0.1,
             loss_scale: f64::NAN,
             skipped_steps: f64::NAN,

@@ -35,8 +35,13 @@ pub struct Workload {
     buckets: Vec<Bucket>,
     /// Operations of the network; `None` for one from a file, which is no list of nodes.
     nodes: Option<Nodes>,
+    operations: Operations,
     memory: Memory,
 }
+
+/// Multiplications and additions per sample in the forward pass, and in forward and backward pass; an error is the name of an
+/// operation that is not counted.
+pub type Operations = std::result::Result<[u64; 2], String>;
 
 /// The operations of a network.
 struct Nodes {
@@ -56,6 +61,17 @@ pub fn run(plan: &Plan) -> Result<String> {
     Ok(sheets.iter().map(|sheet| terminal(sheet, terminal_width())).collect::<Vec<_>>().join("\n"))
 }
 
+/// Operations of `model`, the network of `plan`, on samples of this `form`, see [`Workload::operations`].
+///
+/// # Errors
+/// The network takes no samples of this `form`.
+pub fn operations(plan: &Plan, form: Form, model: &Model) -> Result<Operations> {
+    match model.operations() {
+        Some(counted) => Ok(counted),
+        None => Ok(Nodes::new(Graph::new(&plan.model, form)?, plan, false).operations()),
+    }
+}
+
 impl Workload {
     /// The workload of `plan`'s ranks on samples of this `form`. They compute on GPUs if `launch.device` is `cuda`.
     ///
@@ -67,9 +83,13 @@ impl Workload {
             ModelName::File => None,
             _ => Some(Nodes::new(Graph::new(&plan.model, form)?, plan, gpu)),
         };
-        let state = match &nodes {
-            Some(nodes) => nodes.graph.state.clone(),
-            None => Model::new(&plan.model, form, plan.run.seed)?.state.iter().map(slot).collect(),
+        let (state, operations) = match &nodes {
+            Some(nodes) => (nodes.graph.state.clone(), nodes.operations()),
+            None => {
+                let model = Model::new(&plan.model, form, plan.run.seed)?;
+                let counted = model.operations().unwrap_or_else(|| Err("not counted".into()));
+                (model.state.iter().map(slot).collect(), counted)
+            }
         };
         let mut end = 0;
         let of_parameter = |slot: &Slot| {
@@ -79,7 +99,7 @@ impl Workload {
         let elements: Vec<_> = of_role(&state, Role::Parameter).map(of_parameter).collect();
         let buckets = Bucket::plan(&elements, Bucket::least_bytes(plan, plan.world_size()));
         let memory = Memory::new(&state, form, nodes.as_ref().map(|nodes| &nodes.activations), plan, gpu);
-        Ok(Workload { state, buckets, nodes, memory })
+        Ok(Workload { state, buckets, nodes, operations, memory })
     }
 
     /// Number of trained values.
@@ -103,11 +123,15 @@ impl Workload {
     }
 
     /// Multiplications and additions per sample in the forward pass, and in forward and backward pass, as PyTorch's
-    /// `FlopCounterMode` counts them: those of convolutions, matrix products and attention. `None` for a network from a file.
+    /// `FlopCounterMode` counts them: those of convolutions, matrix products and attention. Of a network from a file they are
+    /// counted in one pass. `None` if it has an operation that is not counted, see [`uncounted`](Self::uncounted).
     pub fn operations(&self) -> Option<[u64; 2]> {
-        let nodes = self.nodes.as_ref()?;
-        let each = (0..nodes.graph.nodes.len()).map(|node| nodes.operations_of(node));
-        Some(each.fold([0, 0], |[forward, all], [one, both]| [forward + one, all + both]))
+        self.operations.as_ref().ok().copied()
+    }
+
+    /// Operation because of which there are no [`operations`](Self::operations).
+    pub fn uncounted(&self) -> Option<&str> {
+        self.operations.as_ref().err().map(String::as_str)
     }
 }
 
@@ -120,6 +144,12 @@ impl Nodes {
         }
         let activations = Activations::new(&graph, &differentiated, plan.model.precision, gpu);
         Nodes { graph, differentiated, activations }
+    }
+
+    /// Multiplications and additions per sample.
+    fn operations(&self) -> Operations {
+        let each = (0..self.graph.nodes.len()).map(|node| self.operations_of(node));
+        Ok(each.fold([0, 0], |[forward, all], [one, both]| [forward + one, all + both]))
     }
 
     /// Multiplications and additions of a node per sample: forward, and forward and backward.

@@ -12,6 +12,7 @@ mod convolution;
 mod data;
 mod device;
 mod documentation;
+mod environment;
 mod exchange;
 mod failures;
 mod figures;

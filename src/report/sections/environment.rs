@@ -1,12 +1,15 @@
 //! Environment of the runs, machine and software, with one column per run file.
 
+use crate::error::Result;
 use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::store::{self, Attribute};
 use crate::table::{Cell, Heading, Sheet};
+use crate::units::{fitting_unit, format_bytes};
 
 /// Attributes of `/environment` shown first; all others follow.
-const FIRST: [&str; 9] = ["command", "hpml", "git_commit", "libtorch", "mpi", "nccl", "world_size", "data", "cpu"];
+const FIRST: [&str; 11] =
+    ["command", "started", "ended", "hpml", "git_commit", "libtorch", "mpi", "nccl", "world_size", "data", "cpu"];
 
 /// Builds the section of all files: the warnings, then the environment.
 pub fn section(sources: &[Source]) -> Section {
@@ -17,8 +20,9 @@ pub fn section(sources: &[Source]) -> Section {
         }
     }
     let mut sheet = Sheet::new("environment", "Command, software and machine");
-    let value =
-        |source: &Source, name: &str| source.environment.iter().find(|(key, _)| key == name).map(|(_, v)| text(v));
+    let value = |source: &Source, name: &str| {
+        source.environment.iter().find(|(key, _)| key == name).map(|(_, v)| text(name, v))
+    };
     names.retain(|name| sources.iter().any(|source| value(source, name).is_some()));
     sheet.columns.push(Heading::new("environment", "1", "attribute of /environment"));
     sheet.columns.extend(sources.iter().map(|source| Heading::new(&source.label, "1", "run file")));
@@ -30,6 +34,46 @@ pub fn section(sources: &[Source]) -> Section {
         })
         .collect();
     Section::new("Environment", vec![warnings(sources), sheet], Vec::new())
+}
+
+/// Builds the section that only the page has: the ranks' places and every key of the configuration.
+///
+/// # Errors
+/// A table cannot be read.
+pub fn details(sources: &[Source]) -> Result<Section> {
+    let mut sheets = Vec::new();
+    for source in sources {
+        if let Some(frame) = source.frame("environment")? {
+            let title = if sources.len() > 1 { format!("Ranks of {}", source.label) } else { "Ranks".into() };
+            sheets.push(Sheet { title, ..frame.raw() });
+        }
+    }
+    sheets.push(configuration(sources));
+    Ok(Section::new("Ranks and configuration", sheets, Vec::new()))
+}
+
+/// The table of all keys of the configuration, with one column per run file that this version can read it of.
+fn configuration(sources: &[Source]) -> Sheet {
+    let known: Vec<_> =
+        sources.iter().filter_map(|source| Some((source, source.config.as_ref()?.flattened()))).collect();
+    let mut sheet = Sheet::new("configuration", "Configuration as used");
+    sheet.columns.push(Heading::new("key", "1", "key of the configuration"));
+    sheet.columns.extend(known.iter().map(|(source, _)| Heading::new(&source.label, "1", "run file")));
+    let value = |value: &toml::Value| Cell::Text(value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in known.iter().flat_map(|(_, keys)| keys) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let row = |name: &&str| {
+        let found =
+            |keys: &Vec<(String, toml::Value)>| keys.iter().find(|(key, _)| key == name).map(|(_, found)| value(found));
+        let values = known.iter().map(|(_, keys)| found(keys).unwrap_or(Cell::Empty));
+        std::iter::once(Cell::from(*name)).chain(values).collect()
+    };
+    sheet.rows = names.iter().map(row).collect();
+    sheet
 }
 
 /// The table of warnings, one row per warning of a run.
@@ -46,15 +90,26 @@ fn warnings(sources: &[Source]) -> Sheet {
     sheet
 }
 
-fn text(attribute: &Attribute) -> String {
+fn text(name: &str, attribute: &Attribute) -> String {
     match attribute {
         Attribute::Text(text) => text.clone(),
+        Attribute::Int(bytes) if name.ends_with("_bytes") => format_bytes((*bytes).max(0) as u64),
         Attribute::Int(value) => value.to_string(),
+        Attribute::Float(value) if name.contains("flops") => rate(*value),
         Attribute::Float(value) => value.to_string(),
         Attribute::Ints(values) => joined(values),
+        Attribute::Floats(values) if name.contains("flops") => {
+            values.iter().map(|value| rate(*value)).collect::<Vec<_>>().join(", ")
+        }
         Attribute::Floats(values) => joined(values),
         Attribute::Texts(values) => joined(values),
     }
+}
+
+/// Operations per second with three digits or more: `51.3 GFLOP/s`.
+fn rate(operations: f64) -> String {
+    let (factor, unit) = fitting_unit("FLOP/s", operations);
+    format!("{:.1} {unit}", factor * operations)
 }
 
 fn joined<T: ToString>(values: &[T]) -> String {

@@ -36,7 +36,15 @@ fn sheet(frame: &Frame) -> Sheet {
         "seconds",
         "test_seconds",
         "images_per_second",
+        "flops",
+        "peak_share",
     ];
+    // Without a peak there is no share, and of a network from a file neither.
+    let told = |column: &&str| {
+        !["flops", "peak_share"].contains(column)
+            || frame.rows().into_iter().any(|row| !frame.number(column, row).is_nan())
+    };
+    let columns: Vec<&str> = columns.into_iter().filter(told).collect();
     frame.sheet("epochs", "Loss and accuracy by epoch", &columns, &frame.rows())
 }
 

@@ -19,6 +19,8 @@ mod steps;
 mod study;
 mod timeline;
 
+pub use environment::details;
+
 use super::compare;
 use super::source::Source;
 use crate::error::Result;

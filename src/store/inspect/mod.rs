@@ -7,14 +7,14 @@ use std::path::Path;
 use hdf5::{Dataset, Group, IndexType, IterationOrder, LinkType};
 
 use super::input::{Input, member_names};
-use super::schema::{CHECKPOINT, CONFIG, DIMENSION, ENVIRONMENT, LONG_NAME, UNITS, VERSION};
+use super::schema::{CHECKPOINT, CONFIG, DIMENSION, ENVIRONMENT, LONG_NAME, UNITS, VERSION, WARNINGS};
 use super::{Attribute, Checkpoint, Table, checkpoint, table};
 use crate::error::Result;
 use crate::metrics::definitions::{PROFILE, WARMUP, WORLD_SIZE};
 use crate::units::format_bytes;
 
 mod text;
-use text::{columns, number, printable, shown, summary};
+use text::{columns, number, printable, shown, summary, whole};
 
 /// Largest number of rows of a table that is shown in full.
 const MOST_ROWS: usize = 20;
@@ -50,7 +50,9 @@ pub fn inspect(path: &Path) -> Result<String> {
 fn run_file(out: &mut String, input: &Input) -> Result<()> {
     line(out, format!("\n{CONFIG}"));
     for (section, keys) in toml::from_str::<toml::Table>(&input.config_text()?).unwrap_or_default() {
-        line(out, format!("  {} = {}", printable(&section), printable(&keys.to_string())));
+        for (key, value) in keys.as_table().into_iter().flatten() {
+            line(out, format!("  {}.{} = {}", printable(&section), printable(key), whole(&value.to_string())));
+        }
     }
     let mut known = vec![CONFIG.to_owned(), CHECKPOINT.to_owned()];
     for name in table::names(input)? {
@@ -217,7 +219,13 @@ fn show_dataset(input: &Input, dataset: &Dataset, path: &str) -> String {
 fn attributes(out: &mut String, indent: &str, attributes: &[(String, Attribute)]) {
     let width = attributes.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     for (name, value) in attributes {
-        line(out, format!("{indent}{:<width$}  {}", printable(name), attribute(value)));
+        match value {
+            // One line each, in full: they limit what the figures say.
+            Attribute::Texts(texts) if name == WARNINGS => {
+                texts.iter().for_each(|text| line(out, format!("{indent}{name:<width$}  {}", whole(text))));
+            }
+            _ => line(out, format!("{indent}{:<width$}  {}", printable(name), attribute(value))),
+        }
     }
 }
 

@@ -5,14 +5,16 @@ use crate::store::Values;
 /// Largest number of characters of a text that are shown.
 const MOST_CHARACTERS: usize = 200;
 
+/// Replaces control characters, since a file may contain any text.
+pub(super) fn whole(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+}
+
 /// Replaces control characters and truncates the text, since a file may contain any text.
 pub(super) fn printable(text: &str) -> String {
-    let mut shown: String = text
-        .chars()
-        .take(MOST_CHARACTERS)
-        .map(|character| if character.is_control() { '\u{fffd}' } else { character })
-        .collect();
-    if text.chars().nth(MOST_CHARACTERS).is_some() {
+    let end = text.char_indices().nth(MOST_CHARACTERS).map_or(text.len(), |(end, _)| end);
+    let mut shown = whole(&text[..end]);
+    if end < text.len() {
         shown.push_str(" ...");
     }
     shown

@@ -26,12 +26,14 @@ use crate::device::StepRecorder;
 use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::live::Live;
+use crate::metrics::flops;
 use crate::model::Model;
 use crate::optim::{Average, LossScale, Optimizer, Schedule};
 use crate::parallel::{Replica, StepResult};
 use crate::store::{Checkpoint, Table};
 use crate::trace::TraceRecord;
 use crate::units::Bytes;
+use crate::workload::{self, Operations};
 
 /// Training images over all ranks, rounded up to whole batches, over which batch norm's statistics of the averaged weights are
 /// measured at an epoch's end. Gives means within 2 % of a standard deviation, and takes 1.4 % of the time of an epoch of
@@ -83,6 +85,8 @@ pub struct Training<'a> {
     sampler: Sampler,
     schedule: Schedule,
     global_batch: GlobalBatch,
+    /// Multiplications and additions of the network per sample.
+    operations: Operations,
     epochs_done: usize,
     steps_done: usize,
     epoch: PartialEpoch,
@@ -140,6 +144,8 @@ impl<'a> Training<'a> {
         let global_batch = job.agree(GlobalBatch::new(plan, samples))?;
 
         let mut convolutions = earlier.map_or_else(Convolutions::default, Convolutions::of_training);
+        let operations = workload::operations(plan, datasets.form(), &model);
+        let operations = job.agree(operations)?;
         convolutions.choose(&mut model, plan, job.target, &job.communicator, plan.train.batch_per_rank)?;
         let replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
         let (device, most) = (job.target.own_memory(), plan.data.gpu_mb as Bytes * 1_000_000);
@@ -173,6 +179,7 @@ impl<'a> Training<'a> {
             replica,
             sampler,
             global_batch,
+            operations,
             epochs_done: 0,
             steps_done: 0,
             epoch: PartialEpoch::default(),
@@ -247,6 +254,8 @@ impl<'a> Training<'a> {
         self.agree_on_finite(found.or_else(|| loss("training", train.loss_sum)))?;
         self.epochs_done += 1;
         let scale = self.optimizer.loss_scale();
+        let images_per_second = train.samples as f64 / seconds;
+        let forward = self.operations.as_ref().map_or(f64::NAN, |[forward, _]| *forward as f64);
         self.record.add_epoch(EpochRow {
             epoch,
             world_size: job.world_size,
@@ -254,7 +263,9 @@ impl<'a> Training<'a> {
             test: Score::new(test, form),
             seconds,
             test_seconds: test_started.elapsed().as_secs_f64(),
-            images_per_second: train.samples as f64 / seconds,
+            images_per_second,
+            flops: flops(forward, images_per_second),
+            peak_share: f64::NAN,
             lr: self.schedule.lr(self.steps_done - 1),
             loss_scale: scale.map_or(f64::NAN, |scale| scale.factor().into()),
             skipped_steps: scale.map_or(f64::NAN, |scale| scale.skipped() as f64),
@@ -302,6 +313,11 @@ impl<'a> Training<'a> {
     /// Optimizer steps done.
     pub fn steps_done(&self) -> usize {
         self.steps_done
+    }
+
+    /// Multiplications and additions of the network per sample.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
     }
 
     /// The model on this rank.

@@ -1,18 +1,23 @@
-//! The environment of a run, for `/environment` in its run file: versions, ranks, hardware, command. In: the job. Out: the
+//! The environment of a run, for `/environment` in its run file: versions, ranks, hardware, command, time. In: the job. Out: the
 //! attributes and the table. Measures nothing.
+
+mod machine;
 
 use crate::collective::library_version;
 use crate::data::Datasets;
+use crate::device::gpu_clocks;
 use crate::launch::{Job, Place};
 use crate::metrics::definitions;
+use crate::store::STARTED;
 use crate::sys::LIBTORCH_VERSION;
 use crate::table::{Attribute, Schema, Table};
 
-/// Attributes of `/environment`: versions, ranks, data set, processor, command and Slurm job. `datasets` is `None` for commands
-/// that read no data.
+/// Attributes of `/environment`: start, versions, ranks, data set, command and Slurm job, and rank 0's host: processor, memory, kernel,
+/// container, clocks of its GPU. `datasets` is `None` for commands that read no data.
 pub fn attributes(job: &Job, datasets: Option<&Datasets>) -> Vec<(String, Attribute)> {
     let text = |name: &str, value: &str| (name.to_owned(), Attribute::Text(value.to_owned()));
     let mut attributes = vec![
+        text(STARTED, &job.started),
         text("hpml", env!("CARGO_PKG_VERSION")),
         text("git_commit", env!("HPML_GIT_COMMIT")),
         text("libtorch", LIBTORCH_VERSION),
@@ -21,6 +26,10 @@ pub fn attributes(job: &Job, datasets: Option<&Datasets>) -> Vec<(String, Attrib
         text("cpu", &cpu_model()),
         text("command", &std::env::args().collect::<Vec<_>>().join(" ")),
     ];
+    attributes.extend(job.places.first().map(|place| ("cores".into(), Attribute::Int(place.cores_of_host as i64))));
+    attributes.extend(machine::attributes());
+    attributes.extend(gpu_clocks(job.target, &job.gpu_uuid).map(|clocks| text("gpu_clocks", &clocks)));
+    attributes.extend(machine::transport());
     attributes.extend(datasets.map(|datasets| text("data", &datasets.name)));
     for variable in ["SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NODELIST"] {
         attributes.extend(std::env::var(variable).ok().map(|value| text(&variable.to_lowercase(), &value)));
@@ -37,6 +46,9 @@ fn ranks<'a>() -> Schema<(usize, &'a Place)> {
         .text(("device", "1", "device that the rank computes on"), |(_, place)| place.device.clone())
         .count(("threads", "1", "compute threads"), |(_, place)| place.threads)
         .count(("cores", "1", "cores that the rank may use"), |(_, place)| place.cores)
+        .text(("cpus", "1", "numbers of these cores on the host, as Linux writes them: 0-3,8"), |(_, place)| {
+            place.cpus.clone()
+        })
         .count(("host_cores", "1", "cores of the host"), |(_, place)| place.cores_of_host)
         .text(("bound_by", "1", "what keeps the rank's cores from the other ranks"), |(_, place)| place.bound.as_str())
 }
