@@ -5,7 +5,7 @@
 //! HPML_FAULTS: tries per fault (10). HPML_SEED: seed of the moments (printed). An argument picks faults by name. The faults
 //! of the disk need root, to mount a small one, and are left out elsewhere.
 
-#[path = "../tests/common/mod.rs"]
+#[path = "../tests/all/common/mod.rs"]
 mod common;
 
 use std::panic::catch_unwind;

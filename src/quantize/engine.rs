@@ -3,6 +3,8 @@
 //! [`Engine`] takes the fastest kernel the CPU has; all kernels compute identical integers. Images run in chunks that stay in
 //! the cache, layer by layer. Every tensor is stored as NHWC with the border that its reader's padding needs, so that ReLU,
 //! residual, max-pool and requantization are done while an output is still in a register.
+// As in `kernel`: without its instruction sets only the plain loops of `Reference` are left.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 use super::graph::{Layer, Node, Operation, Spec, Window};
 use super::integer::{IntNet, Integers};

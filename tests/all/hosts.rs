@@ -1,0 +1,68 @@
+//! Several hosts on one machine: network namespaces with links of 1 Gbit/s (`tests/lab/hosts.sh`). Needs root; left out
+//! elsewhere.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::common::hosts::Hosts;
+use crate::common::{Mpirun, checkpoints, column, folder, text, texts};
+
+#[test]
+fn every_sum_is_right_between_hosts() {
+    let Some(hosts) = Hosts::up(4, "every_sum_is_right_between_hosts") else { return };
+    let folder = folder();
+    for (count, per_host) in [(2, 1), (2, 2), (3, 1), (4, 1)] {
+        let out = folder.path().join(format!("{count}x{per_host}.h5"));
+        let sizes = ["allreduce", "--min", "2", "--max", "1M", "--factor", "40", "--iters", "2"];
+        let ways = ["--algorithm", "auto", "--algorithm", "shared", "--algorithm", "ring"];
+        let run = hosts.hpml(count, per_host).args(sizes).args(ways).args(["--out", out.to_str().unwrap()]).run();
+        let run = run.succeeded();
+        assert!(run.stdout.contains(&hosts.name(1)), "the ranks are on one host\n{}", run.stdout);
+        let wrong = column(&out, "allreduce/wrong");
+        assert!(wrong.iter().all(|&count| count == 0.0), "{count} x {per_host} ranks: {wrong:?}");
+        // auto: MPI_Allreduce for small buffers, window and ring for large ones.
+        for way in ["mpi", "shared", "ring"] {
+            assert!(texts(&out, "allreduce/algorithm").iter().any(|used| used == way), "{way} was not measured");
+        }
+    }
+}
+
+#[test]
+fn two_hosts_train_to_the_parameters_of_two_ranks_on_one() {
+    let Some(hosts) = Hosts::up(2, "two_hosts_train_to_the_parameters_of_two_ranks_on_one") else { return };
+    let folder = folder();
+    // Three buckets above the ring's least size: the first two on the communication thread, during the backward pass.
+    let train = |run: Mpirun, out: PathBuf| {
+        run.args(["train", "--out", out.to_str().unwrap(), "--set", "model.name=resnet18", "--set", "model.width=16"])
+            .args(["--set", "train.max_steps=3", "--set", "data.test_samples=40", "--set", "parallel.bucket_mb=0.5"])
+            .args(["--set", "launch.threads=1"])
+            .run()
+            .succeeded();
+        texts(&out, "epochs/parameter_checksum")
+    };
+    let apart = train(hosts.hpml(2, 1), folder.path().join("apart.h5"));
+    let together = train(Mpirun::ranks(2), folder.path().join("together.h5"));
+    assert_eq!(apart, together);
+}
+
+#[test]
+fn a_host_that_is_cut_off_ends_the_job_and_loses_nothing() {
+    let Some(hosts) = Hosts::up(2, "a_host_that_is_cut_off_ends_the_job_and_loses_nothing") else { return };
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    let train = |run: Mpirun, epochs: usize| {
+        run.args(["train", "--out", text(&out), "--resume", "auto", "--set", &format!("train.epochs={epochs}")])
+            .args(["--set", "data.train_samples=1600", "--set", "data.test_samples=100"])
+            .args(["--set", "checkpoint.every_epochs=1", "--set", "launch.comm_timeout_s=3"])
+    };
+    let run = train(hosts.hpml(2, 1), 10_000).timeout(Duration::from_secs(60)).spawn();
+    let run = run.until("checkpoint", || !checkpoints(&out).is_empty());
+    assert!(hosts.cut(1));
+    let finished = run.wait();
+    assert!(!finished.status.success(), "{}", finished.stdout);
+    let told = finished.messages().into_iter().find(|message| message.contains("one of rank 1 has not"));
+    assert!(told.is_some_and(|message| message.contains("after step")), "{}", finished.stderr);
+    let newest = checkpoints(&out).pop().expect("a checkpoint");
+    Mpirun::alone().args(["inspect", text(&newest)]).run().succeeded();
+    train(Mpirun::ranks(2), 1).run().succeeded();
+}

@@ -1,0 +1,99 @@
+//! `hpml workload`: the counts of a training are PyTorch's, and the command needs no ranks.
+
+use crate::common::Mpirun;
+use hpml::config::{Config, Plan};
+use hpml::data::Form;
+use hpml::workload::Workload;
+
+/// Made by `tests/fixtures/workload.py`: settings | form : parameters, operations forward, and in all, bytes kept per sample.
+const EXPECTED: &str = include_str!("../fixtures/workload.txt");
+
+fn plan(settings: &str, ranks: usize) -> Plan {
+    let set: Vec<String> = settings.split_whitespace().map(str::to_owned).collect();
+    Plan::new(Config::load(None, &set).unwrap(), ranks).unwrap()
+}
+
+/// `3x32x32 10`: images and classes; `64 1000`: length and vocabulary.
+fn form(text: &str) -> Form {
+    let (shape, outputs) = text.trim().split_once(' ').unwrap();
+    let shape: Vec<usize> = shape.split('x').map(|extent| extent.parse().unwrap()).collect();
+    let outputs = outputs.parse().unwrap();
+    match shape[..] {
+        [length] => Form::Tokens { length, vocabulary: outputs },
+        [channels, height, width] => Form::Images { shape: [channels, height, width], classes: outputs },
+        _ => panic!("{text}"),
+    }
+}
+
+#[test]
+fn parameters_operations_and_activations_are_pytorchs() {
+    for line in EXPECTED.lines() {
+        let (what, numbers) = line.split_once(" : ").unwrap();
+        let (settings, of) = what.split_once(" | ").unwrap();
+        let numbers: Vec<u64> = numbers.split(' ').map(|number| number.parse().unwrap()).collect();
+        let workload = Workload::new(&plan(settings, 1), form(of)).unwrap();
+        assert_eq!(workload.parameters() as u64, numbers[0], "{line}");
+        let near = |found: u64, expected: u64, bound: f64| (found as f64 / expected as f64 - 1.0).abs() <= bound;
+        for (found, expected) in workload.operations().unwrap().into_iter().zip(&numbers[1..3]) {
+            assert!(near(found, *expected, 0.01), "{found}: {line}");
+        }
+        // PyTorch also keeps some values per channel.
+        assert!(
+            near(workload.activations().unwrap().kept, numbers[3], 0.01),
+            "{}: {line}",
+            workload.activations().unwrap().kept
+        );
+        assert!(workload.activations().unwrap().peak >= workload.activations().unwrap().kept);
+    }
+}
+
+#[test]
+fn memory_and_buckets_follow_the_configuration() {
+    let part = |workload: &Workload, name: &str| {
+        workload.memory().parts.iter().find(|(part, ..)| *part == name).map(|(.., bytes)| *bytes).unwrap()
+    };
+    let small = "model.name=resnet18 model.width=16 train.batch_per_rank=4 parallel.bucket_mb=1";
+    let one = Workload::new(&plan(small, 1), Form::CIFAR10).unwrap();
+    assert_eq!((one.buckets().len(), part(&one, "gradients")), (1, 4 * one.parameters() as u64));
+    assert_eq!((part(&one, "optimizer"), part(&one, "average")), (part(&one, "gradients"), 0));
+    assert_eq!(part(&one, "activations"), 4 * one.activations().unwrap().kept);
+    assert_eq!(part(&one, "cast_weights"), 0);
+
+    let other = format!("{small} optim.name=adamw optim.ema=0.9 model.precision=bf16 train.batch_per_rank=8");
+    let two = Workload::new(&plan(&other, 2), Form::CIFAR10).unwrap();
+    let sizes: Vec<usize> = two.buckets().iter().map(|bucket| 4 * bucket.elements.len()).collect();
+    assert!(sizes.len() > 1 && sizes[..sizes.len() - 1].iter().all(|bytes| *bytes >= 1_000_000), "{sizes:?}");
+    assert_eq!(sizes.iter().sum::<usize>(), 4 * two.parameters());
+    assert_eq!(part(&two, "optimizer"), 2 * part(&one, "gradients"));
+    assert!(part(&two, "average") > part(&one, "gradients"));
+    let weights = part(&two, "cast_weights");
+    assert!(weights > 0 && weights < part(&one, "gradients"), "half of the convolutions' bytes: {weights}");
+    assert!(part(&two, "activations") < 2 * part(&one, "activations"), "bf16 keeps less");
+}
+
+#[test]
+fn the_command_prints_its_tables_without_ranks() {
+    let args = ["workload", "--ranks", "4", "--set", "model.name=resnet18", "--set", "optim.name=adamw"];
+    let run = Mpirun::alone().args(args).run().succeeded();
+    for told in
+        ["Workload of resnet18", "11173962", "layer4.1", "Buckets of gradients", "linear.bias", "Memory of a rank"]
+    {
+        assert!(run.stdout.contains(told), "{told} is missing in\n{}", run.stdout);
+    }
+    assert_eq!(run.stderr, "");
+}
+
+#[test]
+fn what_cannot_be_counted_is_refused_in_one_message() {
+    for (args, named) in [
+        (&["--set", "model.name=gpt2"][..], "model.name"),
+        (&["--set", "sweep.rounds=3"], "belongs to hpml sweep"),
+        (&["--ranks", "3", "--set", "train.global_batch=64"], "multiple of 3 ranks"),
+        (&["none.toml"], "none.toml"),
+    ] {
+        let run = Mpirun::alone().arg("workload").args(args).run();
+        assert!(!run.status.success(), "{}", run.stdout);
+        assert_eq!(run.stderr.trim().lines().count(), 1, "{}", run.stderr);
+        assert!(run.stderr.contains(named), "{named}: {}", run.stderr);
+    }
+}
