@@ -190,7 +190,14 @@ fn polylines(svg: &str, attributes: &[&str]) -> Vec<Vec<(f64, f64)>> {
 #[test]
 fn each_model_has_its_own_panel_and_known_intervals_are_drawn() {
     let folder = tempfile::tempdir().unwrap();
-    let file = write(&folder.path().join("sweep.h5"), &[two_models(), all_reduce(true)]);
+    let predicted = |model: &str| {
+        let mut table = prediction();
+        table.columns.push(texts("model", vec![model.to_owned(); table.len()]));
+        table
+    };
+    let mut predictions = predicted("net");
+    predictions.append(predicted("resnet18"));
+    let file = write(&folder.path().join("sweep.h5"), &[two_models(), predictions, all_reduce(true)]);
     all_forms(folder.path(), std::slice::from_ref(&file));
     let svg = |name: &str| std::fs::read_to_string(folder.path().join(format!("plots/{name}.svg"))).unwrap();
     let texts = |name: &str| svg(name).lines().map(|line| line.trim().to_owned()).collect::<Vec<String>>();
@@ -212,12 +219,17 @@ fn each_model_has_its_own_panel_and_known_intervals_are_drawn() {
 
     // The median step's interval is 0.98 to 1.03 of the step.
     let throughput = svg("scaling-throughput");
-    let hint = throughput.split("<title>").find(|hint| hint.starts_with("batch_per_rank 32\n")).unwrap();
+    let hint = throughput.split("<title>").filter(|hint| hint.starts_with("batch_per_rank 32\n")).last().unwrap();
     let line = hint.lines().find(|line| line.starts_with("1 rank: ")).unwrap();
     let numbers: Vec<f64> =
         line.split(|c: char| !c.is_ascii_digit() && c != '.').filter_map(|n| n.parse().ok()).collect();
     let [_, value, low, high] = numbers[..] else { panic!("{line}") };
     assert!((low / value - 1.0 / 1.03).abs() < 1e-3 && (high / value - 1.0 / 0.98).abs() < 1e-3, "{line}");
+
+    // Predictions and measurements of a case share axes, and show their values together.
+    let prediction = svg("prediction");
+    let hint = prediction.split("<title>").find(|hint| hint.starts_with("ranks 4\n")).unwrap();
+    assert!(hint.contains("\nbatch 32: ") && hint.contains("\nbatch 32, measured: "), "{hint}");
 
     // The ideal speedup is a straight line: its dashes lie on one. Grey and 1.5 pixels wide, in eighths of a pixel.
     let dashes = polylines(&svg("scaling"), &["stroke=\"#787878\"", "stroke-width=\"12\""]);
@@ -249,7 +261,7 @@ fn json_has_every_table_with_its_types() {
     assert_eq!(one["tables"][0]["rows"].as_array().unwrap().len(), 104);
     assert_eq!(
         one["tables"][0]["columns"][0],
-        serde_json::json!({"name": "row", "units": "1", "long_name": "", "type": "int"})
+        serde_json::json!({"name": "row", "units": "1", "long_name": "number of the row, from 0", "type": "int"})
     );
 }
 

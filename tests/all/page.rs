@@ -1,12 +1,10 @@
 //! `hpml report --html` and `--json`: the structure of the page, and the data that it holds, against the run file.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Mpirun, column, folder, text};
+use crate::common::{Mpirun, column, folder, text};
 use serde_json::Value;
 
 /// An element of a page.
