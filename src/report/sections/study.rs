@@ -105,7 +105,7 @@ pub(super) fn curves(frame: &Frame, variants: &[String], x: &str, column: &str, 
             .filter(|value| value.is_finite())
             .collect()
     };
-    let mut series = series(frame, variants, x, &|variant, place| mean(values(variant, place).into_iter()));
+    let mut series = series(frame, variants, x, &|variant, place| mean(values(variant, place)));
     for series in &mut series {
         let ends = |place: i64| {
             let seeds = values(&series.label, place);
