@@ -375,6 +375,9 @@ pub struct Report {
     /// Print one table as CSV with all digits: --table, or the first found of scaling, study, allreduce, epochs, quantization
     #[arg(long, conflicts_with = "markdown")]
     pub csv: bool,
+    /// Print all tables, or the one of --table, as one JSON document: typed cells with all digits, units and meanings
+    #[arg(long, conflicts_with_all = ["csv", "markdown"])]
+    pub json: bool,
     /// Print the tables as GitHub-flavored Markdown
     #[arg(long)]
     pub markdown: bool,
@@ -425,8 +428,8 @@ impl From<Allreduce> for allreduce::Request {
 
 impl From<Report> for report::Request {
     fn from(args: Report) -> report::Request {
-        let Report { files, csv, markdown, table, html, plots, trace, hta, force } = args;
-        report::Request { files, csv, markdown, table, html, plots, trace, hta, force }
+        let Report { files, csv, json, markdown, table, html, plots, trace, hta, force } = args;
+        report::Request { files, csv, json, markdown, table, html, plots, trace, hta, force }
     }
 }
 

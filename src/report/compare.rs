@@ -154,7 +154,7 @@ fn merge(figure: &mut Figure, panel: Panel) {
             let places: Vec<Option<usize>> = known.parts.iter().map(place).collect();
             for bar in &bars.bars {
                 let values = places.iter().map(|place| place.and_then(|p| bar.values.get(p).copied()).unwrap_or(0.0));
-                known.bars.push(Bar { label: bar.label.clone(), values: values.collect() });
+                known.bars.push(Bar { values: values.collect(), ..bar.clone() });
             }
         }
         (_, panel) => figure.panels.push(panel),

@@ -89,6 +89,8 @@ pub struct Series {
     pub is_dashed: bool,
     /// Points (x, y), all of them finite.
     pub points: Vec<(f64, f64)>,
+    /// Known intervals of y, as (x, lower end, upper end), drawn as error bars.
+    pub intervals: Vec<(f64, f64, f64)>,
 }
 
 impl Series {
@@ -96,7 +98,19 @@ impl Series {
     pub fn new(label: impl Into<String>, style: Style, color: usize, points: Vec<(f64, f64)>) -> Series {
         let mut points: Vec<_> = points.into_iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
         points.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-        Series { label: label.into(), style, color, file: 0, is_dashed: color >= COLORS, points }
+        Series { label: label.into(), style, color, file: 0, is_dashed: color >= COLORS, points, intervals: Vec::new() }
+    }
+
+    /// Adds error bars from `(x, lower end, upper end)`; drops those with an end that is not finite.
+    pub fn with_intervals(mut self, intervals: Vec<(f64, f64, f64)>) -> Series {
+        self.intervals = intervals;
+        self.intervals.retain(|(x, low, high)| x.is_finite() && low.is_finite() && high.is_finite() && low <= high);
+        self
+    }
+
+    /// The interval of y at `x`; `None` if it is not known.
+    pub fn interval(&self, x: f64) -> Option<(f64, f64)> {
+        self.intervals.iter().find(|(at, ..)| *at == x).map(|(_, low, high)| (*low, *high))
     }
 }
 
@@ -120,6 +134,8 @@ pub struct Bar {
     pub label: String,
     /// Values, one per part of [`Bars::parts`]; negative and non-finite ones are not drawn.
     pub values: Vec<f64>,
+    /// Known interval of the sum, drawn as an error bar.
+    pub interval: Option<(f64, f64)>,
 }
 
 /// A plot of horizontal bars.
@@ -200,6 +216,13 @@ impl Figure {
         self
     }
 
+    /// What the figure shows, in words: the note and the contents of each panel.
+    pub fn describe(&self) -> String {
+        let panels = self.panels.iter().map(Panel::describe);
+        let texts = std::iter::once(self.note.clone()).chain(panels).filter(|text| !text.is_empty());
+        texts.collect::<Vec<_>>().join(" ")
+    }
+
     /// Whether the figure has no panel.
     pub fn is_empty(&self) -> bool {
         self.panels.is_empty()
@@ -220,6 +243,25 @@ impl Panel {
                 !(lower.is_finite() && upper.is_finite() && lower < upper && histogram.counts.iter().any(|c| *c > 0.0))
             }
         }
+    }
+
+    /// The contents in one sentence.
+    fn describe(&self) -> String {
+        let titled = |text: String| if self.title().is_empty() { text } else { format!("{}: {text}", self.title()) };
+        titled(match self {
+            Panel::Lines(lines) => {
+                let names: Vec<&str> =
+                    lines.series.iter().map(|s| s.label.as_str()).filter(|s| !s.is_empty()).collect();
+                let of = if names.is_empty() { String::new() } else { format!(", {}", names.join(", ")) };
+                format!("{} against {}{of}.", lines.y.label, lines.x.label)
+            }
+            Panel::Bars(bars) => {
+                let names: Vec<&str> = bars.bars.iter().map(|bar| bar.label.as_str()).collect();
+                format!("bars of {} by {}, for {}.", bars.x.label, bars.parts.join(", "), names.join(", "))
+            }
+            Panel::Timeline(timeline) => format!("spans over {}, {} ranks.", timeline.x.label, timeline.ranks.len()),
+            Panel::Histogram(histogram) => format!("histogram of {} bins.", histogram.counts.len()),
+        })
     }
 
     /// Title above the panel; panels with equal titles are joined when files are compared.

@@ -1,4 +1,4 @@
-//! `hpml report`: tables, CSV, Markdown, plots and one HTML page, from run files alone.
+//! `hpml report`: tables, CSV, JSON, Markdown, plots and one HTML page, from run files alone.
 //!
 //! Reads run files of `hpml train`, `sweep`, `allreduce`, `study` and `quantize` through `store`. `sections/` makes [`Sheet`]s
 //! (tables of typed cells with units) and [`Figure`]s of them once, so that every output form shows the same numbers. Nothing is
@@ -36,6 +36,8 @@ pub struct Request {
     pub files: Vec<PathBuf>,
     /// Whether one table goes to stdout as CSV: `table` or, without it, the first known table that exists.
     pub csv: bool,
+    /// Whether all tables, or `table` alone, go to stdout as one JSON document.
+    pub json: bool,
     /// Whether tables go to stdout as GitHub Markdown.
     pub markdown: bool,
     /// The only table to show.
@@ -69,13 +71,15 @@ pub fn report(args: &Request) -> Result<String> {
             raw => raw?,
         };
         text = Some(match (args.csv, args.markdown) {
+            _ if args.json => render::json::single(&titles(&sources), &sheet),
             (true, _) => render::csv(&sheet),
             (_, true) => render::markdown_sheet(&sheet),
             _ => terminal(&sheet, terminal_width()),
         });
     }
     let traces = timeline::write(args, &sources)?;
-    if args.html.is_none() && args.plots.is_none() {
+    let is_whole = args.json && text.is_none(); // every table, which the sections below hold
+    if args.html.is_none() && args.plots.is_none() && !is_whole {
         match text {
             Some(text) if traces.is_empty() => return Ok(text),
             Some(text) => {
@@ -88,10 +92,15 @@ pub fn report(args: &Request) -> Result<String> {
     }
 
     let sections = sections::all(&sources)?;
+    if args.json && text.is_none() {
+        text = Some(render::json::report(&titles(&sources), &sections));
+    }
     let written = traces + &write_files(args, &sources, &sections)?;
     Ok(match text {
         Some(text) => {
-            message::print(written.trim_end()); // stdout is the table's
+            if !written.is_empty() {
+                message::print(written.trim_end()); // stdout is the table's
+            }
             text
         }
         None if args.markdown => render::markdown(&sections),
@@ -136,9 +145,8 @@ fn write_files(args: &Request, sources: &[Source], sections: &[Section]) -> Resu
             Some(figure) if path.extension().is_some_and(|extension| extension == "png") => plot::png(figure),
             Some(figure) => plot::svg(figure).map(String::into_bytes),
             None => {
-                let titles: Vec<&str> = sources.iter().map(|source| source.label.as_str()).collect();
                 let all: Vec<Section> = sections.iter().cloned().chain([sections::details(sources)?]).collect();
-                render::html(&titles, &all).map(String::into_bytes)
+                render::html(&titles(sources), &all, &raw_sheets(sources)?).map(String::into_bytes)
             }
         };
         store::write_output(path, &bytes.map_err(|reason| cannot(path, reason))?, args.force)?;
@@ -153,6 +161,28 @@ fn write_files(args: &Request, sources: &[Source], sections: &[Section]) -> Resu
         lines += &format!("{tables} tables and {plots} plots written to {}\n", path.display());
     }
     Ok(lines)
+}
+
+fn titles<'a>(sources: &'a [Source]) -> Vec<&'a str> {
+    sources.iter().map(|source| source.label.as_str()).collect()
+}
+
+/// Every table of the files, each joined over those that have it.
+fn raw_sheets(sources: &[Source]) -> Result<Vec<Sheet>> {
+    let mut names: Vec<&str> = Vec::new();
+    for name in sources.iter().flat_map(Source::names) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let of_name = |name: &str| -> Result<Sheet> {
+        let mut parts = Vec::new();
+        for source in sources.iter().filter(|source| source.has(name)) {
+            parts.extend(source.frame(name)?.map(|frame| (source.label.as_str(), frame.raw())));
+        }
+        Ok(compare::sheets(parts, sources.len() > 1))
+    };
+    names.into_iter().map(of_name).collect()
 }
 
 /// The table `name` of every file with its stored columns and rows.

@@ -74,7 +74,7 @@ impl<'a> Source<'a> {
     }
 
     /// Names of the tables.
-    fn names(&self) -> Vec<&str> {
+    pub fn names(&self) -> Vec<&str> {
         match &self.content {
             Content::File(names) => names.iter().map(String::as_str).collect(),
             Content::Memory(tables) => tables.iter().map(|table| table.group.as_str()).collect(),

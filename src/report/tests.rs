@@ -150,7 +150,7 @@ fn a_sweep_is_shown_from_all_sides() {
     ] {
         assert!(text.contains(title), "{title}\n{text}");
     }
-    for plot in ["scaling", "scaling-anatomy", "scaling-throughput", "prediction", "allreduce-busbw"] {
+    for plot in ["scaling", "scaling-anatomy", "scaling-throughput", "prediction", "allreduce"] {
         for extension in ["svg", "png"] {
             assert!(folder.path().join(format!("plots/{plot}.{extension}")).is_file(), "{plot}.{extension}");
         }
@@ -158,6 +158,111 @@ fn a_sweep_is_shown_from_all_sides() {
     let csv = report(&Request { csv: true, ..ask(&[file]) }).unwrap();
     assert!(csv.starts_with("case,model,ranks,batch_per_rank,timing,status,"), "{csv}");
     assert_eq!(csv.lines().count(), 31);
+}
+
+/// A sweep of resnet18 and of net, whose steps take a thousandth of the time.
+fn two_models() -> Table {
+    let (mut both, mut net) = (sweep(16, 12e9), sweep(16, 12e9));
+    for column in &mut net.columns {
+        let per_second = column.name == "images_per_second";
+        match &mut column.values {
+            Values::Text(values) if column.name == "model" => values.fill("net".into()),
+            Values::F64(values) if per_second => values.iter_mut().for_each(|value| *value *= 1e3),
+            Values::F64(values) if column.units == "s" => values.iter_mut().for_each(|value| *value /= 1e3),
+            _ => {}
+        }
+    }
+    both.append(net);
+    both
+}
+
+/// The points of the polylines with these attributes in an SVG.
+fn polylines(svg: &str, attributes: &[&str]) -> Vec<Vec<(f64, f64)>> {
+    let lines = svg.lines().filter(|line| line.contains("<polyline ") && attributes.iter().all(|a| line.contains(a)));
+    let points = |line: &str| {
+        let text = line.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+        let point = |pair: &str| pair.split_once(',').map(|(x, y)| (x.parse().unwrap(), y.parse().unwrap())).unwrap();
+        text.split_whitespace().map(point).collect()
+    };
+    lines.map(points).collect()
+}
+
+#[test]
+fn each_model_has_its_own_panel_and_known_intervals_are_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let predicted = |model: &str| {
+        let mut table = prediction();
+        table.columns.push(texts("model", vec![model.to_owned(); table.len()]));
+        table
+    };
+    let mut predictions = predicted("net");
+    predictions.append(predicted("resnet18"));
+    let file = write(&folder.path().join("sweep.h5"), &[two_models(), predictions, all_reduce(true)]);
+    all_forms(folder.path(), std::slice::from_ref(&file));
+    let svg = |name: &str| std::fs::read_to_string(folder.path().join(format!("plots/{name}.svg"))).unwrap();
+    let texts = |name: &str| svg(name).lines().map(|line| line.trim().to_owned()).collect::<Vec<String>>();
+    let has = |name: &str, wanted: &str| texts(name).iter().any(|text| text == wanted);
+    for (plot, panels) in [
+        ("scaling", &["net: speedup", "net: efficiency", "resnet18: speedup", "resnet18: efficiency"][..]),
+        ("scaling-anatomy", &["net", "resnet18"]),
+        ("scaling-throughput", &["net", "resnet18"]),
+        ("prediction", &["net: speedup", "resnet18: efficiency"]),
+        ("allreduce", &["bus bandwidth", "latency"]),
+    ] {
+        assert!(panels.iter().all(|panel| has(plot, panel)), "{plot}: {:?}", texts(plot));
+    }
+    // Each model's bars have a unit of their own, and all bars of a model the same.
+    let anatomy = svg("scaling-anatomy");
+    let titled = |unit: &str| has("scaling-anatomy", &format!("trimmed mean time per step ({unit})"));
+    assert!(titled("us") && titled("ms"), "{:?}", texts("scaling-anatomy"));
+    assert!(anatomy.contains("batch 32, 2 ranks\nforward: "));
+
+    // The median step's interval is 0.98 to 1.03 of the step.
+    let throughput = svg("scaling-throughput");
+    let hint = throughput.split("<title>").filter(|hint| hint.starts_with("batch_per_rank 32\n")).last().unwrap();
+    let line = hint.lines().find(|line| line.starts_with("1 rank: ")).unwrap();
+    let numbers: Vec<f64> =
+        line.split(|c: char| !c.is_ascii_digit() && c != '.').filter_map(|n| n.parse().ok()).collect();
+    let [_, value, low, high] = numbers[..] else { panic!("{line}") };
+    assert!((low / value - 1.0 / 1.03).abs() < 1e-3 && (high / value - 1.0 / 0.98).abs() < 1e-3, "{line}");
+
+    // Predictions and measurements of a case share axes, and show their values together.
+    let prediction = svg("prediction");
+    let hint = prediction.split("<title>").find(|hint| hint.starts_with("ranks 4\n")).unwrap();
+    assert!(hint.contains("\nbatch 32: ") && hint.contains("\nbatch 32, measured: "), "{hint}");
+
+    // The ideal speedup is a straight line: its dashes lie on one. Grey and 1.5 pixels wide, in eighths of a pixel.
+    let dashes = polylines(&svg("scaling"), &["stroke=\"#787878\"", "stroke-width=\"12\""]);
+    let sloped: Vec<(f64, f64)> = dashes.into_iter().filter(|dash| dash[0].1 != dash[1].1).flatten().collect();
+    let per_panel = sloped.len() / 2;
+    assert!(per_panel > 20, "{per_panel}");
+    for panel in sloped.chunks(per_panel) {
+        let ((x0, y0), (x1, y1)) = (panel[0], panel[per_panel - 1]);
+        let off = |(x, y): &(f64, f64)| ((x - x0) * (y1 - y0) - (y - y0) * (x1 - x0)).abs() / (x1 - x0).hypot(y1 - y0);
+        assert!(panel.iter().all(|point| off(point) < 2.0)); // rounded to an eighth of a pixel
+    }
+}
+
+#[test]
+fn json_has_every_table_with_its_types() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(&folder.path().join("a.h5"), &[all_reduce(true)]);
+    let asked = |table: Option<&str>| {
+        let table = table.map(str::to_owned);
+        let text = report(&Request { json: true, table, ..ask(std::slice::from_ref(&file)) }).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let names = |json: &serde_json::Value| {
+        json["tables"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&asked(None)), ["environment", "allreduce"]);
+    let one = asked(Some("allreduce"));
+    assert_eq!(names(&one), ["allreduce"]);
+    assert_eq!(one["tables"][0]["rows"].as_array().unwrap().len(), 104);
+    assert_eq!(
+        one["tables"][0]["columns"][0],
+        serde_json::json!({"name": "row", "units": "1", "long_name": "number of the row, from 0", "type": "int"})
+    );
 }
 
 #[test]
@@ -179,7 +284,7 @@ fn an_older_all_reduce_has_its_ranks_in_an_attribute() {
     let file = write(&folder.path().join("old.h5"), &[all_reduce(false)]);
     let text = all_forms(folder.path(), &[file]);
     assert!(text.contains("All-reduce by size on 4 ranks"), "{text}");
-    let svg = std::fs::read_to_string(folder.path().join("plots/allreduce-busbw.svg")).unwrap();
+    let svg = std::fs::read_to_string(folder.path().join("plots/allreduce.svg")).unwrap();
     assert!(svg.contains("4 ranks, ring") && !svg.contains("2 ranks"));
 }
 

@@ -25,6 +25,7 @@ mod onnx;
 mod ownership;
 mod pack;
 mod packaging;
+mod page;
 mod parity;
 mod quantize;
 mod readers;

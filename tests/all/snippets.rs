@@ -176,6 +176,8 @@ fn the_python_of_the_documentation_runs() {
     let train = train.args(["--set", "data.train_samples=200", "--set", "data.test_samples=50"]);
     train.args(["--set", &format!("metrics.log={}", runs.join("my.jsonl").display())]).run().succeeded();
     Mpirun::alone().args(["quantize", net.to_str().unwrap()]).run().succeeded();
+    let json = Mpirun::alone().args(["report", net.to_str().unwrap(), "--json"]).run().succeeded().stdout;
+    std::fs::write(runs.join("net.json"), json).unwrap();
     let allreduce = runs.join("allreduce.h5");
     let args = [Path::new("allreduce"), Path::new("--max"), Path::new("256K"), Path::new("--out"), &allreduce];
     Mpirun::ranks(2).args(args).run().succeeded();

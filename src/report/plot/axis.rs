@@ -14,6 +14,10 @@ pub struct Placed {
     lower: f64,
     upper: f64,
     is_log: bool,
+    /// Unit of the values as in the run file.
+    units: String,
+    /// Factor and name of the unit that the ticks have; the name is empty if there is none, or each tick names its own.
+    shown: (f64, String),
 }
 
 impl Placed {
@@ -33,6 +37,16 @@ impl Placed {
             drawing.text(Text::new((at, bottom + 14.0), text, font, BLACK));
         }
         drawing.text(Text::new(((left + right) / 2.0, bottom + 34.0), &self.title, font, BLACK));
+    }
+
+    /// Formats `value` with the axis's unit: `3.21 ms`, `32`; on an axis whose ticks have units of their own, with the one that fits.
+    pub fn show(&self, value: f64) -> String {
+        let (factor, unit) = &self.shown;
+        match self.units.as_str() {
+            "s" if unit.is_empty() => format_seconds(value),
+            "B" if unit.is_empty() && value >= 0.0 => format_bytes(value.round() as u64),
+            _ => format!("{} {unit}", digits(value * factor)).trim_end().to_owned(),
+        }
     }
 
     /// Lays out an axis over `values` with at most `most_ticks` ticks.
@@ -67,7 +81,7 @@ impl Placed {
         let (first, last) = ((least / step + 1e-9).floor(), (most / step - 1e-9).ceil());
         let (lower, upper) = (first * step, last * step);
         let ticks = linear_ticks(lower, upper, step, (first, last));
-        Placed { title: titled(axis, unit), ticks, lower: lower / factor, upper: upper / factor, is_log: false }
+        Placed::of(axis, (factor, unit), ticks, (lower / factor, upper / factor), false)
     }
 
     /// A linear axis from `least` to `most` with a little room at its ends; `least_step` 1: ticks at whole numbers.
@@ -77,7 +91,7 @@ impl Placed {
         let room = 0.03 * (most - least);
         let (lower, upper) = (least - room, most + room);
         let ticks = linear_ticks(lower, upper, step, ((lower / step).ceil(), (upper / step).floor()));
-        Placed { title: titled(axis, unit), ticks, lower: lower / factor, upper: upper / factor, is_log: false }
+        Placed::of(axis, (factor, unit), ticks, (lower / factor, upper / factor), false)
     }
 
     /// A logarithmic axis with ticks at 1, 2, 5, 10, 20, ...
@@ -92,8 +106,7 @@ impl Placed {
         let (lower, upper) = (steps[from].log10(), steps[to.max(from + 1).min(steps.len() - 1)].log10());
         let place = |step: &f64| ((step.log10() - lower) / (upper - lower), short(*step));
         let ticks = steps[from..=to.max(from)].iter().map(place).collect();
-        let (lower, upper) = (lower - factor.log10(), upper - factor.log10());
-        Placed { title: titled(axis, unit), ticks, lower, upper, is_log: true }
+        Placed::of(axis, (factor, unit), ticks, (lower - factor.log10(), upper - factor.log10()), true)
     }
 
     fn logarithmic(axis: &Axis, least: f64, most: f64, most_ticks: usize) -> Placed {
@@ -109,7 +122,7 @@ impl Placed {
         let ticks = exponents.map(tick).collect();
         let (lower, upper) = (first * base.log10(), last * base.log10());
         let unit = if matches!(axis.units.as_str(), "B" | "s") { "" } else { fitting_unit(&axis.units, 0.0).1 };
-        Placed { title: titled(axis, unit), ticks, lower, upper, is_log: true }
+        Placed::of(axis, (1.0, unit), ticks, (lower, upper), true)
     }
 
     fn at_values(axis: &Axis, values: &[f64], least: f64, most: f64, most_ticks: usize) -> Placed {
@@ -119,7 +132,18 @@ impl Placed {
         let every = values.len().div_ceil(most_ticks.max(1)).max(1);
         let place = |value: f64| (value.log10() - lower) / (upper - lower);
         let ticks = values.iter().step_by(every).map(|value| (place(*value), short(*value))).collect();
-        Placed { title: titled(axis, fitting_unit(&axis.units, 0.0).1), ticks, lower, upper, is_log: true }
+        Placed::of(axis, fitting_unit(&axis.units, 0.0), ticks, (lower, upper), true)
+    }
+
+    fn of(
+        axis: &Axis,
+        (factor, unit): (f64, &str),
+        ticks: Vec<(f64, String)>,
+        (lower, upper): (f64, f64),
+        is_log: bool,
+    ) -> Placed {
+        let (title, units, shown) = (titled(axis, unit), axis.units.clone(), (factor, unit.to_owned()));
+        Placed { title, ticks, lower, upper, is_log, units, shown }
     }
 }
 
@@ -166,6 +190,16 @@ fn power_label(axis: &Axis, value: f64) -> String {
     }
 }
 
+/// Formats `value` with four digits or, if it is whole, all of them.
+fn digits(value: f64) -> String {
+    let magnitude = value.abs();
+    match value.fract() == 0.0 && magnitude < 1e12 {
+        true => format!("{value:.0}"),
+        false if !(1e-4..1e6).contains(&magnitude) => format!("{value:.3e}"),
+        false => format!("{value:.*}", (3.0 - magnitude.log10().floor()).clamp(0.0, 8.0) as usize),
+    }
+}
+
 /// Formats `value` with few digits: `0.001`, `2.5`, `1024`, `1e6`.
 fn short(value: f64) -> String {
     let magnitude = value.abs();
@@ -209,6 +243,19 @@ mod tests {
         );
         assert_eq!(ticks(Scale::Linear, "1", &[0.0, 1.0, 2.0]).1, ["0", "1", "2"]);
         assert_eq!(ticks(Scale::Log, "GB/s", &[1.0, 9.0]).1, ["1", "2", "4", "8", "16"]);
+    }
+
+    #[test]
+    fn all_values_of_an_axis_are_shown_in_its_unit() {
+        let shown = |scale, units: &str, values: &[f64]| {
+            let placed = Placed::new(&Axis::new("x", units, scale), values, 6);
+            values.iter().map(|value| placed.show(*value)).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(Scale::Zero, "s", &[0.52, 9.4567]), ["0.5200 s", "9.457 s"]);
+        assert_eq!(shown(Scale::Values, "1", &[1.0, 16.0]), ["1", "16"]);
+        assert_eq!(shown(Scale::Log, "s", &[2e-6, 0.04]), ["2.00 us", "40.0 ms"]); // as the ticks of this axis
+        assert_eq!(shown(Scale::Auto, "samples/s", &[4187.25]), ["4187 samples/s"]);
+        assert_eq!(shown(Scale::Linear, "percent", &[0.0, 43.5]), ["0 %", "43.50 %"]);
     }
 
     #[test]

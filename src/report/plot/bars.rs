@@ -1,67 +1,100 @@
 //! Horizontal bars of stacked parts, so that long case names need no rotation. The legend is a row above the bars.
 
-use super::Area;
 use super::axis::Placed;
-use super::shapes::{Align, BLACK, COLORS, Color, Drawing, GREY, Text, shortened, text_width};
+use super::shapes::{Align, BLACK, COLORS, Color, Drawing, GREY, Point, Text, shortened, text_width};
+use super::{Area, Layout, NARROW};
 use crate::report::figure::{Bar, Bars};
-use crate::units::{format_bytes, format_seconds};
 
 const FONT: f64 = 12.0;
 const BAR: f64 = 18.0;
 const GAP: f64 = 8.0;
 const BELOW: f64 = 46.0;
-const LEGEND: f64 = 26.0;
+/// Height of a row of the legend.
+const LEGEND: f64 = 22.0;
+const TITLE: f64 = 24.0;
+/// Greatest width of a name beside its bar, and height of a name above it.
 const LABEL: f64 = 260.0;
+const LABEL_ABOVE: f64 = 17.0;
 /// Width kept right of the longest bar for its sum as text.
-const SUM: f64 = 74.0;
+const SUM: f64 = 84.0;
 
 /// Greatest number of bars drawn, which bounds the height; of a thousand ranks the first ones tell enough.
 const MOST: usize = 64;
 
+/// Places that follow from the layout.
+struct Plan {
+    /// Distance of the plot from the panel's left edge.
+    left: f64,
+    /// Width of the plot.
+    width: f64,
+    /// Distance from one bar to the next.
+    pitch: f64,
+    /// Height above the first bar's row.
+    above: f64,
+}
+
+fn plan(bars: &Bars, layout: Layout, columns: usize, with_legend: bool) -> Plan {
+    let labels = bars.bars.iter().map(|bar| text_width(&bar.label, FONT).min(LABEL)).fold(0.0, f64::max);
+    let (left, width, pitch) = match layout {
+        Layout::Wide => (labels + 10.0, if columns > 1 { 330.0 } else { 560.0 }, BAR + GAP),
+        Layout::Narrow => (6.0, NARROW - 6.0 - SUM, BAR + GAP + LABEL_ABOVE),
+    };
+    let rows = if with_legend { legend_rows(&bars.parts, width + SUM).len() } else { 0 };
+    let above = TITLE * f64::from(!bars.title.is_empty()) + LEGEND * rows as f64 + 4.0 * f64::from(rows > 0);
+    Plan { left, width, pitch, above }
+}
+
 /// Width and height of the panel.
-pub fn size(bars: &Bars, columns: usize) -> (f64, f64) {
-    let plot = if columns > 1 { 330.0 } else { 560.0 };
-    let above = LEGEND * f64::from(bars.parts.len() > 1) + 24.0 * f64::from(!bars.title.is_empty());
-    (label_width(bars) + plot + SUM, above + shown(bars).len() as f64 * (BAR + GAP) + GAP + BELOW)
+pub fn size(bars: &Bars, layout: Layout, columns: usize, with_legend: bool) -> (f64, f64) {
+    let Plan { left, width, pitch, above } = plan(bars, layout, columns, with_legend);
+    (left + width + SUM, above + shown(bars).len() as f64 * pitch + GAP + BELOW)
 }
 
 /// Draws the panel.
-pub fn draw(drawing: &mut Drawing, area: Area, bars: &Bars) {
-    let (left, right) = (area.left + label_width(bars) + 10.0, area.right - SUM);
-    let mut top = area.top;
+pub fn draw(drawing: &mut Drawing, area: Area, bars: &Bars, layout: Layout, columns: usize, with_legend: bool) {
+    let plan = plan(bars, layout, columns, with_legend);
+    let (left, right) = (area.left + plan.left, area.left + plan.left + plan.width);
     if !bars.title.is_empty() {
-        let at = (left, top + 10.0);
-        drawing.text(Text { align: Align::Left, bold: true, ..Text::new(at, &bars.title, FONT + 1.0, BLACK) });
-        top += 24.0;
+        let title = shortened(&bars.title, FONT + 2.0, plan.width + SUM);
+        let at = (left, area.top + 10.0);
+        drawing.text(Text { align: Align::Left, bold: true, ..Text::new(at, &title, FONT + 1.0, BLACK) });
     }
-    if bars.parts.len() > 1 {
-        legend(drawing, left, top + 8.0, &bars.parts);
-        top += LEGEND;
+    let top = area.top + plan.above;
+    if with_legend {
+        let from = area.top + TITLE * f64::from(!bars.title.is_empty());
+        legend(drawing, (left, from + 8.0), &bars.parts, plan.width + SUM);
     }
-    let bottom = top + shown(bars).len() as f64 * (BAR + GAP) + GAP;
-    let sums: Vec<f64> = shown(bars).iter().map(|bar| bar.values.iter().copied().filter(|v| *v > 0.0).sum()).collect();
-    let x = Placed::new(&bars.x, &sums, ((right - left) / 80.0) as usize);
+    let bottom = top + shown(bars).len() as f64 * plan.pitch + GAP;
+    let sum = |bar: &Bar| bar.values.iter().copied().filter(|value| *value > 0.0).sum::<f64>();
+    let ends = shown(bars).iter().flat_map(|bar| [sum(bar), bar.interval.map_or(0.0, |(_, high)| high)]);
+    let x = Placed::new(&bars.x, &ends.collect::<Vec<f64>>(), (plan.width / 80.0) as usize);
 
     x.draw_below(drawing, Area { left, top, right, bottom }, FONT);
-    for (index, (bar, sum)) in shown(bars).iter().zip(&sums).enumerate() {
-        let y = top + GAP + index as f64 * (BAR + GAP);
-        let label = shortened(&bar.label, FONT, LABEL);
-        drawing.text(Text { align: Align::Right, ..Text::new((left - 8.0, y + BAR / 2.0), &label, FONT, BLACK) });
+    for (index, bar) in shown(bars).iter().enumerate() {
+        let row = top + GAP + index as f64 * plan.pitch;
+        let y = row + plan.pitch - BAR - GAP;
+        let label = shortened(&bar.label, FONT, if layout == Layout::Wide { LABEL } else { plan.width + SUM });
+        let (at, align) = match layout {
+            Layout::Wide => ((left - 8.0, y + BAR / 2.0), Align::Right),
+            Layout::Narrow => ((left + 3.0, y - LABEL_ABOVE / 2.0), Align::Left),
+        };
+        drawing.text(Text { align, ..Text::new(at, &label, FONT, BLACK) });
         let (mut from, mut reached) = (left, 0.0);
         for (part, value) in bars.parts.iter().zip(&bar.values).filter(|(_, value)| **value > 0.0) {
             reached += value;
             let to = left + x.place(reached).unwrap_or(1.0) * (right - left);
             drawing.rectangle((from, y), (to, y + BAR), color(part));
+            drawing.hint((from, y), (to, y + BAR), format!("{}\n{part}: {}", bar.label, x.show(*value)));
             from = to;
         }
-        if *sum > 0.0 {
-            let text = match bars.x.units.as_str() {
-                "s" => format_seconds(*sum),
-                "B" => format_bytes(*sum as u64),
-                _ => format!("{sum:.3}"),
-            };
+        if let Some((low, high)) = bar.interval {
+            let ends = [low, high].map(|value| left + x.place(value.max(0.0)).unwrap_or(1.0) * (right - left));
+            drawing.whisker((ends[0], y + BAR / 2.0), (ends[1], y + BAR / 2.0), BLACK);
+            from = from.max(ends[1]);
+        }
+        if reached > 0.0 {
             let at = (from + 6.0, y + BAR / 2.0);
-            drawing.text(Text { align: Align::Left, ..Text::new(at, &text, FONT - 1.0, BLACK) });
+            drawing.text(Text { align: Align::Left, ..Text::new(at, &x.show(reached), FONT - 1.0, BLACK) });
         }
     }
     drawing.path(vec![(left, top), (left, bottom), (right, bottom)], 1.0, GREY);
@@ -69,10 +102,6 @@ pub fn draw(drawing: &mut Drawing, area: Area, bars: &Bars) {
 
 fn shown(bars: &Bars) -> &[Bar] {
     &bars.bars[..bars.bars.len().min(MOST)]
-}
-
-fn label_width(bars: &Bars) -> f64 {
-    bars.bars.iter().map(|bar| text_width(&bar.label, FONT).min(LABEL)).fold(0.0, f64::max)
 }
 
 /// The color of `part` in every plot: cold colors for compute, warm ones for communication.
@@ -90,12 +119,39 @@ pub(super) fn color(part: &str) -> Color {
     }
 }
 
-/// Draws the legend of `parts` as a row.
-pub(super) fn legend(drawing: &mut Drawing, left: f64, y: f64, parts: &[String]) {
-    let mut x = left;
+/// The legend's entries in rows of at most `width` pixels.
+fn legend_rows(parts: &[String], width: f64) -> Vec<Vec<&str>> {
+    let mut rows: Vec<Vec<&str>> = Vec::new();
+    let mut used = f64::INFINITY;
     for part in parts {
-        drawing.rectangle((x, y - 6.0), (x + 12.0, y + 6.0), color(part));
-        drawing.text(Text { align: Align::Left, ..Text::new((x + 18.0, y), part, FONT, BLACK) });
-        x += 18.0 + text_width(part, FONT) + 18.0;
+        let needed = entry_width(part);
+        if used + needed > width {
+            rows.push(Vec::new());
+            used = 0.0;
+        }
+        used += needed;
+        rows.last_mut().expect("the first entry begins a row").push(part);
+    }
+    rows
+}
+
+fn entry_width(part: &str) -> f64 {
+    18.0 + text_width(part, FONT) + 16.0
+}
+
+/// Height of the legend of `parts`.
+pub(super) fn legend_height(parts: &[String], width: f64) -> f64 {
+    LEGEND * legend_rows(parts, width).len() as f64 + 4.0
+}
+
+/// Draws the legend of `parts` in rows, the first one at `y`.
+pub(super) fn legend(drawing: &mut Drawing, (left, y): Point, parts: &[String], width: f64) {
+    for (row, entries) in legend_rows(parts, width).into_iter().enumerate() {
+        let (mut x, y) = (left, y + row as f64 * LEGEND);
+        for part in entries {
+            drawing.rectangle((x, y - 6.0), (x + 12.0, y + 6.0), color(part));
+            drawing.text(Text { align: Align::Left, ..Text::new((x + 18.0, y), part, FONT, BLACK) });
+            x += entry_width(part);
+        }
     }
 }

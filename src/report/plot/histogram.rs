@@ -1,31 +1,46 @@
 //! The distribution of one tensor as a small cell of a grid.
 
-use super::Area;
 use super::axis::Placed;
 use super::shapes::{Align, BLACK, COLORS, Color, Drawing, GREY, PALE, Point, Text, shortened, text_width};
+use super::{Area, Layout, NARROW};
 use crate::report::figure::{Axis, Histogram, Scale};
 
+/// Number of cells per row in the narrow layout.
+pub const NARROW_COLUMNS: usize = 2;
+
 /// Width and height of a cell.
-pub const SIZE: (f64, f64) = (250.0, 190.0);
+pub fn size(layout: Layout) -> (f64, f64) {
+    match layout {
+        Layout::Wide => (250.0, 190.0),
+        Layout::Narrow => (NARROW / NARROW_COLUMNS as f64, 150.0),
+    }
+}
+
+/// Height of the legend above the grid.
+pub fn legend_height(layout: Layout) -> f64 {
+    if layout == Layout::Wide { 24.0 } else { 64.0 }
+}
 
 const FONT: f64 = 10.5;
 const MEAN: Color = COLORS[4];
 const SIGMA: Color = COLORS[1];
 
-/// Draws the legend of the marks once for the whole grid.
-pub fn legend(drawing: &mut Drawing, (left, y): Point) {
-    let mut x = left + 6.0;
-    drawing.rectangle((x, y - 5.0), (x + 12.0, y + 5.0), COLORS[0]);
-    let mut entry = |drawing: &mut Drawing, sample: f64, text: &str| {
-        drawing.text(Text { align: Align::Left, ..Text::new((x + sample, y), text, 12.0, BLACK) });
-        x += sample + text_width(text, 12.0) + 24.0;
-        x
-    };
-    let x = entry(drawing, 18.0, "values, in equal bins");
-    drawing.path(vec![(x, y), (x + 20.0, y)], 2.0, MEAN);
-    let x = entry(drawing, 26.0, "mean");
-    drawing.dashed(&[(x, y), (x + 20.0, y)], 2.0, SIGMA);
-    entry(drawing, 26.0, "mean ± 3 sigma, within min and max");
+/// Draws the legend of the marks once for the whole grid, in a row or, in the narrow layout, one below the other.
+pub fn legend(drawing: &mut Drawing, (left, top): Point, layout: Layout) {
+    let (mut x, mut y) = (left + 6.0, top);
+    for (mark, text) in ["values, in equal bins", "mean", "mean ± 3 sigma, within min and max"].into_iter().enumerate()
+    {
+        match mark {
+            0 => drawing.rectangle((x + 4.0, y - 5.0), (x + 16.0, y + 5.0), COLORS[0]),
+            1 => drawing.path(vec![(x, y), (x + 20.0, y)], 2.0, MEAN),
+            _ => drawing.dashed(&[(x, y), (x + 20.0, y)], 2.0, SIGMA),
+        }
+        drawing.text(Text { align: Align::Left, ..Text::new((x + 26.0, y), text, 12.0, BLACK) });
+        match layout {
+            Layout::Wide => x += 50.0 + text_width(text, 12.0),
+            Layout::Narrow => y += 20.0,
+        }
+    }
 }
 
 /// Draws the cell.
@@ -59,6 +74,9 @@ pub fn draw(drawing: &mut Drawing, area: Area, histogram: &Histogram) {
         let height = y.place(*count).unwrap_or(0.0) * (bottom - top);
         // A little overlap: without it the page shows through between two bars.
         drawing.rectangle((from, bottom - height), (from + width + 0.25, bottom), COLORS[0]);
+        let edge = |bin: usize| lower + (upper - lower) * bin as f64 / histogram.counts.len() as f64;
+        let text = format!("{}\n{count} values from {:.4e} to {:.4e}", histogram.title, edge(bin), edge(bin + 1));
+        drawing.hint((from, top), (from + width, bottom), text);
     }
     let (below, above) = histogram.sigma3;
     for (value, is_mean) in [(below, false), (above, false), (histogram.mean, true)] {

@@ -1,8 +1,8 @@
-//! Series over two axes, with the legend right of the plot, where it covers nothing.
+//! Series over two axes, with the legend right of the plot or, in the narrow layout, below it, where it covers nothing.
 
-use super::Area;
 use super::axis::Placed;
 use super::shapes::{Align, BLACK, COLORS, Color, Drawing, GREY, PALE, Point, Text, shortened, text_width};
+use super::{Area, Layout, NARROW};
 use crate::report::figure::{Lines, Series, Style};
 
 const FONT: f64 = 12.0;
@@ -13,20 +13,34 @@ const SAMPLE: f64 = 26.0;
 const BELOW: f64 = 46.0;
 /// Height kept above the plot, without and with a title.
 const ABOVE: [f64; 2] = [8.0, 28.0];
+/// Height of the plot in the narrow layout.
+const NARROW_PLOT: f64 = 220.0;
+/// Least width over which the pointer shows one set of values.
+const STRIP: f64 = 3.0;
 
 /// Width and height of the panel.
-pub fn size(lines: &Lines, columns: usize, with_legend: bool) -> (f64, f64) {
-    let plot = if columns > 1 { 430.0 } else { 620.0 };
-    let legend = LEGEND_LINE * legend(lines).len() as f64 + 40.0 + BELOW;
-    (plot + if with_legend { legend_width(lines) } else { 0.0 }, legend.max(if columns > 1 { 340.0 } else { 380.0 }))
+pub fn size(lines: &Lines, layout: Layout, columns: usize, with_legend: bool) -> (f64, f64) {
+    let legend = LEGEND_LINE * legend(lines).len() as f64;
+    match layout {
+        Layout::Wide => {
+            let plot = if columns > 1 { 430.0 } else { 620.0 };
+            let height = (legend + 40.0 + BELOW).max(if columns > 1 { 340.0 } else { 380.0 });
+            (plot + if with_legend { legend_width(lines) } else { 0.0 }, height)
+        }
+        Layout::Narrow => {
+            let legend = if with_legend { legend + 16.0 } else { 12.0 };
+            (NARROW, ABOVE[usize::from(!lines.title.is_empty())] + NARROW_PLOT + BELOW + legend)
+        }
+    }
 }
 
 /// Draws the panel.
-pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines, with_legend: bool) {
+pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines, layout: Layout, with_legend: bool) {
     let (x_values, y_values) = values(lines);
-    let plot_width = area.right - area.left - if with_legend { legend_width(lines) } else { 0.0 };
+    let beside = if with_legend && layout == Layout::Wide { legend_width(lines) } else { 0.0 };
+    let plot_width = area.right - area.left - beside;
     let top = area.top + ABOVE[usize::from(!lines.title.is_empty())];
-    let bottom = area.bottom - BELOW;
+    let bottom = if layout == Layout::Wide { area.bottom - BELOW } else { top + NARROW_PLOT };
     let x = Placed::new(&lines.x, &x_values, (plot_width / 65.0) as usize);
     let y = Placed::new(&lines.y, &y_values, ((bottom - top) / 40.0) as usize);
     let tick_width = y.ticks.iter().map(|(_, text)| text_width(text, FONT)).fold(0.0, f64::max);
@@ -35,7 +49,8 @@ pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines, with_legend: bool)
 
     if !lines.title.is_empty() {
         let at = (left, area.top + 10.0);
-        drawing.text(Text { align: Align::Left, bold: true, ..Text::new(at, &lines.title, FONT + 1.0, BLACK) });
+        let title = shortened(&lines.title, FONT + 2.0, area.left + plot_width - left);
+        drawing.text(Text { align: Align::Left, bold: true, ..Text::new(at, &title, FONT + 1.0, BLACK) });
     }
     for (place, text) in &y.ticks {
         let at = bottom - place * (bottom - top);
@@ -61,6 +76,11 @@ pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines, with_legend: bool)
     for series in ideal.into_iter().chain(measured) {
         let points: Vec<Point> = series.points.iter().filter_map(|point| at(*point)).collect();
         let color = color(series);
+        for (x, low, high) in &series.intervals {
+            if let (Some(low), Some(high)) = (at((*x, *low)), at((*x, *high))) {
+                drawing.whisker(low, high, color);
+            }
+        }
         match series.style {
             Style::Ideal => drawing.dashed(&points, 1.5, color),
             Style::Points => {}
@@ -72,8 +92,68 @@ pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines, with_legend: bool)
             points.iter().for_each(|point| drawing.marker(*point, series.file, color));
         }
     }
+    hints(drawing, Area { left, top, right, bottom }, lines, (&x, &y));
     if with_legend {
-        draw_legend(drawing, (right + 22.0, top + 8.0), lines);
+        let (at, width) = match layout {
+            Layout::Wide => ((right + 22.0, top + 8.0), LEGEND_TEXT),
+            Layout::Narrow => ((area.left + 8.0, bottom + BELOW + 10.0), NARROW - SAMPLE - 24.0),
+        };
+        draw_legend(drawing, at, lines, width);
+    }
+}
+
+/// A point of a series on the plot.
+struct Shown<'a> {
+    series: &'a Series,
+    at: f64,
+    x: f64,
+    y: f64,
+}
+
+/// Adds strips over the whole height that show the values of all series at their x, so that the pointer has to meet no marker.
+/// Where points lie closer than a strip is wide, it shows the greatest one of each series.
+fn hints(drawing: &mut Drawing, area: Area, lines: &Lines, (x_axis, y_axis): (&Placed, &Placed)) {
+    let Area { left, top, right, bottom } = area;
+    let measured = lines.series.iter().filter(|series| series.style != Style::Ideal);
+    let mut points: Vec<Shown> = measured
+        .flat_map(|series| series.points.iter().map(move |point| (series, *point)))
+        .filter_map(|(series, (x, y))| {
+            y_axis.place(y)?;
+            Some(Shown { series, at: left + x_axis.place(x)? * (right - left), x, y })
+        })
+        .collect();
+    points.sort_by(|one, other| one.at.total_cmp(&other.at));
+    let mut groups: Vec<Vec<Shown>> = Vec::new();
+    for point in points {
+        match groups.last_mut().filter(|group| point.at - group[0].at < STRIP) {
+            Some(group) => match group.iter_mut().find(|known| std::ptr::eq(known.series, point.series)) {
+                Some(known) if known.y >= point.y => {}
+                Some(known) => *known = point,
+                None => group.push(point),
+            },
+            None => groups.push(vec![point]),
+        }
+    }
+    let center = |group: &[Shown]| group.iter().map(|point| point.at).sum::<f64>() / group.len() as f64;
+    let centers: Vec<f64> = groups.iter().map(|group| center(group)).collect();
+    for (index, group) in groups.iter().enumerate() {
+        let between = |other: Option<&f64>, end: f64| other.map_or(end, |other| (other + centers[index]) / 2.0);
+        let from = between(index.checked_sub(1).and_then(|before| centers.get(before)), left);
+        let to = between(centers.get(index + 1), right);
+        let mut texts: Vec<String> = Vec::new();
+        for point in group {
+            let x = format!("{} {}", lines.x.label, x_axis.show(point.x));
+            if !texts.contains(&x) {
+                texts.push(x);
+            }
+            let name = if point.series.label.is_empty() { &lines.y.label } else { &point.series.label };
+            let interval = point
+                .series
+                .interval(point.x)
+                .map_or(String::new(), |(low, high)| format!(" ({} to {})", y_axis.show(low), y_axis.show(high)));
+            texts.push(format!("{name}: {}{interval}", y_axis.show(point.y)));
+        }
+        drawing.hint((from, top), (to, bottom), texts.join("\n"));
     }
 }
 
@@ -93,7 +173,9 @@ fn values(lines: &Lines) -> (Vec<f64>, Vec<f64>) {
     };
     let x: Vec<f64> = of(false).map(|(x, _)| x).collect();
     let reach = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let y = of(false).chain(of(true).filter(|(x, _)| *x <= reach * (1.0 + 1e-9))).map(|(_, y)| y).collect();
+    let y = of(false).chain(of(true).filter(|(x, _)| *x <= reach * (1.0 + 1e-9))).map(|(_, y)| y);
+    let ends = lines.series.iter().flat_map(|series| &series.intervals).flat_map(|(_, low, high)| [*low, *high]);
+    let y = y.chain(ends).collect();
     (x, y)
 }
 
@@ -115,7 +197,7 @@ fn legend_width(lines: &Lines) -> f64 {
         .map_or(0.0, |w| w + SAMPLE + 24.0)
 }
 
-fn draw_legend(drawing: &mut Drawing, (left, top): Point, lines: &Lines) {
+fn draw_legend(drawing: &mut Drawing, (left, top): Point, lines: &Lines, width: f64) {
     for (index, series) in legend(lines).into_iter().enumerate() {
         let y = top + index as f64 * LEGEND_LINE;
         let (from, to, color) = ((left, y), (left + SAMPLE, y), color(series));
@@ -128,7 +210,7 @@ fn draw_legend(drawing: &mut Drawing, (left, top): Point, lines: &Lines) {
         if matches!(series.style, Style::Line | Style::Points) {
             drawing.marker((left + SAMPLE / 2.0, y), series.file, color);
         }
-        let text = shortened(&series.label, FONT, LEGEND_TEXT);
+        let text = shortened(&series.label, FONT, width);
         drawing.text(Text { align: Align::Left, ..Text::new((left + SAMPLE + 7.0, y), &text, FONT, BLACK) });
     }
 }

@@ -7,9 +7,12 @@ mod lines;
 mod shapes;
 mod timeline;
 
+use std::fmt::Write;
+
 use plotters::prelude::{BitMapBackend, SVGBackend};
 
 use super::figure::{Figure, Panel};
+use crate::table::printable;
 use shapes::{Align, BLACK, Drawing, Manner, Text};
 
 /// SVG grid units per CSS pixel: plotters' backends take whole pixels only.
@@ -19,7 +22,20 @@ const PNG_SCALE: u32 = 2;
 const SUPERSAMPLING: u32 = 2;
 
 const MARGIN: f64 = 12.0;
+const NARROW_MARGIN: f64 = 4.0;
 const TITLE_HEIGHT: f64 = 30.0;
+
+/// Arrangement of a figure's panels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Panels side by side, legends and names beside the plots.
+    Wide,
+    /// Everything one below the other in [`NARROW`], in letters of the same size: for telephones.
+    Narrow,
+}
+
+/// Width of the content of a narrow figure: a window of 400 pixels without margins and scroll bar.
+const NARROW: f64 = 340.0;
 
 /// A rectangle of the drawing, in CSS pixels.
 #[derive(Debug, Clone, Copy)]
@@ -30,12 +46,23 @@ struct Area {
     bottom: f64,
 }
 
-/// Draws the figure as SVG text that needs no other file.
+/// Draws the figure as SVG text that needs no other file, with its title above the panels.
 ///
 /// # Errors
 /// plotters reports that a shape cannot be drawn.
 pub fn svg(figure: &Figure) -> Result<String, String> {
-    let drawing = draw(figure);
+    as_svg(figure, &draw(figure, Layout::Wide, true))
+}
+
+/// Draws the figure as SVG text for a page that shows the title itself.
+///
+/// # Errors
+/// plotters reports that a shape cannot be drawn.
+pub fn inline_svg(figure: &Figure, layout: Layout) -> Result<String, String> {
+    as_svg(figure, &draw(figure, layout, false))
+}
+
+fn as_svg(figure: &Figure, drawing: &Drawing) -> Result<String, String> {
     let (width, height) = (drawing.width as u32, drawing.height as u32);
     let mut text = String::new();
     {
@@ -44,6 +71,26 @@ pub fn svg(figure: &Figure) -> Result<String, String> {
     }
     // Labels cannot contain `<polyline `: their `<` is escaped.
     let text = text.replace("<polyline ", "<polyline stroke-linejoin=\"round\" ");
+    // Invisible rectangles above all shapes.
+    let mut hints = String::new();
+    let escaped = |text: &str| {
+        let lines: Vec<String> = text.lines().map(printable).collect();
+        lines.join("\n").replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    };
+    for ((left, top), (right, bottom), hint) in &drawing.hints {
+        let grid = |value: f64| (value * f64::from(SVG_SCALE)).round();
+        let (x, y, width, height) = (grid(*left), grid(*top), grid(right - left), grid(bottom - top));
+        let _ = writeln!(
+            hints,
+            "<rect class=\"hint\" x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"none\" pointer-events=\"all\">\
+             <title>{}</title></rect>",
+            escaped(hint)
+        );
+    }
+    let end = text.rfind("</svg>").unwrap_or(text.len());
+    let text = format!("{}{hints}{}", &text[..end], &text[end..]);
+    let named = format!("<title>{}</title><desc>{}</desc>", escaped(&figure.title), escaped(&figure.describe()));
+    let text = text.replacen('>', &format!(">\n{named}"), 1);
     let inner = format!("width=\"{}\" height=\"{}\"", width * SVG_SCALE, height * SVG_SCALE);
     Ok(text.replacen(&inner, &format!("width=\"{width}\" height=\"{height}\""), 1))
 }
@@ -53,7 +100,7 @@ pub fn svg(figure: &Figure) -> Result<String, String> {
 /// # Errors
 /// plotters reports that a shape cannot be drawn, or the image cannot be encoded.
 pub fn png(figure: &Figure) -> Result<Vec<u8>, String> {
-    let drawing = draw(figure);
+    let drawing = draw(figure, Layout::Wide, true);
     let scale = PNG_SCALE * SUPERSAMPLING;
     let (width, height) = (drawing.width as u32 * PNG_SCALE, drawing.height as u32 * PNG_SCALE);
     let (fine_width, fine_height) = (width * SUPERSAMPLING, height * SUPERSAMPLING);
@@ -87,54 +134,76 @@ fn averaged(fine: &[u8], fine_width: usize, side: usize) -> Vec<u8> {
     pixels
 }
 
-fn draw(figure: &Figure) -> Drawing {
-    let columns = figure.columns.clamp(1, figure.panels.len().max(1));
-    // Panels of one row that show the same series share one legend.
-    let repeats = |index: usize| match (&figure.panels[index], figure.panels.get(index + 1)) {
-        (Panel::Lines(own), Some(Panel::Lines(next))) => {
-            !(index + 1).is_multiple_of(columns) && lines::same_legend(own, next)
-        }
-        _ => false,
+fn draw(figure: &Figure, layout: Layout, with_title: bool) -> Drawing {
+    let side_by_side = figure.columns.clamp(1, figure.panels.len().max(1));
+    let histograms = figure.panels.iter().any(|panel| matches!(panel, Panel::Histogram(_)));
+    let columns = match layout {
+        Layout::Wide => side_by_side,
+        Layout::Narrow if histograms => side_by_side.min(histogram::NARROW_COLUMNS),
+        Layout::Narrow => 1,
     };
-    let size = |index: usize| match &figure.panels[index] {
-        Panel::Lines(lines) => lines::size(lines, columns, !repeats(index)),
-        Panel::Bars(bars) => bars::size(bars, columns),
-        Panel::Timeline(timeline) => timeline::size(timeline, index == 0),
-        Panel::Histogram(_) => histogram::SIZE,
+    let size = |index: usize| {
+        let legend = has_legend(figure, index, side_by_side);
+        match &figure.panels[index] {
+            Panel::Lines(lines) => lines::size(lines, layout, columns, legend),
+            Panel::Bars(bars) => bars::size(bars, layout, columns, legend),
+            Panel::Timeline(timeline) => timeline::size(timeline, layout, legend),
+            Panel::Histogram(_) => histogram::size(layout),
+        }
     };
     let sizes: Vec<(f64, f64)> = (0..figure.panels.len()).map(size).collect();
     let of_column = |column: usize| sizes.iter().skip(column).step_by(columns).map(|(width, _)| *width);
     let widths: Vec<f64> = (0..columns).map(|column| of_column(column).fold(0.0, f64::max)).collect();
     let heights: Vec<f64> =
         sizes.chunks(columns).map(|row| row.iter().map(|(_, height)| *height).fold(0.0, f64::max)).collect();
-    let histograms = figure.panels.iter().any(|panel| matches!(panel, Panel::Histogram(_)));
-    let legend = if histograms { 24.0 } else { 0.0 };
+    let legend = if histograms { histogram::legend_height(layout) } else { 0.0 };
+    let margin = if layout == Layout::Wide { MARGIN } else { NARROW_MARGIN };
+    let title = if with_title { TITLE_HEIGHT } else { 0.0 };
 
-    let width = widths.iter().sum::<f64>().max(380.0) + 2.0 * MARGIN;
-    let height = MARGIN + TITLE_HEIGHT + legend + heights.iter().sum::<f64>() + MARGIN;
+    let least = if layout == Layout::Wide { 380.0 } else { NARROW };
+    let width = widths.iter().sum::<f64>().max(least) + 2.0 * margin;
+    let height = margin + title + legend + heights.iter().sum::<f64>() + margin;
     let mut drawing = Drawing::new(width.ceil(), height.ceil());
-    let title = shapes::shortened(&figure.title, 16.0, width - 2.0 * MARGIN);
-    drawing.text(Text { bold: true, align: Align::Left, ..Text::new((MARGIN, MARGIN + 9.0), &title, 16.0, BLACK) });
-    let mut top = MARGIN + TITLE_HEIGHT;
+    if with_title {
+        let text = shapes::shortened(&figure.title, 16.0, width - 2.0 * margin);
+        drawing.text(Text { bold: true, align: Align::Left, ..Text::new((margin, margin + 9.0), &text, 16.0, BLACK) });
+    }
+    let mut top = margin + title;
     if histograms {
-        histogram::legend(&mut drawing, (MARGIN, top + 6.0));
+        histogram::legend(&mut drawing, (margin, top + 6.0), layout);
         top += legend;
     }
     for (row, height) in heights.iter().enumerate() {
-        let mut left = MARGIN;
+        let mut left = margin;
         for (column, width) in widths.iter().enumerate() {
             let index = row * columns + column;
             let area = Area { left, top, right: left + width, bottom: top + height };
-            match figure.panels.get(index) {
-                Some(Panel::Lines(lines)) => lines::draw(&mut drawing, area, lines, !repeats(index)),
-                Some(Panel::Bars(bars)) => bars::draw(&mut drawing, area, bars),
-                Some(Panel::Timeline(timeline)) => timeline::draw(&mut drawing, area, timeline, index == 0),
-                Some(Panel::Histogram(histogram)) => histogram::draw(&mut drawing, area, histogram),
-                None => {}
+            let Some(panel) = figure.panels.get(index) else { continue };
+            let legend = has_legend(figure, index, side_by_side);
+            match panel {
+                Panel::Lines(lines) => lines::draw(&mut drawing, area, lines, layout, legend),
+                Panel::Bars(bars) => bars::draw(&mut drawing, area, bars, layout, columns, legend),
+                Panel::Timeline(timeline) => timeline::draw(&mut drawing, area, timeline, layout, legend),
+                Panel::Histogram(histogram) => histogram::draw(&mut drawing, area, histogram),
             }
             left += width;
         }
         top += height;
     }
     drawing
+}
+
+/// Whether a panel has a legend of its own: series that the next panel of the same row explains, and parts that the panel above
+/// explains, are named once.
+fn has_legend(figure: &Figure, index: usize, side_by_side: usize) -> bool {
+    let before = index.checked_sub(1).and_then(|before| figure.panels.get(before));
+    match (&figure.panels[index], before, figure.panels.get(index + 1)) {
+        (Panel::Lines(own), _, Some(Panel::Lines(next))) => {
+            (index + 1).is_multiple_of(side_by_side) || !lines::same_legend(own, next)
+        }
+        (Panel::Bars(own), Some(Panel::Bars(before)), _) => own.parts.len() > 1 && own.parts != before.parts,
+        (Panel::Bars(own), ..) => own.parts.len() > 1,
+        (Panel::Timeline(_), ..) => index == 0,
+        _ => true,
+    }
 }

@@ -94,13 +94,15 @@ pub struct Drawing {
     pub width: f64,
     /// Height in CSS pixels.
     pub height: f64,
+    /// Texts under the pointer: rectangle and text; later ones lie above earlier ones.
+    pub hints: Vec<(Point, Point, String)>,
     shapes: Vec<Shape>,
 }
 
 impl Drawing {
     /// An empty drawing.
     pub fn new(width: f64, height: f64) -> Drawing {
-        Drawing { width, height, shapes: Vec::new() }
+        Drawing { width, height, hints: Vec::new(), shapes: Vec::new() }
     }
 
     /// Adds a line through all points.
@@ -135,9 +137,26 @@ impl Drawing {
         }
     }
 
+    /// Adds an error bar between two points of a horizontal or vertical line.
+    pub fn whisker(&mut self, from: Point, to: Point, color: Color) {
+        const CAP: f64 = 4.0;
+        self.path(vec![from, to], 1.5, color);
+        let is_vertical = (to.1 - from.1).abs() > (to.0 - from.0).abs() || from == to;
+        for (x, y) in [from, to] {
+            let (dx, dy) = if is_vertical { (CAP, 0.0) } else { (0.0, CAP) };
+            self.path(vec![(x - dx, y - dy), (x + dx, y + dy)], 1.5, color);
+        }
+    }
+
     /// Adds a filled polygon.
     pub fn area(&mut self, points: Vec<Point>, color: Color) {
         self.shapes.push(Shape::Area { points, color });
+    }
+
+    /// Adds a text of one or more lines that an SVG shows while the pointer is in the rectangle, which is at least 3 pixels wide and high.
+    pub fn hint(&mut self, from: Point, to: Point, text: String) {
+        let least = |from: f64, to: f64| to.max(from + 3.0);
+        self.hints.push((from, (least(from.0, to.0), least(from.1, to.1)), text));
     }
 
     /// Adds a filled rectangle.

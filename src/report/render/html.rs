@@ -2,42 +2,15 @@
 
 use std::fmt::Write;
 
+use super::{csv, json};
 use crate::metrics::definitions::EXPLAINED;
-use crate::report::plot;
+use crate::report::figure::Figure;
+use crate::report::plot::{self, Layout};
 use crate::report::section::Section;
 use crate::table::{Sheet, printable};
+use crate::units::counted;
 
-const STYLE: &str = "
-body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; color: #222; background: #fff;
-       font: 16px/1.5 system-ui, 'Segoe UI', 'Liberation Sans', 'DejaVu Sans', sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; }
-h2 { font-size: 1.3rem; margin: 2.5rem 0 .8rem; padding-bottom: .2rem; border-bottom: 2px solid #0072b2; }
-h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
-p { margin: .3rem 0; }
-p.note, figcaption { color: #555; font-size: .88rem; }
-nav a { margin-right: 1rem; color: #0072b2; }
-div.table { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .4rem 0; }
-th, td { padding: .18rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e2e2e2; }
-th { border-bottom: 2px solid #999; vertical-align: bottom; font-weight: 600; }
-th small { display: block; font-weight: normal; color: #555; }
-th.text, td.text { text-align: left; }
-td.long { white-space: normal; overflow-wrap: anywhere; }
-tbody tr:nth-child(even) { background: #f6f8fa; }
-figure { margin: 1.2rem 0; }
-figure svg { max-width: 100%; height: auto; display: block; }
-dt { font-weight: 600; margin-top: .6rem; }
-dd { margin: 0 0 0 1.2rem; }
-footer { margin-top: 3rem; color: #777; font-size: .85rem; }
-@media print {
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  nav { display: none; }
-  h2, h3, p.note { break-after: avoid; }
-  figure, tr { break-inside: avoid; }
-  div.table { overflow: visible; }
-  th, td { white-space: normal; padding: .1rem .35rem; }
-}
-";
+const STYLE: &str = include_str!("page.css");
 
 /// Explanations that belong to no single column, as (term, text).
 const HOW: [(&str, &str); 4] = [
@@ -65,32 +38,30 @@ const HOW: [(&str, &str); 4] = [
     ),
 ];
 
-/// Builds the page; `files` are the names of the run files.
+/// Builds the page; `files` are the names of the run files, `raw` their tables as stored.
 ///
 /// # Errors
 /// A plot cannot be drawn.
-pub fn html(files: &[&str], sections: &[Section]) -> Result<String, String> {
+pub fn html(files: &[&str], sections: &[Section], raw: &[Sheet]) -> Result<String, String> {
     let names = escaped(&files.join(", "));
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>hpml report: {names}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n\
-         <h1>hpml report</h1>\n<p>Run files: <strong>{names}</strong></p>\n<nav>"
+         <h1>hpml report</h1>\n<p>Run files: <strong>{names}</strong></p>\n<nav aria-label=\"Sections\">"
     );
     for (index, section) in sections.iter().enumerate() {
         let _ = write!(page, "<a href=\"#s{index}\">{}</a> ", escaped(&section.title));
     }
-    page += "<a href=\"#how\">How each figure was measured</a></nav>\n";
+    page += "<a href=\"#data\">Data</a> <a href=\"#how\">How each figure was measured</a></nav>\n<main>\n";
     for (index, section) in sections.iter().enumerate() {
         let _ = writeln!(page, "<h2 id=\"s{index}\">{}</h2>", escaped(&section.title));
         for figure in &section.figures {
-            let (svg, note) = (plot::svg(figure)?, escaped(&figure.note));
-            let label = escaped(&figure.title);
-            let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{label}\" "), 1);
-            let _ = writeln!(page, "<figure>\n{svg}<figcaption>{note}</figcaption>\n</figure>");
+            page += &plots(figure)?;
         }
         section.sheets.iter().for_each(|sheet| page += &table(sheet));
     }
+    page += &data(files, sections, raw);
     page += "<h2 id=\"how\">How each figure was measured</h2>\n<dl>\n";
     let explain = |term: &str, meaning: &str| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(term), escaped(meaning));
     HOW.iter().for_each(|(term, meaning)| page += &explain(term, meaning));
@@ -100,7 +71,7 @@ pub fn html(files: &[&str], sections: &[Section]) -> Result<String, String> {
     }
     let _ = write!(
         page,
-        "</dl>\n<footer>Made by hpml {} from run files alone. The meaning of a column is shown when \
+        "</dl>\n</main>\n<footer>Made by hpml {} from run files alone. The meaning of a column is shown when \
          the pointer rests on its name, and stands in the run file as its long_name.</footer>\n</body>\n</html>\n",
         env!("CARGO_PKG_VERSION")
     );
@@ -112,37 +83,111 @@ const LONG: usize = 48;
 
 fn table(sheet: &Sheet) -> String {
     let columns = sheet.shown();
-    let mut html = format!("<h3>{}</h3>\n", escaped(&sheet.title));
-    if !sheet.note.is_empty() {
-        let _ = writeln!(html, "<p class=\"note\">{}</p>", escaped(&sheet.note));
-    }
-    html += "<div class=\"table\"><table>\n<thead><tr>";
+    let title = escaped(&sheet.title);
+    let mut html = format!("{}<table>\n<caption><span>{title}</span></caption>\n<thead><tr>", region(&title));
     for column in &columns {
         let class = if column.is_text { " class=\"text\"" } else { "" };
         let unit =
             if column.unit.is_empty() { String::new() } else { format!("<small>{}</small>", escaped(&column.unit)) };
-        let _ =
-            write!(html, "<th{class} title=\"{}\">{}{unit}</th>", escaped(&column.long_name), escaped(&column.name));
+        let (meaning, name) = (escaped(&column.long_name), escaped(&column.name));
+        let _ = write!(html, "<th scope=\"col\"{class} title=\"{meaning}\">{name}{unit}</th>");
     }
     html += "</tr></thead>\n<tbody>\n";
     for row in 0..sheet.rows.len() {
         html += "<tr>";
-        for column in &columns {
+        for (index, column) in columns.iter().enumerate() {
             let cell = &column.cells[row];
             let class = match (column.is_text, cell.len() > LONG) {
                 (true, true) => " class=\"text long\"",
                 (true, false) => " class=\"text\"",
                 _ => "",
             };
-            let _ = write!(html, "<td{class}>{}</td>", escaped(cell));
+            // The columns that identify a row are its headers.
+            let (tag, scope) = if index < sheet.keys { ("th", " scope=\"row\"") } else { ("td", "") };
+            let _ = write!(html, "<{tag}{scope}{class}>{}</{tag}>", escaped(cell));
         }
         html += "</tr>\n";
     }
     html += "</tbody>\n</table></div>\n";
+    if !sheet.note.is_empty() {
+        let _ = writeln!(html, "<p class=\"note\">{}</p>", escaped(&sheet.note));
+    }
     for reason in sheet.dashes() {
         let _ = writeln!(html, "<p class=\"note\">{}</p>", escaped(&reason));
     }
+    let _ = writeln!(html, "<p class=\"note\">With all digits, in the units of the run file: {}</p>", downloads(sheet));
     html
+}
+
+/// A figure with its plot in both layouts, of which the style shows the one that fits the window.
+fn plots(figure: &Figure) -> Result<String, String> {
+    let (title, note) = (escaped(&figure.title), escaped(&figure.note));
+    let mut html = format!("<figure>\n<figcaption><strong>{title}</strong>{note}</figcaption>\n");
+    for (layout, class) in [(Layout::Wide, "wide"), (Layout::Narrow, "narrow")] {
+        let svg = plot::inline_svg(figure, layout)?;
+        let tag = format!("<svg class=\"{class}\" role=\"img\" aria-label=\"{title}\" ");
+        html += &svg.replacen("<svg ", &tag, 1);
+    }
+    Ok(html + "</figure>\n")
+}
+
+/// The section with the stored tables to save.
+fn data(files: &[&str], sections: &[Section], raw: &[Sheet]) -> String {
+    let mut html = "<h2 id=\"data\">Data</h2>\n<p class=\"note\">The tables of the run files as stored, held in this page. They are \
+                    also printed by hpml report --csv or --json with --table NAME.</p>\n<ul>\n"
+        .to_owned();
+    let all = download("hpml-report.json", "application/json", "JSON", &json::report(files, sections));
+    let _ =
+        writeln!(html, "<li>all tables of this page: {}</li>", all.unwrap_or_else(|| too_large("hpml report --json")));
+    for sheet in raw {
+        let (name, rows) = (escaped(&sheet.name), sheet.rows.len());
+        let _ = writeln!(html, "<li>/{name}, {}: {}</li>", counted(rows, "row"), downloads(sheet));
+    }
+    html + "</ul>\n"
+}
+
+/// Links that save a table as CSV and JSON.
+fn downloads(sheet: &Sheet) -> String {
+    // Not even made where it is certain not to fit: a number and its comma take two bytes.
+    let cells = sheet.rows.len() * sheet.columns.len();
+    let link = |ending: &str, kind: &str, text: &str, content: &dyn Fn() -> String| {
+        let made = (2 * cells < MOST_BYTES).then(content);
+        made.and_then(|content| download(&format!("{}.{ending}", sheet.name.replace('/', "-")), kind, text, &content))
+    };
+    let as_csv = link("csv", "text/csv", "CSV", &|| csv(sheet));
+    let as_json = link("json", "application/json", "JSON", &|| json::table(sheet).to_string());
+    let links: Vec<String> = as_csv.into_iter().chain(as_json).collect();
+    if links.is_empty() { too_large(&format!("hpml report --csv --table {}", sheet.name)) } else { links.join(" ") }
+}
+
+fn too_large(command: &str) -> String {
+    format!("too large for this page, use {}", escaped(command))
+}
+
+/// The opening tag of a part that scrolls sideways where it is wider than the page, by the keyboard too.
+fn region(label: &str) -> String {
+    format!("<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{label}\">")
+}
+
+/// Greatest size of a link: browsers save no greater ones.
+const MOST_BYTES: usize = 2_000_000;
+
+/// A link that saves `content`, which it holds, as the file `name`; `None` if it is too large for a link.
+fn download(name: &str, kind: &str, text: &str, content: &str) -> Option<String> {
+    let mut data = String::with_capacity(content.len() * 2);
+    for byte in content.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b',' | b'.' | b'-' | b'_' | b':' | b'[' | b']' => {
+                data.push(byte.into())
+            }
+            _ => {
+                let _ = write!(data, "%{byte:02X}");
+            }
+        }
+    }
+    let (name, text) = (escaped(name), escaped(text));
+    let link = format!("<a download=\"{name}\" href=\"data:{kind};charset=utf-8,{data}\">{text}</a>");
+    (data.len() < MOST_BYTES).then_some(link)
 }
 
 fn escaped(text: &str) -> String {
@@ -173,7 +218,8 @@ mod tests {
             rows: vec![vec![name.into()]],
             ..Sheet::new("t", name).with_note(name)
         };
-        let page = html(&[name], &[Section::new(name, vec![sheet], Vec::new())]).unwrap();
+        let raw = [sheet.clone()];
+        let page = html(&[name], &[Section::new(name, vec![sheet], Vec::new())], &raw).unwrap();
         assert!(!page.contains("<script") && page.matches("&lt;script&gt;").count() >= 8);
     }
 }

@@ -1,7 +1,8 @@
-//! Sheets and sections as CSV, Markdown and HTML. `table` formats text for a terminal.
+//! Sheets and sections as CSV, JSON, Markdown and HTML. `table` formats text for a terminal.
 
 mod csv;
 mod html;
+pub mod json;
 mod markdown;
 
 pub use self::csv::csv;

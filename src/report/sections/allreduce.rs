@@ -1,4 +1,4 @@
-//! Section of `/allreduce`: bandwidth by size.
+//! Section of `/allreduce`: bandwidth and time by size.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::table::{Cell, Frame, Heading};
 
-/// Builds the table and the bandwidth curves.
+/// Builds the table and the curves of bandwidth and time.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("allreduce")? else { return Ok(None) };
     let rows = frame.rows();
@@ -65,17 +65,28 @@ fn curves(frame: &Frame) -> Figure {
         }
     }
     keys.sort_by_key(|(ranks, _)| *ranks);
-    let series = keys.iter().enumerate().map(|(color, (ranks, label))| {
-        let own = rows.iter().filter(|row| key(**row) == (*ranks, label.clone()));
-        let points = own.map(|&row| (frame.number("size", row), frame.number("busbw", row)));
-        Series::new(label, Style::Line, color, points.filter(|(size, busbw)| *size > 0.0 && *busbw > 0.0).collect())
-    });
-    let panel = Lines {
-        title: String::new(),
-        x: Axis::new("size of the buffer", "B", Scale::Log),
-        y: Axis::new("busbw", "GB/s", Scale::Log),
-        series: series.filter(|series| !series.points.is_empty()).collect(),
+    let of_key = |(color, (ranks, label)): (usize, &(i64, String)), column: &str| {
+        let own: Vec<usize> = rows.iter().copied().filter(|row| key(*row) == (*ranks, label.clone())).collect();
+        let points = own.iter().map(|&row| (frame.number("size", row), frame.number(column, row)));
+        let points = points.filter(|(x, y)| *x > 0.0 && *y > 0.0).collect();
+        let series = Series::new(label, Style::Line, color, points);
+        if column != "time" {
+            return series;
+        }
+        let ends = |&row: &usize| (frame.number("size", row), frame.number("min", row), frame.number("p99", row));
+        series.with_intervals(own.iter().map(ends).filter(|(x, low, _)| *x > 0.0 && *low > 0.0).collect())
     };
-    Figure::new("allreduce-busbw", "Bus bandwidth of the all-reduce, in place", vec![Panel::Lines(panel)])
-        .with_note(&format!("busbw = {}; time: {}.", BUSBW.text, REDUCE_TIME.text))
+    let panel = |title: &str, column: &str, units: &str| {
+        Panel::Lines(Lines {
+            title: title.to_owned(),
+            x: Axis::new("size of the buffer", "B", Scale::Log),
+            y: Axis::new(column, units, Scale::Log),
+            series: keys.iter().enumerate().map(|key| of_key(key, column)).filter(|s| !s.points.is_empty()).collect(),
+        })
+    };
+    let panels = vec![panel("bus bandwidth", "busbw", "GB/s"), panel("latency", "time", "s")];
+    Figure::new("allreduce", "Bandwidth and latency of the all-reduce, in place", panels).with_note(&format!(
+        "busbw = {}; time: {}. Error bars of the time: from the minimum to the 99th percentile of the iterations.",
+        BUSBW.text, REDUCE_TIME.text
+    ))
 }

@@ -42,12 +42,34 @@ impl Cases {
         rows
     }
 
-    /// Legend text of a model and batch: `net, batch 32` if the table has several models, else `batch 32`.
-    pub fn label(&self, model: &str, batch: i64) -> String {
-        let models: BTreeSet<&str> = self.frame.rows().iter().map(|row| self.frame.text("model", *row)).collect();
-        if models.len() > 1 { format!("{model}, batch {batch}") } else { format!("batch {batch}") }
+    /// Names of the models; each has its own panel, since their times differ by orders of magnitude.
+    pub fn models(&self) -> BTreeSet<&str> {
+        self.frame.rows().iter().map(|row| self.frame.text("model", *row)).collect()
+    }
+
+    /// Interval of `images_per_second`, `speedup` or `efficiency` in a row, from the 95 % interval of the median step; the two ratios
+    /// take the outer ends of two such intervals, which hold with at least 90 %. `None` where the file knows none.
+    pub fn interval(&self, column: &str, row: usize) -> Option<(f64, f64)> {
+        let number = |name: &str, row: usize| Some(self.frame.number(name, row)).filter(|value| *value > 0.0);
+        let (step, low, high) = (number("step", row)?, number("step_low", row)?, number("step_high", row)?);
+        let value = number(column, row)?;
+        if column == "images_per_second" {
+            return Some((value * step / high, value * step / low));
+        }
+        let (model, ranks, batch) = self.key(row)?;
+        let rows = self.as_trained();
+        let (_, first) = rows.iter().find(|(key, _)| ranks > 1 && *key == (model.clone(), 1, batch))?;
+        let work = value * step / number("step", *first)?;
+        Some((work * number("step_low", *first)? / high, work * number("step_high", *first)? / low))
     }
 }
+
+/// What the error bars of [`Cases::interval`] mean, for notes.
+pub const INTERVALS: &str = "Error bars: from the 95 % interval of the median step";
+
+/// What the error bars of a ratio to one rank mean, for notes.
+pub const RATIO_INTERVALS: &str =
+    "Error bars: outer ends of the 95 % intervals of both median steps, together at least 90 %";
 
 /// Text for a number of ranks: `1 rank`, `2 ranks`.
 pub fn ranks_label(ranks: i64) -> String {

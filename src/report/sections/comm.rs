@@ -74,7 +74,7 @@ fn bars(frame: &Frame, column: &str, units: &str, is_per_step: bool) -> Panel {
             _ => kind,
         };
         let per = if is_per_step { frame.number("steps", row) } else { 1.0 };
-        Bar { label, values: vec![frame.number(column, row) / per] }
+        Bar { label, values: vec![frame.number(column, row) / per], interval: None }
     };
     Panel::Bars(Bars {
         title: column.into(),

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::cases::{Cases, Key};
-use super::scaling_plots::{against_ranks, speedup_and_efficiency};
+use super::cases::{Cases, Key, RATIO_INTERVALS};
+use super::scaling_plots::{against_ranks, measured, speedup_and_efficiency};
 use crate::error::Result;
 use crate::metrics::definitions;
 use crate::predict;
@@ -15,11 +15,11 @@ use crate::table::{Cell, Frame, Heading};
 /// Builds the table and the curves.
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("prediction")? else { return Ok(None) };
-    let measured = source.frame("scaling")?.map(|frame| Cases { frame });
+    let cases = source.frame("scaling")?.map(|frame| Cases { frame });
     let columns = [&["model"][..], &predict::COLUMNS].concat();
     let rows = frame.rows();
     let mut sheet = frame.sheet("prediction", "Predicted scaling", &columns, &rows).with_keys(3);
-    if let Some(cases) = &measured {
+    if let Some(cases) = &cases {
         let known = cases.as_trained();
         for (column, units) in [("step", "s"), ("speedup", "1"), ("efficiency", "1")] {
             let meaning = "measurement of this case in /scaling; NaN: not measured";
@@ -31,11 +31,13 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
             Cell::Float(100.0 * (frame.number("step", row) / step - 1.0))
         });
     }
-    let figure = Figure::new("prediction", "Predicted and measured scaling", {
-        let series = |column| series(&frame, measured.as_ref(), column);
-        speedup_and_efficiency(series("speedup"), series("efficiency"))
+    let models: BTreeSet<&str> = rows.iter().map(|row| frame.text("model", *row)).collect();
+    let panels = models.into_iter().flat_map(|model| {
+        let series = |column| series(&frame, cases.as_ref(), model, column);
+        speedup_and_efficiency(model, series("speedup"), series("efficiency"))
     });
-    let figure = figure.with_note("Lines: predicted. Markers: measured.");
+    let figure = Figure::new("prediction", "Predicted and measured scaling", panels.collect())
+        .with_note(&format!("Lines: predicted. Markers: measured. {RATIO_INTERVALS}."));
     Ok(Some(Section::new("Prediction", vec![sheet], vec![figure])))
 }
 
@@ -48,27 +50,24 @@ fn measured_value(frame: &Frame, cases: &Cases, known: &[(Key, usize)], row: usi
     known.iter().find(same).map_or(f64::NAN, |(_, row)| cases.frame.number(column, *row))
 }
 
-/// One predicted curve per model and batch, each with its measured points in the same color.
-fn series(frame: &Frame, measured: Option<&Cases>, column: &str) -> Vec<Series> {
-    let rows = frame.rows();
-    let key = |row: usize| Some((frame.text("model", row), frame.integer("batch_per_rank", row)?));
-    let lines: BTreeSet<(&str, i64)> = rows.iter().filter_map(|row| key(*row)).collect();
-    let models = lines.iter().map(|(model, _)| *model).collect::<BTreeSet<_>>().len();
+/// One predicted curve per batch of a model, each with its measured points in the same color. A table without models is of any.
+fn series(frame: &Frame, cases: Option<&Cases>, model: &str, column: &str) -> Vec<Series> {
+    let rows = frame.rows_where(|row| frame.text("model", row) == model);
+    let batches: BTreeSet<i64> = rows.iter().filter_map(|row| frame.integer("batch_per_rank", *row)).collect();
     let mut all = Vec::new();
-    for (color, (model, batch)) in lines.into_iter().enumerate() {
-        let label = if models > 1 { format!("{model}, batch {batch}") } else { format!("batch {batch}") };
-        let own = rows.iter().filter(|row| key(**row) == Some((model, batch)));
+    for (color, batch) in batches.into_iter().enumerate() {
+        let own = rows.iter().filter(|row| frame.integer("batch_per_rank", **row) == Some(batch));
         let points = own.map(|row| (frame.number("ranks", *row), frame.number(column, *row))).collect();
-        all.push(Series::new(&label, Style::Plain, color, points));
-        let Some(cases) = measured else { continue };
-        let same = |((m, _, b), _): &&(Key, usize)| (model.is_empty() || m == model) && *b == batch;
+        all.push(Series::new(format!("batch {batch}"), Style::Plain, color, points));
+        let Some(cases) = cases else { continue };
         let known = cases.as_trained();
-        let points = known.iter().filter(same).map(|((_, r, _), row)| (*r as f64, cases.frame.number(column, *row)));
-        all.push(Series::new(format!("{label}, measured"), Style::Points, color, points.collect()));
+        let same = |((m, _, b), _): &&(Key, usize)| (model.is_empty() || m == model) && *b == batch;
+        let own: Vec<&(Key, usize)> = known.iter().filter(same).collect();
+        all.push(measured(cases, &own, column, format!("batch {batch}, measured"), Style::Points, color));
     }
     if all.iter().all(|series| series.points.is_empty()) {
         // Without any predicted value of the column, only the measurement is shown.
-        return measured.map_or(Vec::new(), |cases| against_ranks(cases, column, Style::Points, ", measured"));
+        return cases.map_or(Vec::new(), |cases| against_ranks(cases, model, column, Style::Points, ", measured"));
     }
     all.retain(|series| !series.points.is_empty());
     all

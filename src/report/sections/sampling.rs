@@ -38,5 +38,9 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         curves(&frame, &variants, "epoch", "seen_so_far", "percent", "samples seen so far"),
         curves(&frame, &variants, "epoch", "met_before", "percent", "pairs that met in the previous epoch"),
     ];
-    Ok(Some(Section::new("Sampling", vec![sheet], vec![Figure::new("sampling", title, panels)])))
+    let mut figure = Figure::new("sampling", title, panels);
+    if frame.column("variant").is_some() {
+        figure = figure.with_note("Mean over the seeds. Error bars: from the least to the greatest seed.");
+    }
+    Ok(Some(Section::new("Sampling", vec![sheet], vec![figure])))
 }

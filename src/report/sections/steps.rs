@@ -99,7 +99,7 @@ fn bars(groups: &[Group]) -> Figure {
             values.push((seconds(Part::Step) - values.iter().sum::<f64>()).max(0.0));
             let ranks = group.conditions.world_size;
             let label = if groups.len() > 1 { format!("rank {rank} of {ranks}") } else { format!("rank {rank}") };
-            Bar { label, values }
+            Bar { label, values, interval: None }
         })
     });
     let panel = Bars {

@@ -17,7 +17,8 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         curves(&frame, &variants, "epoch", "test_accuracy", "percent", "test accuracy"),
     ];
     let figure = Figure::new("study", "Variants, mean over the seeds", panels).with_note(
-        "Each point is the mean over the seeds that had not diverged yet; a curve ends early if every seed diverged.",
+        "Each point is the mean over the seeds that had not diverged yet; a curve ends early if every seed diverged. Error bars: from \
+         the least to the greatest seed.",
     );
     let mut sheets = vec![summary(&frame, &variants)];
     if let Some(frame) = source.frame("variants")? {
@@ -95,15 +96,31 @@ pub(super) fn x_values(frame: &Frame, variant: &str, x: &str) -> Vec<i64> {
 
 /// A panel of `column` over `x`, one curve per variant, mean over the seeds.
 pub(super) fn curves(frame: &Frame, variants: &[String], x: &str, column: &str, units: &str, title: &str) -> Panel {
-    let value = |variant: &str, place: i64| {
+    let values = |variant: &str, place: i64| -> Vec<f64> {
         let here = |row| frame.text("variant", row) == variant && frame.integer(x, row) == Some(place);
-        mean(frame.rows_where(here).into_iter().map(|row| frame.number(column, row)).filter(|value| value.is_finite()))
+        frame
+            .rows_where(here)
+            .into_iter()
+            .map(|row| frame.number(column, row))
+            .filter(|value| value.is_finite())
+            .collect()
     };
+    let mut series = series(frame, variants, x, &|variant, place| mean(values(variant, place)));
+    for series in &mut series {
+        let ends = |place: i64| {
+            let seeds = values(&series.label, place);
+            let extreme = |from: f64, pick: fn(f64, f64) -> f64| seeds.iter().copied().fold(from, pick);
+            let ends = (place as f64, extreme(f64::INFINITY, f64::min), extreme(f64::NEG_INFINITY, f64::max));
+            (seeds.len() > 1).then_some(ends)
+        };
+        let intervals = x_values(frame, &series.label, x).into_iter().filter_map(ends).collect();
+        *series = series.clone().with_intervals(intervals);
+    }
     Panel::Lines(Lines {
         title: title.into(),
         x: Axis::new(x, "1", Scale::Linear),
         y: Axis::new(title, units, Scale::Linear),
-        series: series(frame, variants, x, &value),
+        series,
     })
 }
 
