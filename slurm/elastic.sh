@@ -37,7 +37,7 @@ elastic() {
         idle=$((next > from ? 0 : idle + 1))
         from=$next
         if [ "$idle" -gt 3 ] || [ "$restarts" -ge "$most" ]; then
-            give_up "$status" "$lost" "$restarts restarts, the last $idle of them without a new checkpoint (limits: $most and 3)"
+            give_up "$status" "$lost" "$restarts restarts, $idle starts in a row without a new checkpoint (limits: $most and 3)"
             break
         fi
         if [ ${#left[@]} = 0 ]; then give_up "$status" "$lost" 'no node answers' && break; fi
@@ -114,7 +114,7 @@ nodes_for_batch() {
     for ((used = $# - 1; used > 0; used--)); do
         if ((batch % $(ranks_of "${@:2:used}") == 0)); then echo "$used" && return; fi
     done
-    echo "no number of the nodes left divides the global batch (batch_per_rank x ranks = $batch)"
+    echo "batch_per_rank x ranks = $batch does not divide by the ranks of any number of these nodes: ${*:2}"
     return 1
 }
 
