@@ -8,6 +8,9 @@ srun=(srun --wait=30 --kill-on-bad-exit=0) # add --mpi=pmix (Open MPI) or --mpi=
 mpirun=("$(dirname "${BASH_SOURCE[0]}")/../scripts/mpirun" --unbound) # the launcher of the MPI on the PATH; unbound, since Open
                                         # MPI's gives a bound rank one core whatever --cpus-per-task says
 
+step=()                                 # more options of srun, and
+beside=                                 # a function that runs beside the launcher, given its process id: slurm/elastic.sh has both
+
 # hpml sets the threads per rank itself.
 unset OMP_NUM_THREADS
 mkdir -p runs
@@ -16,16 +19,17 @@ mkdir -p runs
 # rank, which writes a checkpoint and ends with status 75. Sets `terminated` to yes after TERM, by which Slurm ends a job
 # (scancel, time limit, preemption, requeue).
 launch() {
-    local launcher signalled status cut=no
+    local launcher watcher='' signalled status cut=no
     terminated=no
     case $HPML_LAUNCH in
         # srun no longer takes --cpus-per-task from the job. It ends the other ranks 30 s after one has died, since they would
         # wait for it; if it did so at once, it would kill ranks that are about to end with an error and return that status.
-        srun) "${srun[@]}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${container[@]}" "$HPML" "$@" & ;;
+        srun) "${srun[@]}" "${step[@]}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${container[@]}" "$HPML" "$@" & ;;
         mpirun) "${mpirun[@]}" "${container[@]}" "$HPML" "$@" & ;;
         *) echo "slurm/env.sh: HPML_LAUNCH=$HPML_LAUNCH: must be srun or mpirun" >&2; return 2 ;;
     esac
     launcher=$!
+    if [ -n "$beside" ]; then "$beside" "$launcher" & watcher=$!; fi
     # In the background, because bash runs a trap only between two commands; a signal ends `wait` early.
     trap 'signalled=yes cut=yes; kill -USR1 "$launcher" 2>/dev/null || true' USR1
     trap 'signalled=yes cut=yes terminated=yes; kill -USR1 "$launcher" 2>/dev/null || true' TERM
@@ -34,6 +38,7 @@ launch() {
         wait "$launcher" || status=$?
         [ "$signalled" = yes ]
     do :; done
+    [ -z "$watcher" ] || kill "$watcher" 2>/dev/null || true
     trap - USR1 TERM
     settle "$status" "$cut" "$@"
 }

@@ -256,6 +256,75 @@ fn every_script_runs_and_what_is_cut_short_goes_on() {
     assert_eq!(written(format!("report-{report}/chain-{chain}.csv")).lines().count(), 1 + 8);
 }
 
+/// A node that loses power in the middle of a training, long before Slurm notices: the same job goes on with the others.
+#[test]
+fn a_lost_node_costs_no_queue_wait_and_keeps_the_global_batch() {
+    let Some(lab) = Lab::up("a_lost_node_costs_no_queue_wait_and_keeps_the_global_batch") else { return };
+    let config = "[train]\nepochs = 40\nbatch_per_rank = 12\n[data]\ntrain_samples = 720\ntest_samples = 36\n\
+                  [launch]\nthreads = 1\n[checkpoint]\nevery_epochs = 1\n";
+    fs::write(lab.home.path().join("small.toml"), config).unwrap();
+    let export = "--export=ALL,HPML_LAUNCH=srun,HPML_SILENCE=5";
+    let options = ["--parsable", "--job-name=elastic", "--nodes=3", "--ntasks-per-node=1", export];
+    let id = lab.slurm("sbatch", &[&options[..], &["slurm/train.sbatch", "small.toml"]].concat()).unwrap();
+    let id = id.trim();
+    let file = lab.file(&format!("elastic-{id}.h5"));
+    let checkpoints = crate::common::checkpoint_folder(&file);
+    lab.wait("the first checkpoint", || checkpoints.exists().then_some(()));
+    // All ranks stop first, so that the training is not over before its node, however fast the machine is.
+    kill("STOP", &lab.ranks(id));
+    lab.script("fail", &["n2"]).unwrap();
+    kill("CONT", &lab.ranks(id));
+
+    lab.completed(id);
+    assert_eq!(lab.ended(id, "Restarts"), ["0"]);
+    let log = fs::read_to_string(lab.file(&format!("elastic-{id}.log"))).unwrap();
+    let said: Vec<&str> = log.lines().filter(|line| line.starts_with("slurm:")).collect();
+    assert!(said.len() == 1 && said[0].contains("n2 lost; restart 1 on n1 n3 (2 of 3 nodes, 2 ranks)"), "{log}");
+    assert!(log.contains("train.batch_per_rank = 18, so that the global batch stays 36"), "{log}");
+    assert_eq!(texts(&file, "environment/host").len(), 2);
+    assert_eq!(texts(&file, "epochs/parameter_checksum").len(), 40);
+}
+
+/// How often `elastic` starts a training again, and on what. Stand-ins for Slurm and for the ranks; needs no Slurm.
+#[test]
+fn a_training_is_started_again_only_while_that_helps() {
+    let slurm = concat!(env!("CARGO_MANIFEST_DIR"), "/slurm");
+    let folder = crate::common::folder();
+    let hpml = folder.path().join("hpml");
+    fs::write(&hpml, "#!/bin/sh\necho 'train.batch_per_rank = 12'; echo 'world_size 6'\n").unwrap();
+    fs::set_permissions(&hpml, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // (statuses of the starts, those that are saved a step later, nodes left) -> (status, starts, a word of the last message)
+    for (statuses, saves, left, expected, starts, word) in [
+        ("69 0", "", "a b c", 0, 2, "a rank lost; restart 1 on a b c (3 of 3 nodes, 6 ranks)"),
+        ("75", "", "a b", 75, 1, ""),
+        ("1", "", "a b c", 1, 1, ""), // an error of hpml
+        ("1 0", "1", "a c", 0, 2, "b lost; restart 1 on a c (2 of 3 nodes, 3 ranks) from step 1"), // of a launcher
+        ("69 0", "", "a c", 69, 1, "no checkpoint yet"),
+        ("137 0", "1", "b c", 0, 2, "a lost; restart 1 on b (1 of 3 nodes, 3 ranks)"), // 5 ranks do not divide 72
+        ("9 9 9 9 9 9 9", "", "a b c", 9, 4, "4 starts in a row"),
+        ("9 9 9 9 9 9 0", "1 3 5", "a b c", 0, 7, "restart 6"),
+        ("205", "1", "", 205, 1, "no node answers"),
+    ] {
+        let runs = tempfile::tempdir_in(folder.path()).unwrap();
+        let script = format!(
+            "set -euo pipefail; source {slurm}/env.sh; source {slurm}/elastic.sh; starts=0 statuses=({statuses})
+             scontrol() {{ tr , '\n' <<<\"$3\"; }}; end_steps() {{ :; }}; that_answer() {{ echo '{left}'; }}
+             launch() {{
+                 terminated=no starts=$((starts + 1))
+                 case ' {saves} ' in *\" $starts \"*) mkdir -p r.h5.checkpoints; : >r.h5.checkpoints/step-000$starts-x.h5 ;; esac
+                 return ${{statuses[starts - 1]}}
+             }}
+             status=0; elastic train x.toml --resume auto --out r.h5 || status=$?; echo \"$status after $starts\""
+        );
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &script]).env("HPML", &hpml).current_dir(runs.path());
+        bash.envs([("SLURM_JOB_NODELIST", "a,b,c"), ("SLURM_TASKS_PER_NODE", "1,3,2")]);
+        let said = run(&mut bash, Duration::from_secs(60)).unwrap();
+        assert!(said.ends_with(&format!("{expected} after {starts}\n")), "{statuses}: {said}");
+        assert!(said.contains(word) && (!word.is_empty() || !said.contains("slurm:")), "{statuses}: {said}");
+    }
+}
+
 /// Launchers of MPI libraries differ after a signal; the run file decides. Needs no Slurm.
 #[test]
 fn a_launchers_status_is_held_against_the_run_file() {

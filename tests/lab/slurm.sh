@@ -5,6 +5,8 @@
 #   slurm.sh install         installs Debian's packages that are missing
 #   slurm.sh up STATE PORT   nodes n1 to n4 of 8 CPUs each, which listen on PORT+1 to PORT+4 (slurmctld: PORT); STATE is
 #                            an empty folder with a short path, because it holds sockets
+#   slurm.sh fail STATE NODE kills the node's daemons and all of its processes at once, as if it had lost power; Slurm takes
+#                            the node for DOWN 300 s later (SlurmdTimeout)
 #   slurm.sh down STATE      kills the daemons and the jobs of that cluster, and of no other
 #
 # Slurm's commands find the cluster by SLURM_CONF=STATE/slurm.conf.
@@ -88,6 +90,25 @@ up() {
 
 processes() { grep -lzxF "SLURM_CONF=$state/slurm.conf" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3; }
 
+# Process ids of a node: its slurmd and slurmstepds, which have its log open, and their descendants.
+of_node() {
+    local log process; log=$(realpath "$state/$1.log")
+    for process in $(pgrep -x slurmd) $(pgrep -x slurmstepd); do
+        ! readlink "/proc/$process"/fd/* 2>/dev/null | grep -qxF "$log" || descendants "$process"
+    done
+}
+descendants() {
+    local child
+    echo "$1"
+    for child in $(pgrep -P "$1"); do descendants "$child"; done
+}
+
+fail() {
+    local pids; pids=$(of_node "$1")
+    [ -n "$pids" ] || die "$1: no daemon"
+    kill -KILL $pids 2>/dev/null || true
+}
+
 down() {
     local signal tries
     for signal in TERM KILL; do # on TERM mpirun still removes its temporary files
@@ -109,9 +130,10 @@ case $command in
         DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $packages >/dev/null
         ;;
     up) up ;;
+    fail) fail "${3:?node}" ;;
     down) down ;;
     *)
-        sed -n '2,10p' "$0"
+        sed -n '2,12p' "$0"
         exit 2
         ;;
 esac
