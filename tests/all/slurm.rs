@@ -275,7 +275,7 @@ fn a_lost_node_costs_no_queue_wait_and_keeps_the_global_batch() {
     lab.script("fail", &["n2"]).unwrap();
     kill("CONT", &lab.ranks(id));
 
-    // The lost node never tells Slurm that its part of the job is over.
+    // Until the node is DOWN, Slurm waits for its word that the job has ended there.
     lab.wait("the end of the training", || {
         let job = lab.slurm("scontrol", &["show", "job", id]).ok()?;
         job.contains("JobState=COMPLETING").then_some(())
