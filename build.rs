@@ -95,7 +95,6 @@ fn compile_shim(lib: &Path) {
         "convolution.cpp",
         "generator.cpp",
         "graph.cpp",
-        "operations.cpp",
         "optimizer.cpp",
         "script.cpp",
         "threads.cpp",

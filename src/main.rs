@@ -65,7 +65,10 @@ fn main() -> ExitCode {
         Command::Export { file, onnx, force } => alone(|| int8::export(&file, &onnx, force)),
         Command::Config => alone(|| Ok(config::documented_defaults())),
         Command::Devices => print(Ok(launch::describe_host())),
-        Command::Inspect { file } => alone(|| store::inspect(&file)),
+        Command::Inspect { file } => alone(|| {
+            let (overview, slow) = (store::inspect(&file)?, report::slow(&file));
+            Ok(if slow.is_empty() { overview } else { format!("{overview}\n{slow}") })
+        }),
         Command::Report(args) => alone(|| report::report(&args.into())),
         Command::Generate { prefix } => alone(|| cli::generate(&prefix)),
     }

@@ -108,6 +108,28 @@ fn three_digits(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
+/// Most stretches that [`ranges`] names.
+const MOST_RANGES: usize = 8;
+
+/// Ascending numbers as stretches: `3`, `0-63, 70`; beyond 8 of them how many numbers are left.
+pub fn ranges(numbers: impl IntoIterator<Item = usize>) -> String {
+    let mut stretches: Vec<(usize, usize)> = Vec::new();
+    for number in numbers {
+        match stretches.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => stretches.push((number, number)),
+        }
+    }
+    let rest = stretches.split_off(stretches.len().min(MOST_RANGES));
+    let text =
+        |(first, last): (usize, usize)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    let named = stretches.into_iter().map(text).collect::<Vec<_>>().join(", ");
+    match rest.iter().map(|(first, last)| last - first + 1).sum::<usize>() {
+        0 => named,
+        left => format!("{named} and {left} more"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,5 +171,12 @@ mod tests {
     fn bytes_are_decimal() {
         assert_eq!(format_bytes(44_695_848), "44.7 MB");
         assert_eq!(format_bytes(999), "999 B");
+    }
+
+    #[test]
+    fn many_numbers_are_a_few_stretches() {
+        assert_eq!((ranges([]), ranges([3]), ranges([0, 1, 2, 5])), ("".into(), "3".into(), "0-2, 5".into()));
+        assert_eq!(ranges(8..4096), "8-4095");
+        assert_eq!(ranges((0..40).step_by(2)), "0, 2, 4, 6, 8, 10, 12, 14 and 12 more");
     }
 }

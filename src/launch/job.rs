@@ -176,11 +176,12 @@ impl Job {
         places::lines(&self.places)
     }
 
-    /// Logs a warning on rank 0 and keeps it for the run file; does nothing on other ranks.
+    /// Logs a warning on rank 0 and keeps it for the run file, unless it was given before; does nothing on other ranks.
     pub fn warn(&self, warning: String) {
-        if self.is_root() {
+        let mut warnings = self.warnings.lock().expect("no thread panics while it adds a text");
+        if self.is_root() && !warnings.contains(&warning) {
             log::warn!("{warning}");
-            self.warnings.lock().expect("no thread panics while it adds a text").push(warning);
+            warnings.push(warning);
         }
     }
 

@@ -24,6 +24,7 @@ mod logger;
 mod neighbors;
 mod panic_hook;
 mod places;
+mod shared_memory;
 mod signals;
 mod singletons;
 mod tuning;

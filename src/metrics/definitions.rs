@@ -245,6 +245,21 @@ pub const SKIPPED_STEPS: Definition = define(
 pub const TRAIN_SECONDS: Definition =
     define("seconds", "s", "wall time of the epoch's training, without the test").unless(NAN_LOSS);
 pub const TEST_SECONDS: Definition = define("test_seconds", "s", "wall time of the test");
+pub const GATHER_SECONDS: Definition = define(
+    "gather_seconds",
+    "s",
+    "wall time of the epoch's beginning and end: order of the samples, agreement of the ranks, times of the steps to rank 0",
+)
+.unless("an earlier build did not measure it");
+const WRITTEN_BEFORE: &str = "the last epoch in the file, which was written before it was known";
+pub const WRITE_SECONDS: Definition =
+    define("write_seconds", "s", "wall time of writing the run file after the epoch").unless(WRITTEN_BEFORE);
+pub const CHECKPOINT_SECONDS: Definition = define(
+    "checkpoint_seconds",
+    "s",
+    "wall time in which the training waited for the checkpoint after the epoch; those within the epoch are in seconds",
+)
+.unless(WRITTEN_BEFORE);
 pub const IMAGES_PER_SECOND: Definition =
     define("images_per_second", "1/s", "training samples of all ranks in the epoch / seconds")
         .unless("the epoch was trained on several numbers of ranks, or the training diverged");

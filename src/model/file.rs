@@ -21,9 +21,7 @@ use super::{Entry, Mode, Model, Network, Role, Standardize};
 use crate::config::{self, Precision};
 use crate::data::Form;
 use crate::error::{Error, Result};
-use crate::sys::{
-    Autocast, LIBTORCH_VERSION, Script, ScriptBatchNorm, ScriptFacts, ScriptTensor, count_operations, seeded,
-};
+use crate::sys::{Autocast, LIBTORCH_VERSION, Script, ScriptBatchNorm, ScriptFacts, ScriptTensor, seeded};
 
 /// Samples of the passes with which a module is tried out: more than one, for batch norm.
 const TRIED: i64 = 2;
@@ -146,8 +144,7 @@ impl Module {
             |given: &&ScriptTensor| self.is_traced() && !given.is_parameter && given.tensor.kind() != Kind::Float;
         let counters = self.tensors.iter().filter(counted).map(|given| given.tensor.shallow_clone()).collect();
         let draws = self.description.as_ref().is_none_or(|description| description.check.random);
-        let operations = Err("not counted".into());
-        FileNetwork { script: self.script, is_training: Cell::new(None), precision, draws, counters, operations }
+        FileNetwork { script: self.script, is_training: Cell::new(None), precision, draws, counters }
     }
 }
 
@@ -200,8 +197,6 @@ struct FileNetwork {
     draws: bool,
     /// Integer buffers that a test must leave as they are.
     counters: Vec<Tensor>,
-    /// Multiplications and additions of one sample, forward, and forward and backward; or what cannot be counted.
-    operations: Result<[u64; 2], String>,
 }
 
 impl FileNetwork {
@@ -242,7 +237,7 @@ impl Network for FileNetwork {
     }
 
     fn operations(&self) -> Option<Result<[u64; 2], String>> {
-        Some(self.operations.clone())
+        Some(Err("the network of a file".into()))
     }
 
     fn can_be_captured(&self) -> bool {
@@ -291,11 +286,11 @@ pub(super) fn open(config: &config::Model, form: Form, seed: u64) -> Result<Mode
         return module.refuse(message);
     }
     let (path, state) = (module.path.clone(), module.state());
-    let mut network = module.into_network(config.precision);
+    let network = module.into_network(config.precision);
     let is_images = matches!(form, Form::Images { .. });
     let channels_last = config.channels_last && is_images;
     let refuse = |message: String| Error::File { path: path.clone(), message };
-    let operations = seeded(seed, || try_out(&network, &state, form, channels_last)).map_err(|message| {
+    seeded(seed, || try_out(&network, &state, form, channels_last)).map_err(|message| {
         let reason = reason(&message);
         if channels_last && seeded(seed, || try_out(&network, &state, form, false)).is_ok() {
             return refuse(format!(
@@ -305,21 +300,14 @@ pub(super) fn open(config: &config::Model, form: Form, seed: u64) -> Result<Mode
         }
         refuse(format!("does not fit {form}: {reason}: export it for these samples, or choose other data"))
     })?;
-    network.operations = operations;
     Ok(Model { state, channels_last, network: Box::new(network) })
 }
 
-/// Runs the network once in each mode, and leaves its buffers as they were. Returns the multiplications and additions of one sample
-/// in the forward and in the whole pass, or the operation that cannot be counted.
+/// Runs the network once in each mode, and leaves its buffers as they were.
 ///
 /// # Errors
 /// Returns libtorch's message if it fails, or the shape of an output that is none of logits.
-fn try_out(
-    network: &FileNetwork,
-    state: &[Entry],
-    form: Form,
-    channels_last: bool,
-) -> Result<Result<[u64; 2], String>, String> {
+fn try_out(network: &FileNetwork, state: &[Entry], form: Form, channels_last: bool) -> Result<(), String> {
     let buffers = || state.iter().filter(|entry| !matches!(entry.role, Role::Parameter | Role::Frozen | Role::Tied));
     let before: Vec<Tensor> = buffers().map(|entry| entry.tensor.copy()).collect();
     let (shape, kind, mut expected, classes) = match form {
@@ -332,34 +320,21 @@ fn try_out(
     if channels_last {
         inputs = inputs.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
     }
-    let check = |logits: Tensor| {
-        if logits.size() == expected {
-            return Ok(logits);
-        }
-        let wanted = if expected.len() == 2 { "[n, classes]" } else { "[n, t, vocabulary]" };
-        Err(format!("its output is {:?} for an input {sizes:?}, expected {wanted} = {expected:?}", logits.size()))
-    };
-    let tried = tch::no_grad(|| network.logits(&inputs, Mode::Eval)).and_then(check).and_then(|_| {
-        let (forward, logits) = count_operations(|| network.logits(&inputs, Mode::TRAIN));
-        Ok(count_backward(&check(logits?)?, state, forward))
-    });
+    let mut tried = Ok(());
+    for mode in [Mode::Eval, Mode::TRAIN] {
+        tried = tried.and_then(|()| {
+            let logits = tch::no_grad(|| network.logits(&inputs, mode))?;
+            if logits.size() == expected {
+                return Ok(());
+            }
+            let wanted = if expected.len() == 2 { "[n, classes]" } else { "[n, t, vocabulary]" };
+            Err(format!("its output is {:?} for an input {sizes:?}, expected {wanted} = {expected:?}", logits.size()))
+        });
+    }
     tch::no_grad(|| {
         for (entry, before) in buffers().zip(&before) {
-            // Without the pass that wrote it, which a gradient would go back through.
-            let _ = entry.tensor.shallow_clone().detach_();
             entry.tensor.shallow_clone().copy_(before);
         }
     });
     tried
-}
-
-/// Operations of one sample, of whose passes `forward` are known, with those of the backward pass from `logits`; it leaves no gradients.
-fn count_backward(logits: &Tensor, state: &[Entry], forward: Result<u64, String>) -> Result<[u64; 2], String> {
-    let parameters: Vec<&Tensor> =
-        state.iter().filter(|entry| entry.role == Role::Parameter).map(|entry| &entry.tensor).collect();
-    let sum = logits.sum(Kind::Float);
-    let (backward, passed) = count_operations(|| Tensor::f_run_backward(&[&sum], &parameters, false, false));
-    passed.map_err(|error| format!("no backward pass: {}", reason(&error.to_string())))?;
-    let (forward, backward) = (forward?, backward?);
-    Ok([forward, forward + backward].map(|operations| operations / TRIED as u64))
 }

@@ -131,8 +131,8 @@ pub trait Network {
     /// Computes the convolutions of these `shapes` by Winograd from now on, the others directly.
     fn use_winograd(&mut self, _winograd: Winograd, _shapes: &[Shape]) {}
 
-    /// Multiplications and additions of one sample in the forward pass, and in forward and backward pass, counted when the network
-    /// was tried out; an error names an operation whose products are not counted. `None`: the list of nodes tells.
+    /// Multiplications and additions of one sample in the forward pass, and in forward and backward pass; an error says what is not
+    /// counted. `None`: the list of nodes tells.
     fn operations(&self) -> Option<Result<[u64; 2], String>> {
         None
     }

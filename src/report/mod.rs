@@ -93,7 +93,7 @@ pub fn report(args: &Request) -> Result<String> {
 
     let sections = sections::all(&sources)?;
     if args.json && text.is_none() {
-        text = Some(render::json::report(&titles(&sources), &sections));
+        text = Some(render::json::report(&titles(&sources), &with_details(&sources, &sections)?));
     }
     let written = traces + &write_files(args, &sources, &sections)?;
     Ok(match text {
@@ -116,6 +116,14 @@ pub fn tables(config: Option<&Config>, tables: &[Table], names: &[&str]) -> Stri
     let sheets: Vec<&Sheet> = sections.iter().flat_map(|section| &section.sheets).collect();
     let named = names.iter().filter_map(|name| sheets.iter().find(|sheet| sheet.name == *name));
     in_terminal(named.copied())
+}
+
+/// Formats the tables of slow ranks and hosts of the run file at `path` for the terminal; empty if it is of another kind, has none,
+/// or cannot be read as a run file.
+pub fn slow(path: &Path) -> String {
+    let sources = source::open_all(&[path.to_owned()]).unwrap_or_default();
+    let sheets: Vec<Sheet> = sources.iter().filter_map(|source| sections::slow(source).ok()).flatten().collect();
+    in_terminal(sheets.iter().filter(|sheet| !sheet.rows.is_empty()))
 }
 
 /// Formats tables one below the other for the terminal.
@@ -145,7 +153,7 @@ fn write_files(args: &Request, sources: &[Source], sections: &[Section]) -> Resu
             Some(figure) if path.extension().is_some_and(|extension| extension == "png") => plot::png(figure),
             Some(figure) => plot::svg(figure).map(String::into_bytes),
             None => {
-                let all: Vec<Section> = sections.iter().cloned().chain([sections::details(sources)?]).collect();
+                let all = with_details(sources, sections)?;
                 render::html(&titles(sources), &all, &raw_sheets(sources)?).map(String::into_bytes)
             }
         };
@@ -161,6 +169,11 @@ fn write_files(args: &Request, sources: &[Source], sections: &[Section]) -> Resu
         lines += &format!("{tables} tables and {plots} plots written to {}\n", path.display());
     }
     Ok(lines)
+}
+
+/// The sections, and what only page and JSON show: each rank's place and the whole configuration.
+fn with_details(sources: &[Source], sections: &[Section]) -> Result<Vec<Section>> {
+    Ok(sections.iter().cloned().chain([sections::details(sources)?]).collect())
 }
 
 fn titles<'a>(sources: &'a [Source]) -> Vec<&'a str> {

@@ -124,6 +124,7 @@ impl Visits<'_> {
         convolutions.choose(&mut model, &plan, job.target, group, case.batch_per_rank)?;
         sys::give_back_freed_memory();
         memory::forget_peak();
+        let plan = job.fitting(&plan, group, model.parameter_count())?;
         let mut replica = Replica::new(model, job.target, group.clone(), &plan)?;
         let feed = Feed::new(dataset.clone(), job.target.own_memory(), plan.data.gpu_mb as Bytes * 1_000_000)?;
         (outcome.gradient_bytes, outcome.overlaps) = (replica.gradient_bytes(), replica.overlaps());

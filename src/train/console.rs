@@ -64,11 +64,21 @@ pub fn print_epoch(epochs: &[EpochRow], of: usize) {
 }
 
 /// Prints the closing tables as the report of the run file shows them, and the path of the file.
-pub fn print_closing(config: &Config, world_size: usize, tables: &[Table], path: &Path, total: Second) {
+pub fn print_closing(
+    config: &Config,
+    world_size: usize,
+    tables: &[Table],
+    path: &Path,
+    total: Second,
+    spent: &[(&str, Second)],
+) {
     // One rank sends no messages, so /comm is left out.
     let names = ["epochs", "steps-anatomy", "comm", "slow-ranks", "slow-hosts"];
     let shown = if world_size > 1 { &names[..] } else { &names[..2] };
     print!("\n{}", report::tables(Some(config), tables, shown));
-    println!("\n{} in total, written to {}", format_seconds(total), path.display());
+    let rest = total - spent.iter().map(|(_, seconds)| seconds).sum::<f64>();
+    let parts = spent.iter().copied().chain([("other", rest.max(0.0))]);
+    let parts: Vec<String> = parts.map(|(name, seconds)| format!("{name} {}", format_seconds(seconds))).collect();
+    println!("\n{} in total ({}), written to {}", format_seconds(total), parts.join(", "), path.display());
     println!("next: hpml inspect {}", path.display());
 }

@@ -21,6 +21,8 @@ mod reads;
 mod record;
 mod resume;
 mod sampling;
+#[cfg(test)]
+mod simulated;
 mod start;
 mod step;
 mod training;
@@ -158,7 +160,7 @@ impl<'a> Begun<'a> {
             }
         }
         if let Err(name) = training.operations() {
-            job.warn(format!("FLOP/s are unknown: the operations of {name} in {} are not counted", plan.model.file));
+            log::info!("FLOP/s are unknown: the operations of {name} are not counted");
         }
         outputs.iter_mut().for_each(|outputs| outputs.set_operations(training.operations()));
         drop(resume); // its tensors are as large as the training's own
@@ -205,7 +207,7 @@ impl<'a> Begun<'a> {
             // The tables of the file as it was written: messages sent since then are not in them.
             let (mut tables, seconds) = (outputs.take_written(), started.elapsed().as_secs_f64());
             tables.push(environment::table(job)); // hosts of slow ranks
-            console::print_closing(&plan, job.world_size, &tables, outputs.path(), seconds);
+            console::print_closing(&plan, job.world_size, &tables, outputs.path(), seconds, &training.record().spent());
         }
         drop(checkpoints); // from here on a signal ends the job: all is written, and what follows can be repeated
         Ok(Trained { training, datasets, outputs })
@@ -269,6 +271,7 @@ fn epochs(
             Progress::Stopped(signal) => return Ok((Some(signal), written)),
             Progress::Finished => return Ok((None, written)),
         }
+        let write_started = Instant::now();
         if let Some(outputs) = &mut outputs {
             console::print_epoch(training.record().epochs(), plan.train.epochs);
             log_epoch(training, live);
@@ -285,7 +288,10 @@ fn epochs(
                 result => result.map(|()| true)?,
             };
         }
-        if let Some(signal) = training.between_epochs(checkpoints)?
+        let (wrote, checkpoint_started) = (write_started.elapsed(), Instant::now());
+        let signal = training.between_epochs(checkpoints)?;
+        training.record_mut().end_of_epoch_took(wrote.as_secs_f64(), checkpoint_started.elapsed().as_secs_f64());
+        if let Some(signal) = signal
             && !training.is_finished()
         {
             return Ok((Some(signal), written));

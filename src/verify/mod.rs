@@ -159,6 +159,7 @@ fn verify(
     };
     job.agree(same_parameters(&model, parity, reference, path))?;
 
+    let settings = job.agree(job.fitting(&settings, &job.communicator, model.parameter_count()))?;
     let mut replica = Replica::new(model, job.target, job.communicator.clone(), &settings)?;
     let mut optimizer = Optimizer::new(replica.state(), &settings.optim);
     let initial: Vec<Tensor> = replica.model().parameters().map(|entry| entry.tensor.detach().copy()).collect();

@@ -123,13 +123,13 @@ impl Workload {
     }
 
     /// Multiplications and additions per sample in the forward pass, and in forward and backward pass, as PyTorch's
-    /// `FlopCounterMode` counts them: those of convolutions, matrix products and attention. Of a network from a file they are
-    /// counted in one pass. `None` if it has an operation that is not counted, see [`uncounted`](Self::uncounted).
+    /// `FlopCounterMode` counts them: those of convolutions, matrix products and attention. `None` for a network from a file, see
+    /// [`uncounted`](Self::uncounted).
     pub fn operations(&self) -> Option<[u64; 2]> {
         self.operations.as_ref().ok().copied()
     }
 
-    /// Operation because of which there are no [`operations`](Self::operations).
+    /// What is not counted, where there are no [`operations`](Self::operations).
     pub fn uncounted(&self) -> Option<&str> {
         self.operations.as_ref().err().map(String::as_str)
     }

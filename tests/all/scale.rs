@@ -1,9 +1,12 @@
-//! Trainings with too many steps for a row each: what is kept, what is summarized, and whether a slow rank is named.
+//! Trainings with too many steps for a row each: what is kept, what is summarized, whether a slow rank is named;
+//! and hosts with little shared memory.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
-use crate::common::{Finished, Mpirun, checkpoints, column, folder, has, text, texts};
+use crate::common::{Finished, Mpirun, assert_refused, checkpoints, column, folder, has, launcher, text, texts};
 
 const SMALL: [&str; 4] =
     ["data.train_samples=640", "data.test_samples=20", "train.batch_per_rank=8", "launch.threads=1"];
@@ -96,7 +99,8 @@ fn a_rank_with_a_fifth_of_a_core_is_named_with_its_host() {
         let settings = ["model.name=resnet18", "model.width=8", "train.epochs=1", "data.train_samples=480", rows];
         let run = train(slowed, &out, &["--force"], &settings).succeeded();
         let report = Mpirun::alone().args(["report", text(&out)]).run().succeeded();
-        for shown in [&run.stdout, &report.stdout] {
+        let inspected = Mpirun::alone().args(["inspect", text(&out)]).run().succeeded();
+        for shown in [&run.stdout, &report.stdout, &inspected.stdout] {
             assert!(shown.contains("Slow ranks"), "{rows}: {shown}");
         }
         let csv = Mpirun::alone().args(["report", text(&out), "--csv", "--table", "slow-ranks"]).run().succeeded();
@@ -104,4 +108,30 @@ fn a_rank_with_a_fifth_of_a_core_is_named_with_its_host() {
         assert!(first.starts_with("3,overlap,1,"), "{rows}: {}", csv.stdout);
         assert!(!first.split(',').nth(3).unwrap().is_empty(), "{first}");
     }
+}
+
+#[test]
+fn too_little_shared_memory_is_found_before_the_first_step() {
+    let name = "too_little_shared_memory_is_found_before_the_first_step";
+    let has_namespaces = Command::new("unshare").args(["-m", "true"]).output().is_ok_and(|out| out.status.success());
+    if !has_namespaces {
+        eprintln!("{name}: left out: no right to make a mount namespace");
+        return;
+    }
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    // The 64 MB that containers give; the gradients of two ranks take 89 MB.
+    let small = |settings: &[&str]| {
+        let mounted = "mount -t tmpfs -o size=64m tmpfs /dev/shm && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", mounted, "sh"]);
+        command.arg(launcher().get_program()).args(["-n", "2", env!("CARGO_BIN_EXE_hpml")]);
+        let more = [&["model.name=resnet18", "train.max_steps=1", "train.batch_per_rank=1"], settings].concat();
+        train(Mpirun::command(command).timeout(Duration::from_secs(240)), &out, &["--force"], &more)
+    };
+    let run = small(&[]).succeeded();
+    assert_eq!(run.stderr.matches("gradients are reduced by the ring").count(), 1, "{}", run.stderr);
+    let inspected = Mpirun::alone().args(["inspect", text(&out)]).run().succeeded();
+    assert!(inspected.stdout.contains("--shm-size"), "{}", inspected.stdout);
+    assert_refused(&small(&["parallel.all_reduce=shared"]), &["/dev/shm", "parallel.all_reduce", "are free"]);
 }

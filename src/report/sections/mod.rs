@@ -25,6 +25,7 @@ use super::compare;
 use super::source::Source;
 use crate::error::Result;
 use crate::report::section::Section;
+use crate::table::Sheet;
 
 /// Makes a section of one run file; `None` if the file has none of its tables.
 type Make = fn(&Source) -> Result<Option<Section>>;
@@ -45,6 +46,14 @@ const SECTIONS: [Make; 14] = [
     convolutions::section,
     quantization::section,
 ];
+
+/// Makes the tables of slow ranks and hosts of one file.
+///
+/// # Errors
+/// A table is damaged.
+pub fn slow(source: &Source) -> Result<Vec<Sheet>> {
+    steps::slow_sheets(source)
+}
 
 /// Makes all sections that the files have tables for; sections of the same kind are joined.
 ///

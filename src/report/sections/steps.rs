@@ -22,6 +22,15 @@ const MOST_POINTS: usize = 1500;
 
 /// Builds the table of the parts, bars of them with one bar per rank, and the curve of step times.
 pub fn section(source: &Source) -> Result<Option<Section>> {
+    let Some((frame, groups, is_thinned)) = steps(source)? else { return Ok(None) };
+    let mut sheets = vec![sheet(&groups)];
+    sheets.extend(slow_of(source, &groups)?);
+    let figures = vec![bars(&groups), course(&frame, is_thinned)];
+    Ok(Some(Section::new("Step anatomy", sheets, figures)))
+}
+
+/// The table `/steps` of a training, its groups, and whether they come from summaries; `None` for another file.
+fn steps(source: &Source) -> Result<Option<(Frame, Vec<Group>, bool)>> {
     // A sweep's /steps holds the steps of all its cases, which /scaling summarizes.
     let Some(frame) = source.frame("steps")?.filter(|frame| frame.column("case").is_none()) else { return Ok(None) };
     let summaries = source.summaries()?;
@@ -29,12 +38,18 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         Some(summaries) => summaries.groups(),
         None => groups_of(&frame, source.config.as_ref()),
     };
+    Ok(Some((frame, groups, summaries.is_some())))
+}
+
+/// Builds the tables of slow ranks and hosts alone.
+pub fn slow_sheets(source: &Source) -> Result<Vec<Sheet>> {
+    let Some((_, groups, _)) = steps(source)? else { return Ok(Vec::new()) };
+    Ok(slow_of(source, &groups)?.into())
+}
+
+fn slow_of(source: &Source, groups: &[Group]) -> Result<[Sheet; 2]> {
     let hosts = source.frame("environment")?;
-    let host = |rank: i64| hosts.as_ref().map_or("", |hosts| hosts.text("host", rank as usize));
-    let mut sheets = vec![sheet(&groups)];
-    sheets.extend(slow::sheets(&groups, &host));
-    let figures = vec![bars(&groups), course(&frame, summaries.is_some())];
-    Ok(Some(Section::new("Step anatomy", sheets, figures)))
+    Ok(slow::sheets(groups, &|rank| hosts.as_ref().map_or("", |hosts| hosts.text("host", rank as usize))))
 }
 
 /// Groups the counted steps by number of ranks and timing. Rows of older files lack both: their number of ranks is the number of

@@ -142,6 +142,7 @@ impl<'a> Training<'a> {
         let operations = workload::operations(plan, datasets.form(), &model);
         let operations = job.agree(operations)?;
         convolutions.choose(&mut model, plan, job.target, &job.communicator, plan.train.batch_per_rank)?;
+        let plan = &job.agree(job.fitting(plan, &job.communicator, model.parameter_count()))?;
         let replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
         let (device, most) = (job.target.own_memory(), plan.data.gpu_mb as Bytes * 1_000_000);
         let feed = |dataset: &Arc<Dataset>| job.agree(Feed::new(dataset.clone(), device, most));
@@ -210,7 +211,7 @@ impl<'a> Training<'a> {
             0 => usize::MAX,
             most => most - self.steps_done,
         };
-        let epoch = self.epochs_done;
+        let (epoch, started) = (self.epochs_done, Instant::now());
         self.exchange_average(false);
         self.sampler.set_epoch(if self.plan.data.set_epoch { epoch as u64 } else { 0 });
         let mut batches = self.batches();
@@ -218,10 +219,12 @@ impl<'a> Training<'a> {
         batches.truncate(steps_left.saturating_mul(train.accumulate));
         let steps = batches.sizes.len().div_ceil(train.accumulate);
         self.begin_epoch_of(live, steps);
+        let train_started = Instant::now();
         if let Some(signal) = self.train(batches, live, checkpoints)? {
             live.clear();
             return Ok(Progress::Stopped(signal));
         }
+        let trained = train_started.elapsed();
         self.gpus.end_epoch(&job.communicator, epoch)?;
         self.reads.end_epoch(&job.communicator, &self.train_feed, epoch, self.epoch.seconds())?;
         if job.is_root() {
@@ -239,6 +242,7 @@ impl<'a> Training<'a> {
             self.divergence.after_epoch(&job.communicator, self.replica.state(), epoch, score)?;
         }
         live.clear();
+        let tested = test_started.elapsed();
 
         self.gather_times()?;
         let done = std::mem::take(&mut self.epoch);
@@ -257,7 +261,10 @@ impl<'a> Training<'a> {
             train: Score::new(train, form),
             test: Score::new(test, form),
             seconds,
-            test_seconds: test_started.elapsed().as_secs_f64(),
+            test_seconds: tested.as_secs_f64(),
+            gather_seconds: (started.elapsed() - trained - tested).as_secs_f64(),
+            write_seconds: f64::NAN,
+            checkpoint_seconds: f64::NAN,
             images_per_second,
             flops: flops(forward, images_per_second),
             peak_share: f64::NAN,
