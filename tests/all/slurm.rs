@@ -275,6 +275,12 @@ fn a_lost_node_costs_no_queue_wait_and_keeps_the_global_batch() {
     lab.script("fail", &["n2"]).unwrap();
     kill("CONT", &lab.ranks(id));
 
+    // Until the node is DOWN, Slurm waits for its word that the job has ended there.
+    lab.wait("the end of the training", || {
+        let job = lab.slurm("scontrol", &["show", "job", id]).ok()?;
+        job.contains("JobState=COMPLETING").then_some(())
+    });
+    lab.slurm("scontrol", &["update", "nodename=n2", "state=down", "reason=lost"]).unwrap();
     lab.completed(id);
     assert_eq!(lab.ended(id, "Restarts"), ["0"]);
     let log = fs::read_to_string(lab.file(&format!("elastic-{id}.log"))).unwrap();
