@@ -19,7 +19,7 @@ impl Job {
     /// more shared memory than a host has. A collective of `ranks`.
     ///
     /// # Errors
-    /// [`Error::ConfigValue`] if shared memory was asked for and has no room; a rank is gone.
+    /// [`Error::ConfigValue`] if `shared` is set and there is no room; a rank is gone.
     pub fn fitting(&self, plan: &Plan, ranks: &Communicator, elements: usize) -> Result<Plan> {
         let algorithm = plan.parallel.all_reduce;
         let shares = matches!(algorithm, Algorithm::Auto | Algorithm::Shared) && self.target.own_memory().is_none();

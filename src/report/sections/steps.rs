@@ -24,7 +24,11 @@ const MOST_POINTS: usize = 1500;
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some((frame, groups, is_thinned)) = steps(source)? else { return Ok(None) };
     let mut sheets = vec![sheet(&groups)];
-    sheets.extend(slow_of(source, &groups)?);
+    let slow = slow_of(source, &groups)?;
+    if slow[0].rows.is_empty() && groups.iter().any(|group| group.ranks.len() > 1) {
+        sheets[0].note += "; no rank's own work takes 1.2 times the median over the ranks";
+    }
+    sheets.extend(slow);
     let figures = vec![bars(&groups), course(&frame, is_thinned)];
     Ok(Some(Section::new("Step anatomy", sheets, figures)))
 }
