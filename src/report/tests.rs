@@ -255,7 +255,7 @@ fn json_has_every_table_with_its_types() {
     let names = |json: &serde_json::Value| {
         json["tables"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(names(&asked(None)), ["environment", "allreduce"]);
+    assert_eq!(names(&asked(None)), ["environment", "allreduce", "configuration"]);
     let one = asked(Some("allreduce"));
     assert_eq!(names(&one), ["allreduce"]);
     assert_eq!(one["tables"][0]["rows"].as_array().unwrap().len(), 104);

@@ -54,6 +54,7 @@ fn simulate(out: &Path) -> f64 {
 
 /// With `HPML_SIMULATED=FILE.h5` the run file stays there, for measurements.
 #[test]
+#[allow(clippy::print_stderr)] // the measurement
 fn four_thousand_ranks_and_a_hundred_thousand_steps_fit_into_a_small_file_that_names_the_slow_rank() {
     let folder = tempfile::tempdir().unwrap();
     let out = std::env::var_os("HPML_SIMULATED").map_or(folder.path().join("run.h5"), Into::into);
