@@ -140,6 +140,11 @@ pub enum Error {
     #[error("{call} failed on rank {rank}: MPI error {code}: a rank or the network may be lost; start the job again")]
     Mpi { call: &'static str, rank: usize, code: i32 },
 
+    #[error(
+        "{place}: {free} are free on a host whose ranks need {needed} of shared memory: enlarge it (of a container: --shm-size, or the host's own bound into it), or do without by parallel.all_reduce = \"ring\" (hpml allreduce: --algorithm ring, or a smaller --max)"
+    )]
+    SharedMemory { place: &'static str, needed: String, free: String },
+
     #[error("{0}")]
     Verify(String),
 

@@ -108,25 +108,31 @@ fn three_digits(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// Most stretches that [`ranges`] names.
+/// Ascending numbers as ranges: `0-3,8` for 0, 1, 2, 3, 8.
+pub fn ranges(numbers: &[usize]) -> String {
+    numbers.chunk_by(is_next).map(range).collect::<Vec<_>>().join(",")
+}
+
+/// Most ranges that [`few_ranges`] names.
 const MOST_RANGES: usize = 8;
 
-/// Ascending numbers as stretches: `3`, `0-63, 70`; beyond 8 of them how many numbers are left.
-pub fn ranges(numbers: impl IntoIterator<Item = usize>) -> String {
-    let mut stretches: Vec<(usize, usize)> = Vec::new();
-    for number in numbers {
-        match stretches.last_mut() {
-            Some((_, last)) if *last + 1 == number => *last = number,
-            _ => stretches.push((number, number)),
-        }
-    }
-    let rest = stretches.split_off(stretches.len().min(MOST_RANGES));
-    let text =
-        |(first, last): (usize, usize)| if first == last { first.to_string() } else { format!("{first}-{last}") };
-    let named = stretches.into_iter().map(text).collect::<Vec<_>>().join(", ");
-    match rest.iter().map(|(first, last)| last - first + 1).sum::<usize>() {
-        0 => named,
-        left => format!("{named} and {left} more"),
+/// Ascending numbers as ranges, for a message: `3`, `0-63, 70`; beyond 8 ranges how many numbers are left.
+pub fn few_ranges(numbers: &[usize]) -> String {
+    let named: Vec<&[usize]> = numbers.chunk_by(is_next).take(MOST_RANGES).collect();
+    let left = numbers.len() - named.iter().map(|range| range.len()).sum::<usize>();
+    let text = named.into_iter().map(range).collect::<Vec<_>>().join(", ");
+    if left == 0 { text } else { format!("{text} and {left} more") }
+}
+
+fn is_next(number: &usize, next: &usize) -> bool {
+    number + 1 == *next
+}
+
+fn range(numbers: &[usize]) -> String {
+    match numbers {
+        [one] => one.to_string(),
+        [first, .., last] => format!("{first}-{last}"),
+        [] => String::new(),
     }
 }
 
@@ -175,8 +181,10 @@ mod tests {
 
     #[test]
     fn many_numbers_are_a_few_stretches() {
-        assert_eq!((ranges([]), ranges([3]), ranges([0, 1, 2, 5])), ("".into(), "3".into(), "0-2, 5".into()));
-        assert_eq!(ranges(8..4096), "8-4095");
-        assert_eq!(ranges((0..40).step_by(2)), "0, 2, 4, 6, 8, 10, 12, 14 and 12 more");
+        let few = |numbers: &[usize]| few_ranges(numbers);
+        assert_eq!((few(&[]), few(&[3]), few(&[0, 1, 2, 5])), ("".into(), "3".into(), "0-2, 5".into()));
+        assert_eq!(few(&(8..4096).collect::<Vec<_>>()), "8-4095");
+        assert_eq!(few(&(0..40).step_by(2).collect::<Vec<_>>()), "0, 2, 4, 6, 8, 10, 12, 14 and 12 more");
+        assert_eq!((ranges(&[]), ranges(&[0, 1, 2, 3, 8])), ("".into(), "0-3,8".into()));
     }
 }

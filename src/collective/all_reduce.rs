@@ -49,7 +49,8 @@ impl AllReduce {
     /// A buffer of `elements` zeros, equally long on all ranks, in memory that suits the algorithm. A collective.
     ///
     /// # Errors
-    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI cannot allocate shared memory.
+    /// Returns [`Error::SharedMemory`](crate::error::Error::SharedMemory) on all ranks of a host without room, and
+    /// [`Error::Mpi`](crate::error::Error::Mpi) if MPI cannot allocate shared memory.
     pub fn buffer<T: Element>(&self, elements: usize) -> Result<HostBuffer<T>> {
         match self.barrier {
             Some(_) => Ok(HostBuffer::in_window(Window::allocate(&self.host, elements * size_of::<T>())?, elements)),

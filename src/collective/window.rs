@@ -9,6 +9,7 @@ use mpi::ffi;
 
 use super::Communicator;
 use super::backoff::{Backoff, WaitPolicy};
+use super::shared_memory::has_room;
 use super::{progress, turn};
 use crate::error::Result;
 use crate::metrics::Kind;
@@ -34,13 +35,15 @@ impl Window {
     /// A window with `bytes` zeroed bytes per rank of `host`, rounded up to whole pages. The ranks share a host. A collective.
     ///
     /// # Errors
-    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI cannot allocate or map the memory.
+    /// Returns [`Error::SharedMemory`](crate::error::Error::SharedMemory) on all ranks if there is no room, and
+    /// [`Error::Mpi`](crate::error::Error::Mpi) if MPI cannot allocate or map the memory.
     ///
     /// # Panics
     /// Panics if the ranks do not pass equal `bytes`: one would reach beyond the end of another's part.
     pub(super) fn allocate(host: &Communicator, bytes: usize) -> Result<Window> {
         let page = page_bytes();
         let bytes = bytes.max(1).next_multiple_of(page);
+        has_room(host, (host.size() * (bytes + page)) as Bytes)?;
         let (window, base) = allocate_shared(host, bytes + page)?; // a page more: to begin at the start of one
         let skip = base.align_offset(page);
         // SAFETY: `skip` is less than a page, so the bytes lie in this rank's own part.

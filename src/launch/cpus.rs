@@ -5,7 +5,7 @@ use std::fmt;
 
 use procfs::process::{Process, Status};
 
-use super::places::ranges;
+use crate::units::ranges;
 
 /// A set of a host's CPUs, by Linux's numbers. Empty if it cannot be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::affinity::Bound;
-use crate::units::counted;
+use crate::units::{counted, ranges};
 
 /// Host, device, threads and cores of a rank.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -171,17 +171,6 @@ fn devices<'a>(devices: impl Iterator<Item = &'a str> + Clone) -> String {
     let numbers: BTreeSet<usize> = devices.filter_map(number).collect();
     let numbers = ranges(&numbers.into_iter().collect::<Vec<_>>());
     format!("{place}{}{numbers} {name}", if numbers.is_empty() { "" } else { ":" }).trim_end().to_owned()
-}
-
-/// Ascending numbers as ranges: `0-3,8` for 0, 1, 2, 3, 8.
-pub(super) fn ranges(numbers: &[usize]) -> String {
-    let pieces = numbers.chunk_by(|a, b| a + 1 == *b);
-    let piece = |piece: &[usize]| match piece {
-        [one] => one.to_string(),
-        [first, .., last] => format!("{first}-{last}"),
-        [] => String::new(),
-    };
-    pieces.map(piece).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::collective::Communicator;
 use crate::collective::progress::{self, Progress};
 use crate::error::LOST;
 use crate::message;
-use crate::units::{format_bytes, ranges};
+use crate::units::{few_ranges, format_bytes};
 
 /// Poll interval. The thread counts its polls instead of reading a clock: a process that was itself stopped for an hour has not
 /// waited for an hour.
@@ -159,7 +159,8 @@ impl Missing {
         let own = host[places[rank].local_rank];
         let here = |place: &Place| place.host == places[rank].host;
         let of = |wanted: &dyn Fn(&Place) -> bool| -> Option<String> {
-            let ranks = ranges(places.iter().enumerate().filter(|(_, place)| wanted(place)).map(|(rank, _)| rank));
+            let ranks = places.iter().enumerate().filter(|(_, place)| wanted(place)).map(|(rank, _)| rank);
+            let ranks = few_ranges(&ranks.collect::<Vec<_>>());
             (!ranks.is_empty()).then_some(ranks)
         };
         let stopped = of(&|place| here(place) && lives[place.local_rank].silent >= DEAD).map(Missing::Stopped);

@@ -55,9 +55,11 @@ struct RankRow {
     conditions: Conditions,
     rank: i64,
     part: String,
-    moments: Moments,
-    /// Count, mean, deviation, minimum and maximum as read.
-    read: [f64; 5],
+    count: u64,
+    mean: f64,
+    deviation: f64,
+    min: f64,
+    max: f64,
 }
 
 /// A row of `/time_histogram`.
@@ -80,16 +82,16 @@ fn rank_times() -> Schema<RankRow> {
         .put(|row, value| row.rank = value as i64)
         .text(("part", "1", "part of the step, a column of /steps"), |row| row.part.clone())
         .put_text(|row, text| row.part = text.to_owned())
-        .integer(&definitions::COUNTED_STEPS, |row| row.moments.count as i64)
-        .put(|row, value| row.read[0] = value)
-        .float(&definitions::RANK_MEAN, |row| row.moments.mean)
-        .put(|row, value| row.read[1] = value)
-        .float(&definitions::RANK_DEVIATION, |row| row.moments.deviation())
-        .put(|row, value| row.read[2] = value)
-        .float(&definitions::RANK_LEAST, |row| row.moments.min)
-        .put(|row, value| row.read[3] = value)
-        .float(&definitions::RANK_MOST, |row| row.moments.max)
-        .put(|row, value| row.read[4] = value)
+        .integer(&definitions::COUNTED_STEPS, |row| row.count as i64)
+        .put(|row, value| row.count = value as u64)
+        .float(&definitions::RANK_MEAN, |row| row.mean)
+        .put(|row, value| row.mean = value)
+        .float(&definitions::RANK_DEVIATION, |row| row.deviation)
+        .put(|row, value| row.deviation = value)
+        .float(&definitions::RANK_LEAST, |row| row.min)
+        .put(|row, value| row.min = value)
+        .float(&definitions::RANK_MOST, |row| row.max)
+        .put(|row, value| row.max = value)
 }
 
 /// Columns of `/time_histogram`, which has a row per part and bin that is not empty.
@@ -155,12 +157,11 @@ impl Summaries {
         for (conditions, pooled) in &self.groups {
             let conditions = *conditions;
             for (rank, moments) in &pooled.ranks {
-                ranks.extend(Part::ALL.map(|part| RankRow {
-                    conditions,
-                    rank: *rank,
-                    part: part.as_str().to_owned(),
-                    moments: moments[part as usize],
-                    ..RankRow::default()
+                ranks.extend(Part::ALL.map(|part| {
+                    let of_part = moments[part as usize];
+                    let (deviation, Moments { count, mean, min, max, .. }) = (of_part.deviation(), of_part);
+                    let part = part.as_str().to_owned();
+                    RankRow { conditions, rank: *rank, part, count, mean, deviation, min, max }
                 }));
             }
             for part in Part::ALL {
@@ -187,8 +188,7 @@ impl Summaries {
         let mut summaries = Summaries::default();
         for row in rank_times().find(tables) {
             let Some(part) = place(&row.part) else { continue };
-            let [count, mean, deviation, min, max] = row.read;
-            let moments = Moments::from_summary(count as u64, mean, deviation, [min, max]);
+            let moments = Moments::from_summary(row.count, row.mean, row.deviation, [row.min, row.max]);
             summaries.groups.entry(row.conditions).or_default().ranks.entry(row.rank).or_default()[part] = moments;
         }
         for row in time_histogram().find(tables) {

@@ -236,10 +236,6 @@ impl Network for FileNetwork {
         self.draws
     }
 
-    fn operations(&self) -> Option<Result<[u64; 2], String>> {
-        Some(Err("the network of a file".into()))
-    }
-
     fn can_be_captured(&self) -> bool {
         false // nobody knows what is in it
     }

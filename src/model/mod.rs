@@ -131,12 +131,6 @@ pub trait Network {
     /// Computes the convolutions of these `shapes` by Winograd from now on, the others directly.
     fn use_winograd(&mut self, _winograd: Winograd, _shapes: &[Shape]) {}
 
-    /// Multiplications and additions of one sample in the forward pass, and in forward and backward pass; an error says what is not
-    /// counted. `None`: the list of nodes tells.
-    fn operations(&self) -> Option<Result<[u64; 2], String>> {
-        None
-    }
-
     /// Whether a GPU can capture its passes: neither of them waits for the GPU or copies a value from it.
     fn can_be_captured(&self) -> bool {
         true
@@ -194,11 +188,6 @@ impl Model {
     /// and the others directly, as a new model computes all.
     pub fn use_winograd(&mut self, winograd: Winograd, shapes: &[Shape]) {
         self.network.use_winograd(winograd, shapes);
-    }
-
-    /// Operations per sample of a network from a file, see [`Network::operations`].
-    pub fn operations(&self) -> Option<Result<[u64; 2], String>> {
-        self.network.operations()
     }
 
     /// Whether a GPU can capture the network's passes.

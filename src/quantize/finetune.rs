@@ -39,8 +39,9 @@ pub fn finetune(
     job: &Job,
     live: &mut Live,
 ) -> Result<FloatNet> {
-    let all_reduce = AllReduce::new(job.communicator.clone(), settings.parallel.all_reduce)?;
     let elements = elements(net);
+    let settings = &job.fitting(settings, &job.communicator, elements)?;
+    let all_reduce = AllReduce::new(job.communicator.clone(), settings.parallel.all_reduce)?;
     let mut rounded = Rounded::new(net, integers, all_reduce.buffer(elements)?);
     let mut optimizer = Optimizer::new(&rounded.state, &config::Optim::default());
     let plan = plan(train.len(), settings, job);

@@ -66,7 +66,7 @@ pub fn report(args: &Request) -> Result<String> {
             Some(name) => name.trim_matches('/').to_owned(),
             None => csv_table(&sources)?,
         };
-        let sheet = match raw_sheet(&sources, &name) {
+        let sheet = match raw_sheet(&sources, &name, sources.len() > 1) {
             Err(missing) if !sources.iter().any(|source| source.has(&name)) => shown_sheet(&sources, &name, missing)?,
             raw => raw?,
         };
@@ -188,24 +188,18 @@ fn raw_sheets(sources: &[Source]) -> Result<Vec<Sheet>> {
             names.push(name);
         }
     }
-    let of_name = |name: &str| -> Result<Sheet> {
-        let mut parts = Vec::new();
-        for source in sources.iter().filter(|source| source.has(name)) {
-            parts.extend(source.frame(name)?.map(|frame| (source.label.as_str(), frame.raw())));
-        }
-        Ok(compare::sheets(parts, sources.len() > 1))
-    };
+    let of_name = |name: &str| raw_sheet(sources.iter().filter(|source| source.has(name)), name, sources.len() > 1);
     names.into_iter().map(of_name).collect()
 }
 
-/// The table `name` of every file with its stored columns and rows.
-fn raw_sheet(sources: &[Source], name: &str) -> Result<Sheet> {
+/// The table `name` of these files with its stored columns and rows; `compared`: with the file of each.
+fn raw_sheet<'a>(sources: impl IntoIterator<Item = &'a Source<'a>>, name: &str, compared: bool) -> Result<Sheet> {
     let mut parts = Vec::new();
     for source in sources {
         let frame = source.frame(name)?.ok_or_else(|| source.lacks(name))?;
         parts.push((source.label.as_str(), frame.raw()));
     }
-    Ok(compare::sheets(parts, sources.len() > 1))
+    Ok(compare::sheets(parts, compared))
 }
 
 /// The table `name` as the report shows it, for a name that no file has; `missing` if the report shows none either.

@@ -7,25 +7,38 @@ use crate::metrics::{Conditions, Kind, Moments, PartMoments, RankSummary, StepTi
 /// Greatest number of slowest steps kept of an epoch.
 const MOST_SLOWEST: usize = 8;
 
-/// Rule by which steps keep a row per rank: half of the rows go to steps at equal distances, half to the slowest of each epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Steps that keep a row per rank: half of the rows go to steps at equal distances, half to the slowest of each epoch.
+#[derive(Debug, Clone, PartialEq)]
 pub struct KeptSteps {
     /// Distance of the steps that are kept whatever their time; 1: all are kept.
     stride: usize,
-    /// Slowest steps kept of each stretch between two calls of [`choose`](Self::choose), at most.
-    slowest: usize,
+    /// Greatest number of slowest steps kept of an epoch.
+    most_slowest: usize,
+    /// The epoch under way.
+    epoch: usize,
+    /// Slowest steps of that epoch until now, with their seconds, the slowest first.
+    slowest: Vec<(f64, usize)>,
+}
+
+/// Choice among the steps of a stretch.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Steps of the stretch that are kept, ascending.
+    pub kept: Vec<usize>,
+    /// Steps of earlier stretches of the epoch that are kept no longer, since there are slower ones.
+    pub dropped: Vec<usize>,
 }
 
 impl KeptSteps {
     /// The rule for a training of `steps` steps and `epochs` epochs on `ranks` ranks, with about `rows` rows at most.
     pub fn new(rows: usize, ranks: usize, steps: usize, epochs: usize) -> KeptSteps {
-        let all = steps.saturating_mul(ranks);
-        if all <= rows {
-            return KeptSteps { stride: 1, slowest: 0 };
+        let none = KeptSteps { stride: 1, most_slowest: 0, epoch: 0, slowest: Vec::new() };
+        if steps.saturating_mul(ranks) <= rows {
+            return none;
         }
         let steps_of_half = (rows / 2 / ranks).max(1);
-        let slowest = (steps_of_half / epochs.max(1)).min(MOST_SLOWEST);
-        KeptSteps { stride: steps.div_ceil(steps_of_half).max(2), slowest }
+        let most_slowest = (steps_of_half / epochs.max(1)).min(MOST_SLOWEST);
+        KeptSteps { stride: steps.div_ceil(steps_of_half).max(2), most_slowest, ..none }
     }
 
     /// Whether every step is kept.
@@ -33,14 +46,21 @@ impl KeptSteps {
         self.stride == 1
     }
 
-    /// The steps kept of those from `first` on, which took `slowest_rank` seconds on the slowest rank; ascending, counted from
-    /// `first`.
-    pub fn choose(&self, first: usize, slowest_rank: &[f64]) -> Vec<usize> {
-        let mut by_time: Vec<usize> = (0..slowest_rank.len()).collect();
-        by_time.sort_by(|&a, &b| slowest_rank[b].total_cmp(&slowest_rank[a]).then(a.cmp(&b)));
-        let slowest = &by_time[..self.slowest.min(by_time.len())];
-        let is_kept = |step: &usize| (first + step).is_multiple_of(self.stride) || slowest.contains(step);
-        (0..slowest_rank.len()).filter(is_kept).collect()
+    /// Chooses among the steps from `first` on, a stretch of `epoch` that took `slowest_rank` seconds on the slowest rank. An epoch
+    /// has as many stretches as its steps are gathered in, one more for each checkpoint.
+    pub fn choose(&mut self, epoch: usize, first: usize, slowest_rank: &[f64]) -> Choice {
+        if self.epoch != epoch {
+            (self.epoch, self.slowest) = (epoch, Vec::new());
+        }
+        let before: Vec<usize> = self.slowest.iter().map(|(_, step)| *step).collect();
+        self.slowest.extend(slowest_rank.iter().copied().zip(first..));
+        self.slowest.sort_by(|(a, first), (b, other)| b.total_cmp(a).then(first.cmp(other)));
+        self.slowest.truncate(self.most_slowest);
+        let is_kept =
+            |step: &usize| step.is_multiple_of(self.stride) || self.slowest.iter().any(|(_, slow)| slow == step);
+        let mut dropped = before;
+        dropped.retain(|step| !is_kept(step));
+        Choice { kept: (first..first + slowest_rank.len()).filter(is_kept).collect(), dropped }
     }
 }
 
@@ -81,21 +101,35 @@ mod tests {
     fn a_small_training_keeps_every_step_and_a_large_one_about_as_many_rows_as_it_may() {
         assert!(KeptSteps::new(1000, 4, 250, 10).all());
         for (rows, ranks, steps, epochs) in [(1000, 4, 251, 1), (500_000, 4096, 100_000, 90), (10, 64, 1000, 3)] {
-            let kept = KeptSteps::new(rows, ranks, steps, epochs);
+            let mut kept = KeptSteps::new(rows, ranks, steps, epochs);
             assert!(!kept.all());
             let seconds: Vec<f64> = (0..steps / epochs).map(|step| ((step * 31) % 17) as f64).collect();
-            let of_epoch = |epoch: usize| kept.choose(epoch * seconds.len(), &seconds).len();
-            let found = ranks * (0..epochs).map(of_epoch).sum::<usize>();
-            assert!(found <= rows.max(2 * ranks) + epochs * ranks && found > 0, "{found} of {rows} rows");
+            // Gathered as a whole, and in stretches of ten steps, as if a checkpoint was written after each.
+            for stretch in [seconds.len(), 10] {
+                let mut steps = 0;
+                for epoch in 0..epochs {
+                    for (index, seconds_of) in seconds.chunks(stretch).enumerate() {
+                        let Choice { kept, dropped } =
+                            kept.choose(epoch, epoch * seconds.len() + index * stretch, seconds_of);
+                        steps = steps + kept.len() - dropped.len();
+                    }
+                }
+                let found = ranks * steps;
+                assert!(found <= rows.max(2 * ranks) + epochs * ranks && found > 0, "{found} of {rows} rows");
+                kept.choose(epochs, 0, &[]);
+            }
         }
     }
 
     #[test]
     fn the_slowest_steps_are_kept_beside_those_at_equal_distances() {
-        let kept = KeptSteps { stride: 10, slowest: 2 };
+        let mut kept = KeptSteps { stride: 10, most_slowest: 2, epoch: 0, slowest: Vec::new() };
         let mut seconds = vec![1.0; 20];
         (seconds[3], seconds[17]) = (9.0, 5.0);
-        assert_eq!(kept.choose(5, &seconds), [3, 5, 15, 17]);
-        assert!(kept.choose(0, &[]).is_empty());
+        assert_eq!(kept.choose(0, 5, &seconds), Choice { kept: vec![8, 10, 20, 22], dropped: vec![] });
+        // A slower one of the same epoch takes the place of the least slow one; another epoch begins anew.
+        assert_eq!(kept.choose(0, 25, &[2.0, 7.0]), Choice { kept: vec![26], dropped: vec![22] });
+        assert_eq!(kept.choose(1, 27, &[3.0]), Choice { kept: vec![27], dropped: vec![] });
+        assert_eq!(kept.choose(1, 28, &[]), Choice { kept: vec![], dropped: vec![] });
     }
 }

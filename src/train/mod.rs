@@ -21,8 +21,6 @@ mod reads;
 mod record;
 mod resume;
 mod sampling;
-#[cfg(test)]
-mod simulated;
 mod start;
 mod step;
 mod training;
@@ -159,8 +157,8 @@ impl<'a> Begun<'a> {
                 println!("# goes on after step {} from {}", training.steps_done(), from.display());
             }
         }
-        if let Err(name) = training.operations() {
-            log::info!("FLOP/s are unknown: the operations of {name} are not counted");
+        if training.operations().is_none() {
+            log::info!("FLOP/s are unknown: the operations of the network of a file are not counted");
         }
         outputs.iter_mut().for_each(|outputs| outputs.set_operations(training.operations()));
         drop(resume); // its tensors are as large as the training's own
@@ -262,7 +260,10 @@ fn epochs(
     loop {
         match training.epoch(checkpoints, live)? {
             Progress::Epoch if training.is_finished() && plan.metrics.peak => {
-                if let Some(ranks) = peak::measure(job, plan.model.precision)? {
+                let started = Instant::now();
+                let ranks = peak::measure(job, plan.model.precision)?;
+                training.record_mut().peak_took(started.elapsed().as_secs_f64());
+                if let Some(ranks) = ranks {
                     training.record_mut().set_peak(ranks.iter().sum());
                     outputs.iter_mut().for_each(|outputs| outputs.set_peak(&ranks));
                 }

@@ -9,7 +9,6 @@ use crate::environment;
 use crate::error::Result;
 use crate::launch::Job;
 use crate::store::{Attribute, Checkpoint, CheckpointFolder, Owner, RunFile, Table};
-use crate::workload::Operations;
 
 /// Run file of a training, and what its checkpoints begin with.
 pub struct Outputs {
@@ -61,14 +60,16 @@ impl Outputs {
         self.run_file.path()
     }
 
-    /// Adds the network's operations per sample to `/environment` from the next flush on, or the name of the one that is not counted.
-    pub fn set_operations(&mut self, operations: &Operations) {
+    /// Adds the network's operations per sample to `/environment` from the next flush on, or that they are not known.
+    pub fn set_operations(&mut self, operations: Option<[u64; 2]>) {
         match operations {
-            Ok([forward, training]) => {
-                self.run_file.add_to_environment("operations_forward", Attribute::Int(*forward as i64));
-                self.run_file.add_to_environment("operations_training", Attribute::Int(*training as i64));
+            Some([forward, training]) => {
+                self.run_file.add_to_environment("operations_forward", Attribute::Int(forward as i64));
+                self.run_file.add_to_environment("operations_training", Attribute::Int(training as i64));
             }
-            Err(name) => self.run_file.add_to_environment("operations_unknown", Attribute::Text(name.clone())),
+            None => {
+                self.run_file.add_to_environment("operations_unknown", Attribute::Text("the network of a file".into()))
+            }
         }
     }
 

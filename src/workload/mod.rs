@@ -35,13 +35,8 @@ pub struct Workload {
     buckets: Vec<Bucket>,
     /// Operations of the network; `None` for one from a file, which is no list of nodes.
     nodes: Option<Nodes>,
-    operations: Operations,
     memory: Memory,
 }
-
-/// Multiplications and additions per sample in the forward pass, and in forward and backward pass; an error is the name of an
-/// operation that is not counted.
-pub type Operations = std::result::Result<[u64; 2], String>;
 
 /// The operations of a network.
 struct Nodes {
@@ -61,15 +56,12 @@ pub fn run(plan: &Plan) -> Result<String> {
     Ok(sheets.iter().map(|sheet| terminal(sheet, terminal_width())).collect::<Vec<_>>().join("\n"))
 }
 
-/// Operations of `model`, the network of `plan`, on samples of this `form`, see [`Workload::operations`].
+/// Operations of the network of `plan` on samples of this `form`, see [`Workload::operations`].
 ///
 /// # Errors
 /// The network takes no samples of this `form`.
-pub fn operations(plan: &Plan, form: Form, model: &Model) -> Result<Operations> {
-    match model.operations() {
-        Some(counted) => Ok(counted),
-        None => Ok(Nodes::new(Graph::new(&plan.model, form)?, plan, false).operations()),
-    }
+pub fn operations(plan: &Plan, form: Form) -> Result<Option<[u64; 2]>> {
+    Ok(Nodes::of(plan, form, false)?.map(|nodes| nodes.operations()))
 }
 
 impl Workload {
@@ -79,17 +71,10 @@ impl Workload {
     /// The network takes no such samples, or its file cannot be used.
     pub fn new(plan: &Plan, form: Form) -> Result<Workload> {
         let gpu = plan.launch.device == Device::Cuda;
-        let nodes = match plan.model.name {
-            ModelName::File => None,
-            _ => Some(Nodes::new(Graph::new(&plan.model, form)?, plan, gpu)),
-        };
-        let (state, operations) = match &nodes {
-            Some(nodes) => (nodes.graph.state.clone(), nodes.operations()),
-            None => {
-                let model = Model::new(&plan.model, form, plan.run.seed)?;
-                let counted = model.operations().unwrap_or_else(|| Err("not counted".into()));
-                (model.state.iter().map(slot).collect(), counted)
-            }
+        let nodes = Nodes::of(plan, form, gpu)?;
+        let state = match &nodes {
+            Some(nodes) => nodes.graph.state.clone(),
+            None => Model::new(&plan.model, form, plan.run.seed)?.state.iter().map(slot).collect(),
         };
         let mut end = 0;
         let of_parameter = |slot: &Slot| {
@@ -99,7 +84,7 @@ impl Workload {
         let elements: Vec<_> = of_role(&state, Role::Parameter).map(of_parameter).collect();
         let buckets = Bucket::plan(&elements, Bucket::least_bytes(plan, plan.world_size()));
         let memory = Memory::new(&state, form, nodes.as_ref().map(|nodes| &nodes.activations), plan, gpu);
-        Ok(Workload { state, buckets, nodes, operations, memory })
+        Ok(Workload { state, buckets, nodes, memory })
     }
 
     /// Number of trained values.
@@ -123,15 +108,9 @@ impl Workload {
     }
 
     /// Multiplications and additions per sample in the forward pass, and in forward and backward pass, as PyTorch's
-    /// `FlopCounterMode` counts them: those of convolutions, matrix products and attention. `None` for a network from a file, see
-    /// [`uncounted`](Self::uncounted).
+    /// `FlopCounterMode` counts them: those of convolutions, matrix products and attention. `None` for a network from a file.
     pub fn operations(&self) -> Option<[u64; 2]> {
-        self.operations.as_ref().ok().copied()
-    }
-
-    /// What is not counted, where there are no [`operations`](Self::operations).
-    pub fn uncounted(&self) -> Option<&str> {
-        self.operations.as_ref().err().map(String::as_str)
+        self.nodes.as_ref().map(Nodes::operations)
     }
 }
 
@@ -146,10 +125,18 @@ impl Nodes {
         Nodes { graph, differentiated, activations }
     }
 
+    /// The nodes of the network of `plan`; `None` for one from a file.
+    fn of(plan: &Plan, form: Form, gpu: bool) -> Result<Option<Nodes>> {
+        Ok(match plan.model.name {
+            ModelName::File => None,
+            _ => Some(Nodes::new(Graph::new(&plan.model, form)?, plan, gpu)),
+        })
+    }
+
     /// Multiplications and additions per sample.
-    fn operations(&self) -> Operations {
+    fn operations(&self) -> [u64; 2] {
         let each = (0..self.graph.nodes.len()).map(|node| self.operations_of(node));
-        Ok(each.fold([0, 0], |[forward, all], [one, both]| [forward + one, all + both]))
+        each.fold([0, 0], |[forward, all], [one, both]| [forward + one, all + both])
     }
 
     /// Multiplications and additions of a node per sample: forward, and forward and backward.

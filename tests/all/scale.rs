@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::common::{Finished, Mpirun, assert_refused, checkpoints, column, folder, has, launcher, text, texts};
+use crate::common::{
+    Finished, Mpirun, assert_refused, checkpoints, column, folder, has, launcher, may_unshare, text, texts,
+};
 
 const SMALL: [&str; 4] =
     ["data.train_samples=640", "data.test_samples=20", "train.batch_per_rank=8", "launch.threads=1"];
@@ -113,25 +115,30 @@ fn a_rank_with_a_fifth_of_a_core_is_named_with_its_host() {
 #[test]
 fn too_little_shared_memory_is_found_before_the_first_step() {
     let name = "too_little_shared_memory_is_found_before_the_first_step";
-    let has_namespaces = Command::new("unshare").args(["-m", "true"]).output().is_ok_and(|out| out.status.success());
-    if !has_namespaces {
-        eprintln!("{name}: left out: no right to make a mount namespace");
+    if !may_unshare("-m", name) {
         return;
     }
     let folder = folder();
     let out = folder.path().join("run.h5");
     // The 64 MB that containers give; the gradients of two ranks take 89 MB.
-    let small = |settings: &[&str]| {
+    let small = || {
         let mounted = "mount -t tmpfs -o size=64m tmpfs /dev/shm && exec \"$@\"";
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-c", mounted, "sh"]);
         command.arg(launcher().get_program()).args(["-n", "2", env!("CARGO_BIN_EXE_hpml")]);
-        let more = [&["model.name=resnet18", "train.max_steps=1", "train.batch_per_rank=1"], settings].concat();
-        train(Mpirun::command(command).timeout(Duration::from_secs(240)), &out, &["--force"], &more)
+        Mpirun::command(command).timeout(Duration::from_secs(240))
     };
-    let run = small(&[]).succeeded();
+    let train = |settings: &[&str]| {
+        let more = [&["model.name=resnet18", "train.max_steps=1", "train.batch_per_rank=1"], settings].concat();
+        train(small(), &out, &["--force"], &more)
+    };
+    let run = train(&[]).succeeded();
     assert_eq!(run.stderr.matches("gradients are reduced by the ring").count(), 1, "{}", run.stderr);
     let inspected = Mpirun::alone().args(["inspect", text(&out)]).run().succeeded();
     assert!(inspected.stdout.contains("--shm-size"), "{}", inspected.stdout);
-    assert_refused(&small(&["parallel.all_reduce=shared"]), &["/dev/shm", "parallel.all_reduce", "are free"]);
+    assert_refused(&train(&["parallel.all_reduce=shared"]), &["/dev/shm", "parallel.all_reduce", "are free"]);
+    let bench =
+        |algorithm: &str| small().args(["allreduce", "--max", "64M", "--iters", "1", "--algorithm", algorithm]).run();
+    assert_refused(&bench("auto"), &["/dev/shm", "are free", "--max"]);
+    bench("ring").succeeded();
 }

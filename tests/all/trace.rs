@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Command;
 
 use crate::common::hosts::Hosts;
-use crate::common::{Finished, Mpirun, assert_refused, column, folder, has, text, texts};
+use crate::common::{Finished, Mpirun, assert_refused, column, folder, has, may_unshare, text, texts};
 
 /// A span of `/trace`.
 #[derive(Debug, Clone)]
@@ -149,9 +148,7 @@ fn assert_aligned(file: &Path) {
 #[test]
 fn ranks_whose_clocks_are_50_ms_apart_are_put_on_one() {
     let name = "ranks_whose_clocks_are_50_ms_apart_are_put_on_one";
-    let has_namespaces = Command::new("unshare").args(["-T", "true"]).output().is_ok_and(|out| out.status.success());
-    if !has_namespaces {
-        eprintln!("{name}: left out: no right to make a time namespace");
+    if !may_unshare("-T", name) {
         return;
     }
     let folder = folder();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::common::Mpirun;
+use crate::common::{Mpirun, folder, text};
 use hpml::config::{Config, Plan};
 use hpml::data::Form;
 use hpml::workload::Workload;
@@ -54,7 +54,16 @@ fn operations_of_a_model_file_are_unknown() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mobile.pt");
     let settings = format!("model.name=file model.channels_last=false model.file={}", file.display());
     let workload = Workload::new(&plan(&settings, 1), Form::CIFAR10).unwrap();
-    assert_eq!((workload.operations(), workload.uncounted()), (None, Some("the network of a file")));
+    assert_eq!(workload.operations(), None);
+    let (folder, settings) = (folder(), settings.replace(' ', " --set "));
+    let out = folder.path().join("run.h5");
+    let small = ["--set", "train.max_steps=1", "--set", "data.train_samples=64", "--set", "data.test_samples=20"];
+    let train =
+        Mpirun::ranks(1).args(["train", "--out", text(&out), "--set"]).args(settings.split(' ')).args(small).run();
+    assert!(!train.succeeded().stdout.contains("flops"));
+    let inspected = Mpirun::alone().args(["inspect", text(&out)]).run().succeeded().stdout;
+    let unknown = inspected.lines().find(|line| line.contains("operations_unknown"));
+    assert!(unknown.is_some_and(|line| line.contains("the network of a file")), "{inspected}");
 }
 
 #[test]

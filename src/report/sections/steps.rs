@@ -22,33 +22,34 @@ const MOST_POINTS: usize = 1500;
 
 /// Builds the table of the parts, bars of them with one bar per rank, and the curve of step times.
 pub fn section(source: &Source) -> Result<Option<Section>> {
-    let Some((frame, groups, is_thinned)) = steps(source)? else { return Ok(None) };
+    let Some(frame) = rows(source)? else { return Ok(None) };
+    let summaries = source.summaries()?;
+    let groups = match &summaries {
+        Some(summaries) => summaries.groups(),
+        None => groups_of(&frame, source.config.as_ref()),
+    };
     let mut sheets = vec![sheet(&groups)];
     let slow = slow_of(source, &groups)?;
     if slow[0].rows.is_empty() && groups.iter().any(|group| group.ranks.len() > 1) {
         sheets[0].note += "; no rank's own work takes 1.2 times the median over the ranks";
     }
     sheets.extend(slow);
-    let figures = vec![bars(&groups), course(&frame, is_thinned)];
+    let figures = vec![bars(&groups), course(&frame, summaries.is_some())];
     Ok(Some(Section::new("Step anatomy", sheets, figures)))
-}
-
-/// The table `/steps` of a training, its groups, and whether they come from summaries; `None` for another file.
-fn steps(source: &Source) -> Result<Option<(Frame, Vec<Group>, bool)>> {
-    // A sweep's /steps holds the steps of all its cases, which /scaling summarizes.
-    let Some(frame) = source.frame("steps")?.filter(|frame| frame.column("case").is_none()) else { return Ok(None) };
-    let summaries = source.summaries()?;
-    let groups = match &summaries {
-        Some(summaries) => summaries.groups(),
-        None => groups_of(&frame, source.config.as_ref()),
-    };
-    Ok(Some((frame, groups, summaries.is_some())))
 }
 
 /// Builds the tables of slow ranks and hosts alone.
 pub fn slow_sheets(source: &Source) -> Result<Vec<Sheet>> {
-    let Some((_, groups, _)) = steps(source)? else { return Ok(Vec::new()) };
+    let groups = match source.summaries()? {
+        Some(summaries) => summaries.groups(), // without reading the rows, of which there are many
+        None => rows(source)?.map(|frame| groups_of(&frame, source.config.as_ref())).unwrap_or_default(),
+    };
     Ok(slow_of(source, &groups)?.into())
+}
+
+/// The table `/steps` of a training. A sweep's holds the steps of all its cases, which /scaling summarizes.
+fn rows(source: &Source) -> Result<Option<Frame>> {
+    Ok(source.frame("steps")?.filter(|frame| frame.column("case").is_none()))
 }
 
 fn slow_of(source: &Source, groups: &[Group]) -> Result<[Sheet; 2]> {

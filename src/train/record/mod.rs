@@ -1,10 +1,12 @@
 //! Record of a training: rows of steps and epochs and the ledger, written to and read from tables of the run file.
 
 mod rows;
+#[cfg(test)]
+mod simulated;
 
 use std::collections::BTreeMap;
 
-use super::kept_steps::{KeptSteps, gather_summaries};
+use super::kept_steps::{Choice, KeptSteps, gather_summaries};
 use crate::collective::{Combine, Communicator};
 use crate::config::{Config, Timing};
 use crate::error::Result;
@@ -30,12 +32,14 @@ pub struct Record {
     kept: KeptSteps,
     /// Times of all counted steps, where not each has a row.
     summaries: Option<Summaries>,
-    /// Steps by conditions, where not each has a row; warm-up is counted here.
+    /// Number of steps by conditions, warm-up and those without rows included.
     counted: BTreeMap<Conditions, usize>,
     /// Sums of the parts over the steps of this rank, in the epoch of this number.
     own: (usize, [f64; StepTimes::PARTS]),
     /// Number of epochs that earlier jobs of the run have done.
     own_from: usize,
+    /// Wall time in which the peak was measured.
+    peak_seconds: Second,
     /// Ledgers from before a resumption, one per conditions, the earliest first.
     sent_before: Vec<(Conditions, Ledger)>,
 }
@@ -56,6 +60,7 @@ impl Record {
             counted: BTreeMap::new(),
             own: Default::default(),
             own_from: 0,
+            peak_seconds: 0.0,
             sent_before: Vec::new(),
         }
     }
@@ -92,7 +97,8 @@ impl Record {
         self.sent_before = Vec::new();
         for CommRow { kind, conditions, entry, steps } in comm().find(tables) {
             let conditions = if conditions.world_size == 0 { last } else { conditions };
-            self.counted.insert(conditions, steps);
+            let rows = self.steps.iter().filter(|row| row.of_rank.rank == 0 && row.of_rank.conditions == conditions);
+            self.counted.insert(conditions, steps.max(rows.count())); // earlier builds do not say how many
             let ledger = Ledger::of(|own| if own == kind { entry } else { Entry::default() });
             match self.sent_before.iter_mut().find(|(known, _)| *known == conditions) {
                 Some((_, before)) => *before = before.plus(&ledger),
@@ -119,25 +125,34 @@ impl Record {
             self.own.1[part as usize] += f64::from(times.get(part));
         }
         *self.counted.entry(self.conditions).or_default() += times.len();
-        let mut kept: Vec<usize> = (0..times.len()).collect();
+        let mut kept: Vec<usize> = (first..first + times.len()).collect();
         if let Some(summaries) = &mut self.summaries {
             let warmup = self.warm_from.saturating_sub(first).min(times.len());
             gather_summaries(communicator, summaries, self.conditions, &times[warmup..])?;
             let mut slowest: Vec<f64> = times.iter().map(|times| times.get(Part::Step).into()).collect();
             communicator.all_reduce(Kind::Metrics, Combine::Max, &mut slowest)?;
-            kept = self.kept.choose(first, &slowest);
+            kept = self.choose(epoch, first, &slowest);
         }
-        let own: Vec<f32> = kept.iter().flat_map(|step| *times[*step].as_array()).collect();
+        let own: Vec<f32> = kept.iter().flat_map(|step| *times[step - first].as_array()).collect();
         let all = communicator.gather(Kind::Metrics, &own)?; // [ranks, kept steps, parts]
-        self.add_rows(epoch, first, &kept, &all);
+        self.add_rows(epoch, &kept, &all);
         Ok(())
     }
 
-    /// Adds rows of the `kept` ones of the steps from `first` on, with the times `all` of shape `[ranks, kept, parts]`.
-    fn add_rows(&mut self, epoch: usize, first: usize, kept: &[usize], all: &[f32]) {
-        let ranks = all.len() / (kept.len() * StepTimes::PARTS).max(1);
-        for (place, rank) in (0..kept.len()).flat_map(|place| (0..ranks).map(move |rank| (place, rank))) {
-            let (at, step) = ((rank * kept.len() + place) * StepTimes::PARTS, first + kept[place]);
+    /// Chooses which of the steps from `first` on keep rows, and removes the rows of those that keep theirs no longer.
+    fn choose(&mut self, epoch: usize, first: usize, slowest_rank: &[f64]) -> Vec<usize> {
+        let Choice { kept, dropped } = self.kept.choose(epoch, first, slowest_rank);
+        if !dropped.is_empty() {
+            self.steps.retain(|row| !dropped.contains(&(row.of_rank.step as usize)));
+        }
+        kept
+    }
+
+    /// Adds rows of these `steps`, with the times `all` of shape `[ranks, steps, parts]`.
+    fn add_rows(&mut self, epoch: usize, steps: &[usize], all: &[f32]) {
+        let ranks = all.len() / (steps.len() * StepTimes::PARTS).max(1);
+        for (place, rank) in (0..steps.len()).flat_map(|place| (0..ranks).map(move |rank| (place, rank))) {
+            let (at, step) = ((rank * steps.len() + place) * StepTimes::PARTS, steps[place]);
             self.steps.push(StepRow {
                 epoch: epoch as i64,
                 of_rank: RankStep {
@@ -166,6 +181,11 @@ impl Record {
         self.epochs[self.own_from..].iter_mut().for_each(|row| row.peak_share = 100.0 * row.flops / peak);
     }
 
+    /// Sets how long measuring the peak took.
+    pub fn peak_took(&mut self, seconds: Second) {
+        self.peak_seconds = seconds;
+    }
+
     /// Sets how long writing the run file after the last epoch took, and the checkpoint that followed.
     pub fn end_of_epoch_took(&mut self, write: Second, checkpoint: Second) {
         if let Some(row) = self.epochs.last_mut() {
@@ -173,8 +193,8 @@ impl Record {
         }
     }
 
-    /// Wall time of this job's epochs by what it was spent on.
-    pub fn spent(&self) -> [(&'static str, Second); 5] {
+    /// Wall time of this job by what it was spent on.
+    pub fn spent(&self) -> [(&'static str, Second); 6] {
         let sum = |seconds: fn(&EpochRow) -> Second| {
             self.epochs[self.own_from..].iter().map(seconds).filter(|seconds| seconds.is_finite()).sum()
         };
@@ -184,6 +204,7 @@ impl Record {
             ("gathering", sum(|row| row.gather_seconds)),
             ("run file", sum(|row| row.write_seconds)),
             ("checkpoints", sum(|row| row.checkpoint_seconds)),
+            ("peak", self.peak_seconds),
         ]
     }
 
@@ -229,35 +250,6 @@ impl Record {
 
     fn steps_under(&self, conditions: Conditions) -> usize {
         self.counted.get(&conditions).copied().unwrap_or(0)
-    }
-}
-
-#[cfg(test)]
-use crate::metrics::RankSummary;
-
-#[cfg(test)]
-impl Record {
-    /// What [`add_steps`](Self::add_steps) does on rank 0, with the summaries of all ranks and `times(rank, step)` instead of messages;
-    /// `slowest` has the slowest rank's time of each step.
-    pub fn add_simulated(
-        &mut self,
-        epoch: usize,
-        first: usize,
-        slowest: &[f64],
-        ranks: impl Iterator<Item = RankSummary>,
-        times: &dyn Fn(usize, usize) -> StepTimes,
-    ) {
-        let summaries = self.summaries.as_mut().expect("too many steps for a row each");
-        let mut world_size = 0;
-        for (rank, RankSummary { moments, histograms }) in ranks.enumerate() {
-            summaries.add(self.conditions, [(rank as i64, moments)], &histograms);
-            world_size = rank + 1;
-        }
-        *self.counted.entry(self.conditions).or_default() += slowest.len();
-        let kept = self.kept.choose(first, slowest);
-        let rows = (0..world_size).flat_map(|rank| kept.iter().map(move |step| (rank, first + step)));
-        let all: Vec<f32> = rows.flat_map(|(rank, step)| *times(rank, step).as_array()).collect();
-        self.add_rows(epoch, first, &kept, &all);
     }
 }
 
@@ -337,7 +329,7 @@ mod tests {
         assert_eq!(rows.map(|row| comm.numbers("busbw")[row]), [3.0, 1.0]);
         assert!(comm.numbers("busbw")[0].is_nan(), "parameters are broadcast");
 
-        // Back on 4 ranks, the counts of the 4-rank rows continue.
+        // On 4 ranks again: what was counted on 4 ranks goes on.
         let mut again = record(4);
         again.take(6, &tables);
         add_steps(&mut again, 2, 6..7);

@@ -33,7 +33,7 @@ use crate::parallel::Replica;
 use crate::store::{Checkpoint, Table};
 use crate::trace::TraceRecord;
 use crate::units::Bytes;
-use crate::workload::{self, Operations};
+use crate::workload;
 
 /// A training: the replica, what it is trained with, and what is measured. All ranks call its methods together.
 ///
@@ -80,8 +80,8 @@ pub struct Training<'a> {
     sampler: Sampler,
     schedule: Schedule,
     global_batch: GlobalBatch,
-    /// Multiplications and additions of the network per sample.
-    operations: Operations,
+    /// Multiplications and additions of the network per sample; `None` if they are not known.
+    operations: Option<[u64; 2]>,
     epochs_done: usize,
     steps_done: usize,
     epoch: PartialEpoch,
@@ -139,8 +139,7 @@ impl<'a> Training<'a> {
         let global_batch = job.agree(GlobalBatch::new(plan, samples))?;
 
         let mut convolutions = earlier.map_or_else(Convolutions::default, Convolutions::of_training);
-        let operations = workload::operations(plan, datasets.form(), &model);
-        let operations = job.agree(operations)?;
+        let operations = job.agree(workload::operations(plan, datasets.train.form()))?;
         convolutions.choose(&mut model, plan, job.target, &job.communicator, plan.train.batch_per_rank)?;
         let plan = &job.agree(job.fitting(plan, &job.communicator, model.parameter_count()))?;
         let replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
@@ -254,7 +253,7 @@ impl<'a> Training<'a> {
         self.epochs_done += 1;
         let scale = self.optimizer.loss_scale();
         let images_per_second = train.samples as f64 / seconds;
-        let forward = self.operations.as_ref().map_or(f64::NAN, |[forward, _]| *forward as f64);
+        let forward = self.operations.map_or(f64::NAN, |[forward, _]| forward as f64);
         self.record.add_epoch(EpochRow {
             epoch,
             world_size: job.world_size,
@@ -317,9 +316,9 @@ impl<'a> Training<'a> {
         self.steps_done
     }
 
-    /// Multiplications and additions of the network per sample.
-    pub fn operations(&self) -> &Operations {
-        &self.operations
+    /// Multiplications and additions of the network per sample, see [`Workload::operations`](crate::workload::Workload::operations).
+    pub fn operations(&self) -> Option<[u64; 2]> {
+        self.operations
     }
 
     /// The model on this rank.

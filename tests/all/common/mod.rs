@@ -169,6 +169,15 @@ pub fn launcher() -> Command {
     Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/mpirun"))
 }
 
+/// Whether this process may make a namespace by `unshare OPTION`; tells that the test `name` is left out if not.
+pub fn may_unshare(option: &str, name: &str) -> bool {
+    let may = Command::new("unshare").args([option, "true"]).output().is_ok_and(|output| output.status.success());
+    if !may {
+        eprintln!("{name}: left out: no right to unshare {option}");
+    }
+    may
+}
+
 /// Whether the output of `mpirun --version` contains this text.
 fn mpirun_says(words: &str) -> bool {
     static VERSION: OnceLock<String> = OnceLock::new();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::record::{EpochRow, Record};
+use super::{EpochRow, Record};
 use crate::config::Config;
 use crate::metrics::{Ledger, Part, RankSummary, StepTimes};
 use crate::report;
@@ -26,6 +26,31 @@ fn times(rank: usize, step: usize) -> StepTimes {
     times.set(Part::CommExposed, 0.4 - 0.073 * own);
     times.set(Part::Step, 0.4 * jitter);
     times
+}
+
+impl Record {
+    /// What [`add_steps`](Self::add_steps) does on rank 0, with the summaries of all ranks and `times(rank, step)` instead of messages;
+    /// `slowest` has the slowest rank's time of each step.
+    fn add_simulated(
+        &mut self,
+        epoch: usize,
+        first: usize,
+        slowest: &[f64],
+        ranks: impl Iterator<Item = RankSummary>,
+        times: &dyn Fn(usize, usize) -> StepTimes,
+    ) {
+        let summaries = self.summaries.as_mut().expect("too many steps for a row each");
+        let mut world_size = 0;
+        for (rank, RankSummary { moments, histograms }) in ranks.enumerate() {
+            summaries.add(self.conditions, [(rank as i64, moments)], &histograms);
+            world_size = rank + 1;
+        }
+        *self.counted.entry(self.conditions).or_default() += slowest.len();
+        let kept = self.choose(epoch, first, slowest);
+        let rows = (0..world_size).flat_map(|rank| kept.iter().map(move |step| (rank, *step)));
+        let all: Vec<f32> = rows.flat_map(|(rank, step)| *times(rank, step).as_array()).collect();
+        self.add_rows(epoch, &kept, &all);
+    }
 }
 
 /// Trains on paper and writes the run file after each epoch. Returns the greatest number of seconds that a write took.
