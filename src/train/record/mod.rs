@@ -38,6 +38,8 @@ pub struct Record {
     own: (usize, [f64; StepTimes::PARTS]),
     /// Number of epochs that earlier jobs of the run have done.
     own_from: usize,
+    /// Seconds of training of the epoch under way that earlier jobs have done.
+    seconds_before: Second,
     /// Wall time in which the peak was measured.
     peak_seconds: Second,
     /// Ledgers from before a resumption, one per conditions, the earliest first.
@@ -60,16 +62,25 @@ impl Record {
             counted: BTreeMap::new(),
             own: Default::default(),
             own_from: 0,
+            seconds_before: 0.0,
             peak_seconds: 0.0,
             sent_before: Vec::new(),
         }
     }
 
-    /// Continues at `step` with the earlier [`tables`](Self::tables), which are empty where they are not known. A collective.
+    /// Continues at `step`, after `seconds` of training of the epoch under way, with the earlier [`tables`](Self::tables), which are
+    /// empty where they are not known. A collective.
     ///
     /// # Errors
     /// A rank is gone.
-    pub fn resume(&mut self, communicator: &Communicator, step: usize, tables: &[Table]) -> Result<()> {
+    pub fn resume(
+        &mut self,
+        communicator: &Communicator,
+        step: usize,
+        seconds: Second,
+        tables: &[Table],
+    ) -> Result<()> {
+        self.seconds_before = seconds;
         let before = Summaries::find(tables);
         let mut is_summarized = [f64::from(before.is_some())];
         communicator.all_reduce(Kind::Control, Combine::Max, &mut is_summarized)?;
@@ -195,11 +206,11 @@ impl Record {
 
     /// Wall time of this job by what it was spent on.
     pub fn spent(&self) -> [(&'static str, Second); 6] {
-        let sum = |seconds: fn(&EpochRow) -> Second| {
+        let sum = |seconds: fn(&EpochRow) -> Second| -> Second {
             self.epochs[self.own_from..].iter().map(seconds).filter(|seconds| seconds.is_finite()).sum()
         };
         [
-            ("training", sum(|row| row.seconds)),
+            ("training", (sum(|row| row.seconds) - self.seconds_before).max(0.0)),
             ("test", sum(|row| row.test_seconds)),
             ("gathering", sum(|row| row.gather_seconds)),
             ("run file", sum(|row| row.write_seconds)),

@@ -65,7 +65,7 @@ impl Training<'_> {
         from.replica(&mut self.replica)?;
         from.draws(&self.draws)?;
         let tables = resume.map_or(&[][..], |resume| &resume.content.tables);
-        self.record.resume(&self.job.communicator, self.steps_done, tables)?;
+        self.record.resume(&self.job.communicator, self.steps_done, self.epoch.seconds(), tables)?;
         self.divergence.resume(tables);
         self.trace.resume(tables);
         self.gpus.resume(tables);
