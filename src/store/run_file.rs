@@ -128,8 +128,23 @@ impl RunFile {
         self.put(tables, checkpoint, true)
     }
 
+    /// Replaces `tables` in the file as it was last flushed, and keeps the rest: weights, warnings, status.
+    ///
+    /// # Errors
+    /// An error of [`flush`](Self::flush).
+    pub fn update(&mut self, tables: &[Table]) -> Result<()> {
+        let from = Some(self.path());
+        let file = Temporary::write(self.path(), from, |root| layout::write(root, true, tables, None))?;
+        self.replace_by(file)
+    }
+
     fn put(&mut self, tables: &[Table], checkpoint: Option<&Checkpoint>, is_finished: bool) -> Result<()> {
         let file = self.write(tables, checkpoint, is_finished)?;
+        self.replace_by(file)
+    }
+
+    /// Gives `file` the run file's name.
+    fn replace_by(&mut self, file: Temporary) -> Result<()> {
         // Checked after the writing, which takes longest: another job or file may have taken the name meanwhile.
         self.owner.check()?;
         let found = fs::symlink_metadata(self.path());

@@ -32,7 +32,7 @@ use std::time::Instant;
 use crate::config::Plan;
 use crate::data::{self, Datasets};
 use crate::environment;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::launch::Job;
 use crate::live::{self, Ending, Live};
 use crate::metrics::{Part, Summaries};
@@ -182,19 +182,21 @@ impl<'a> Begun<'a> {
         live.end(
             training.steps_done(),
             match &ended {
-                Ok((None, _)) => Ending::Finished,
-                Ok((Some(_), _)) => Ending::Stopped,
+                Ok(None) => Ending::Finished,
+                Ok(Some(_)) => Ending::Stopped,
                 Err(_) => Ending::Failed,
             },
         );
-        if matches!(ended, Ok((Some(_), _))) {
-            checkpoints.stopping();
+        match &ended {
+            Ok(Some(_)) => checkpoints.stopping(),
+            Ok(None) => {}
+            Err(_) => outputs.iter_mut().for_each(|outputs| outputs.keep_records(&training)),
         }
         // After an error too: what is still being written is a good state of before.
         let saved = checkpoints.finish();
-        let (signal, written) = ended?;
-        // There is more than the last epoch's end wrote, or perhaps there was no epoch left to do.
-        if let Some(outputs) = outputs.as_mut().filter(|_| signal.is_some() || !written || is_resumed) {
+        let signal = ended?;
+        // There is more than was written last, or perhaps there was no epoch left to do.
+        if let Some(outputs) = outputs.as_mut().filter(|outputs| signal.is_some() || !outputs.is_current()) {
             outputs.flush(&training)?;
         }
         if let Some(signal) = signal {
@@ -245,8 +247,8 @@ impl Trained<'_> {
     }
 }
 
-/// Trains to the last epoch of `plan`, and writes the run file after each, the last time with the peak. Returns the signal that
-/// stopped it before, if one did, and whether the last epoch's run file could be written.
+/// Trains to the last epoch of `plan`, and writes the run file between epochs, the last time with the peak. Returns the signal that
+/// stopped it before, if one did.
 fn epochs(
     training: &mut Training,
     checkpoints: &mut Checkpoints,
@@ -254,8 +256,7 @@ fn epochs(
     live: &mut Live,
     plan: &Plan,
     job: &Job,
-) -> Result<(Option<usize>, bool)> {
-    let mut written = true;
+) -> Result<Option<usize>> {
     live.begin_work();
     loop {
         match training.epoch(checkpoints, live)? {
@@ -269,25 +270,14 @@ fn epochs(
                 }
             }
             Progress::Epoch => {}
-            Progress::Stopped(signal) => return Ok((Some(signal), written)),
-            Progress::Finished => return Ok((None, written)),
+            Progress::Stopped(signal) => return Ok(Some(signal)),
+            Progress::Finished => return Ok(None),
         }
         let write_started = Instant::now();
         if let Some(outputs) = &mut outputs {
             console::print_epoch(training.record().epochs(), plan.train.epochs);
             log_epoch(training, live);
-            written = match outputs.flush(training) {
-                // There may be room again later, and the training need not be lost for it.
-                Err(error @ Error::Output { .. }) => {
-                    let epoch = training.record().epochs().len();
-                    log::error!(
-                        "run file not written after epoch {epoch}: {error}; training continues and tries again after the next \
-                         epoch"
-                    );
-                    false
-                }
-                result => result.map(|()| true)?,
-            };
+            outputs.after_epoch(training)?;
         }
         let (wrote, checkpoint_started) = (write_started.elapsed(), Instant::now());
         let signal = training.between_epochs(checkpoints)?;
@@ -295,7 +285,7 @@ fn epochs(
         if let Some(signal) = signal
             && !training.is_finished()
         {
-            return Ok((Some(signal), written));
+            return Ok(Some(signal));
         }
     }
 }

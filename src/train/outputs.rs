@@ -1,18 +1,30 @@
 //! Files of a training, on rank 0: the run file, and the folder of its checkpoints. Known to be writable before the first step.
 
+use std::time::{Duration, Instant};
+
 use super::resume::Resume;
 use super::start::Beginning;
 use super::{GlobalBatch, Training};
 use crate::config::Plan;
 use crate::data::Datasets;
 use crate::environment;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::launch::Job;
 use crate::store::{Attribute, Checkpoint, CheckpointFolder, Owner, RunFile, Table};
+
+/// Share of a training's time that it may spend on writing the run file between epochs, however short the epochs and however slow
+/// the file system.
+const WRITING_SHARE: f64 = 0.02;
 
 /// Run file of a training, and what its checkpoints begin with.
 pub struct Outputs {
     run_file: RunFile,
+    /// Time at which this was made.
+    started: Instant,
+    /// Duration of the last writing of the run file, and of all of them.
+    writing: Option<[Duration; 2]>,
+    /// Whether the run file holds every epoch that is done.
+    is_current: bool,
     /// Whether the run file is finished by what follows the training.
     has_sequel: bool,
     /// Steps in the run file that is there: it stays until this training has done as many.
@@ -52,7 +64,17 @@ impl Outputs {
         run_file.set_warnings(job.warnings()); // checkpoints have them, too
         let from = resume.as_ref().map(|resume| resume.path.as_path());
         let folder = CheckpointFolder::new(&run_file, plan.checkpoint.keep, from, force)?;
-        Ok(Outputs { run_file, has_sequel, steps_there, written: Vec::new(), folder: Some(folder), resume })
+        Ok(Outputs {
+            run_file,
+            started: Instant::now(),
+            writing: None,
+            is_current: false,
+            has_sequel,
+            steps_there,
+            written: Vec::new(),
+            folder: Some(folder),
+            resume,
+        })
     }
 
     /// Path of the run file.
@@ -79,24 +101,67 @@ impl Outputs {
         self.run_file.add_to_environment("peak_flops_of_ranks", Attribute::Floats(ranks.to_vec()));
     }
 
+    /// Whether the run file holds every epoch that is done.
+    pub fn is_current(&self) -> bool {
+        self.is_current
+    }
+
+    /// Writes the run file after an epoch if it is the first or the last one, or if writing keeps within [`WRITING_SHARE`] of the
+    /// time. A failure is logged: there may be room again later, and the training need not be lost for it.
+    ///
+    /// # Errors
+    /// An error of [`RunFile::flush`] other than [`Error::Output`].
+    pub fn after_epoch(&mut self, training: &Training) -> Result<()> {
+        self.is_current = false;
+        let is_due = self.writing.is_none_or(|[last, all]| last + all <= self.started.elapsed().mul_f64(WRITING_SHARE));
+        if !is_due && !training.is_finished() {
+            return Ok(());
+        }
+        match self.flush(training) {
+            Err(error @ Error::Output { .. }) => {
+                let epoch = training.record().epochs().len();
+                log::error!(
+                    "run file not written after epoch {epoch}: {error}; training continues and tries again after the next \
+                     epoch"
+                );
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
     /// Writes the run file as it is now, unless that would take away what an earlier job of the run had done.
     ///
     /// # Errors
-    /// As [`RunFile::flush`].
+    /// An error of [`RunFile::flush`].
     pub fn flush(&mut self, training: &Training) -> Result<()> {
         if training.steps_done() < self.steps_there {
             return Ok(());
         }
+        let started = Instant::now();
         self.run_file.set_warnings(training.warnings());
         let (tables, checkpoint) = (training.tables(), training.checkpoint());
         match training.is_finished() && !self.has_sequel {
             true => self.run_file.finish(&tables, Some(&checkpoint))?,
             false => self.run_file.flush(&tables, Some(&checkpoint))?,
         }
+        self.is_current = true;
+        let (took, before) = (started.elapsed(), self.writing.map_or(Duration::ZERO, |[_, all]| all));
+        self.writing = Some([took, before + took]);
         if training.is_finished() {
             self.written = tables;
         }
         Ok(())
+    }
+
+    /// Adds the epochs that the run file lacks after an error, which may have spoilt the weights: those in the file stay.
+    pub fn keep_records(&mut self, training: &Training) {
+        if self.is_current || self.writing.is_none() {
+            return;
+        }
+        if let Err(error) = self.run_file.update(&training.tables()) {
+            log::error!("the last epochs are missing in the run file: {error}");
+        }
     }
 
     /// Takes the tables that the run file was last written with; empty before the training is finished.
