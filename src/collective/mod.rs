@@ -28,6 +28,7 @@ mod clock_offsets;
 mod device;
 mod element;
 mod finished;
+mod gather;
 mod library;
 mod memory;
 mod mpi;

@@ -10,7 +10,7 @@ use mpi::traits::AsRaw;
 use mpi::{Threading, ffi};
 
 use super::backoff::{Backoff, WaitPolicy};
-use super::element::{Bf16, Element, Fp16, MpiType, add};
+use super::element::{Bf16, Element, Fp16, add};
 use super::library::library_version;
 use super::progress;
 use super::traffic::Collective;
@@ -284,53 +284,6 @@ impl Communicator {
             // SAFETY: `buffer` holds `count` f32 (see `in_place`), every rank passes the same count.
             unsafe { ffi::MPI_Bcast(buffer, count, ffi::RSMPI_FLOAT, 0, self.raw) }
         })
-    }
-
-    /// Concatenates every rank's `values`, of equal length, in the order of the ranks, on every rank.
-    ///
-    /// # Errors
-    /// Returns [`Error::Mpi`] if MPI reports a failure.
-    pub fn all_gather<T: MpiType>(&self, kind: Kind, values: &[T]) -> Result<Vec<T>> {
-        let mut all = vec![T::default(); values.len() * self.size];
-        self.counted(kind, Collective::AllGather, size_of_val(values), || {
-            let count = c_int::try_from(values.len()).expect("gathered tables are small");
-            // SAFETY: `values` has `count` elements of T's MPI type and `all` room for `count` from each rank.
-            self.check("MPI_Allgather", unsafe {
-                let (send, receive) = (values.as_ptr().cast(), all.as_mut_ptr().cast());
-                ffi::MPI_Allgather(send, count, T::mpi_type(), receive, count, T::mpi_type(), self.raw)
-            })
-        })?;
-        Ok(all)
-    }
-
-    /// Concatenates every rank's `values`, of equal length, in the order of the ranks, on rank 0; empty on the others.
-    ///
-    /// # Errors
-    /// Returns [`Error::Mpi`] if MPI reports a failure.
-    pub fn gather<T: MpiType>(&self, kind: Kind, values: &[T]) -> Result<Vec<T>> {
-        let mut all = vec![T::default(); if self.rank == 0 { values.len() * self.size } else { 0 }];
-        self.counted(kind, Collective::Gather, size_of_val(values), || {
-            let count = c_int::try_from(values.len()).expect("gathered tables are small");
-            // SAFETY: `values` has `count` elements of T's MPI type; on the root `all` has room for `count` from each rank, elsewhere MPI ignores it.
-            self.check("MPI_Gather", unsafe {
-                let (send, receive) = (values.as_ptr().cast(), all.as_mut_ptr().cast());
-                ffi::MPI_Gather(send, count, T::mpi_type(), receive, count, T::mpi_type(), 0, self.raw)
-            })
-        })?;
-        Ok(all)
-    }
-
-    /// Every rank's `text`, in the order of the ranks, on every rank. Texts are cut at 256 bytes.
-    ///
-    /// # Errors
-    /// Returns [`Error::Mpi`] if MPI reports a failure.
-    pub fn all_gather_text(&self, kind: Kind, text: &str) -> Result<Vec<String>> {
-        const WIDTH: usize = 256;
-        let mut padded = [0u8; WIDTH];
-        let length = text.len().min(WIDTH);
-        padded[..length].copy_from_slice(&text.as_bytes()[..length]);
-        let all = self.all_gather(kind, &padded)?;
-        Ok(all.chunks(WIDTH).map(|bytes| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()).collect())
     }
 
     /// Ends the whole job with exit status `status`, once this process's message has been read: for errors that the other

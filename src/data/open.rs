@@ -9,7 +9,7 @@ use super::dataset::{Labels, Stored};
 use super::generated::{self, Generated};
 use super::source::{Memory, Source};
 use super::{Dataset, Datasets, Form, idx, npy, shared, synthetic};
-use crate::collective::Communicator;
+use crate::collective::{Combine, Communicator};
 use crate::config::{self, Layout};
 use crate::error::{AtPath, Error, Result};
 use crate::metrics;
@@ -68,8 +68,9 @@ fn open_for(data: &config::Data, ranks: Option<&Communicator>) -> Result<Dataset
     match ranks {
         Some(ranks) if data.folder().is_some() => {
             // A rank whose files are missing does not come to a collective on their content.
-            let is_held = u64::from(is_small && opened.is_ok());
-            match ranks.all_gather(metrics::Kind::Control, &[is_held])?.contains(&0) {
+            let mut is_held = [f64::from(u8::from(is_small && opened.is_ok()))];
+            ranks.all_reduce(metrics::Kind::Control, Combine::Min, &mut is_held)?;
+            match is_held == [0.0] {
                 true => opened,
                 false => shared::hold(opened?, ranks),
             }

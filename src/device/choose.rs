@@ -43,61 +43,89 @@ pub fn look(device: Device) -> Found {
     }
 }
 
-/// The devices of all ranks.
+/// The GPUs of one host for the ranks there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choice {
-    /// Device of each rank.
-    pub targets: Vec<Target>,
-    /// Reason for computing on CPU cores although there is a GPU, under `launch.device = "auto"`.
-    pub fallback: Option<String>,
+pub struct Offer {
+    /// Device of each rank, or the reason why one has none.
+    pub targets: Result<Vec<Target>, String>,
+    /// Whether a rank sees a GPU, or would if it worked.
+    pub has_gpu: bool,
 }
 
-/// Chooses the device of each rank from its host and what it found there; all ranks compute the same choice.
-///
-/// # Errors
-/// Returns what is missing for `launch.device = "cuda"`.
-pub fn assign(launch: &Launch, hosts: &[String], found: &[Found]) -> Result<Choice, String> {
-    let cpu = |fallback| Choice { targets: vec![Target::Cpu; hosts.len()], fallback };
-    if launch.device == Device::Cpu {
-        return Ok(cpu(None));
-    }
-    if found.iter().all(|found| found.emulated) {
-        return Ok(Choice { targets: vec![Target::Emulated; hosts.len()], fallback: None });
-    }
-    match gpus(launch, hosts, found) {
-        Ok(targets) => Ok(Choice { targets, fallback: None }),
-        Err(reason) if launch.device == Device::Auto => Ok(cpu(found.iter().any(Found::has_gpu).then_some(reason))),
-        Err(reason) => Err(reason),
+/// Offers of the hosts of a job, summed up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offers {
+    /// Whether CPU cores stand for the GPUs of every rank.
+    pub are_emulated: bool,
+    /// Whether every rank has a GPU.
+    pub are_complete: bool,
+    /// Whether a host has a GPU.
+    pub have_gpu: bool,
+}
+
+/// Devices on which a job computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// CPU cores on every rank; `falls_back` if that is news, because there is a GPU.
+    Cpu {
+        /// Whether there is a GPU, which `launch.device = "auto"` leaves unused.
+        falls_back: bool,
+    },
+    /// CPU cores in the place of GPUs.
+    Emulated,
+    /// The GPU that each rank was offered.
+    Offered,
+    /// None: `launch.device = "cuda"` cannot be had.
+    Missing,
+}
+
+/// Offers the GPUs of `host` to its ranks, whose numbers in the job are `ranks`, given what each found.
+pub fn offer(launch: &Launch, host: &str, ranks: &[usize], found: &[Found]) -> Offer {
+    let targets = match found.iter().all(|found| found.emulated) {
+        true => Ok(vec![Target::Emulated; ranks.len()]),
+        false => gpus(launch, host, ranks, found),
+    };
+    Offer { targets, has_gpu: found.iter().any(Found::has_gpu) }
+}
+
+/// Chooses the devices of a job from the offers of its hosts.
+pub fn choose(device: Device, offers: Offers) -> Choice {
+    match device {
+        Device::Cpu => Choice::Cpu { falls_back: false },
+        _ if offers.are_emulated => Choice::Emulated,
+        _ if offers.are_complete => Choice::Offered,
+        Device::Auto => Choice::Cpu { falls_back: offers.have_gpu },
+        Device::Cuda => Choice::Missing,
     }
 }
 
 /// Gives each rank, in turn, the first GPU that it sees and that no earlier rank of its host has: the GPU with the number of its
 /// local rank if all ranks see all GPUs, and its own if the launcher shows each rank one.
-fn gpus(launch: &Launch, hosts: &[String], found: &[Found]) -> Result<Vec<Target>, String> {
-    let mut indices = Vec::with_capacity(hosts.len());
-    let mut taken: Vec<(&str, Uuid)> = Vec::new();
-    for (rank, (host, found)) in hosts.iter().zip(found).enumerate() {
+fn gpus(launch: &Launch, host: &str, ranks: &[usize], found: &[Found]) -> Result<Vec<Target>, String> {
+    let mut indices = Vec::with_capacity(ranks.len());
+    let mut taken: Vec<Uuid> = Vec::new();
+    for (rank, found) in ranks.iter().zip(found) {
         if let Some(missing) = &found.missing {
             return Err(format!("on {host}: {}", missing.reason));
         }
-        let is_taken = |uuid: &Uuid| taken.iter().filter(|(other, gpu)| *other == host && gpu == uuid).count();
+        let is_taken = |uuid: &Uuid| taken.iter().filter(|gpu| *gpu == uuid).count();
         let least = found.gpus.iter().map(is_taken).min();
         let index = found.gpus.iter().position(|uuid| Some(is_taken(uuid)) == least);
         let (Some(index), Some(least)) = (index, least) else {
             return Err(format!("on {host}: rank {rank} sees no GPU"));
         };
         if least > 0 && !launch.allow_gpu_sharing {
-            let ranks = hosts.iter().filter(|other| *other == host).count();
-            let seen = found.gpus.len();
             return Err(format!(
-                "on {host}: {ranks} ranks, but rank {rank} sees {seen} GPU(s), each taken by a rank before it: start as many \
-                 ranks on a host as it has GPUs, or set launch.allow_gpu_sharing = true"
+                "on {host}: {} ranks, but rank {rank} sees {} GPU(s), each taken by a rank before it: start as many \
+                 ranks on a host as it has GPUs, or set launch.allow_gpu_sharing = true",
+                ranks.len(),
+                found.gpus.len()
             ));
         }
-        taken.push((host, found.gpus[index]));
+        taken.push(found.gpus[index]);
         indices.push(index);
     }
-    let shared = |own: &(&str, Uuid)| taken.iter().filter(|other| *other == own).count() > 1;
+    let shared = |own: &Uuid| taken.iter().filter(|other| *other == own).count() > 1;
     Ok(indices.into_iter().zip(&taken).map(|(index, own)| Target::Gpu { index, shared: shared(own) }).collect())
 }
 
@@ -106,7 +134,7 @@ impl Found {
         !self.gpus.is_empty() || self.missing.as_ref().is_some_and(|missing| missing.has_gpu)
     }
 
-    /// Encodes this as a line for other ranks; [`from_text`](Self::from_text) reads it.
+    /// Encodes this as a line for the other ranks of the host; [`from_text`](Self::from_text) reads it.
     pub fn to_text(&self) -> String {
         match &self.missing {
             Some(Missing { reason, has_gpu: true }) => format!("unusable {reason}"),
@@ -152,58 +180,71 @@ mod tests {
         indices.map(|index| Target::Gpu { index, shared: false }).into()
     }
 
-    fn hosts(names: &[&str]) -> Vec<String> {
-        names.iter().map(|name| name.to_string()).collect()
+    /// What a job on hosts `a`, `b`, ... with these finds of their ranks computes on, and the reason of the first that lacks a GPU.
+    fn chosen(launch: &Launch, found: &[&[Found]]) -> (Choice, Vec<Result<Vec<Target>, String>>) {
+        let mut next = 0;
+        let offers: Vec<Offer> = found
+            .iter()
+            .zip(["a", "b"])
+            .map(|(found, host)| {
+                let ranks: Vec<usize> = (next..next + found.len()).collect();
+                next += found.len();
+                offer(launch, host, &ranks, found)
+            })
+            .collect();
+        let all = Offers {
+            are_emulated: found.iter().all(|found| found.iter().all(|found| found.emulated)),
+            are_complete: offers.iter().all(|offer| offer.targets.is_ok()),
+            have_gpu: offers.iter().any(|offer| offer.has_gpu),
+        };
+        (choose(launch.device, all), offers.into_iter().map(|offer| offer.targets).collect())
     }
 
     #[test]
     fn each_rank_gets_a_gpu_of_its_own_however_the_launcher_shows_them() {
         let cuda = launch(Device::Cuda, false);
-        let targets = |names: &[&str], found: &[Found]| assign(&cuda, &hosts(names), found).map(|c| c.targets);
         let all = sees(&[1, 2]);
-        assert_eq!(targets(&["a", "a"], &[all.clone(), all.clone()]).unwrap(), gpus_of([0, 1]));
-        // Two hosts with two GPUs each, ranks dealt in turn.
-        let four = [all.clone(), all.clone(), all.clone(), all.clone()];
-        assert_eq!(targets(&["a", "b", "a", "b"], &four).unwrap(), gpus_of([0, 0, 1, 1]));
+        let two = [all.clone(), all.clone()];
+        let (choice, targets) = chosen(&cuda, &[&two, &two]);
+        assert_eq!((choice, targets), (Choice::Offered, vec![Ok(gpus_of([0, 1])), Ok(gpus_of([0, 1]))]));
         // Slurm's --gpus-per-task=1: every rank sees one, another.
-        assert_eq!(targets(&["a", "a"], &[sees(&[1]), sees(&[2])]).unwrap(), gpus_of([0, 0]));
+        let offer = offer(&cuda, "a", &[0, 2], &[sees(&[1]), sees(&[2])]);
+        assert_eq!(offer.targets.unwrap(), gpus_of([0, 0]));
     }
 
     #[test]
     fn too_few_gpus_are_an_error_unless_sharing_is_allowed() {
         let one = [sees(&[1]), sees(&[1])];
-        let message = assign(&launch(Device::Cuda, false), &hosts(&["a", "a"]), &one).unwrap_err();
-        assert!(message.contains("2 ranks") && message.contains("allow_gpu_sharing"), "{message}");
-        let choice = assign(&launch(Device::Cuda, true), &hosts(&["a", "a"]), &one).unwrap();
-        assert_eq!(choice.targets, [Target::Gpu { index: 0, shared: true }; 2]);
+        let message = offer(&launch(Device::Cuda, false), "a", &[4, 5], &one).targets.unwrap_err();
+        assert!(message.starts_with("on a: 2 ranks, but rank 5 sees 1") && message.contains("sharing"), "{message}");
+        let shared = offer(&launch(Device::Cuda, true), "a", &[0, 1], &one);
+        assert_eq!(shared.targets.unwrap(), [Target::Gpu { index: 0, shared: true }; 2]);
         let three = [sees(&[1, 2]), sees(&[1, 2]), sees(&[1, 2])];
-        let choice = assign(&launch(Device::Cuda, true), &hosts(&["a"; 3]), &three).unwrap();
         let gpu = |index, shared| Target::Gpu { index, shared };
-        assert_eq!(choice.targets, [gpu(0, true), gpu(1, false), gpu(0, true)]);
+        let shared = offer(&launch(Device::Cuda, true), "a", &[0, 1, 2], &three);
+        assert_eq!(shared.targets.unwrap(), [gpu(0, true), gpu(1, false), gpu(0, true)]);
     }
 
     #[test]
     fn one_rank_without_a_gpu_takes_all_to_the_cpu_or_is_named() {
-        let found = [sees(&[1]), lacks("no NVIDIA driver here", false)];
-        let choice = assign(&launch(Device::Auto, false), &hosts(&["a", "b"]), &found).unwrap();
-        assert_eq!(choice.targets, [Target::Cpu; 2]);
-        assert!(choice.fallback.unwrap().contains("on b: no NVIDIA driver"));
-        let message = assign(&launch(Device::Cuda, false), &hosts(&["a", "b"]), &found).unwrap_err();
-        assert!(message.contains("on b: no NVIDIA driver"), "{message}");
-        let choice = assign(&launch(Device::Cpu, false), &hosts(&["a", "b"]), &found).unwrap();
-        assert_eq!((choice.targets, choice.fallback), (vec![Target::Cpu; 2], None));
+        let (has, lacks) = ([sees(&[1])], [lacks("no NVIDIA driver here", false)]);
+        let (choice, targets) = chosen(&launch(Device::Auto, false), &[&has, &lacks]);
+        assert_eq!(choice, Choice::Cpu { falls_back: true });
+        assert_eq!(targets[1], Err("on b: no NVIDIA driver here".into()));
+        assert_eq!(chosen(&launch(Device::Cuda, false), &[&has, &lacks]).0, Choice::Missing);
+        assert_eq!(chosen(&launch(Device::Cpu, false), &[&has, &lacks]).0, Choice::Cpu { falls_back: false });
     }
 
     #[test]
     fn that_there_is_no_gpu_is_no_news_and_that_one_cannot_be_used_is() {
-        let fallback = |found: &Found| {
-            let found = [found.clone(), found.clone()];
-            assign(&launch(Device::Auto, false), &hosts(&["a", "a"]), &found).unwrap().fallback
+        let falls_back = |found: Found| {
+            let choice = chosen(&launch(Device::Auto, false), &[&[found.clone(), found]]).0;
+            choice == Choice::Cpu { falls_back: true }
         };
-        assert_eq!(fallback(&lacks("no NVIDIA driver here", false)), None);
-        assert_eq!(fallback(&Found::default()), None);
-        assert!(fallback(&lacks("the NVIDIA driver does not work", true)).unwrap().contains("does not work"));
-        assert!(fallback(&sees(&[1])).unwrap().contains("2 ranks"));
+        assert!(!falls_back(lacks("no NVIDIA driver here", false)) && !falls_back(Found::default()));
+        assert!(falls_back(lacks("the NVIDIA driver does not work", true)) && falls_back(sees(&[1])));
+        let emulated = Found { emulated: true, ..Found::default() };
+        assert_eq!(chosen(&launch(Device::Auto, false), &[&[emulated.clone()], &[emulated]]).0, Choice::Emulated);
     }
 
     #[test]

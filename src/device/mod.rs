@@ -4,12 +4,11 @@
 //! Two ranks on one host with one GPU each:
 //! ```no_run
 //! use hpml::config::{Device, Launch};
-//! use hpml::device::{assign, look};
+//! use hpml::device::{look, offer};
 //!
-//! let found = look(Device::Auto); // each rank's own; they gather it as text
-//! let hosts = ["node01".to_owned(), "node01".to_owned()];
-//! let choice = assign(&Launch::default(), &hosts, &[found.clone(), found])?;
-//! println!("rank 0: {}, rank 1: {}", choice.targets[0], choice.targets[1]);
+//! let found = look(Device::Auto); // each rank's own; the ranks of a host gather it as text
+//! let offer = offer(&Launch::default(), "node01", &[0, 1], &[found.clone(), found]);
+//! println!("{:?}", offer.targets?);
 //! # Ok::<(), String>(())
 //! ```
 
@@ -19,7 +18,7 @@ mod monitor;
 mod recorder;
 mod timeline;
 
-pub use choose::{Choice, Found, assign, look};
+pub use choose::{Choice, Found, Offers, choose, look, offer};
 pub use clock::{Clock, Moment, seconds_between};
 pub use monitor::{GpuMonitor, Reading, gpu_clocks};
 pub use recorder::{Message, Open, StepRecorder};

@@ -1,5 +1,7 @@
 //! The CPUs that a rank may use, the program that keeps it from the others, and the number of threads that follows.
 
+use serde::{Deserialize, Serialize};
+
 use super::ancestors::{Ancestor, ancestors};
 use super::cpus::Cpus;
 
@@ -9,7 +11,7 @@ pub(super) fn fair_share(own: &Cpus, sharing: usize) -> usize {
 }
 
 /// The program that keeps a rank from using all CPUs of its host.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bound {
     /// No program: the rank may use all CPUs.
     #[default]
@@ -27,9 +29,6 @@ pub enum Bound {
 }
 
 impl Bound {
-    /// All variants, in the order of their discriminants.
-    pub const ALL: [Bound; 6] = [Bound::Nobody, Bound::Mpirun, Bound::Mpi, Bound::Slurm, Bound::OpenMp, Bound::Outside];
-
     /// Name for people, after "bound by".
     pub fn as_str(self) -> &'static str {
         match self {

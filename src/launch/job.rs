@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex};
 
 use super::affinity::{self, Bound, Surroundings};
 use super::cpus::{self, Cpus};
+use super::host_ranks::HostRanks;
 use super::places::{self, Place};
 use super::{host, neighbors, watchdog};
 use crate::collective::{Combine, Communicator, DeviceCollectives, library_version, share_progress};
 use crate::config::{Launch, Plan, Precision};
-use crate::device::{self, Choice, Found, Target};
+use crate::device::{self, Choice, Found, Offers, Target};
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
 use crate::units;
@@ -27,8 +28,10 @@ pub struct Job {
     pub target: Target,
     /// UUID of this rank's GPU; zeros without one.
     pub gpu_uuid: [u8; 16],
-    /// Host, cores, compute threads and device of every rank.
+    /// Host, cores, compute threads and device of every rank, on rank 0; empty on the others.
     pub places: Vec<Place>,
+    /// The ranks of this host.
+    host: HostRanks,
     /// Time of the start, by this process's clock: ISO 8601 with the offset from UTC.
     pub started: String,
     /// CPUs and settings around this process when it started.
@@ -46,7 +49,8 @@ impl Job {
         watchdog: Option<watchdog::Watchdog>,
     ) -> Result<Job> {
         let (rank, world_size) = (communicator.rank(), communicator.size());
-        let local_rank = communicator.split_by_host()?.rank();
+        let host = HostRanks::meet(&communicator, host::name())?;
+        let local_rank = host.local_rank();
         let (target, gpu_uuid, places, warnings) = (Target::Cpu, [0; 16], Vec::new(), Mutex::default());
         let started = units::now();
         Ok(Job {
@@ -57,6 +61,7 @@ impl Job {
             target,
             gpu_uuid,
             places,
+            host,
             started,
             surroundings,
             warnings,
@@ -96,79 +101,55 @@ impl Job {
     /// Returns [`Error::ConfigDiffers`], [`Error::Device`], or the reason why the configuration does not fit the GPU, alike on
     /// all ranks; and [`Error::Mpi`] if MPI reports a failure.
     pub fn configure(&mut self, plan: &Plan) -> Result<()> {
-        let hashes = self.communicator.all_gather(Kind::Control, &[plan.hash()])?;
-        let differing = hashes.iter().position(|&hash| hash != hashes[0]);
-        self.agree(differing.map_or(Ok(()), |rank| Err(Error::ConfigDiffers { rank })))?;
-        let host = host::name();
-        let hosts = self.communicator.all_gather_text(Kind::Control, &host)?;
-        let devices = self.choose_device(plan, &hosts)?;
-        let processes = self.processes_here(&hosts)?;
-        self.places = self.find_places(plan.launch.threads, hosts, devices)?;
-        let own = &self.places[self.rank];
+        let halves = [plan.hash() >> 32, plan.hash() & u64::from(u32::MAX)].map(|half| half as f64);
+        let is_that_of_root = self.from_root(halves)? == halves;
+        self.agree(if is_that_of_root { Ok(()) } else { Err(Error::ConfigDiffers { rank: self.rank }) })?;
+        let device = self.choose_device(plan)?;
+        let own = self.find_place(plan.launch.threads, device)?;
+        let processes = self.host.communicator.all_gather(Kind::Control, &[u64::from(std::process::id())])?;
+        self.places = self.host.gather_places(&self.communicator, &own)?;
         tch::set_num_threads(own.threads as i32);
-        if self.is_root() && own.threads > 1 {
-            let other = neighbors::find(&processes, &Cpus::of_this_process());
+        if self.is_root() {
+            let processes: Vec<usize> = processes.into_iter().map(|process| process as usize).collect();
+            let other = neighbors::find(&processes, &Cpus::of_this_process()).filter(|_| own.threads > 1);
             other.into_iter().for_each(|process| self.warn(neighbors::warning(process)));
+            let warnings = places::warnings(&self.places, plan.launch.threads > 0, &library_version());
+            warnings.into_iter().for_each(|warning| self.warn(warning));
         }
-        let warnings = places::warnings(&self.places, plan.launch.threads > 0, &library_version());
-        warnings.into_iter().for_each(|warning| self.warn(warning));
         Ok(())
     }
 
-    /// Process numbers of the ranks on this rank's host. A collective.
-    fn processes_here(&self, hosts: &[String]) -> Result<Vec<usize>> {
-        let all = self.communicator.all_gather(Kind::Control, &[u64::from(std::process::id())])?;
-        let here = all.into_iter().zip(hosts).filter(|(_, host)| **host == hosts[self.rank]);
-        Ok(here.map(|(process, _)| process as usize).collect())
-    }
-
-    /// Gathers the cores of every rank, and derives this rank's compute threads and everybody's place.
-    fn find_places(&self, threads: usize, hosts: Vec<String>, devices: Vec<String>) -> Result<Vec<Place>> {
+    /// Shares out the cores of this host among its ranks: this rank's place, on `device`. A collective of the host.
+    fn find_place(&self, threads: usize, device: String) -> Result<Place> {
         let own = Cpus::of_this_process();
         let words = own.to_words();
-        let all: Vec<Cpus> =
-            self.communicator.all_gather(Kind::Control, &words)?.chunks(words.len()).map(Cpus::from_words).collect();
-        let on_host = || hosts.iter().zip(&all).filter(|(host, _)| **host == hosts[self.rank]).map(|(_, cpus)| cpus);
-        let sharing = on_host().filter(|cpus| cpus.overlaps(&own)).count().max(1);
-        let threads = match threads {
-            0 => affinity::fair_share(&own, sharing),
-            threads => threads,
-        };
-        let (bound, unbound) = Bound::find(&own, &self.surroundings);
-        let numbers = [
-            self.local_rank,
-            threads,
-            own.count(),
+        let all = self.host.communicator.all_gather(Kind::Control, &words)?;
+        let all: Vec<Cpus> = all.chunks(words.len()).map(Cpus::from_words).collect();
+        let sharing = all.iter().filter(|cpus| cpus.overlaps(&own)).count().max(1);
+        let (bound, cores_unbound) = Bound::find(&own, &self.surroundings);
+        Ok(Place {
+            host: self.host.name.clone(),
+            local_rank: self.local_rank,
+            threads: if threads == 0 { affinity::fair_share(&own, sharing) } else { threads },
+            device,
+            cores: own.count(),
+            cpus: own.to_string(),
             sharing,
-            cpus::union(on_host()).count(),
-            unbound,
-            self.surroundings.host.count(),
-            bound as usize,
-        ]
-        .map(|number| number as u64);
-        let numbers = self.communicator.all_gather(Kind::Control, &numbers)?;
-        let numbers: Vec<usize> = numbers.into_iter().map(|number| number as usize).collect();
-        let place = |(((host, device), numbers), cpus): (((String, String), &[usize]), &Cpus)| {
-            let &[local_rank, threads, cores, sharing, cores_of_ranks, cores_unbound, cores_of_host, bound] = numbers
-            else {
-                unreachable!("as many numbers as were sent")
-            };
-            let bound = Bound::ALL[bound];
-            Place {
-                host,
-                local_rank,
-                threads,
-                device,
-                cores,
-                cpus: cpus.to_string(),
-                sharing,
-                cores_of_ranks,
-                cores_unbound,
-                cores_of_host,
-                bound,
-            }
-        };
-        Ok(hosts.into_iter().zip(devices).zip(numbers.chunks(8)).zip(&all).map(place).collect())
+            cores_of_ranks: cpus::union(&all).count(),
+            cores_unbound,
+            cores_of_host: self.surroundings.host.count(),
+            bound,
+        })
+    }
+
+    /// Name of this rank's host.
+    pub fn host_name(&self) -> &str {
+        &self.host.name
+    }
+
+    /// Ranks of this host, ascending.
+    pub fn ranks_of_host(&self) -> &[usize] {
+        &self.host.numbers
     }
 
     /// Hosts, devices, threads and cores of the ranks, one line per group of ranks that have the same.
@@ -190,38 +171,64 @@ impl Job {
         self.warnings.lock().expect("no thread panics while it adds a text").clone()
     }
 
-    /// Chooses this rank's device and makes it the current one; returns the name of every rank's device. Called before the first
-    /// tensor is made.
-    fn choose_device(&mut self, plan: &Plan, hosts: &[String]) -> Result<Vec<String>> {
+    /// Chooses this rank's device and makes it the current one; returns its name. Called before the first tensor is made.
+    fn choose_device(&mut self, plan: &Plan) -> Result<String> {
         let own = device::look(plan.launch.device);
-        let found = self.communicator.all_gather_text(Kind::Control, &own.to_text())?;
+        let found = self.host.communicator.all_gather_text(Kind::Control, &own.to_text())?;
         let found: Vec<Found> = found.iter().map(|text| Found::from_text(text)).collect();
-        let choice = device::assign(&plan.launch, hosts, &found).map_err(|reason| Error::Device { reason });
-        let Choice { targets, fallback } = self.agree(choice)?;
-        let shared = targets.iter().any(|target| matches!(target, Target::Gpu { shared: true, .. }));
-        if let Some(reason) = fallback {
-            self.warn(format!("computing on CPU cores although there is a GPU: {reason}; hpml devices shows more"));
-        }
-        if shared {
+        let offer = device::offer(&plan.launch, &self.host.name, &self.host.numbers, &found);
+        let own_target = offer.targets.as_ref().map_or(Target::Cpu, |targets| targets[self.local_rank]);
+        let is = |what: bool| f64::from(u8::from(what));
+        let is_shared = matches!(own_target, Target::Gpu { shared: true, .. });
+        let mut facts = [is(!own.emulated), is(offer.targets.is_err()), is(offer.has_gpu), is(is_shared)];
+        self.communicator.all_reduce(Kind::Control, Combine::Max, &mut facts)?;
+        let [some_real, some_missing, have_gpu, some_shared] = facts.map(|fact| fact > 0.0);
+        let offers = Offers { are_emulated: !some_real, are_complete: !some_missing, have_gpu };
+        self.target = match device::choose(plan.launch.device, offers) {
+            Choice::Offered | Choice::Emulated => own_target,
+            Choice::Cpu { falls_back } => {
+                if falls_back {
+                    let reason = self.first_text(offer.targets.err().as_deref())?;
+                    self.warn(format!(
+                        "computing on CPU cores although there is a GPU: {reason}; hpml devices shows more"
+                    ));
+                }
+                Target::Cpu
+            }
+            Choice::Missing => {
+                return self.agree(offer.targets.map(|_| String::new()).map_err(|reason| Error::Device { reason }));
+            }
+        };
+        if some_shared && self.target.is_gpu() {
             self.warn(
                 "ranks share a GPU: step times and speedup do not apply to ranks with a GPU of their own; start as many ranks \
                  on a host as it has GPUs"
                     .into(),
             );
         }
-        self.target = targets[self.rank];
         let through_host = DeviceCollectives::go_through_host(self.target, plan.parallel.all_reduce);
         self.agree(if self.target.is_gpu() { plan.check_for_gpu(through_host) } else { plan.check_for_cpu() })?;
         self.agree(self.target.enter(plan.model.precision == Precision::Tf32))?;
-        let name = match self.target {
+        Ok(match self.target {
             Target::Gpu { index, .. } => {
                 let gpu = &own.about[index];
                 self.gpu_uuid = gpu.uuid;
-                format!("{} {}", self.target, gpu.name)
+                format!("{} {}", self.target, gpu.name).trim().to_owned()
             }
             target => target.to_string(),
-        };
-        self.communicator.all_gather_text(Kind::Control, name.trim())
+        })
+    }
+
+    /// The text of the lowest rank that has one, on all ranks, cut at 256 bytes. A collective.
+    fn first_text(&self, own: Option<&str>) -> Result<String> {
+        let mut first = [if own.is_some() { self.rank } else { self.world_size } as f64];
+        self.communicator.all_reduce(Kind::Control, Combine::Min, &mut first)?;
+        let own = own.filter(|_| first[0] as usize == self.rank).unwrap_or_default();
+        let mut bytes = [0.0; 256];
+        bytes.iter_mut().zip(own.bytes()).for_each(|(place, byte)| *place = byte.into());
+        self.communicator.all_reduce(Kind::Control, Combine::Sum, &mut bytes)?;
+        let bytes: Vec<u8> = bytes.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0).collect();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Starts the watchdog: a collective that takes longer than `launch.comm_timeout_s` ends the job and names the missing rank.
@@ -230,7 +237,7 @@ impl Job {
     /// # Errors
     /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn watch(&mut self, launch: &Launch) -> Result<()> {
-        share_progress(&self.communicator.split_by_host()?)?;
+        share_progress(&self.host.communicator)?;
         self.watchdog = watchdog::start(self, launch.comm_timeout());
         Ok(())
     }

@@ -19,6 +19,7 @@ mod affinity;
 mod ancestors;
 mod cpus;
 mod host;
+mod host_ranks;
 mod job;
 mod logger;
 mod neighbors;

@@ -1,13 +1,15 @@
 //! The cores, threads and devices of the ranks: one line per group of ranks that have the same, and a warning where that is
 //! probably a mistake.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use serde::{Deserialize, Serialize};
 
 use super::affinity::Bound;
 use crate::units::{counted, ranges};
 
 /// Host, device, threads and cores of a rank.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Name of the host.
     pub host: String,
@@ -36,22 +38,52 @@ pub struct Place {
 /// One line per group of ranks that have the same, each on its host:
 /// `ranks 0-3 on vm: cpu, 1 thread each; may use 2 of 2 cores, shared by 4 ranks, not bound`.
 pub(super) fn lines(places: &[Place]) -> Vec<String> {
-    let what = |rank: usize| {
-        let place = &places[rank];
+    let hosts = Hosts::new(places);
+    let what = |place: &'_ Place| {
         let Place { threads, cores, sharing, cores_of_host, bound, .. } = *place;
-        (kind(&place.device), threads, cores, sharing, cores_of_host, bound, is_oversubscribed(places, place))
+        (threads, cores, sharing, cores_of_host, bound, hosts.is_oversubscribed(place))
     };
     let mut groups: Vec<Vec<usize>> = Vec::new();
-    for rank in 0..places.len() {
-        match groups.iter_mut().find(|group| what(group[0]) == what(rank)) {
+    for (rank, place) in places.iter().enumerate() {
+        let has_the_same = |group: &&mut Vec<usize>| {
+            let first = &places[group[0]];
+            kind(&first.device) == kind(&place.device) && what(first) == what(place)
+        };
+        match groups.iter_mut().find(has_the_same) {
             Some(group) => group.push(rank),
             None => groups.push(vec![rank]),
         }
     }
-    groups.iter().map(|ranks| line(places, ranks)).collect()
+    groups.iter().map(|ranks| line(places, ranks, &hosts)).collect()
 }
 
-fn line(places: &[Place], ranks: &[usize]) -> String {
+/// Ranks and compute threads on each host.
+struct Hosts<'a>(HashMap<&'a str, (usize, usize)>);
+
+impl Hosts<'_> {
+    fn new(places: &[Place]) -> Hosts<'_> {
+        let mut hosts = HashMap::new();
+        for place in places {
+            let (ranks, threads) = hosts.entry(place.host.as_str()).or_insert((0, 0));
+            (*ranks, *threads) = (*ranks + 1, *threads + place.threads);
+        }
+        Hosts(hosts)
+    }
+
+    fn ranks(&self, place: &Place) -> usize {
+        self.0[place.host.as_str()].0
+    }
+
+    fn threads(&self, place: &Place) -> usize {
+        self.0[place.host.as_str()].1
+    }
+
+    fn is_oversubscribed(&self, place: &Place) -> bool {
+        self.threads(place) > place.cores_of_ranks
+    }
+}
+
+fn line(places: &[Place], ranks: &[usize], all: &Hosts) -> String {
     let place = &places[ranks[0]];
     let several = ranks.len() > 1;
     let hosts = hosts(ranks.iter().map(|&rank| places[rank].host.as_str()));
@@ -68,7 +100,7 @@ fn line(places: &[Place], ranks: &[usize]) -> String {
     if place.sharing > 1 {
         line += &format!(", shared by {} ranks", place.sharing);
     }
-    if is_oversubscribed(places, place) {
+    if all.is_oversubscribed(place) {
         line += " (oversubscribed)";
     }
     line += &match place.bound {
@@ -83,9 +115,10 @@ fn line(places: &[Place], ranks: &[usize]) -> String {
 /// With `chosen` (the user set `launch.threads`, and so knows how many cores a rank needs) idle cores are no mistake. `library`
 /// is the MPI library's name, which decides the mend.
 pub(super) fn warnings(places: &[Place], chosen: bool, library: &str) -> Vec<String> {
+    let all = Hosts::new(places);
     let mut found: Vec<(String, Vec<&str>)> = Vec::new();
     for place in places.iter().filter(|place| place.local_rank == 0) {
-        let texts = oversubscription(places, place).into_iter().chain(idle(places, place, library).filter(|_| !chosen));
+        let texts = oversubscription(&all, place).into_iter().chain(idle(&all, place, library).filter(|_| !chosen));
         for text in texts {
             match found.iter_mut().find(|(known, _)| *known == text) {
                 Some((_, names)) => names.push(&place.host),
@@ -96,25 +129,24 @@ pub(super) fn warnings(places: &[Place], chosen: bool, library: &str) -> Vec<Str
     found.into_iter().map(|(text, names)| format!("on {}: {text}", hosts(names))).collect()
 }
 
-fn oversubscription(places: &[Place], place: &Place) -> Option<String> {
-    let ranks = places.iter().filter(|other| other.host == place.host).count();
-    let mend = match ranks > place.cores_of_ranks {
+fn oversubscription(all: &Hosts, place: &Place) -> Option<String> {
+    let mend = match all.ranks(place) > place.cores_of_ranks {
         true => format!("start at most {} on a host", counted(place.cores_of_ranks, "rank")),
         false => "leave launch.threads = 0, which gives each rank its share".into(),
     };
-    is_oversubscribed(places, place).then(|| {
+    all.is_oversubscribed(place).then(|| {
         format!(
             "{} compute threads share {} cores: ranks wait for a core, so step times and speedup do not apply to ranks with \
              cores of their own; {mend}",
-            threads_on(places, &place.host),
+            all.threads(place),
             place.cores_of_ranks
         )
     })
 }
 
 /// Warning of cores that the ranks of a host leave idle because of how they were started.
-fn idle(places: &[Place], place: &Place, library: &str) -> Option<String> {
-    let ranks = places.iter().filter(|other| other.host == place.host).count();
+fn idle(all: &Hosts, place: &Place, library: &str) -> Option<String> {
+    let ranks = all.ranks(place);
     let each = (place.cores_unbound / ranks).max(1);
     let open_mpi = library.starts_with("Open MPI");
     let mend = match place.bound {
@@ -136,22 +168,10 @@ fn idle(places: &[Place], place: &Place, library: &str) -> Option<String> {
     })
 }
 
-fn is_oversubscribed(places: &[Place], place: &Place) -> bool {
-    threads_on(places, &place.host) > place.cores_of_ranks
-}
-
-fn threads_on(places: &[Place], host: &str) -> usize {
-    places.iter().filter(|place| place.host == host).map(|place| place.threads).sum()
-}
-
 /// List of distinct host names: `n1`, `n1, n2`, or `16 hosts (n1 ... n16)`.
 fn hosts<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    let mut distinct: Vec<&str> = Vec::new();
-    for name in names {
-        if !distinct.contains(&name) {
-            distinct.push(name);
-        }
-    }
+    let (mut distinct, mut known) = (Vec::new(), HashSet::new());
+    distinct.extend(names.into_iter().filter(|name| known.insert(*name)));
     match distinct.as_slice() {
         [first, .., last] if distinct.len() > 4 => format!("{} hosts ({first} ... {last})", distinct.len()),
         _ => distinct.join(", "),

@@ -5,8 +5,8 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::Job;
 use super::ancestors::ancestors;
-use super::{Job, Place};
 use crate::collective::Communicator;
 use crate::collective::progress::{self, Progress};
 use crate::error::LOST;
@@ -61,9 +61,10 @@ pub(super) fn start(job: &Job, limit: Duration) -> Option<Watchdog> {
     if limit.is_zero() || job.world_size == 1 {
         return None;
     }
-    let (rank, places) = (job.rank, job.places.clone());
+    let (rank, local_rank) = (job.rank, job.local_rank);
+    let (here, world_size) = (job.ranks_of_host().to_vec(), job.world_size);
     // Staggered, so that one rank of a host prints its message before the others do.
-    let limit = limit + Duration::from_millis(500) * job.local_rank as u32;
+    let limit = limit + Duration::from_millis(500) * local_rank as u32;
     let (stop, stopped) = channel::<()>();
     let watch = move || {
         let (mut polls, mut entered) = (0u32, 0);
@@ -72,7 +73,7 @@ pub(super) fn start(job: &Job, limit: Duration) -> Option<Watchdog> {
             progress::beat();
             let host = progress::of_host();
             lives.iter_mut().zip(&host).for_each(|(life, progress)| life.poll(progress));
-            let own = host[places[rank].local_rank];
+            let own = host[local_rank];
             polls = if own.waits_for.is_some() && own.entered == entered { polls + 1 } else { 0 };
             entered = own.entered;
             if POLL * polls >= limit {
@@ -84,7 +85,7 @@ pub(super) fn start(job: &Job, limit: Duration) -> Option<Watchdog> {
                     return; // the other rank ends the job
                 }
                 progress::set_told();
-                let missing = Missing::find(rank, &places, &host, &lives);
+                let missing = Missing::find(local_rank, &here, world_size, &host, &lives);
                 message::print(format_args!("hpml: rank {rank}: {}", missing.message(&own, limit)));
                 if matches!(missing, Missing::Elsewhere(_)) {
                     std::thread::sleep(OTHERS);
@@ -155,18 +156,17 @@ enum Missing {
 }
 
 impl Missing {
-    fn find(rank: usize, places: &[Place], host: &[Progress], lives: &[Life]) -> Missing {
-        let own = host[places[rank].local_rank];
-        let here = |place: &Place| place.host == places[rank].host;
-        let of = |wanted: &dyn Fn(&Place) -> bool| -> Option<String> {
-            let ranks = places.iter().enumerate().filter(|(_, place)| wanted(place)).map(|(rank, _)| rank);
-            let ranks = few_ranges(&ranks.collect::<Vec<_>>());
-            (!ranks.is_empty()).then_some(ranks)
+    /// Finds the ranks that the rank `local_rank` of this host waits for. `here` are the host's ranks, `host` and `lives` their progress
+    /// in the same order.
+    fn find(local_rank: usize, here: &[usize], world_size: usize, host: &[Progress], lives: &[Life]) -> Missing {
+        let list = |ranks: Vec<usize>| (!ranks.is_empty()).then(|| few_ranges(&ranks));
+        let of = |wanted: &dyn Fn(usize) -> bool| {
+            list(here.iter().enumerate().filter(|(local, _)| wanted(*local)).map(|(_, rank)| *rank).collect())
         };
-        let stopped = of(&|place| here(place) && lives[place.local_rank].silent >= DEAD).map(Missing::Stopped);
-        let behind = || of(&|place| here(place) && host[place.local_rank].entered < own.entered).map(Missing::Behind);
-        let elsewhere = || of(&|place| !here(place)).map(Missing::Elsewhere);
-        stopped.or_else(behind).or_else(elsewhere).unwrap_or(Missing::Nobody)
+        let stopped = of(&|local| lives[local].silent >= DEAD).map(Missing::Stopped);
+        let behind = || of(&|local| host[local].entered < host[local_rank].entered).map(Missing::Behind);
+        let others = || list((0..world_size).filter(|rank| here.binary_search(rank).is_err()).collect());
+        stopped.or_else(behind).or_else(|| others().map(Missing::Elsewhere)).unwrap_or(Missing::Nobody)
     }
 
     /// Message of a rank with the progress `own` that has waited for `limit`.
@@ -200,14 +200,12 @@ mod tests {
 
     #[test]
     fn the_missing_rank_is_named_as_far_as_it_can_be_seen() {
-        let place = |host: &str, local_rank| Place { host: host.into(), local_rank, ..Place::default() };
-        let places = [place("n1", 0), place("n1", 1), place("n2", 0)];
         let at =
             |entered| Progress { entered, waits_for: Some((Kind::Gradients, 1000)), step: 7, beats: 1, told: false };
         let limit = Duration::from_secs(3);
         let mut lives = [Life::default(); 2];
         let message =
-            |host: &[Progress], lives: &[Life]| Missing::find(0, &places, host, lives).message(&host[0], limit);
+            |host: &[Progress], lives: &[Life]| Missing::find(0, &[0, 1], 3, host, lives).message(&host[0], limit);
         let late = message(&[at(5), at(4)], &lives);
         assert!(late.contains("rank 1 of this host has not entered it") && late.contains("step 7"), "{late}");
         assert!(late.contains("gradients"), "{late}");

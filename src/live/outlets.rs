@@ -39,7 +39,7 @@ impl Outlets {
         }
         if !metrics.tensorboard.is_empty() {
             let folder = Path::new(&metrics.tensorboard);
-            let open = || Board::open(folder, &job.places[job.rank].host, goes_on, force);
+            let open = || Board::open(folder, job.host_name(), goes_on, force);
             outlets.board = job.agree(job.is_root().then(open).transpose())?;
         }
         Ok(outlets)

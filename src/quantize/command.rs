@@ -19,7 +19,7 @@ use super::{checkpoint, onnx, scheme};
 use crate::collective::Combine;
 use crate::config::{self, Config, Plan};
 use crate::data::{self, Datasets, Form};
-use crate::device::{self, Choice, Target};
+use crate::device::{self, Target};
 use crate::environment;
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -398,9 +398,15 @@ fn told(form: Form) -> String {
 /// # Errors
 /// The GPU does not work.
 fn gpu(launch: &config::Launch) -> Result<Result<Option<Target>, String>> {
-    let found = device::look(launch.device);
-    let choice = device::assign(launch, &["this host".to_owned()], &[found]);
-    let target = choice.map(|Choice { targets, .. }| targets.into_iter().find(|target| target.is_gpu()));
+    if launch.device == config::Device::Cpu {
+        return Ok(Ok(None));
+    }
+    let offer = device::offer(launch, "this host", &[0], &[device::look(launch.device)]);
+    let target = match offer.targets {
+        Ok(targets) => Ok(targets.into_iter().find(|target| target.is_gpu())),
+        Err(reason) if launch.device == config::Device::Cuda => Err(reason),
+        Err(_) => Ok(None),
+    };
     if let Ok(Some(target)) = target {
         target.enter(false)?;
     }

@@ -101,8 +101,7 @@ impl Visits<'_> {
             config.model = model_of(&config.model, case.model);
             config.metrics.timing = case.timing;
         })?;
-        let host = &job.places[job.rank].host;
-        let sharing = job.places[..case.ranks].iter().filter(|place| place.host == *host).count();
+        let sharing = job.ranks_of_host().iter().filter(|rank| **rank < case.ranks).count();
         // A tenth is left to other processes.
         let room = memory::room(sharing) / 10 * 9;
         let resident = memory::resident();

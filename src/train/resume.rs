@@ -58,11 +58,11 @@ impl Resume {
         steps
     }
 
-    /// The bytes of a tensor of `expected` bytes, each as a number; `None` if there is no such tensor.
-    fn bytes(&self, name: &str, expected: usize) -> Option<Vec<f32>> {
+    /// The bytes of a tensor of `expected` bytes; `None` if there is no such tensor.
+    fn bytes(&self, name: &str, expected: usize) -> Option<Vec<u8>> {
         match self.content.state.tensor(name).map(|tensor| &tensor.values) {
             Some(TensorValues::I8(values)) if values.len() == expected => {
-                Some(values.iter().map(|&value| f32::from(value as u8)).collect())
+                Some(values.iter().map(|&value| value as u8).collect())
             }
             _ => None,
         }
@@ -138,7 +138,7 @@ impl<'a> Saving<'a> {
     /// Adds the states of the generators that the network draws from, a row per rank. A collective.
     pub fn draws(&mut self, draws: &Draws) -> Result<()> {
         for (name, state) in draws.states()? {
-            let rows = self.job.communicator.all_gather(Kind::Control, &state)?;
+            let rows = self.job.communicator.gather(Kind::Control, &state)?;
             if self.job.is_root() {
                 let values = rows.into_iter().map(|byte| byte as i8).collect();
                 let shape = vec![self.job.world_size, state.len()];
@@ -259,11 +259,7 @@ impl<'a> Restoring<'a> {
                 }
                 continue;
             }
-            // Bytes as whole numbers of float32, which a broadcast sends.
-            let mut values = saved.unwrap_or_else(|| vec![0.0; bytes]);
-            self.job.communicator.broadcast(Kind::Parameters, &mut values)?;
-            let own = &values[self.job.rank * bytes / ranks..(self.job.rank + 1) * bytes / ranks];
-            let own: Vec<u8> = own.iter().map(|&value| value as u8).collect();
+            let own = self.job.communicator.scatter(Kind::Parameters, &saved.unwrap_or_default(), bytes / ranks)?;
             self.job.agree(generator.restore(&own))?;
         }
         Ok(())
@@ -312,11 +308,12 @@ impl<'a> Restoring<'a> {
     fn tensor(&self, name: &str, length: usize, own: bool) -> Result<Vec<f32>> {
         let rows = if own { self.ranks() } else { 1 };
         let saved = self.resume.map(|resume| resume.floats(name, rows.saturating_mul(length))).transpose();
-        let mut values = self.job.agree(saved)?.map_or_else(|| vec![0.0; rows * length], <[f32]>::to_vec);
+        let saved = self.job.agree(saved)?.unwrap_or_default();
+        if own && rows == self.job.world_size {
+            return self.job.communicator.scatter(Kind::Parameters, saved, length);
+        }
+        let mut values = if self.job.is_root() { saved[..length].to_vec() } else { vec![0.0; length] };
         self.job.communicator.broadcast(Kind::Parameters, &mut values)?;
-        let row = if rows == self.job.world_size { self.job.rank } else { 0 };
-        values.drain(..row * length);
-        values.truncate(length);
         Ok(values)
     }
 }
