@@ -317,7 +317,7 @@ mod tests {
             (level("") + &level(""), "levels[0].ranks = missing"),
             (level("ranks = 4") + &level("ranks = 6") + &level(""), "levels[1].ranks = 6: must be a multiple of 4"),
             (level("oversubscription = 0.5"), "levels[0].oversubscription = 0.5"),
-            (level("bandwith = 1"), "line 5: unknown field `bandwith`"),
+            (level("speed = 1"), "line 5: unknown field `speed`"),
             (level("") + "[stragglers]\nshare = 2.0\nslowdown = 1.0", "stragglers.share = 2"),
             ("all_reduce = 'best'\n".to_owned() + &level(""), "line 1: unknown variant `best`"),
         ] {

@@ -57,7 +57,7 @@ impl Spread {
         Spread { shape: Shape::Recorded { body, threshold, excess }, scale: 1.0 }
     }
 
-    /// The same shape, scaled by the median of measured lags: (ranks, lag / mean).
+    /// Scales the shape by the median of measured `lags`: (ranks, lag / mean).
     pub fn fitted(self, lags: &[(usize, f64)]) -> Spread {
         let unscaled = Spread { scale: 1.0, ..self.clone() };
         let mut ratios: Vec<f64> = lags.iter().map(|(ranks, lag)| lag / unscaled.lag(*ranks)).collect();
