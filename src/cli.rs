@@ -85,9 +85,9 @@ pub enum Command {
         configs/resnet18-h200.toml --data DIR --set train.batch_per_rank=512"
     )]
     Workload(Workload),
-    /// Predict step time, speedup and efficiency on more ranks from the run file of a sweep
+    /// Predict step time, speedup and efficiency on more ranks, or another machine, from the run file of a sweep or training
     #[command(after_help = "Two commands that work:\n  hpml predict runs/scaling.h5 --ranks 8..4096\n  hpml predict \
-        runs/scaling.h5 --ranks 8,64 --busbw 20 --latency 5 --batch 256")]
+        runs/scaling.h5 --ranks 8..4096 --machine configs/machines/dgx-h100.toml --batch 256")]
     Predict(Predict),
     /// Quantize a trained network to int8 and show its accuracy before and after; any number of ranks
     #[command(
@@ -215,7 +215,7 @@ pub struct Study {
 /// Arguments of `hpml predict`.
 #[derive(Debug, Args)]
 pub struct Predict {
-    /// Run file of a sweep on 1 rank and on several (HDF5)
+    /// Run file of a sweep on 1 rank and on several; with --machine of any sweep or training (HDF5)
     pub run: PathBuf,
     /// Rank counts: a list (8,64,100) or a range that doubles (8..4096)
     #[arg(long, value_name = "N,N|N..N", default_value = "1..4096", value_parser = rank_counts)]
@@ -223,6 +223,9 @@ pub struct Predict {
     /// Samples per rank and step [default: the middle one of the measured sizes]
     #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 20))]
     pub batch: Option<usize>,
+    /// File of the machine to predict for: its levels, as configs/machines/*.toml [default: one ring, fitted to the sweep]
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["busbw", "latency"])]
+    pub machine: Option<PathBuf>,
     /// Bus bandwidth of the network to predict for, GB/s [default: fitted to the sweep]
     #[arg(long, value_name = "GB/s", value_parser = positive)]
     pub busbw: Option<f64>,
@@ -405,8 +408,8 @@ pub struct Report {
 impl From<Predict> for predict::Request {
     fn from(args: Predict) -> predict::Request {
         let link = predict::Link { busbw: args.busbw.map(|gbs| gbs * 1e9), latency: args.latency.map(|us| us * 1e-6) };
-        let Predict { run, ranks, batch, model, save, .. } = args;
-        predict::Request { run, ranks: ranks.to_vec(), batch, link, model, save }
+        let Predict { run, ranks, batch, machine, model, save, .. } = args;
+        predict::Request { run, ranks: ranks.to_vec(), batch, machine, link, model, save }
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Moments, Part, StepTimes, TimeHistogram};
+use super::{Moments, Part, StepTimes, TimeHistogram, definitions};
+use crate::table::Frame;
 use crate::units::{Second, counted};
 
 /// Conditions under which steps may be pooled: a resumed training may have other ranks and another timing.
@@ -70,6 +71,31 @@ pub fn groups(steps: &[RankStep]) -> Vec<Group> {
         parts[place].push(step);
     }
     parts.iter().map(|steps| Group::of(steps)).collect()
+}
+
+/// Rows of a training's table `/steps`. Rows of older files lack the number of ranks and the timing: the first is the number of rows
+/// of the step, the second `profile`.
+pub fn rank_steps(frame: &Frame, profile: bool) -> Vec<RankStep> {
+    let rows = frame.rows();
+    let steps: Vec<i64> = rows.iter().map(|row| frame.integer("global_step", *row).unwrap_or(0)).collect();
+    let counted = world_sizes(&steps);
+    let of_row = |&row: &usize| {
+        let seconds = Part::ALL.map(|part| frame.number(part.as_str(), row) as f32);
+        // A part that an older file lacks counts as 0 s.
+        let seconds = seconds.map(|seconds| if seconds.is_finite() { seconds } else { 0.0 });
+        let ranks = frame.integer(definitions::WORLD_SIZE.name, row).and_then(|ranks| usize::try_from(ranks).ok());
+        RankStep {
+            step: steps[row],
+            conditions: Conditions {
+                world_size: ranks.unwrap_or(counted[row]),
+                is_profile: frame.integer(definitions::PROFILE.name, row).map_or(profile, |profile| profile == 1),
+            },
+            rank: frame.integer("rank", row).unwrap_or(0),
+            is_warmup: frame.integer(definitions::WARMUP.name, row) == Some(1),
+            times: StepTimes::from_slice(&seconds),
+        }
+    };
+    rows.iter().map(of_row).collect()
 }
 
 /// Ranks per step, for files without a column of it: the number of the step's rows. `steps` is the step of each row.

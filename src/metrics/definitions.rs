@@ -304,10 +304,24 @@ pub const MET_BEFORE: Definition = define(
 )
 .unless("no previous epoch, or batches of one sample");
 
+// A column of /buckets.
+pub const READY: Definition = define(
+    "ready",
+    "1",
+    "share of the backward pass's multiplications and additions (of a network from a file: of its parameters) after which \
+     the bucket is complete",
+);
+
 // Columns of /prediction.
 pub const PREDICTED_STEP: Definition = define("step", "s", "predicted time of a step, a trimmed mean as in /scaling");
 pub const PREDICTED_COMM: Definition =
     define("comm", "s", "predicted time of the step's all-reduces, hidden or exposed");
+pub const PREDICTED_EXPOSED: Definition =
+    define("comm_exposed", "s", "predicted time of the all-reduces that the backward pass does not hide");
+pub const PREDICTED_LAG: Definition =
+    define("lag", "s", "predicted time by which the slowest of the ranks ends its own work after their mean");
+pub const PREDICTED_ALL_REDUCE: Definition =
+    define("all_reduce", "1", "algorithm that the largest bucket is predicted with").unless("one rank");
 pub const BATCH_FOR_90: Definition =
     define("batch_for_90_percent", "1", "least batch per rank with an efficiency of 0.9")
         .unless("no batch up to a million reaches it");

@@ -151,6 +151,11 @@ impl Summaries {
         self.groups.iter().map(group).filter(|group| group.steps > 0).collect()
     }
 
+    /// The times of `part` under these `conditions`, over all ranks; `None` if no step was made under them.
+    pub fn histogram(&self, conditions: Conditions, part: Part) -> Option<&TimeHistogram> {
+        self.groups.get(&conditions).map(|pooled| &pooled.histograms[part as usize])
+    }
+
     /// Tables `/rank_times` and `/time_histogram`.
     pub fn tables(&self) -> [Table; 2] {
         let (mut ranks, mut bins) = (Vec::new(), Vec::new());

@@ -1,17 +1,18 @@
-//! The cost model: the time of a step on n ranks with b samples each. Pure arithmetic.
+//! The cost model: the time of a step on n ranks with b samples each. Pure arithmetic; docs/prediction.md has it in words.
 //!
-//! `step(n, b) = compute(n, b) + comm(n) + wait(n, b) - hidden(n, b)`
+//! `step(n, b) = slowest(n, b) + exposed(n, slowest)`, `slowest(n, b) = compute(n, b) (1 + lag(n)) stragglers(n)`
 //!
 //! - `compute` is separable: `f(b) g(n)`. f is the measured batches (linear between them, extrapolated along the last two), g
 //!   the slowdown by sharing memory bandwidth and clock; beyond the largest measured n it is constant.
-//! - `comm` is Hockney's alpha-beta model of a ring: `2 (n-1) alpha + 2 (n-1)/n bytes / beta`, fitted to the bare
-//!   all-reduce, times the factor by which it is slower in training.
-//!   Source: Thakur, Rabenseifner, Gropp, Optimization of Collective Communication Operations in MPICH, 2005.
-//! - `wait` is the lag of the slowest of n ranks behind their mean: the expected maximum of n normal variables, times the
-//!   spread of `compute`.
-//! - `hidden` is a share of the collectives, but no more than a share of the compute they hide behind.
+//! - `lag` is that of the slowest of n ranks behind their mean, see [`Spread`].
+//! - `exposed` is what the backward pass does not hide of the buckets' all-reduces, see [`overlap`](super::overlap), each of which
+//!   takes what the [`Machine`] says: one that was given, or a ring fitted to the bare all-reduce, times the factor by which that is
+//!   slower in training.
 
-use super::points::{Collective, Point};
+use super::machine::Machine;
+use super::overlap::{Bucket, timeline};
+use super::points::{Collective, Measured, Point};
+use super::spread::Spread;
 use crate::metrics;
 use crate::units::{Bytes, Second};
 
@@ -24,13 +25,49 @@ pub struct Link {
     pub latency: Option<Second>,
 }
 
+/// The network between the ranks to predict for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Network {
+    /// One ring over links of this latency and bandwidth; what is not given is fitted to the measured all-reduces.
+    Ring(Link),
+    /// A machine.
+    Machine(Machine),
+}
+
+impl Network {
+    /// Whether nothing of it has to be measured.
+    pub fn is_given(&self) -> bool {
+        match self {
+            Network::Ring(link) => link.busbw.is_some() && link.latency.is_some(),
+            Network::Machine(_) => true,
+        }
+    }
+
+    /// The machine, fitted to `collectives` where it is not given; `None` if they do not suffice.
+    fn machine(&self, collectives: &[Collective], bytes: Bytes) -> Option<Machine> {
+        match self {
+            Network::Machine(machine) => Some(machine.clone()),
+            Network::Ring(Link { busbw: Some(busbw), latency: Some(latency) }) => Some(Machine::flat(*latency, *busbw)),
+            Network::Ring(link) => {
+                let (latency, bandwidth) = fit_ring(collectives, bytes)?;
+                Some(Machine::flat(link.latency.unwrap_or(latency), link.busbw.unwrap_or(bandwidth)))
+            }
+        }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Network {
+        Network::Ring(Link::default())
+    }
+}
+
 /// The fitted model of one network.
 ///
 /// ```no_run
-/// use hpml::predict::{Cost, Link, read};
-/// let (mut points, collectives) = read("scaling.h5".as_ref())?;
-/// points.retain(|point| point.model == "net" && point.timing == "overlap");
-/// let cost = Cost::fit(&points, &collectives, Link::default()).expect("points of one rank and of several");
+/// use hpml::predict::{Cost, Network, read};
+/// let measured = read("scaling.h5".as_ref())?.only("net", "overlap");
+/// let cost = Cost::fit(&measured, &Network::default()).expect("points of one rank and of several");
 /// println!("step on 64 ranks: {:.1} ms, efficiency {:.2}", cost.step(64, 32) * 1e3, cost.efficiency(64, 32));
 /// # Ok::<(), hpml::error::Error>(())
 /// ```
@@ -40,67 +77,73 @@ pub struct Cost {
     by_batch: Known,
     /// Slowdown by ranks: (ranks, factor), ascending.
     by_ranks: Known,
-    /// Latency of one message of the ring.
-    pub alpha: Second,
-    /// Bus bandwidth, bytes per second.
-    pub beta: f64,
-    /// Time of the collective in training / alone.
+    /// Share of compute that is the backward pass.
+    backward: f64,
+    /// The machine, or the ring fitted to the measured all-reduces.
+    pub machine: Machine,
+    /// Time of the collectives in training / alone; 1 for a network that was not measured.
     pub in_training: f64,
-    /// Standard deviation of compute between ranks / compute.
-    pub spread: f64,
-    /// Share of the collectives (and of the wait before them) that is hidden, if there is enough compute to hide behind.
-    pub hidden: f64,
+    /// Spread of the ranks' own work.
+    pub spread: Spread,
+    /// Buckets of gradients, in the order in which they are reduced.
+    pub buckets: Vec<Bucket>,
     /// Whether collectives can overlap the backward pass.
     pub overlaps: bool,
-    /// Hidden time at most / compute: the largest observed, a lower bound.
-    pub hidden_by: f64,
-    /// Bytes of gradients.
-    pub bytes: Bytes,
 }
 
 impl Cost {
-    /// Fits the model to points of one network and timing mode; `None` without a point of one rank and one of several.
-    pub fn fit(points: &[Point], collectives: &[Collective], link: Link) -> Option<Cost> {
+    /// Fits the model to measurements of one network and timing mode. `None` without a case, and without one of one rank and one of
+    /// several unless `network` is given.
+    pub fn fit(measured: &Measured, network: &Network) -> Option<Cost> {
+        let points = &measured.points;
         let several: Vec<&Point> = points.iter().filter(|point| point.ranks > 1).collect();
-        let bytes = several.first()?.gradient_bytes;
-        points.iter().find(|point| point.ranks == 1)?;
+        let alone = points.iter().any(|point| point.ranks == 1);
+        if points.is_empty() || !network.is_given() && (several.is_empty() || !alone) {
+            return None;
+        }
+        let bytes = several.first().copied().unwrap_or(&points[0]).gradient_bytes;
         let (by_batch, by_ranks) = separate(points);
-        let (alpha, beta) = fit_ring(collectives, bytes)?;
-        let foreign = link.busbw.is_some() || link.latency.is_some();
-        let (alpha, beta) = (link.latency.unwrap_or(alpha), link.busbw.unwrap_or(beta));
+        let buckets = measured.buckets_of(&points[0].model, bytes);
+        let overlaps = match several.is_empty() {
+            true => points[0].timing == "overlap" && buckets.len() > 1,
+            false => several.iter().any(|point| point.overlap.is_finite()),
+        };
         let mut cost = Cost {
             by_batch,
             by_ranks,
-            alpha,
-            beta,
+            backward: median(points.iter().map(|point| point.backward / point.compute())).clamp(0.0, 1.0),
+            machine: network.machine(&measured.collectives, bytes)?,
             in_training: 1.0,
-            spread: 0.0,
-            hidden: 0.0,
-            overlaps: false,
-            hidden_by: 0.0,
-            bytes,
+            spread: spread(&several, points),
+            buckets,
+            overlaps,
         };
-        // The slowdown of another link in training is not known.
-        if !foreign {
+        // The slowdown of another network in training is not known.
+        if *network == Network::default() {
             cost.in_training = median(several.iter().map(|point| point.comm / cost.comm(point.ranks)));
         }
-        let spread = |point: &&Point| point.comm_wait / (point.compute() * expected_maximum(point.ranks));
-        cost.spread = median(several.iter().map(spread));
-        let hidden = |point: &&Point| (point.comm + point.comm_wait - point.comm_exposed).max(0.0);
-        let overlaps = || several.iter().map(|point| point.overlap).filter(|overlap| overlap.is_finite());
-        (cost.overlaps, cost.hidden) = (overlaps().next().is_some(), median(overlaps()).max(0.0));
-        cost.hidden_by = several.iter().map(|point| hidden(point) / point.compute()).fold(0.0, f64::max);
         Some(cost)
     }
 
     /// Seconds of a step on `ranks` ranks with `batch` samples each.
     pub fn step(&self, ranks: usize, batch: usize) -> Second {
-        let compute = self.compute(ranks, batch);
-        if ranks <= 1 {
-            return compute;
-        }
-        let collectives = self.comm(ranks) + self.spread * compute * expected_maximum(ranks);
-        compute + collectives - (self.hidden * collectives).min(self.hidden_by * compute)
+        self.slowest(ranks, batch) + self.exposed(ranks, batch)
+    }
+
+    /// Seconds by which the slowest of `ranks` ranks ends its own work after their mean.
+    pub fn lag(&self, ranks: usize, batch: usize) -> Second {
+        self.slowest(ranks, batch) - self.compute(ranks, batch)
+    }
+
+    /// Seconds of the all-reduces of a step that the backward pass does not hide.
+    pub fn exposed(&self, ranks: usize, batch: usize) -> Second {
+        let backward = if self.overlaps { self.backward * self.slowest(ranks, batch) } else { 0.0 };
+        timeline(&self.buckets, backward, |bytes| self.all_reduce(ranks, bytes)).1
+    }
+
+    /// Seconds of the all-reduces of a step, hidden or not.
+    pub fn comm(&self, ranks: usize) -> Second {
+        timeline(&self.buckets, 0.0, |bytes| self.all_reduce(ranks, bytes)).0
     }
 
     /// Throughput on `ranks` ranks / that of one rank at the same batch / ranks.
@@ -123,10 +166,17 @@ impl Cost {
         Some(high)
     }
 
-    /// Seconds of the gradients' all-reduce in training.
-    pub fn comm(&self, ranks: usize) -> Second {
-        let (messages, share) = ring(ranks);
-        self.in_training * (messages * self.alpha + share * self.bytes as f64 / self.beta)
+    /// Largest of the buckets, in bytes.
+    pub fn largest_bucket(&self) -> f64 {
+        self.buckets.iter().map(|bucket| bucket.bytes).fold(0.0, f64::max)
+    }
+
+    fn all_reduce(&self, ranks: usize, bytes: f64) -> Second {
+        self.in_training * self.machine.all_reduce(ranks, bytes).0
+    }
+
+    fn slowest(&self, ranks: usize, batch: usize) -> Second {
+        self.compute(ranks, batch) * (1.0 + self.spread.lag(ranks)) * self.machine.stragglers.factor(ranks)
     }
 
     fn compute(&self, ranks: usize, batch: usize) -> Second {
@@ -135,7 +185,30 @@ impl Cost {
     }
 }
 
-/// Number of consecutive messages, and share of the buffer that a rank sends.
+/// The spread of the ranks' own work: the shape of the recorded deviations, the size of the measured lag. Where lags are not known,
+/// as of summaries, deviations have their own size, and a lag is at most what was exposed.
+fn spread(several: &[&Point], points: &[Point]) -> Spread {
+    let source: Vec<f64> = match several.is_empty() {
+        true => points.iter().flat_map(|point| &point.deviations).copied().collect(),
+        false => several.iter().flat_map(|point| &point.deviations).copied().collect(),
+    };
+    let shape = Spread::of(&source);
+    if several.is_empty() {
+        return if shape.is_recorded() { shape } else { Spread::normal(0.0) };
+    }
+    let lag = |point: &&Point| {
+        let known = match (point.lag.is_finite(), shape.is_recorded()) {
+            (true, _) => point.lag,
+            (false, true) => (shape.lag(point.ranks) * point.compute()).min(point.comm_exposed),
+            (false, false) => point.comm_wait.min(point.comm_exposed),
+        };
+        (point.ranks, known / point.compute())
+    };
+    let lags: Vec<(usize, f64)> = several.iter().map(lag).collect();
+    shape.fitted(&lags)
+}
+
+/// Number of consecutive messages of a ring, and share of the buffer that a rank sends.
 fn ring(ranks: usize) -> (f64, f64) {
     let n = ranks as f64;
     (2.0 * (n - 1.0), 2.0 * (n - 1.0) / n)
@@ -223,23 +296,6 @@ fn fit_ring(collectives: &[Collective], bytes: Bytes) -> Option<(Second, f64)> {
     }
 }
 
-/// Expected greatest of n standard normal variables, within 2 % (n >= 2).
-///
-/// Source: Blom, Statistical Estimates and Transformed Beta-Variables, 1958: the quantile of (n - 0.375)/(n + 0.25).
-fn expected_maximum(n: usize) -> f64 {
-    normal_quantile((n as f64 - 0.375) / (n as f64 + 0.25))
-}
-
-/// Quantile of the standard normal distribution for p above 0.5, within 4.5e-4.
-///
-/// Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.23.
-fn normal_quantile(p: f64) -> f64 {
-    let t = (-2.0 * (1.0 - p).ln()).sqrt();
-    let above = 2.515517 + t * (0.802853 + t * 0.010328);
-    let below = 1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308));
-    t - above / below
-}
-
 /// Median of the finite `values`; 0 if there are none.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut sorted: Vec<f64> = values.filter(|value| value.is_finite()).collect();
@@ -250,55 +306,65 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::predict::overlap::even;
 
-    fn ring_time(ranks: usize, bytes: u64, alpha: f64, beta: f64) -> f64 {
+    const BYTES: u64 = 40_000_000;
+
+    fn ring_time(ranks: usize, bytes: f64, alpha: f64, beta: f64) -> f64 {
         let (messages, share) = ring(ranks);
-        messages * alpha + share * bytes as f64 / beta
+        messages * alpha + share * bytes / beta
     }
 
-    /// Makes points that follow the model exactly.
-    fn points(ranks: &[usize], batches: &[usize]) -> Vec<Point> {
+    /// Makes measurements that follow the model exactly: 8 buckets, in training 1.5 times slower than alone.
+    fn measured(ranks: &[usize], batches: &[usize]) -> Measured {
         let mut points = Vec::new();
+        let all_reduce = |ranks, bytes| 1.5 * ring_time(ranks, bytes, 1e-4, 1e9);
         for &ranks in ranks {
             for &batch_per_rank in batches {
-                let compute = (0.01 + 0.002 * batch_per_rank as f64) * (1.0 + 0.1 * (ranks as f64).log2());
+                let mut compute = (0.01 + 0.002 * batch_per_rank as f64) * (1.0 + 0.1 * (ranks as f64).log2());
                 let several = ranks > 1;
-                let comm = if several { 1.5 * ring_time(ranks, 40_000_000, 1e-4, 1e9) } else { 0.0 };
-                let comm_wait = if several { 0.02 * compute * expected_maximum(ranks) } else { 0.0 };
-                let comm_exposed = 0.4 * (comm + comm_wait);
-                let (model, timing) = ("net".into(), "overlap".into());
-                let step = compute + comm_exposed;
-                let gradient_bytes = 40_000_000;
+                let lag = if several { Spread::normal(0.02).lag(ranks) * compute } else { 0.0 };
+                let backward = 0.6 * (compute + lag);
+                let (comm, exposed) = match several {
+                    true => timeline(&even(BYTES as f64, 5e6), backward, |bytes| all_reduce(ranks, bytes)),
+                    false => (0.0, 0.0),
+                };
+                let step = compute + lag + exposed;
+                compute = step - lag - exposed;
                 points.push(Point {
-                    model,
-                    timing,
+                    model: "net".into(),
+                    timing: "overlap".into(),
                     ranks,
                     batch_per_rank,
                     step,
+                    backward: 0.6 * compute,
                     comm,
-                    comm_wait,
-                    comm_exposed,
+                    comm_wait: lag,
+                    comm_exposed: lag + exposed,
+                    lag,
                     overlap: if several { 0.6 } else { f64::NAN },
-                    gradient_bytes,
+                    gradient_bytes: BYTES,
+                    deviations: Vec::new(),
                 });
             }
         }
-        points
+        Measured { points, collectives: collectives(&[2, 4]), bucket_bytes: 5e6, ..Measured::default() }
     }
 
     fn collectives(ranks: &[usize]) -> Vec<Collective> {
-        let sizes = [1_000, 1_000_000, 40_000_000];
-        let one = |ranks: usize, bytes| Collective { ranks, bytes, seconds: ring_time(ranks, bytes, 1e-4, 1e9) };
+        let sizes = [1_000, 1_000_000, BYTES];
+        let one = |ranks: usize, bytes| Collective { ranks, bytes, seconds: ring_time(ranks, bytes as f64, 1e-4, 1e9) };
         ranks.iter().flat_map(|&ranks| sizes.map(|bytes| one(ranks, bytes))).collect()
     }
 
     #[test]
     fn a_model_fitted_to_its_own_points_gives_them_back_and_those_left_out() {
-        let fitted = Cost::fit(&points(&[1, 2, 4], &[32, 128, 512]), &collectives(&[2, 4]), Link::default()).unwrap();
-        assert!((fitted.alpha - 1e-4).abs() < 1e-9 && (fitted.beta / 1e9 - 1.0).abs() < 1e-6, "{fitted:?}");
-        assert!((fitted.in_training - 1.5).abs() < 1e-6 && (fitted.spread - 0.02).abs() < 1e-9, "{fitted:?}");
-        assert!(fitted.overlaps && (fitted.hidden - 0.6).abs() < 1e-9, "{fitted:?}");
-        for point in points(&[1, 2, 4], &[32, 64, 256, 1024]) {
+        let fitted = Cost::fit(&measured(&[1, 2, 4], &[32, 128, 512]), &Network::default()).unwrap();
+        let level = &fitted.machine.levels[0];
+        assert!((level.latency_us - 100.0).abs() < 1e-3 && (level.bandwidth_gbs - 1.0).abs() < 1e-6, "{fitted:?}");
+        assert!((fitted.in_training - 1.5).abs() < 1e-6, "{fitted:?}");
+        assert!(fitted.overlaps && fitted.buckets.len() == 8, "{fitted:?}");
+        for point in measured(&[1, 2, 4], &[32, 64, 256, 1024]).points {
             let predicted = fitted.step(point.ranks, point.batch_per_rank);
             let bound = if point.batch_per_rank == 32 || point.ranks == 1 { 1e-6 } else { 0.02 };
             assert!((predicted / point.step - 1.0).abs() < bound, "{point:?}: {predicted}");
@@ -307,38 +373,64 @@ mod tests {
 
     #[test]
     fn where_nothing_can_overlap_nothing_is_hidden() {
-        let mut points = points(&[1, 2], &[32, 128]);
-        for point in &mut points {
+        let mut measured = measured(&[1, 2], &[32, 128]);
+        for point in &mut measured.points {
             (point.comm_exposed, point.overlap) = (point.comm + point.comm_wait, f64::NAN);
             point.step = 0.1 + point.comm_exposed;
         }
-        let fitted = Cost::fit(&points, &collectives(&[2]), Link::default()).unwrap();
-        assert!(!fitted.overlaps && fitted.hidden == 0.0 && fitted.hidden_by < 1e-9, "{fitted:?}");
+        let fitted = Cost::fit(&measured, &Network::default()).unwrap();
+        assert!(!fitted.overlaps && (fitted.exposed(2, 32) - fitted.comm(2)).abs() < 1e-12, "{fitted:?}");
+    }
+
+    #[test]
+    fn what_is_hidden_grows_with_the_batch_beyond_what_was_seen_hidden() {
+        // At the measured batches a bucket in eight is exposed at most. A tenth of the bandwidth fills the backward pass of the
+        // largest batch, and all of it is hidden but the last bucket.
+        let slow = Network::Ring(Link { busbw: Some(1e8), latency: Some(0.0) });
+        let cost = Cost::fit(&measured(&[1, 2], &[32, 128]), &slow).unwrap();
+        let bucket = ring_time(2, 5e6, 0.0, 1e8);
+        assert!((cost.comm(2) - 8.0 * bucket).abs() < 1e-9);
+        assert!((cost.exposed(2, 4096) - bucket).abs() < 1e-9, "{}", cost.exposed(2, 4096));
+        assert!(cost.exposed(2, 8) > 7.0 * bucket);
     }
 
     #[test]
     fn more_ranks_need_larger_batches_and_a_faster_link_smaller_ones() {
-        let (points, collectives) = (points(&[1, 2], &[32, 128]), collectives(&[2]));
-        let fitted = Cost::fit(&points, &collectives, Link::default()).unwrap();
-        let fast = Cost::fit(&points, &collectives, Link { busbw: Some(1e12), latency: Some(0.0) }).unwrap();
-        let (few, many) = (fitted.batch_for(2, 0.8).unwrap(), fitted.batch_for(64, 0.8).unwrap());
-        assert!(few < many && fast.batch_for(64, 0.8).unwrap() < many, "{few} {many}");
-        assert!(fitted.efficiency(64, many) >= 0.8 && fitted.efficiency(64, many - 1) < 0.8);
-        assert_eq!(fitted.batch_for(64, 1.0), None);
+        let measured = measured(&[1, 2], &[32, 128]);
+        let fitted = Cost::fit(&measured, &Network::default()).unwrap();
+        let (few, many) = (fitted.batch_for(2, 0.8).unwrap(), fitted.batch_for(1024, 0.8).unwrap());
+        assert!(few < many, "{few}, {many}");
+        assert!(fitted.efficiency(1024, many) >= 0.8 && fitted.efficiency(1024, many - 1) < 0.8);
+        let fast = Network::Ring(Link { busbw: Some(50e9), latency: Some(1e-6) });
+        let fast = Cost::fit(&measured, &fast).unwrap();
+        assert!(fast.batch_for(1024, 0.8).unwrap() < many && fast.in_training == 1.0);
+        assert_eq!(fitted.batch_for(1024, 0.999), None);
     }
 
     #[test]
-    fn without_one_rank_or_several_nothing_is_fitted() {
-        assert!(Cost::fit(&points(&[2, 4], &[32]), &collectives(&[2]), Link::default()).is_none());
-        assert!(Cost::fit(&points(&[1], &[32]), &collectives(&[2]), Link::default()).is_none());
-        assert!(Cost::fit(&points(&[1, 2], &[32]), &[], Link::default()).is_none());
-    }
-
-    #[test]
-    fn the_expected_maximum_is_that_of_the_tables() {
-        // Harter, Expected values of normal order statistics, 1961.
-        for (n, expected) in [(2, 0.5642), (4, 1.0294), (10, 1.5388), (100, 2.5076)] {
-            assert!((expected_maximum(n) / expected - 1.0).abs() < 0.05, "{n}: {}", expected_maximum(n));
+    fn points_that_do_not_suffice_give_no_model_unless_the_network_is_given() {
+        let two = measured(&[2], &[32]);
+        assert!(Cost::fit(&two, &Network::default()).is_none());
+        let one = measured(&[1], &[32]);
+        assert!(Cost::fit(&one, &Network::default()).is_none());
+        assert!(Cost::fit(&Measured::default(), &Network::Machine(Machine::flat(0.0, 1e9))).is_none());
+        let mut none = measured(&[1, 2], &[32]);
+        none.collectives.clear();
+        assert!(Cost::fit(&none, &Network::default()).is_none());
+        let given = Network::Machine(Machine::flat(1e-5, 1e9));
+        for measured in [two, one, none] {
+            let cost = Cost::fit(&measured, &given).unwrap();
+            assert!(cost.step(64, 32) > cost.step(1, 32));
         }
+    }
+
+    #[test]
+    fn a_link_without_latency_or_without_bandwidth_is_fitted_too() {
+        let of = |alpha: f64, beta: f64| {
+            let one = |bytes: u64| Collective { ranks: 2, bytes, seconds: ring_time(2, bytes as f64, alpha, beta) };
+            fit_ring(&[one(1000), one(1_000_000), one(40_000_000)], 40_000_000).unwrap()
+        };
+        assert!(of(0.0, 1e9).0 < 1e-9);
+        assert!((of(1e-3, 1e15).0 / 1e-3 - 1.0).abs() < 1e-3);
     }
 }

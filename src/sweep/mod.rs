@@ -30,6 +30,7 @@ use crate::report;
 use crate::table::Table;
 use crate::train::Convolutions;
 use crate::units::{Bytes, Second, counted, format_left, format_seconds};
+use crate::workload;
 pub use case::{Case, cases};
 use record::Record;
 pub use scaling::{Row, Status, rows};
@@ -54,6 +55,10 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
     let mut record = job.agree(opened.transpose())?;
     if let Some(record) = &record {
         print_header(plan, job, &datasets, &cases, record);
+    }
+    let buckets = job.agree(buckets(plan, &cases, datasets.train.form()))?;
+    if let Some(record) = &mut record {
+        record.buckets = buckets;
     }
     let groups = groups(job, &cases)?;
     measure_all_reduce(plan, job, &cases, &groups, datasets.train.form(), &mut record)?;
@@ -98,6 +103,21 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
         print_closing(record);
     }
     Ok(())
+}
+
+/// The table `/buckets` of all networks of the `cases`.
+fn buckets(plan: &Plan, cases: &[Case], form: Form) -> Result<Option<Table>> {
+    let mut models: Vec<ModelName> = cases.iter().map(|case| case.model).collect();
+    models.dedup();
+    let mut all: Option<Table> = None;
+    for model in models {
+        let table = workload::buckets(&plan.adapted(|config| config.model.name = model)?, form)?;
+        match &mut all {
+            Some(all) => all.append(table),
+            None => all = Some(table),
+        }
+    }
+    Ok(all)
 }
 
 /// Communicators over the first ranks of the job, one per number of ranks; `None` on a rank outside the communicator.

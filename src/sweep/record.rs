@@ -23,6 +23,8 @@ pub(super) struct Record {
     samples: usize,
     /// The table `/allreduce`, once measured.
     pub all_reduce: Option<Table>,
+    /// The table `/buckets` of all networks.
+    pub buckets: Option<Table>,
     /// The table `/convolutions`, once something was chosen.
     pub convolutions: Option<Table>,
     /// Step times `[steps][ranks]` by case and round.
@@ -70,8 +72,8 @@ impl Record {
         file.set_warnings(job.warnings());
         let (cases, samples) = (cases.to_vec(), datasets.train.len());
         let about = vec![About::default(); cases.len()];
-        let (all_reduce, convolutions, visits) = (None, None, BTreeMap::new());
-        let mut record = Record { file, cases, samples, all_reduce, convolutions, visits, about };
+        let (all_reduce, buckets, convolutions, visits) = (None, None, None, BTreeMap::new());
+        let mut record = Record { file, cases, samples, all_reduce, buckets, convolutions, visits, about };
         if resumed {
             record.read(&out)?;
         }
@@ -198,6 +200,7 @@ impl Record {
         let mut tables = vec![scaling::table(&self.rows())];
         tables.extend((!self.visits.is_empty()).then(|| self.steps()));
         tables.extend(self.all_reduce.clone());
+        tables.extend(self.buckets.clone());
         tables.extend(self.convolutions.clone());
         tables
     }

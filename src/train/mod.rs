@@ -40,6 +40,7 @@ use crate::output::{self, Destination};
 use crate::store::{Checkpoint, Owner};
 use crate::table::Table;
 use crate::trace;
+use crate::workload;
 pub use checkpoints::Checkpoints;
 pub use convolutions::Convolutions;
 pub use global_batch::GlobalBatch;
@@ -95,6 +96,7 @@ pub fn empty_tables() -> Vec<Table> {
         reads::reads().table(&[]),
         trace::trace().table(&[]),
         trace::clocks().table(&[]),
+        workload::empty_buckets(),
     ]
     .into_iter()
     .chain(Summaries::empty_tables())

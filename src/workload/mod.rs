@@ -5,16 +5,18 @@ mod activations;
 mod memory;
 mod tables;
 
+use std::collections::HashMap;
+
 use crate::config::{Device, ModelName, Plan};
 use crate::data::{self, Form};
 use crate::error::Result;
 use crate::model::graph::{Graph, Op, Slot};
 use crate::model::{Entry, Model, Role};
 use crate::parallel::Bucket;
-use crate::table::{terminal, terminal_width};
+use crate::table::{Table, terminal, terminal_width};
 pub use activations::Activations;
 pub use memory::Memory;
-pub use tables::empty_tables;
+pub use tables::{empty_buckets, empty_tables};
 
 /// Counts of a training, from its configuration alone.
 ///
@@ -64,12 +66,25 @@ pub fn operations(plan: &Plan, form: Form) -> Result<Option<[u64; 2]>> {
     Ok(Nodes::of(plan, form, false)?.map(|nodes| nodes.operations()))
 }
 
+/// The table `/buckets` of a run file: the buckets of `plan` on several ranks, and when each is complete.
+///
+/// # Errors
+/// As [`Workload::new`].
+pub fn buckets(plan: &Plan, form: Form) -> Result<Table> {
+    let workload = Workload::of_ranks(plan, form, plan.world_size().max(2))?;
+    Ok(tables::bucket_table(&workload, plan.model.name.as_str()))
+}
+
 impl Workload {
     /// The workload of `plan`'s ranks on samples of this `form`. They compute on GPUs if `launch.device` is `cuda`.
     ///
     /// # Errors
     /// The network takes no such samples, or its file cannot be used.
     pub fn new(plan: &Plan, form: Form) -> Result<Workload> {
+        Workload::of_ranks(plan, form, plan.world_size())
+    }
+
+    fn of_ranks(plan: &Plan, form: Form, ranks: usize) -> Result<Workload> {
         let gpu = plan.launch.device == Device::Cuda;
         let nodes = Nodes::of(plan, form, gpu)?;
         let state = match &nodes {
@@ -82,7 +97,7 @@ impl Workload {
             end - slot.elements()..end
         };
         let elements: Vec<_> = of_role(&state, Role::Parameter).map(of_parameter).collect();
-        let buckets = Bucket::plan(&elements, Bucket::least_bytes(plan, plan.world_size()));
+        let buckets = Bucket::plan(&elements, Bucket::least_bytes(plan, ranks));
         let memory = Memory::new(&state, form, nodes.as_ref().map(|nodes| &nodes.activations), plan, gpu);
         Ok(Workload { state, buckets, nodes, memory })
     }
@@ -95,6 +110,31 @@ impl Workload {
     /// Buckets of gradients, in the order in which they are planned: the last parameters first.
     pub fn buckets(&self) -> &[Bucket] {
         &self.buckets
+    }
+
+    /// Share of the backward pass after which each bucket is complete: of its multiplications and additions, or of the parameters
+    /// where those are not counted.
+    fn ready(&self) -> Vec<f64> {
+        let parameters = self.parameters().max(1) as f64;
+        let Some(nodes) = &self.nodes else {
+            return self.buckets.iter().map(|bucket| 1.0 - bucket.elements.start as f64 / parameters).collect();
+        };
+        let trained = of_role(&self.state, Role::Parameter).map(|slot| slot.name.as_str());
+        let numbers: HashMap<&str, usize> = trained.zip(0..).collect();
+        // The backward pass goes through the nodes from the last to the first; a tied weight is complete with its first node.
+        let (mut done, mut done_at) = (0, vec![0; numbers.len()]);
+        for (index, node) in nodes.graph.nodes.iter().enumerate().rev() {
+            let [forward, all] = nodes.operations_of(index);
+            done += all - forward;
+            for slot in nodes.graph.slots(node) {
+                if let Some(&number) = numbers.get(slot.name.as_str()) {
+                    done_at[number] = done;
+                }
+            }
+        }
+        let all = done.max(1) as f64;
+        let last = |bucket: &Bucket| done_at[bucket.parameters.clone()].iter().max().copied().unwrap_or(done);
+        self.buckets.iter().map(|bucket| last(bucket) as f64 / all).collect()
     }
 
     /// Values of one sample that the backward pass needs; `None` for a network from a file.

@@ -5,6 +5,7 @@ use crate::config::{Device, Plan};
 use crate::metrics::definitions;
 use crate::model::Role;
 use crate::model::graph::Slot;
+use crate::parallel::Bucket;
 use crate::table::{Frame, Schema, Sheet, Table};
 use crate::units::Bytes;
 
@@ -69,23 +70,46 @@ fn parts() -> Schema<Part> {
 
 /// Gradients that one all-reduce sums.
 struct BucketRow {
+    model: String,
     index: usize,
     first: String,
     last: String,
     parameters: usize,
     bytes: usize,
+    ready: f64,
 }
 
 /// Columns of the table `buckets`, which has one row per bucket.
 fn buckets() -> Schema<BucketRow> {
     Schema::new("buckets", "row")
-        .count(("bucket", "1", "bucket, in the order of the plan: the last parameters first"), |row: &BucketRow| {
-            row.index
-        })
+        .text(&definitions::MODEL, |row: &BucketRow| row.model.clone())
+        .count(("bucket", "1", "bucket, in the order of the plan: the last parameters first"), |row| row.index)
         .text(("first", "1", "its first parameter"), |row| row.first.clone())
         .text(("last", "1", "its last parameter"), |row| row.last.clone())
         .count(("parameters", "1", "number of its parameters"), |row| row.parameters)
         .count(("bytes", "B", "its gradients in float32"), |row| row.bytes)
+        .float(&definitions::READY, |row| row.ready)
+}
+
+/// The table `buckets` of `of`, whose network is called `model`.
+pub(super) fn bucket_table(of: &Workload, model: &str) -> Table {
+    let names: Vec<&str> = of_role(&of.state, Role::Parameter).map(|slot| slot.name.as_str()).collect();
+    let ready = of.ready();
+    let row = |(index, bucket): (usize, &Bucket)| BucketRow {
+        model: model.to_owned(),
+        index,
+        first: names[bucket.parameters.start].to_owned(),
+        last: names[bucket.parameters.end - 1].to_owned(),
+        parameters: bucket.parameters.len(),
+        bytes: bucket.elements.len() * size_of::<f32>(),
+        ready: ready[index],
+    };
+    buckets().table(&of.buckets.iter().enumerate().map(row).collect::<Vec<_>>())
+}
+
+/// The table `buckets` without rows.
+pub fn empty_buckets() -> Table {
+    buckets().table(&[])
 }
 
 /// Columns of the table `memory`, which has one row per part of a rank's memory.
@@ -98,7 +122,7 @@ fn memory() -> Schema<(&'static str, &'static str, Bytes)> {
 
 /// The tables without rows, which their documentation is generated from.
 pub fn empty_tables() -> Vec<Table> {
-    vec![workload().table(&[]), parts().table(&[]), buckets().table(&[]), memory().table(&[])]
+    vec![workload().table(&[]), parts().table(&[]), empty_buckets(), memory().table(&[])]
 }
 
 /// The tables for readers.
@@ -120,19 +144,6 @@ pub(super) fn sheets(of: &Workload, plan: &Plan) -> Vec<Sheet> {
         kept: of.activations().map_or(f64::NAN, |activations| activations.kept as f64),
         memory: of.memory.total() as i64,
     };
-    let names: Vec<&str> = of_role(&of.state, Role::Parameter).map(|slot| slot.name.as_str()).collect();
-    let bucket_rows: Vec<BucketRow> = of
-        .buckets
-        .iter()
-        .enumerate()
-        .map(|(index, bucket)| BucketRow {
-            index,
-            first: names[bucket.parameters.start].to_owned(),
-            last: names[bucket.parameters.end - 1].to_owned(),
-            parameters: bucket.parameters.len(),
-            bytes: bytes(bucket.elements.len()),
-        })
-        .collect();
     let place = if plan.launch.device == Device::Cuda { "on a GPU" } else { "on CPU cores" };
     let note = format!(
         "{place}; without the process itself (libtorch and MPI), workspaces of kernels, a data set held in memory (once per host), \
@@ -141,7 +152,7 @@ pub(super) fn sheets(of: &Workload, plan: &Plan) -> Vec<Sheet> {
     let parts = of.nodes.as_ref().map(|nodes| all(parts().table(&part_rows(nodes)), format!("Parts of {name}")));
     let first = [Some(all(workload().table(&[row]), format!("Workload of {name}"))), parts];
     let rest = [
-        all(buckets().table(&bucket_rows), "Buckets of gradients".into()),
+        all(bucket_table(of, name), "Buckets of gradients".into()),
         all(memory().table(&of.memory.parts), "Memory of a rank".into()).with_note(note),
     ];
     first.into_iter().flatten().chain(rest).collect()

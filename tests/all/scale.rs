@@ -59,6 +59,16 @@ fn a_training_with_too_many_steps_keeps_moments_histograms_and_some_rows() {
     let slowest = traced.into_iter().max_by(|a, b| (end[*a] - start[*a]).total_cmp(&(end[*b] - start[*b]))).unwrap();
     assert!(steps.contains(&step[slowest]), "step {} is not in {steps:?}", step[slowest]);
 
+    // What is kept suffices to predict another machine, not this one, whose all-reduce was not measured.
+    let predict = |more: &[&str]| {
+        let command = Mpirun::command(Command::new(env!("CARGO_BIN_EXE_hpml")));
+        command.args(["predict", text(&out), "--ranks", "2..64"]).args(more).run()
+    };
+    let machine = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/machines/dgx-h100.toml");
+    let predicted = predict(&["--machine", machine]).succeeded();
+    assert!(predicted.stdout.contains("growing with a recorded tail"), "{}", predicted.stdout);
+    assert_refused(&predict(&[]), &["or give --machine"]);
+
     let bins: f64 = column(&out, "time_histogram/count").iter().sum();
     assert_eq!(bins, 8.0 * 2.0 * 117.0);
     Mpirun::alone().args(["report", text(&out)]).run().succeeded();

@@ -67,6 +67,17 @@ fn every_case_is_measured_in_both_timings_and_its_parts_add_up() {
     let efficiency = column(&out, "prediction/efficiency");
     assert!(efficiency.windows(2).all(|pair| pair[0] >= pair[1]), "{efficiency:?}");
     assert_eq!(texts(&out, "scaling/status").len(), 8, "what was there stays");
+
+    // Another machine: its file, and what is none.
+    assert_eq!(column(&out, "buckets/ready").last(), Some(&1.0));
+    let machine = folder.path().join("machine.toml");
+    let level = "[[levels]]\nname = 'fabric'\nlatency_us = 5.0\nbandwidth_gbs = 12.5\n";
+    std::fs::write(&machine, level).unwrap();
+    let on = ["predict", text(&out), "--ranks", "2..64", "--machine", text(&machine)];
+    let predicted = hpml(&on).succeeded();
+    assert!(predicted.stdout.contains("machine.toml") && predicted.stdout.contains("tree"), "{}", predicted.stdout);
+    std::fs::write(&machine, level.replace("12.5", "0")).unwrap();
+    assert_refused(&hpml(&on), &["machine.toml: levels[0].bandwidth_gbs = 0: must be"]);
 }
 
 #[test]

@@ -286,6 +286,7 @@ pub fn tables(folder: &Path) -> Case {
             run: path.clone(),
             ranks: ranks.to_vec(),
             batch: None,
+            machine: None,
             link: predict::Link::default(),
             model: None,
             save: false,

@@ -6,8 +6,8 @@ use super::slow;
 
 use crate::config::{Config, Timing};
 use crate::error::Result;
-use crate::metrics::definitions::{MEAN, P50, P99, PROFILE, SHARE, SLOWEST_RANK, WARMUP, WORLD_SIZE};
-use crate::metrics::{Conditions, Group, Part, RankStep, StepTimes, groups, own_work, world_sizes};
+use crate::metrics::definitions::{MEAN, P50, P99, SHARE, SLOWEST_RANK, WORLD_SIZE};
+use crate::metrics::{Group, Part, groups, own_work, rank_steps};
 use crate::report::figure::{Axis, Bar, Bars, Figure, Lines, Panel, Scale, Series, Style};
 use crate::report::section::Section;
 use crate::report::source::Source;
@@ -57,30 +57,10 @@ fn slow_of(source: &Source, groups: &[Group]) -> Result<[Sheet; 2]> {
     Ok(slow::sheets(groups, &|rank| hosts.as_ref().map_or("", |hosts| hosts.text("host", rank as usize))))
 }
 
-/// Groups the counted steps by number of ranks and timing. Rows of older files lack both: their number of ranks is the number of
-/// rows of a step, their timing that of the configuration.
+/// Groups the counted steps by number of ranks and timing.
 fn groups_of(frame: &Frame, config: Option<&Config>) -> Vec<Group> {
-    let rows = frame.rows();
-    let steps: Vec<i64> = rows.iter().map(|row| frame.integer("global_step", *row).unwrap_or(0)).collect();
-    let counted = world_sizes(&steps);
     let profile = config.is_some_and(|config| config.metrics.timing == Timing::Profile);
-    let of_row = |&row: &usize| {
-        let seconds = Part::ALL.map(|part| frame.number(part.as_str(), row) as f32);
-        // A part that an older file lacks counts as 0 s.
-        let seconds = seconds.map(|seconds| if seconds.is_finite() { seconds } else { 0.0 });
-        let ranks = frame.integer(WORLD_SIZE.name, row).and_then(|ranks| usize::try_from(ranks).ok());
-        RankStep {
-            step: steps[row],
-            conditions: Conditions {
-                world_size: ranks.unwrap_or(counted[row]),
-                is_profile: frame.integer(PROFILE.name, row).map_or(profile, |profile| profile == 1),
-            },
-            rank: frame.integer("rank", row).unwrap_or(0),
-            is_warmup: frame.integer(WARMUP.name, row) == Some(1),
-            times: StepTimes::from_slice(&seconds),
-        }
-    };
-    groups(&rows.iter().map(of_row).collect::<Vec<RankStep>>())
+    groups(&rank_steps(frame, profile))
 }
 
 fn sheet(groups: &[Group]) -> Sheet {

@@ -82,6 +82,8 @@ pub struct Training<'a> {
     global_batch: GlobalBatch,
     /// Multiplications and additions of the network per sample; `None` if they are not known.
     operations: Option<[u64; 2]>,
+    /// The table `/buckets`.
+    buckets: Table,
     epochs_done: usize,
     steps_done: usize,
     epoch: PartialEpoch,
@@ -140,6 +142,7 @@ impl<'a> Training<'a> {
 
         let mut convolutions = earlier.map_or_else(Convolutions::default, Convolutions::of_training);
         let operations = job.agree(workload::operations(plan, datasets.train.form()))?;
+        let buckets = job.agree(workload::buckets(plan, datasets.train.form()))?;
         convolutions.choose(&mut model, plan, job.target, &job.communicator, plan.train.batch_per_rank)?;
         let plan = &job.agree(job.fitting(plan, &job.communicator, model.parameter_count()))?;
         let replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
@@ -175,6 +178,7 @@ impl<'a> Training<'a> {
             sampler,
             global_batch,
             operations,
+            buckets,
             epochs_done: 0,
             steps_done: 0,
             epoch: PartialEpoch::default(),
@@ -345,11 +349,11 @@ impl<'a> Training<'a> {
 
     /// Tables beside those of the record: `/sampling`, `/gpu` on GPUs, `/convolutions` where Winograd could compute some, `/reads` where
     /// samples are read from files, `/spread` and `/ranks` with `metrics.spread_steps`, `/trace` and `/clocks` with
-    /// `metrics.trace_steps`.
+    /// `metrics.trace_steps`, `/buckets`.
     pub fn more_tables(&self) -> Vec<Table> {
         let tables = std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.convolutions.table());
         let tables = tables.chain(self.reads.table()).chain(self.divergence.tables());
-        tables.chain(self.trace.tables()).collect()
+        tables.chain(self.trace.tables()).chain([self.buckets.clone()]).collect()
     }
 
     /// Warnings of this run so far, on rank 0.
