@@ -56,7 +56,8 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
     if let Some(record) = &record {
         print_header(plan, job, &datasets, &cases, record);
     }
-    let buckets = job.agree(buckets(plan, &cases, datasets.train.form()))?;
+    let buckets = job.is_root().then(|| buckets(plan, &cases, datasets.train.form())).transpose();
+    let buckets = job.agree(buckets)?.flatten();
     if let Some(record) = &mut record {
         record.buckets = buckets;
     }

@@ -82,8 +82,8 @@ pub struct Training<'a> {
     global_batch: GlobalBatch,
     /// Multiplications and additions of the network per sample; `None` if they are not known.
     operations: Option<[u64; 2]>,
-    /// The table `/buckets`.
-    buckets: Table,
+    /// The table `/buckets`, on rank 0.
+    buckets: Option<Table>,
     epochs_done: usize,
     steps_done: usize,
     epoch: PartialEpoch,
@@ -142,7 +142,8 @@ impl<'a> Training<'a> {
 
         let mut convolutions = earlier.map_or_else(Convolutions::default, Convolutions::of_training);
         let operations = job.agree(workload::operations(plan, datasets.train.form()))?;
-        let buckets = job.agree(workload::buckets(plan, datasets.train.form()))?;
+        let buckets = job.is_root().then(|| workload::buckets(plan, datasets.train.form())).transpose();
+        let buckets = job.agree(buckets)?;
         convolutions.choose(&mut model, plan, job.target, &job.communicator, plan.train.batch_per_rank)?;
         let plan = &job.agree(job.fitting(plan, &job.communicator, model.parameter_count()))?;
         let replica = Replica::new(model, job.target, job.communicator.clone(), plan)?;
@@ -353,7 +354,7 @@ impl<'a> Training<'a> {
     pub fn more_tables(&self) -> Vec<Table> {
         let tables = std::iter::once(self.sampling.table()).chain(self.gpus.table()).chain(self.convolutions.table());
         let tables = tables.chain(self.reads.table()).chain(self.divergence.tables());
-        tables.chain(self.trace.tables()).chain([self.buckets.clone()]).collect()
+        tables.chain(self.trace.tables()).chain(self.buckets.clone()).collect()
     }
 
     /// Warnings of this run so far, on rank 0.
