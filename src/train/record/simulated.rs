@@ -8,9 +8,10 @@ use crate::metrics::{Ledger, Part, RankSummary, StepTimes};
 use crate::report;
 use crate::store::{FileKind, Identity, RunFile, read_table, table_names};
 
-const RANKS: usize = 4096;
-const STEPS_PER_EPOCH: usize = 5000;
+/// Ranks and steps, unless `HPML_SIMULATED_SIZE=RANKS,STEPS` gives others.
+const SIZE: [usize; 2] = [4096, 100_000];
 const EPOCHS: usize = 20;
+/// The slow rank, where there are as many.
 const SLOW: usize = 700;
 
 /// Times of a step: about 100 ms, five times as much own work on the slow rank.
@@ -53,23 +54,33 @@ impl Record {
     }
 }
 
+/// Ranks and steps to simulate.
+fn size() -> [usize; 2] {
+    let given = std::env::var("HPML_SIMULATED_SIZE").ok();
+    given.map_or(SIZE, |text| {
+        let mut numbers = text.split(',').map(|number| number.parse().expect("RANKS,STEPS"));
+        [(); 2].map(|()| numbers.next().expect("RANKS,STEPS"))
+    })
+}
+
 /// Trains on paper and writes the run file after each epoch. Returns the greatest number of seconds that a write took.
-fn simulate(out: &Path) -> f64 {
+fn simulate(out: &Path, [ranks, steps]: [usize; 2]) -> f64 {
+    let steps_per_epoch = steps / EPOCHS;
     let mut config = Config::default();
     config.train.epochs = EPOCHS;
-    let mut record = Record::new(&config, RANKS, STEPS_PER_EPOCH * EPOCHS);
+    let mut record = Record::new(&config, ranks, steps);
     let identity = Identity::new(FileKind::Training);
     let mut file = RunFile::create(out, false, identity, &config, Vec::new(), Vec::new()).unwrap();
     let mut longest: f64 = 0.0;
     for epoch in 0..EPOCHS {
-        let first = epoch * STEPS_PER_EPOCH;
+        let first = epoch * steps_per_epoch;
         let slowest: Vec<f64> =
-            (0..STEPS_PER_EPOCH).map(|step| times(SLOW, first + step).get(Part::Step).into()).collect();
+            (0..steps_per_epoch).map(|step| times(SLOW, first + step).get(Part::Step).into()).collect();
         // A rank's summary has the same size for any number of steps: few are enough here.
         let of_rank =
             |rank: usize| RankSummary::of(&[times(rank, first), times(rank, first + 1), times(rank, first + 2)]);
-        record.add_simulated(epoch, first, &slowest, (0..RANKS).map(of_rank), &times);
-        record.add_epoch(EpochRow { epoch, world_size: RANKS, ..EpochRow::default() });
+        record.add_simulated(epoch, first, &slowest, (0..ranks).map(of_rank), &times);
+        record.add_epoch(EpochRow { epoch, world_size: ranks, ..EpochRow::default() });
         let started = std::time::Instant::now();
         file.flush(&record.tables(&Ledger::default()), None).unwrap();
         longest = longest.max(started.elapsed().as_secs_f64());
@@ -83,12 +94,17 @@ fn simulate(out: &Path) -> f64 {
 fn four_thousand_ranks_and_a_hundred_thousand_steps_fit_into_a_small_file_that_names_the_slow_rank() {
     let folder = tempfile::tempdir().unwrap();
     let out = std::env::var_os("HPML_SIMULATED").map_or(folder.path().join("run.h5"), Into::into);
-    let longest = simulate(&out);
+    let (size, started) = (size(), std::time::Instant::now());
+    let longest = simulate(&out, size);
     let bytes = std::fs::metadata(&out).unwrap().len();
-    eprintln!("{} MB, at most {longest:.2} s per write", bytes / 1_000_000);
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!("{size:?} ranks, steps: {seconds:.2} s, {} kB, at most {longest:.2} s per write", bytes / 1000);
     assert!(bytes < 200_000_000, "{bytes} bytes");
     let rows = read_table(&out, "steps").unwrap().len();
-    assert!(rows <= Config::default().metrics.step_rows + EPOCHS * RANKS, "{rows} rows");
+    assert!(rows <= Config::default().metrics.step_rows + EPOCHS * size[0], "{rows} rows");
+    if size != SIZE {
+        return;
+    }
     let tables: Vec<_> = table_names(&out).unwrap().iter().map(|name| read_table(&out, name).unwrap()).collect();
     let shown = report::tables(None, &tables, &["steps-anatomy", "slow-ranks"]);
     assert!(
