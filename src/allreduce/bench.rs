@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tch::Tensor;
 
 use crate::collective::{AllReduce, Communicator, DeviceCollectives, Element, HostBuffer, WaitPolicy};
-use crate::config::Algorithm;
+use crate::config::Parallel;
 use crate::device::Target;
 use crate::error::Result;
 use crate::metrics::Kind;
@@ -42,7 +42,8 @@ pub struct DeviceBench {
 }
 
 impl<T: Element> Bench<T> {
-    /// Buffers of `elements` on each of `ranks`, in the memory of `target`, and what `algorithm` needs. On a GPU, ranks wait for
+    /// Buffers of `elements` on each of `ranks`, in the memory of `target`, and what the algorithm of
+    /// `parallel` needs. On a GPU, ranks wait for
     /// each other for `limit` at most.
     ///
     /// # Errors
@@ -50,16 +51,16 @@ impl<T: Element> Bench<T> {
     pub fn new(
         ranks: &Arc<Communicator>,
         target: Target,
-        algorithm: Algorithm,
+        parallel: &Parallel,
         elements: usize,
         limit: Duration,
     ) -> Result<Bench<T>> {
         if !target.is_gpu() {
-            let all_reduce = AllReduce::new(ranks.clone(), algorithm)?;
+            let all_reduce = AllReduce::new(ranks.clone(), parallel)?;
             let (source, target) = (all_reduce.buffer(elements)?, all_reduce.buffer(elements)?);
             return Ok(Bench::Host(Box::new(HostBench { all_reduce, source, target })));
         }
-        let collectives = DeviceCollectives::new(ranks.clone(), target, algorithm, elements, limit)?;
+        let collectives = DeviceCollectives::new(ranks.clone(), target, parallel, elements, limit)?;
         let [source, target] = [(); 2].map(|()| Tensor::zeros([elements as i64], (T::KIND, target.device())));
         Ok(Bench::Device(DeviceBench { collectives, source, target }))
     }

@@ -6,8 +6,8 @@ mod bench;
 mod measure;
 mod table;
 
-use crate::collective::{Bf16, DeviceCollectives, Element};
-use crate::config::{self, Algorithm, Config, Launch, Plan};
+use crate::collective::{Bf16, DeviceCollectives, Element, Network};
+use crate::config::{self, Algorithm, Config, Launch, Parallel, Plan};
 use crate::device::Target;
 use crate::environment;
 use crate::error::{Error, Result};
@@ -95,16 +95,18 @@ pub fn run(request: &Request, job: &mut Job) -> Result<()> {
     job.disable_watchdog();
     let Destination { path, force } = &request.destination;
     let owner = path.as_ref().map(|path| output::claim_at(job, path, *force)).transpose()?.flatten();
-    let file = owner.map(|owner| create(owner, *force, &plan, job));
+    let chooses = chosen.iter().any(|(_, algorithms)| algorithms.contains(&Algorithm::Auto));
+    let (plan, network) = if chooses { job.with_crossovers(&plan)? } else { (plan, None) };
+    let file = owner.map(|owner| create(owner, *force, &plan, network.as_ref(), job));
     let mut file = job.agree(file.transpose())?;
     if job.is_root() {
-        table::print_header(job);
+        table::print_header(job, network.as_ref());
     }
     let mut rows = Vec::new();
     for (kind, algorithms) in &chosen {
         rows.extend(match kind {
-            ElementType::Float32 => measure_type::<f32>(request, algorithms, job, &plan.launch)?,
-            ElementType::Bf16 => measure_type::<Bf16>(request, algorithms, job, &plan.launch)?,
+            ElementType::Float32 => measure_type::<f32>(request, algorithms, job, &plan)?,
+            ElementType::Bf16 => measure_type::<Bf16>(request, algorithms, job, &plan)?,
         });
     }
     if job.is_root() {
@@ -146,17 +148,15 @@ fn chosen(request: &Request, target: Target) -> Result<Vec<(ElementType, Vec<Alg
 }
 
 /// Measures all sizes of one type. The algorithms take turns at each size, so that drift of the machine affects them alike.
-fn measure_type<T: Element>(
-    request: &Request,
-    algorithms: &[Algorithm],
-    job: &Job,
-    launch: &Launch,
-) -> Result<Vec<Row>> {
+fn measure_type<T: Element>(request: &Request, algorithms: &[Algorithm], job: &Job, plan: &Plan) -> Result<Vec<Row>> {
     let counts = element_counts(request, size_of::<T>());
     let largest = counts.last().copied().unwrap_or(0);
     let benches: Result<Vec<_>> = algorithms
         .iter()
-        .map(|&algorithm| Bench::<T>::new(&job.communicator, job.target, algorithm, largest, launch.comm_timeout()))
+        .map(|&all_reduce| {
+            let parallel = Parallel { all_reduce, ..plan.parallel.clone() };
+            Bench::<T>::new(&job.communicator, job.target, &parallel, largest, plan.launch.comm_timeout())
+        })
         .collect();
     let mut benches = job.agree(benches)?;
     let mut rows = Vec::new();
@@ -191,16 +191,11 @@ fn element_counts(request: &Request, element_bytes: usize) -> Vec<usize> {
     counts
 }
 
-fn create(owner: Owner, force: bool, plan: &Plan, job: &Job) -> Result<RunFile> {
+fn create(owner: Owner, force: bool, plan: &Plan, network: Option<&Network>, job: &Job) -> Result<RunFile> {
     let identity = Identity::new(FileKind::Allreduce);
-    RunFile::create_owned(
-        owner,
-        force,
-        identity,
-        plan,
-        environment::attributes(job, None),
-        vec![environment::table(job)],
-    )
+    let mut environment = environment::attributes(job, None);
+    environment.extend(network.into_iter().flat_map(environment::network));
+    RunFile::create_owned(owner, force, identity, plan, environment, vec![environment::table(job)])
 }
 
 #[cfg(test)]

@@ -1,17 +1,21 @@
 //! The table of measured sizes in the run file, and the lines printed while measuring.
 
 use super::{Row, Timing};
-use crate::collective::library_version;
+use crate::collective::{Network, library_version};
+use crate::environment;
 use crate::launch::Job;
 use crate::metrics::{algbw, all_reduce_busbw, definitions};
 use crate::table::{Schema, Table};
 use crate::units::{format_bytes, format_seconds, gigabytes_per_second};
 
-/// Prints versions and ranks on stdout.
-pub fn print_header(job: &Job) {
+/// Prints versions and ranks on stdout, and which sizes take which algorithm between hosts, if the `network` was measured.
+pub fn print_header(job: &Job, network: Option<&Network>) {
     let (version, library) = (env!("CARGO_PKG_VERSION"), library_version());
     println!("# hpml {version}   {library}   world_size {}", job.world_size);
     job.describe().iter().for_each(|line| println!("# {line}"));
+    if let Some(network) = network {
+        println!("# {}", environment::describe_crossovers(network.hosts, network.crossovers(), Some(network)));
+    }
     println!();
 }
 

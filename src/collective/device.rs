@@ -11,7 +11,7 @@ use super::nccl::Nccl;
 use super::progress::{self, Inside};
 use super::traffic::Collective;
 use super::{AllReduce, Communicator, Finished, HostBuffer, WaitPolicy};
-use crate::config::Algorithm;
+use crate::config::{Algorithm, Parallel};
 use crate::device::{Moment, Target, seconds_between};
 use crate::error::Result;
 use crate::metrics::Kind;
@@ -77,26 +77,26 @@ impl Span {
 
 impl DeviceCollectives {
     /// Collectives over `ranks`, of which this one computes on `target`, for buffers of at most `elements` float32. NCCL carries
-    /// them if every rank has a GPU of its own and `algorithm` is `Auto`. A collective.
+    /// them if every rank has a GPU of its own and `parallel.all_reduce` is `auto`. A collective.
     ///
     /// # Errors
     /// Returns an error if NCCL is missing or fails, if the ranks have not met within `limit`, or if MPI reports a failure.
     pub fn new(
         ranks: Arc<Communicator>,
         target: Target,
-        algorithm: Algorithm,
+        parallel: &Parallel,
         elements: usize,
         limit: Duration,
     ) -> Result<DeviceCollectives> {
         let way = match target {
-            Target::Gpu { index, .. } if ranks.size() > 1 && !Self::go_through_host(target, algorithm) => {
+            Target::Gpu { index, .. } if ranks.size() > 1 && !Self::go_through_host(target, parallel.all_reduce) => {
                 let (compute, own) = (Stream::of_tensors(index)?, Stream::urgent(index)?);
                 let nccl = Nccl::start(&ranks, limit)?;
                 let (in_flight, errors_polled) = (VecDeque::new(), Instant::now());
                 Way::Nccl(NcclStream { nccl, compute, own, in_flight, errors_polled })
             }
             _ => {
-                let all_reduce = Box::new(AllReduce::new(ranks.clone(), algorithm)?);
+                let all_reduce = Box::new(AllReduce::new(ranks.clone(), parallel)?);
                 let buffer = all_reduce.buffer(elements)?;
                 Way::Host { all_reduce, buffer }
             }

@@ -13,7 +13,7 @@ use std::ops::Range;
 use mpi::ffi;
 
 use super::backoff::{Backoff, WaitPolicy};
-use super::ring::{DEPTH, Direction, SEGMENT_BYTES, start};
+use super::segments::{DEPTH, Direction, SEGMENT_BYTES, start};
 use super::traffic::Collective;
 use super::{Communicator, MpiType};
 use crate::error::Result;

@@ -159,8 +159,7 @@ fn measure_all_reduce(
     for (&ranks, group) in groups.iter().filter(|(ranks, _)| **ranks > 1) {
         if let Some(group) = group {
             let largest = *elements.last().expect("there are sizes");
-            let mut bench =
-                Bench::<f32>::new(group, job.target, plan.parallel.all_reduce, largest, plan.launch.comm_timeout())?;
+            let mut bench = Bench::<f32>::new(group, job.target, &plan.parallel, largest, plan.launch.comm_timeout())?;
             for &elements in &elements {
                 rows.push(bench.measure(group, elements, &Budget { seconds: 0.2, iterations: 0 })?);
             }

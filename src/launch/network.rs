@@ -1,0 +1,34 @@
+//! The network between the hosts of a job, measured once for everything that it reduces.
+
+use std::collections::BTreeSet;
+
+use super::Job;
+use crate::collective::{Network, measure_network};
+use crate::config::{Algorithm, Plan};
+use crate::error::Result;
+
+impl Job {
+    /// Number of hosts, by their names.
+    pub fn hosts(&self) -> usize {
+        self.places.iter().map(|place| &place.host).collect::<BTreeSet<_>>().len()
+    }
+
+    /// The plan with the sizes at which `auto` changes the all-reduce between hosts, unless it has them or needs none: those that
+    /// the network suggests, which is measured and returned. A collective; on one host nothing is sent.
+    ///
+    /// # Errors
+    /// A rank is gone.
+    pub fn with_crossovers(&self, plan: &Plan) -> Result<(Plan, Option<Network>)> {
+        let parallel = &plan.parallel;
+        let chooses = parallel.all_reduce == Algorithm::Auto && parallel.crossovers.is_empty();
+        if !chooses || self.hosts() < 2 || self.target.own_memory().is_some() {
+            return Ok((plan.clone(), None));
+        }
+        let network = measure_network(&self.communicator)?;
+        let plan = match &network {
+            Some(network) => plan.adapted(|config| config.parallel.crossovers = network.crossovers().into())?,
+            None => plan.clone(),
+        };
+        Ok((plan, network))
+    }
+}
