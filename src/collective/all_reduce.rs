@@ -16,6 +16,15 @@ use crate::error::Result;
 use crate::metrics::Kind;
 use crate::units::Second;
 
+/// Seconds of an all-reduce on one rank.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Taken {
+    /// The whole all-reduce.
+    pub seconds: Second,
+    /// The part between hosts, 0 on a rank that does not take part in it; `None` if the algorithm has no such part.
+    pub between_hosts: Option<Second>,
+}
+
 /// Sums buffers over the ranks of a communicator. Every call is a collective, and counted in the communicator's ledger
 /// as what entered it: a barrier, and one message of the buffer's size, whichever algorithm carried it.
 pub struct AllReduce {
@@ -112,14 +121,14 @@ impl AllReduce {
         source: Option<&Region<T>>,
         target: &mut Region<T>,
         policy: WaitPolicy,
-    ) -> Result<Second> {
+    ) -> Result<Taken> {
         match &self.barrier {
             // It reads the other ranks' memory, so all of them must have written theirs.
             Some(barrier) if matches!(self.algorithm_for(target.bytes()), Algorithm::Shared | Algorithm::Halving) => {
                 let start = Instant::now();
                 barrier.wait(policy);
-                self.transfer(kind, source, target, policy)?;
-                Ok(start.elapsed().as_secs_f64())
+                let taken = self.transfer(kind, source, target, policy)?;
+                Ok(Taken { seconds: start.elapsed().as_secs_f64(), ..taken })
             }
             _ => self.transfer(kind, source, target, policy),
         }
@@ -154,9 +163,9 @@ impl AllReduce {
         source: Option<&Region<T>>,
         target: &mut Region<T>,
         policy: WaitPolicy,
-    ) -> Result<Second> {
-        let bytes = target.bytes();
-        match (self.algorithm_for(bytes), source) {
+    ) -> Result<Taken> {
+        let (bytes, mut between_hosts) = (target.bytes(), None);
+        let seconds = match (self.algorithm_for(bytes), source) {
             (Algorithm::Mpi, Some(source)) => {
                 self.communicator.all_reduce_sum_into(kind, source.as_slice(), target.as_mut_slice())
             }
@@ -170,20 +179,25 @@ impl AllReduce {
             (algorithm @ (Algorithm::Auto | Algorithm::Shared | Algorithm::Halving), _) => {
                 // A copy through shared memory is no message: one rank per host sends.
                 let sent = Collective::AllReduce.sent(self.hosts.count, bytes);
-                self.communicator.counted_as(kind, bytes, sent, || self.shared(algorithm, source, target, policy))
+                self.communicator.counted_as(kind, bytes, sent, || {
+                    let between = self.shared(algorithm, source, target, policy)?;
+                    between_hosts = (self.hosts.count > 1).then_some(between);
+                    Ok(())
+                })
             }
-        }
+        }?;
+        Ok(Taken { seconds, between_hosts })
     }
 
     /// Sums within the host through the window, and between hosts by one rank per host, as `algorithm` says. Call once all ranks
-    /// have arrived.
+    /// have arrived. Returns the seconds between hosts.
     fn shared<T: Element>(
         &self,
         algorithm: Algorithm,
         source: Option<&Region<T>>,
         target: &mut Region<T>,
         policy: WaitPolicy,
-    ) -> Result<()> {
+    ) -> Result<Second> {
         let Some(barrier) = &self.barrier else {
             // The only rank of its host.
             if let Some(source) = source {
@@ -207,9 +221,9 @@ impl AllReduce {
         unsafe { sum_into(&sources, &targets, own.len()) };
         barrier.wait(policy); // all slices are summed
         if self.hosts.count == 1 {
-            return Ok(());
+            return Ok(0.0);
         }
-        self.between_hosts(algorithm, target, policy)?;
+        let between = self.between_hosts(algorithm, target, policy)?;
         barrier.wait(policy); // the leader has the sum of all hosts
         if window.rank() > 0 {
             // SAFETY: the leader does not touch its part until the barrier below; our part is ours again.
@@ -217,7 +231,7 @@ impl AllReduce {
             target.as_mut_slice().copy_from_slice(sum);
         }
         barrier.wait(policy); // all ranks have read it
-        Ok(())
+        Ok(between)
     }
 
     /// The window, shared by all ranks of the host, that `region` lies in.
@@ -234,14 +248,16 @@ impl AllReduce {
         algorithm: Algorithm,
         values: &mut Region<T>,
         policy: WaitPolicy,
-    ) -> Result<()> {
+    ) -> Result<Second> {
+        let started = Instant::now();
         match &self.hosts.leaders {
             Some(leaders) if algorithm == Algorithm::Halving => {
-                halving::all_reduce(leaders, values.as_mut_slice(), policy)
+                halving::all_reduce(leaders, values.as_mut_slice(), policy)?;
             }
-            Some(leaders) => ring::all_reduce(leaders, values.as_mut_slice(), policy),
-            None => Ok(()),
+            Some(leaders) => ring::all_reduce(leaders, values.as_mut_slice(), policy)?,
+            None => return Ok(0.0),
         }
+        Ok(started.elapsed().as_secs_f64())
     }
 }
 

@@ -160,12 +160,8 @@ impl DeviceCollectives {
     /// # Errors
     /// Returns an error if a peer is lost or the GPU has failed.
     pub fn all_reduce_into(&mut self, kind: Kind, source: &Tensor, target: &Tensor) -> Result<Span> {
-        self.poll()?;
         match &mut self.way {
-            Way::Nccl(stream) => {
-                let now = stream.compute.event()?;
-                stream.enqueue(kind, Collective::AllReduce, source, target, &now)
-            }
+            Way::Nccl(_) => self.enqueue(Collective::AllReduce, kind, source, target),
             Way::Host { all_reduce, buffer } => {
                 let mut region = buffer.region(0..source.numel());
                 source.copy_data(region.as_mut_slice(), source.numel());
@@ -177,17 +173,28 @@ impl DeviceCollectives {
         }
     }
 
+    /// Enqueues a `collective` of `source` into `target`, contiguous on the device, by NCCL: the source of an all-gather and the
+    /// target of a reduce-scatter are one part of the other, everything else is equally long.
+    ///
+    /// # Errors
+    /// Returns an error if a peer is lost or the GPU has failed.
+    ///
+    /// # Panics
+    /// Panics if the collectives [go through host memory](Self::is_through_host).
+    pub fn enqueue(&mut self, collective: Collective, kind: Kind, source: &Tensor, target: &Tensor) -> Result<Span> {
+        self.poll()?;
+        let Way::Nccl(stream) = &mut self.way else { panic!("{} through host memory", collective.as_str()) };
+        let now = stream.compute.event()?;
+        stream.enqueue(kind, collective, source, target, &now)
+    }
+
     /// Enqueues the broadcast of rank 0's `values` to every rank.
     ///
     /// # Errors
     /// Returns an error if a peer is lost or the GPU has failed.
     pub fn broadcast(&mut self, kind: Kind, values: &Tensor) -> Result<Span> {
-        self.poll()?;
         match &mut self.way {
-            Way::Nccl(stream) => {
-                let now = stream.compute.event()?;
-                stream.enqueue(kind, Collective::Broadcast, values, values, &now)
-            }
+            Way::Nccl(_) => self.enqueue(Collective::Broadcast, kind, values, values),
             Way::Host { .. } => {
                 let mut copy = vec![0f32; values.numel()];
                 values.copy_data(&mut copy, values.numel());

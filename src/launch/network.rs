@@ -3,14 +3,19 @@
 use std::collections::BTreeSet;
 
 use super::Job;
-use crate::collective::{Network, measure_network};
+use crate::collective::{DeviceCollectives, Network, measure_network};
 use crate::config::{Algorithm, Plan};
 use crate::error::Result;
 
 impl Job {
     /// Number of hosts, by their names.
     pub fn hosts(&self) -> usize {
-        self.places.iter().map(|place| &place.host).collect::<BTreeSet<_>>().len()
+        self.hosts_of(self.world_size)
+    }
+
+    /// Number of hosts of the first `ranks` ranks, by their names.
+    pub fn hosts_of(&self, ranks: usize) -> usize {
+        self.places.iter().take(ranks).map(|place| &place.host).collect::<BTreeSet<_>>().len()
     }
 
     /// The plan with the sizes at which `auto` changes the all-reduce between hosts, unless it has them or needs none: those that
@@ -21,7 +26,8 @@ impl Job {
     pub fn with_crossovers(&self, plan: &Plan) -> Result<(Plan, Option<Network>)> {
         let parallel = &plan.parallel;
         let chooses = parallel.all_reduce == Algorithm::Auto && parallel.crossovers.is_empty();
-        if !chooses || self.hosts() < 2 || self.target.own_memory().is_some() {
+        let through_host = DeviceCollectives::go_through_host(self.target, parallel.all_reduce);
+        if !chooses || self.hosts() < 2 || !through_host {
             return Ok((plan.clone(), None));
         }
         let network = measure_network(&self.communicator)?;

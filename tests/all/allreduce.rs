@@ -36,6 +36,45 @@ fn every_sum_is_right_on_one_to_four_ranks() {
 }
 
 #[test]
+fn every_collective_gives_every_rank_what_it_should() {
+    let folder = folder();
+    for ranks in [2, 3, 4] {
+        let out = folder.path().join(format!("{ranks}.h5"));
+        let sizes = ["--min", "2", "--max", "700000", "--factor", "60", "--iters", "2"];
+        let run = Mpirun::ranks(ranks).arg("collectives").args(sizes).args(["--out", out.to_str().unwrap()]);
+        let run = run.run().succeeded();
+        assert!(run.stdout.contains("Collectives by size"), "{}", run.stdout);
+        let wrong = column(&out, "allreduce/wrong");
+        assert!(wrong.iter().all(|&count| count == 0.0), "{ranks} ranks: {wrong:?}");
+        let rows: Vec<_> =
+            texts(&out, "allreduce/collective").into_iter().zip(texts(&out, "allreduce/algorithm")).collect();
+        for (collective, algorithm) in [
+            ("all_reduce", "shared"),
+            ("all_gather", "pairwise"),
+            ("all_gather", "mpi"),
+            ("reduce_scatter", "mpi"),
+            ("broadcast", "mpi"),
+            ("all_to_all", "pairwise"),
+            ("all_to_all", "mpi"),
+        ] {
+            let measured = rows.iter().any(|row| (row.0.as_str(), row.1.as_str()) == (collective, algorithm));
+            assert!(measured, "{collective} by {algorithm} was not measured");
+        }
+        // nccl-tests' definition, from the columns beside it.
+        let all = ["size", "time", "busbw"].map(|name| column(&out, &format!("allreduce/{name}")));
+        let n = ranks as f64;
+        for (row, (collective, _)) in rows.iter().enumerate() {
+            let share = match collective.as_str() {
+                "all_reduce" => 2.0 * (n - 1.0) / n,
+                "broadcast" => 1.0,
+                _ => (n - 1.0) / n,
+            };
+            assert!((all[2][row] / (all[0][row] / all[1][row] / 1e9 * share) - 1.0).abs() < 1e-9, "{collective}");
+        }
+    }
+}
+
+#[test]
 fn two_ranks_train_to_the_same_parameters_whichever_way_the_gradients_go() {
     let folder = folder();
     let train = |way: &str| {

@@ -24,6 +24,17 @@ fn every_sum_is_right_between_hosts() {
         assert!(run.stdout.contains(&hosts.name(count - 1)), "the ranks are on one host\n{}", run.stdout);
         let wrong = column(&out, "allreduce/wrong");
         assert!(wrong.iter().all(|&count| count == 0.0), "{count} x {per_host} ranks: {wrong:?}");
+        // Two levels where the algorithm has them, which make up the whole.
+        let ways_of_rows = texts(&out, "allreduce/algorithm");
+        let [time, within, between] =
+            ["time", "within", "between"].map(|name| column(&out, &format!("allreduce/{name}")));
+        for (row, way) in ways_of_rows.iter().enumerate() {
+            let whole = within[row] + between[row];
+            match way.as_str() {
+                "shared" | "halving" => assert!((whole / time[row] - 1.0).abs() < 1e-9 && between[row] > 0.0, "{way}"),
+                _ => assert!(whole.is_nan(), "{way}"),
+            }
+        }
         for way in ways.iter().filter(|way| **way != "auto") {
             assert!(texts(&out, "allreduce/algorithm").iter().any(|used| used == way), "{way} was not measured");
         }
