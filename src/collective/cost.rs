@@ -105,6 +105,9 @@ impl Network {
     }
 }
 
+/// Bytes of a usual bucket of gradients.
+const BUCKET: f64 = 1e6;
+
 /// Bytes below which `first` is faster than `second`: 0 if it never is; a power of two, at most [`Crossovers::NEVER`].
 fn below(first: &Link, second: &Link) -> u64 {
     let (ahead, gained) = (second.latency - first.latency, first.per_byte - second.per_byte);
@@ -112,8 +115,9 @@ fn below(first: &Link, second: &Link) -> u64 {
         (false, true) => 0,
         (true, true) => 2f64.powf((ahead / gained).log2().round()).clamp(1.0, Crossovers::NEVER as f64) as u64,
         (true, false) => Crossovers::NEVER,
-        // Behind at first and gaining with every byte: so it is measured only where both are equal but for noise.
-        (false, false) => Crossovers::NEVER,
+        // Behind at first and gaining with every byte, which two sizes cannot say: what is faster for a bucket goes for all.
+        (false, false) if first.seconds(BUCKET) < second.seconds(BUCKET) => Crossovers::NEVER,
+        (false, false) => 0,
     }
 }
 
