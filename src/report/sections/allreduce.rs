@@ -59,7 +59,7 @@ fn ranks(frame: &Frame, row: usize) -> i64 {
 }
 
 /// Collective of a row; older files hold all-reduces only.
-fn collective<'a>(frame: &'a Frame, row: usize) -> &'a str {
+fn collective(frame: &Frame, row: usize) -> &str {
     if frame.column("collective").is_some() { frame.text("collective", row) } else { ALL_REDUCE }
 }
 
