@@ -10,7 +10,7 @@ use mpi::traits::AsRaw;
 use mpi::{Threading, ffi};
 
 use super::backoff::{Backoff, WaitPolicy};
-use super::element::{Bf16, Element, Fp16, add};
+use super::element::{Bf16, Element, Fp16, MpiType, add};
 use super::library::library_version;
 use super::progress;
 use super::traffic::Collective;

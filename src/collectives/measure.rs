@@ -63,7 +63,7 @@ pub struct Timing {
 
 impl<T: Element> Bench<T> {
     /// Times the collective on `elements` of the larger buffer, one part per rank, and checks the results. The ranks are on `hosts`
-    /// hosts. A collective.
+    /// hosts, which rank 0 alone need know. A collective.
     ///
     /// # Errors
     /// A rank is gone, or the device has failed.

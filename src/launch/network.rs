@@ -8,12 +8,12 @@ use crate::config::{Algorithm, Plan};
 use crate::error::Result;
 
 impl Job {
-    /// Number of hosts, by their names.
+    /// Number of hosts, by their names, on rank 0; 0 on the others.
     pub fn hosts(&self) -> usize {
         self.hosts_of(self.world_size)
     }
 
-    /// Number of hosts of the first `ranks` ranks, by their names.
+    /// Number of hosts of the first `ranks` ranks, by their names, on rank 0; 0 on the others.
     pub fn hosts_of(&self, ranks: usize) -> usize {
         self.places.iter().take(ranks).map(|place| &place.host).collect::<BTreeSet<_>>().len()
     }
@@ -27,7 +27,8 @@ impl Job {
         let parallel = &plan.parallel;
         let chooses = parallel.all_reduce == Algorithm::Auto && parallel.crossovers.is_empty();
         let through_host = DeviceCollectives::go_through_host(self.target, parallel.all_reduce);
-        if !chooses || self.hosts() < 2 || !through_host {
+        let is_one_host = self.ranks_of_host().len() == self.world_size; // alike on all ranks, which `places` are not
+        if !chooses || is_one_host || !through_host {
             return Ok((plan.clone(), None));
         }
         let network = measure_network(&self.communicator)?;
