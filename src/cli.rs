@@ -18,7 +18,8 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 
-use crate::allreduce::{self, ElementType};
+use crate::collective::Collective;
+use crate::collectives::{self, ElementType};
 use crate::config::{Algorithm, Device};
 use crate::output::Destination;
 use crate::train::ResumeFrom;
@@ -134,12 +135,18 @@ pub enum Command {
         --data DIR --set parallel.bucket_mb=1"
     )]
     Verify(Verify),
-    /// Measure the all-reduce of these ranks per buffer size, with nccl-tests' columns
+    /// Measure collectives of these ranks per buffer size, with nccl-tests' columns
     #[command(
-        after_help = "Two commands that work:\n  mpirun -n 2 hpml allreduce\n  mpirun -n 4 hpml allreduce --min 1M --max 64M \
-        --algorithm shared --algorithm ring --type float32 --out runs/allreduce.h5"
+        after_help = "Two commands that work:\n  mpirun -n 2 hpml collectives\n  mpirun -n 4 hpml collectives --collective \
+        all_reduce --min 1M --max 64M --algorithm shared --algorithm ring --type float32 --out runs/allreduce.h5"
     )]
-    Allreduce(Allreduce),
+    Collectives(Collectives),
+    /// Measure the all-reduce: an earlier name of hpml collectives --collective all_reduce
+    #[command(
+        hide = true,
+        after_help = "Two commands that work:\n  mpirun -n 2 hpml allreduce\n  mpirun -n 4 hpml allreduce --min 1M --max 64M"
+    )]
+    Allreduce(Collectives),
     /// Print or plot run files as tables, CSV, Markdown or an HTML page; several files are compared
     #[command(
         after_help = "Two commands that work:\n  hpml report runs/net.h5 --html net.html\n  hpml report old.h5 new.h5 --csv \
@@ -334,9 +341,12 @@ impl Common {
     }
 }
 
-/// Arguments of `hpml allreduce`.
+/// Arguments of `hpml collectives`.
 #[derive(Debug, Args)]
-pub struct Allreduce {
+pub struct Collectives {
+    /// Collective to measure; may be repeated [default: all]
+    #[arg(long = "collective", value_name = "NAME")]
+    pub collectives: Vec<Collective>,
     /// Smallest buffer, in bytes; K, M and G are powers of 1024. The gradient sizes of net and resnet18 are added if in range
     #[arg(long, value_name = "BYTES", default_value = "8", value_parser = bytes)]
     pub min: usize,
@@ -352,13 +362,14 @@ pub struct Allreduce {
     /// Timed iterations; 0: as many as fit --seconds
     #[arg(long, default_value = "0")]
     pub iters: usize,
-    /// Memory to reduce in: cpu, cuda (a GPU per rank; NCCL, other algorithms stage through the host) or auto
+    /// Memory of the buffers: cpu, cuda (a GPU per rank; NCCL, other algorithms stage through the host) or auto
     #[arg(long, default_value = "cpu")]
     pub device: Device,
-    /// Algorithm to measure, as in parallel.all_reduce; may be repeated [default: auto mpi]
+    /// Algorithm to measure, as in parallel.all_reduce; of the other collectives mpi (MPI's own call) or auto (hpml's where it has
+    /// one); may be repeated [default: auto mpi]
     #[arg(long = "algorithm", value_name = "NAME")]
     pub algorithms: Vec<Algorithm>,
-    /// Element type to measure; may be repeated [default: float32, and bf16 if the algorithm supports it]
+    /// Element type to measure; may be repeated [default: float32, and bf16 for an all-reduce if the algorithm supports it]
     #[arg(long = "type", value_name = "TYPE")]
     pub types: Vec<ElementType>,
     /// Run file to write (HDF5) [default: none]
@@ -372,7 +383,7 @@ pub struct Allreduce {
 /// Arguments of `hpml report`.
 #[derive(Debug, Args)]
 pub struct Report {
-    /// Run files (HDF5) of hpml train, sweep, study, allreduce or quantize
+    /// Run files (HDF5) of hpml train, sweep, study, collectives or quantize
     #[arg(required = true, value_name = "FILE.h5")]
     pub files: Vec<PathBuf>,
     /// Print one table as CSV with all digits: --table, or the first found of scaling, study, allreduce, epochs, quantization
@@ -413,14 +424,15 @@ impl From<Predict> for predict::Request {
     }
 }
 
-impl From<Allreduce> for allreduce::Request {
-    fn from(args: Allreduce) -> allreduce::Request {
-        let Allreduce { min, max, factor, seconds, iters, device, algorithms, types, out, force } = args;
-        allreduce::Request {
+impl From<Collectives> for collectives::Request {
+    fn from(args: Collectives) -> collectives::Request {
+        let Collectives { collectives, min, max, factor, seconds, iters, device, algorithms, types, out, force } = args;
+        collectives::Request {
+            collectives,
             min,
             max,
             factor,
-            budget: allreduce::Budget { seconds, iterations: iters },
+            budget: collectives::Budget { seconds, iterations: iters },
             device,
             algorithms,
             types,
@@ -448,8 +460,8 @@ mod tests {
 
     #[test]
     fn the_defaults_of_the_command_line_are_those_of_the_library() {
-        let command = Cli::parse_from(["hpml", "allreduce"]).command;
-        let Some(Command::Allreduce(args)) = command else { panic!("the command was named") };
-        assert_eq!(allreduce::Request::from(args), allreduce::Request::default());
+        let command = Cli::parse_from(["hpml", "collectives"]).command;
+        let Some(Command::Collectives(args)) = command else { panic!("the command was named") };
+        assert_eq!(collectives::Request::from(args), collectives::Request::default());
     }
 }

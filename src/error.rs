@@ -141,7 +141,7 @@ pub enum Error {
     Mpi { call: &'static str, rank: usize, code: i32 },
 
     #[error(
-        "{place}: {free} are free on a host whose ranks need {needed} of shared memory: enlarge it (of a container: --shm-size, or the host's own bound into it), or do without by parallel.all_reduce = \"ring\" (hpml allreduce: --algorithm ring, or a smaller --max)"
+        "{place}: {free} are free on a host whose ranks need {needed} of shared memory: enlarge it (of a container: --shm-size, or the host's own bound into it), or do without by parallel.all_reduce = \"ring\" (hpml collectives: --algorithm ring, or a smaller --max)"
     )]
     SharedMemory { place: &'static str, needed: String, free: String },
 

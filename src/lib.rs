@@ -5,9 +5,9 @@
 //! -> `store` -> `report`.
 #![deny(clippy::print_stderr)] // in pieces, which mix with other ranks' words: see message.rs
 
-pub mod allreduce;
 pub mod cli;
 pub mod collective;
+pub mod collectives;
 pub mod config;
 pub mod convolution;
 pub mod data;

@@ -9,11 +9,12 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use hpml::cli::{self, Cli, Command, Common};
+use hpml::collective::Collective;
 use hpml::config::{self, Config, Device, Launch, ModelName, Plan, Reader};
 use hpml::error::{Error, Result};
 use hpml::launch::{self, Job};
 use hpml::quantize::command as int8;
-use hpml::{allreduce, message, model, predict, report, store, study, sweep, sys, train, verify, workload};
+use hpml::{collectives, message, model, predict, report, store, study, sweep, sys, train, verify, workload};
 
 #[global_allocator]
 static ALLOCATOR: sys::Allocator = sys::Allocator;
@@ -45,7 +46,13 @@ fn main() -> ExitCode {
             })
         }
         Command::Verify(args) => start(verify_config(&args.common), |job, config| verify(job, config, &args)),
-        Command::Allreduce(args) => start(Ok(Config::default()), |job, _| allreduce::run(&args.into(), job)),
+        Command::Collectives(args) => start(Ok(Config::default()), |job, _| collectives::run(&args.into(), job)),
+        Command::Allreduce(mut args) => {
+            if args.collectives.is_empty() {
+                args.collectives.push(Collective::AllReduce);
+            }
+            start(Ok(Config::default()), |job, _| collectives::run(&args.into(), job))
+        }
         Command::Sweep(args) => {
             start(load_config(Reader::Sweep, args.config.as_deref(), &args.common), |job, config| {
                 sweep(job, config, &args)

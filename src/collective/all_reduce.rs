@@ -5,45 +5,61 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::backoff::WaitPolicy;
+use super::cost::{Crossovers, Network};
+use super::hosts::Hosts;
 use super::sum::sum_into;
 use super::traffic::Collective;
 use super::window::{SharedBarrier, Window};
-use super::{Combine, Communicator, Element, Finished, HostBuffer, Region, ring};
-use crate::config::Algorithm;
+use super::{Communicator, Element, Finished, HostBuffer, Region, halving, ring};
+use crate::config::{Algorithm, Parallel};
 use crate::error::Result;
 use crate::metrics::Kind;
 use crate::units::Second;
 
-/// Buffer size, in bytes, from which hosts use the ring; smaller buffers take MPI_Allreduce, which needs fewer messages. On 2
-/// and 4 hosts at 1 Gbit/s the ring is faster from 16 and 128 KiB on.
-const RING_BYTES: usize = 64 << 10;
+/// Seconds of an all-reduce on one rank.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Taken {
+    /// The whole all-reduce.
+    pub seconds: Second,
+    /// The part between hosts, 0 on a rank that does not take part in it; `None` if the algorithm has no such part.
+    pub between_hosts: Option<Second>,
+}
 
 /// Sums buffers over the ranks of a communicator. Every call is a collective, and counted in the communicator's ledger
 /// as what entered it: a barrier, and one message of the buffer's size, whichever algorithm carried it.
 pub struct AllReduce {
     communicator: Arc<Communicator>,
     algorithm: Algorithm,
-    host: Communicator,
-    hosts: usize,
+    /// Sizes at which `auto` changes the algorithm; `None` if it need not choose.
+    crossovers: Option<Crossovers>,
+    /// What the crossovers were derived from, if they were measured here.
+    network: Option<Network>,
+    hosts: Hosts,
     /// Barrier of this host's ranks; `None` unless several of them reduce through shared memory.
     barrier: Option<SharedBarrier>,
-    /// Communicator over the first rank of every host; `None` on all other ranks.
-    leaders: Option<Communicator>,
 }
 
 impl AllReduce {
-    /// An all-reduce over all ranks of `communicator`. A collective.
+    /// An all-reduce over all ranks of `communicator` by `parallel.all_reduce`. Between several hosts `auto` measures the network
+    /// first, unless `parallel.crossovers` says what it would decide. A collective.
     ///
     /// # Errors
     /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
-    pub fn new(communicator: Arc<Communicator>, algorithm: Algorithm) -> Result<AllReduce> {
-        let host = communicator.split_by_host()?;
-        let leaders = communicator.split((host.rank() == 0).then_some(0))?;
-        let mut numbers = [(host.rank() == 0) as u8 as f64];
-        communicator.all_reduce(Kind::Control, Combine::Sum, &mut numbers)?;
-        let shares = matches!(algorithm, Algorithm::Auto | Algorithm::Shared) && host.size() > 1;
-        let barrier = if shares { Some(SharedBarrier::new(&host)?) } else { None };
-        Ok(AllReduce { communicator, algorithm, host, hosts: numbers[0] as usize, barrier, leaders })
+    pub fn new(communicator: Arc<Communicator>, parallel: &Parallel) -> Result<AllReduce> {
+        let (algorithm, hosts) = (parallel.all_reduce, Hosts::of(&communicator)?);
+        let barrier = match algorithm.shares_memory() && hosts.here.size() > 1 {
+            true => Some(SharedBarrier::new(&hosts.here)?),
+            false => None,
+        };
+        let (mut crossovers, mut network) = (None, None);
+        if algorithm == Algorithm::Auto && hosts.count > 1 {
+            crossovers = Crossovers::configured(&parallel.crossovers);
+            if crossovers.is_none() {
+                network = hosts.measure(&communicator)?;
+                crossovers = network.as_ref().map(Network::crossovers);
+            }
+        }
+        Ok(AllReduce { communicator, algorithm, crossovers, network, hosts, barrier })
     }
 
     /// A buffer of `elements` zeros, equally long on all ranks, in memory that suits the algorithm. A collective.
@@ -53,7 +69,9 @@ impl AllReduce {
     /// [`Error::Mpi`](crate::error::Error::Mpi) if MPI cannot allocate shared memory.
     pub fn buffer<T: Element>(&self, elements: usize) -> Result<HostBuffer<T>> {
         match self.barrier {
-            Some(_) => Ok(HostBuffer::in_window(Window::allocate(&self.host, elements * size_of::<T>())?, elements)),
+            Some(_) => {
+                Ok(HostBuffer::in_window(Window::allocate(&self.hosts.here, elements * size_of::<T>())?, elements))
+            }
             None => Ok(HostBuffer::zeros(elements)),
         }
     }
@@ -61,10 +79,20 @@ impl AllReduce {
     /// The algorithm that reduces a buffer of `bytes` bytes.
     pub fn algorithm_for(&self, bytes: usize) -> Algorithm {
         match self.algorithm {
-            Algorithm::Auto if self.hosts > 1 && bytes < RING_BYTES => Algorithm::Mpi,
-            Algorithm::Auto => Algorithm::Shared,
+            Algorithm::Auto => self.crossovers.map_or(Algorithm::Shared, |crossovers| crossovers.algorithm(bytes)),
+            Algorithm::Halving if self.hosts.count == 1 => Algorithm::Shared, // there is nothing between hosts
             given => given,
         }
+    }
+
+    /// Sizes at which `auto` changes the algorithm between hosts; `None` if it need not choose.
+    pub fn crossovers(&self) -> Option<Crossovers> {
+        self.crossovers
+    }
+
+    /// The network as measured for the crossovers; `None` if they were configured or are not needed.
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
     }
 
     /// Replaces every rank's `values` by their sum over the ranks, bit-identical on all of them.
@@ -93,14 +121,14 @@ impl AllReduce {
         source: Option<&Region<T>>,
         target: &mut Region<T>,
         policy: WaitPolicy,
-    ) -> Result<Second> {
+    ) -> Result<Taken> {
         match &self.barrier {
             // It reads the other ranks' memory, so all of them must have written theirs.
-            Some(barrier) if self.algorithm_for(target.bytes()) == Algorithm::Shared => {
+            Some(barrier) if matches!(self.algorithm_for(target.bytes()), Algorithm::Shared | Algorithm::Halving) => {
                 let start = Instant::now();
                 barrier.wait(policy);
-                self.transfer(kind, source, target, policy)?;
-                Ok(start.elapsed().as_secs_f64())
+                let taken = self.transfer(kind, source, target, policy)?;
+                Ok(Taken { seconds: start.elapsed().as_secs_f64(), ..taken })
             }
             _ => self.transfer(kind, source, target, policy),
         }
@@ -118,7 +146,7 @@ impl AllReduce {
     /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub fn wait_for_all(&self, bytes: usize, policy: WaitPolicy) -> Result<Second> {
         match (&self.barrier, policy) {
-            (Some(barrier), _) if self.hosts == 1 => {
+            (Some(barrier), _) if self.hosts.count == 1 => {
                 self.communicator.counted(Kind::Control, Collective::Barrier, 0, || {
                     barrier.wait(policy);
                     Ok(())
@@ -135,9 +163,9 @@ impl AllReduce {
         source: Option<&Region<T>>,
         target: &mut Region<T>,
         policy: WaitPolicy,
-    ) -> Result<Second> {
-        let bytes = target.bytes();
-        match (self.algorithm_for(bytes), source) {
+    ) -> Result<Taken> {
+        let (bytes, mut between_hosts) = (target.bytes(), None);
+        let seconds = match (self.algorithm_for(bytes), source) {
             (Algorithm::Mpi, Some(source)) => {
                 self.communicator.all_reduce_sum_into(kind, source.as_slice(), target.as_mut_slice())
             }
@@ -148,23 +176,34 @@ impl AllReduce {
                 }
                 ring::all_reduce(&self.communicator, target.as_mut_slice(), policy)
             }),
-            (Algorithm::Auto | Algorithm::Shared, _) => {
+            (algorithm @ (Algorithm::Auto | Algorithm::Shared | Algorithm::Halving), _) => {
                 // A copy through shared memory is no message: one rank per host sends.
-                let sent = Collective::AllReduce.sent(self.hosts, bytes);
-                self.communicator.counted_as(kind, bytes, sent, || self.shared(source, target, policy))
+                let sent = Collective::AllReduce.sent(self.hosts.count, bytes);
+                self.communicator.counted_as(kind, bytes, sent, || {
+                    let between = self.shared(algorithm, source, target, policy)?;
+                    between_hosts = (self.hosts.count > 1).then_some(between);
+                    Ok(())
+                })
             }
-        }
+        }?;
+        Ok(Taken { seconds, between_hosts })
     }
 
-    /// Sums within the host through the window, and between hosts by a ring of one rank per host. Call once all ranks have
-    /// arrived.
-    fn shared<T: Element>(&self, source: Option<&Region<T>>, target: &mut Region<T>, policy: WaitPolicy) -> Result<()> {
+    /// Sums within the host through the window, and between hosts by one rank per host, as `algorithm` says. Call once all ranks
+    /// have arrived. Returns the seconds between hosts.
+    fn shared<T: Element>(
+        &self,
+        algorithm: Algorithm,
+        source: Option<&Region<T>>,
+        target: &mut Region<T>,
+        policy: WaitPolicy,
+    ) -> Result<Second> {
         let Some(barrier) = &self.barrier else {
             // The only rank of its host.
             if let Some(source) = source {
                 target.as_mut_slice().copy_from_slice(source.as_slice());
             }
-            return self.between_hosts(target, policy);
+            return self.between_hosts(algorithm, target, policy);
         };
         let window = self.window_of(target);
         let from = source.unwrap_or(target);
@@ -172,7 +211,7 @@ impl AllReduce {
         let elements = target.bytes() / size_of::<T>();
         let own = slice_of_rank::<T>(window.rank(), ranks, elements);
         // With several hosts the leader alone needs the sums, to send them on.
-        let written = if self.hosts == 1 { ranks } else { 1 };
+        let written = if self.hosts.count == 1 { ranks } else { 1 };
         let sources: Vec<_> =
             (0..ranks).map(|r| from.in_part_of(&source_window, r).wrapping_add(own.start).cast_const()).collect();
         let targets: Vec<_> = (0..written).map(|r| target.in_part_of(&window, r).wrapping_add(own.start)).collect();
@@ -181,10 +220,10 @@ impl AllReduce {
         // in another buffer.
         unsafe { sum_into(&sources, &targets, own.len()) };
         barrier.wait(policy); // all slices are summed
-        if self.hosts == 1 {
-            return Ok(());
+        if self.hosts.count == 1 {
+            return Ok(0.0);
         }
-        self.between_hosts(target, policy)?;
+        let between = self.between_hosts(algorithm, target, policy)?;
         barrier.wait(policy); // the leader has the sum of all hosts
         if window.rank() > 0 {
             // SAFETY: the leader does not touch its part until the barrier below; our part is ours again.
@@ -192,7 +231,7 @@ impl AllReduce {
             target.as_mut_slice().copy_from_slice(sum);
         }
         barrier.wait(policy); // all ranks have read it
-        Ok(())
+        Ok(between)
     }
 
     /// The window, shared by all ranks of the host, that `region` lies in.
@@ -200,16 +239,34 @@ impl AllReduce {
     /// # Panics
     /// The region's buffer was not made by [`buffer`](Self::buffer): the other ranks could not reach it.
     fn window_of<T: Element>(&self, region: &Region<T>) -> Arc<Window> {
-        let window = region.window().filter(|window| window.ranks() == self.host.size());
+        let window = region.window().filter(|window| window.ranks() == self.hosts.here.size());
         window.expect("a buffer reduced through shared memory is made by AllReduce::buffer")
     }
 
-    fn between_hosts<T: Element>(&self, values: &mut Region<T>, policy: WaitPolicy) -> Result<()> {
-        match &self.leaders {
-            Some(leaders) => ring::all_reduce(leaders, values.as_mut_slice(), policy),
-            None => Ok(()),
+    fn between_hosts<T: Element>(
+        &self,
+        algorithm: Algorithm,
+        values: &mut Region<T>,
+        policy: WaitPolicy,
+    ) -> Result<Second> {
+        let started = Instant::now();
+        match &self.hosts.leaders {
+            Some(leaders) if algorithm == Algorithm::Halving => {
+                halving::all_reduce(leaders, values.as_mut_slice(), policy)?;
+            }
+            Some(leaders) => ring::all_reduce(leaders, values.as_mut_slice(), policy)?,
+            None => return Ok(0.0),
         }
+        Ok(started.elapsed().as_secs_f64())
     }
+}
+
+/// Measures the network between the hosts of `communicator`; `None` with one host. All ranks get the same numbers. A collective.
+///
+/// # Errors
+/// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
+pub fn measure_network(communicator: &Communicator) -> Result<Option<Network>> {
+    Hosts::of(communicator)?.measure(communicator)
 }
 
 /// The range of elements that `rank` sums: whole cache lines, so that two ranks never write to one cache line.

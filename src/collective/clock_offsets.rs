@@ -6,7 +6,7 @@ use mpi::ffi;
 
 use super::Communicator;
 use super::backoff::{Backoff, WaitPolicy};
-use super::ring::{Direction, TAG, start};
+use super::segments::{Direction, TAG, start};
 use super::traffic::Collective;
 use crate::error::Result;
 use crate::metrics::Kind;

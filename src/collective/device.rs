@@ -11,7 +11,7 @@ use super::nccl::Nccl;
 use super::progress::{self, Inside};
 use super::traffic::Collective;
 use super::{AllReduce, Communicator, Finished, HostBuffer, WaitPolicy};
-use crate::config::Algorithm;
+use crate::config::{Algorithm, Parallel};
 use crate::device::{Moment, Target, seconds_between};
 use crate::error::Result;
 use crate::metrics::Kind;
@@ -77,26 +77,26 @@ impl Span {
 
 impl DeviceCollectives {
     /// Collectives over `ranks`, of which this one computes on `target`, for buffers of at most `elements` float32. NCCL carries
-    /// them if every rank has a GPU of its own and `algorithm` is `Auto`. A collective.
+    /// them if every rank has a GPU of its own and `parallel.all_reduce` is `auto`. A collective.
     ///
     /// # Errors
     /// Returns an error if NCCL is missing or fails, if the ranks have not met within `limit`, or if MPI reports a failure.
     pub fn new(
         ranks: Arc<Communicator>,
         target: Target,
-        algorithm: Algorithm,
+        parallel: &Parallel,
         elements: usize,
         limit: Duration,
     ) -> Result<DeviceCollectives> {
         let way = match target {
-            Target::Gpu { index, .. } if ranks.size() > 1 && !Self::go_through_host(target, algorithm) => {
+            Target::Gpu { index, .. } if ranks.size() > 1 && !Self::go_through_host(target, parallel.all_reduce) => {
                 let (compute, own) = (Stream::of_tensors(index)?, Stream::urgent(index)?);
                 let nccl = Nccl::start(&ranks, limit)?;
                 let (in_flight, errors_polled) = (VecDeque::new(), Instant::now());
                 Way::Nccl(NcclStream { nccl, compute, own, in_flight, errors_polled })
             }
             _ => {
-                let all_reduce = Box::new(AllReduce::new(ranks.clone(), algorithm)?);
+                let all_reduce = Box::new(AllReduce::new(ranks.clone(), parallel)?);
                 let buffer = all_reduce.buffer(elements)?;
                 Way::Host { all_reduce, buffer }
             }
@@ -160,12 +160,8 @@ impl DeviceCollectives {
     /// # Errors
     /// Returns an error if a peer is lost or the GPU has failed.
     pub fn all_reduce_into(&mut self, kind: Kind, source: &Tensor, target: &Tensor) -> Result<Span> {
-        self.poll()?;
         match &mut self.way {
-            Way::Nccl(stream) => {
-                let now = stream.compute.event()?;
-                stream.enqueue(kind, Collective::AllReduce, source, target, &now)
-            }
+            Way::Nccl(_) => self.enqueue(Collective::AllReduce, kind, source, target),
             Way::Host { all_reduce, buffer } => {
                 let mut region = buffer.region(0..source.numel());
                 source.copy_data(region.as_mut_slice(), source.numel());
@@ -177,17 +173,28 @@ impl DeviceCollectives {
         }
     }
 
+    /// Enqueues a `collective` of `source` into `target`, contiguous on the device, by NCCL: the source of an all-gather and the
+    /// target of a reduce-scatter are one part of the other, everything else is equally long.
+    ///
+    /// # Errors
+    /// Returns an error if a peer is lost or the GPU has failed.
+    ///
+    /// # Panics
+    /// Panics if the collectives [go through host memory](Self::is_through_host).
+    pub fn enqueue(&mut self, collective: Collective, kind: Kind, source: &Tensor, target: &Tensor) -> Result<Span> {
+        self.poll()?;
+        let Way::Nccl(stream) = &mut self.way else { panic!("{} through host memory", collective.as_str()) };
+        let now = stream.compute.event()?;
+        stream.enqueue(kind, collective, source, target, &now)
+    }
+
     /// Enqueues the broadcast of rank 0's `values` to every rank.
     ///
     /// # Errors
     /// Returns an error if a peer is lost or the GPU has failed.
     pub fn broadcast(&mut self, kind: Kind, values: &Tensor) -> Result<Span> {
-        self.poll()?;
         match &mut self.way {
-            Way::Nccl(stream) => {
-                let now = stream.compute.event()?;
-                stream.enqueue(kind, Collective::Broadcast, values, values, &now)
-            }
+            Way::Nccl(_) => self.enqueue(Collective::Broadcast, kind, values, values),
             Way::Host { .. } => {
                 let mut copy = vec![0f32; values.numel()];
                 values.copy_data(&mut copy, values.numel());

@@ -10,7 +10,7 @@ use mpi::traits::AsRaw;
 use mpi::{Threading, ffi};
 
 use super::backoff::{Backoff, WaitPolicy};
-use super::element::{Bf16, Element, Fp16, add};
+use super::element::{Bf16, Element, Fp16, MpiType, add};
 use super::library::library_version;
 use super::progress;
 use super::traffic::Collective;
@@ -21,7 +21,7 @@ use crate::metrics::{Kind, Ledger};
 use crate::units::{Bytes, Second};
 
 unsafe extern "C" {
-    fn hpml_mpi_in_place() -> *mut c_void;
+    pub(super) fn hpml_mpi_in_place() -> *mut c_void;
 }
 
 /// Keeps MPI initialized; MPI is finalized when it is dropped.
@@ -279,10 +279,10 @@ impl Communicator {
     ///
     /// # Errors
     /// Returns [`Error::Mpi`] if MPI reports a failure.
-    pub fn broadcast(&self, kind: Kind, values: &mut [f32]) -> Result<Second> {
+    pub fn broadcast<T: MpiType>(&self, kind: Kind, values: &mut [T]) -> Result<Second> {
         self.in_place(kind, Collective::Broadcast, values, |buffer, count| {
-            // SAFETY: `buffer` holds `count` f32 (see `in_place`), every rank passes the same count.
-            unsafe { ffi::MPI_Bcast(buffer, count, ffi::RSMPI_FLOAT, 0, self.raw) }
+            // SAFETY: `buffer` holds `count` of T (see `in_place`), every rank passes the same count.
+            unsafe { ffi::MPI_Bcast(buffer, count, T::mpi_type(), 0, self.raw) }
         })
     }
 
@@ -374,7 +374,7 @@ impl Communicator {
     }
 
     /// MPI's operation that adds numbers of this type.
-    fn sum_of<T: Element>(&self) -> ffi::MPI_Op {
+    pub(super) fn sum_of<T: Element>(&self) -> ffi::MPI_Op {
         match T::KIND {
             tch::Kind::BFloat16 => self.bf16_sum,
             tch::Kind::Half => self.fp16_sum,

@@ -100,6 +100,12 @@ functions! {
     destroy = "ncclCommDestroy" (Comm) -> Status;
     all_reduce = "ncclAllReduce" (*const c_void, *mut c_void, usize, c_int, c_int, Comm, *mut c_void) -> Status;
     broadcast = "ncclBroadcast" (*const c_void, *mut c_void, usize, c_int, c_int, Comm, *mut c_void) -> Status;
+    all_gather = "ncclAllGather" (*const c_void, *mut c_void, usize, c_int, Comm, *mut c_void) -> Status;
+    reduce_scatter = "ncclReduceScatter" (*const c_void, *mut c_void, usize, c_int, c_int, Comm, *mut c_void) -> Status;
+    send = "ncclSend" (*const c_void, usize, c_int, c_int, Comm, *mut c_void) -> Status;
+    receive = "ncclRecv" (*mut c_void, usize, c_int, c_int, Comm, *mut c_void) -> Status;
+    group_start = "ncclGroupStart" () -> Status;
+    group_end = "ncclGroupEnd" () -> Status;
     error_text = "ncclGetErrorString" (Status) -> *const c_char;
     last_error = "ncclGetLastError" (Comm) -> *const c_char;
 }
@@ -126,6 +132,7 @@ pub fn nccl_version() -> Result<String, String> {
 pub struct Nccl {
     functions: &'static Functions,
     comm: Comm,
+    ranks: usize,
     limit: Duration,
     /// Whether a call has failed: the communicator can only be aborted.
     broken: bool,
@@ -151,7 +158,7 @@ impl Nccl {
         // The first is rank 0's.
         let ids = ranks.all_gather(Kind::Control, &id.0)?;
         id.0.copy_from_slice(&ids[..128]);
-        let mut nccl = Nccl { functions, comm: std::ptr::null_mut(), limit, broken: false };
+        let mut nccl = Nccl { functions, comm: std::ptr::null_mut(), ranks: ranks.size(), limit, broken: false };
         let mut config = Config::without_blocking();
         // SAFETY: `comm` is written; `config` is read before the call returns.
         let status =
@@ -160,8 +167,9 @@ impl Nccl {
         Ok(nccl)
     }
 
-    /// Enqueues on `stream` the all-reduce of `source` into `target`, or the broadcast of rank 0's `source` to every rank's
-    /// `target`. Both are contiguous tensors in GPU memory, of equal length and kind, and may be one tensor.
+    /// Enqueues on `stream` a `collective` of `source` into `target`, contiguous tensors of one kind in GPU memory. They are equally
+    /// long, but the source of an all-gather and the target of a reduce-scatter are one part, and may be this rank's part of the
+    /// other. For an all-reduce and a broadcast both may be one tensor.
     ///
     /// # Errors
     /// Returns [`Error::Nccl`] if NCCL refuses the call.
@@ -186,10 +194,43 @@ impl Nccl {
                 Collective::Broadcast => {
                     ("ncclBroadcast", (self.functions.broadcast)(from, to, count, element, 0, self.comm, stream))
                 }
-                other => unreachable!("{other:?} goes through MPI"),
+                Collective::AllGather => {
+                    ("ncclAllGather", (self.functions.all_gather)(from, to, count, element, self.comm, stream))
+                }
+                Collective::ReduceScatter => {
+                    let (call, count) = (self.functions.reduce_scatter, target.numel());
+                    ("ncclReduceScatter", call(from, to, count, element, SUM, self.comm, stream))
+                }
+                Collective::AllToAll => {
+                    let part = count / self.ranks;
+                    let bytes = part * source.kind().elt_size_in_bytes();
+                    self.grouped(|functions, comm, peer| {
+                        let (from, to) = (from.byte_add(peer * bytes), to.byte_add(peer * bytes));
+                        let sent = (functions.send)(from, part, element, peer as c_int, comm, stream);
+                        let received = (functions.receive)(to, part, element, peer as c_int, comm, stream);
+                        [sent, received]
+                    })
+                }
+                Collective::Barrier | Collective::Gather => unreachable!("{collective:?} goes through MPI"),
             }
         };
         self.settle(call, status)
+    }
+
+    /// Groups the calls that `enqueue` makes for every peer, so that NCCL starts them together. Returns the call and its status.
+    ///
+    /// # Safety
+    /// What `enqueue` passes to NCCL is valid until the group is complete on its stream.
+    unsafe fn grouped(&self, enqueue: impl Fn(&Functions, Comm, usize) -> [Status; 2]) -> (&'static str, Status) {
+        // SAFETY: a group is opened and closed by this thread; the rest is the caller's promise.
+        unsafe {
+            let mut status = (self.functions.group_start)();
+            let calls = (0..self.ranks).flat_map(|peer| enqueue(self.functions, self.comm, peer));
+            let failed = calls.filter(|status| *status != SUCCESS && *status != IN_PROGRESS).last();
+            let ended = (self.functions.group_end)();
+            status = if status == SUCCESS { ended } else { status };
+            ("ncclSend and ncclRecv", failed.unwrap_or(status))
+        }
     }
 
     /// Checks for asynchronous errors: a lost peer, a network that fails.

@@ -13,7 +13,7 @@ use std::ops::Range;
 use mpi::ffi;
 
 use super::backoff::{Backoff, WaitPolicy};
-use super::ring::{DEPTH, Direction, SEGMENT_BYTES, start};
+use super::segments::{DEPTH, Direction, SEGMENT_BYTES, start};
 use super::traffic::Collective;
 use super::{Communicator, MpiType};
 use crate::error::Result;
@@ -87,6 +87,40 @@ impl Communicator {
             }
             // SAFETY: as in `all_to_all`; what is received lies in other slices than what is sent. Any bytes of a number
             // that MPI can send are such a number.
+            unsafe { exchange(self, sends, receives, policy) }
+        })
+    }
+
+    /// Sends the r-th part of `source` to rank r, and receives rank r's part for this rank as the r-th of `target`, from all ranks
+    /// at once. Returns the seconds of the exchange.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
+    ///
+    /// # Panics
+    /// Panics if the buffers are not equally long, of one part per rank.
+    pub fn all_to_all_parts<T: MpiType>(
+        &self,
+        kind: Kind,
+        source: &[T],
+        target: &mut [T],
+        policy: WaitPolicy,
+    ) -> Result<Second> {
+        assert!(source.len() == target.len() && source.len().is_multiple_of(self.size()), "one part per rank");
+        let length = source.len() / self.size();
+        self.counted(kind, Collective::AllToAll, size_of_val(source), || {
+            let own = self.rank() * length..(self.rank() + 1) * length;
+            target[own.clone()].copy_from_slice(&source[own]);
+            let (from_base, to_base) = (source.as_ptr().cast_mut(), target.as_mut_ptr());
+            let part = |base: *mut T, rank: usize| base.wrapping_add(rank * length).cast::<u8>();
+            let mut sends = Messages::default();
+            let mut receives = Messages::default();
+            for (to, from) in self.partners() {
+                // Nothing is written through the pointers of `sends`.
+                sends.add(to, part(from_base, to), length * size_of::<T>());
+                receives.add(from, part(to_base, from), length * size_of::<T>());
+            }
+            // SAFETY: as in `all_to_all`; the parts of `target` lie apart from each other.
             unsafe { exchange(self, sends, receives, policy) }
         })
     }

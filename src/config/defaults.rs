@@ -118,6 +118,7 @@ impl Default for Parallel {
         Parallel {
             bucket_mb: 8.0,
             all_reduce: Algorithm::Auto,
+            crossovers: Vec::new(),
             buffers: BufferSync::Broadcast,
             broadcast_parameters: true,
             same_seed: true,

@@ -1,7 +1,8 @@
 //! Normal form of a configuration: keys that the others leave without effect at their defaults. Equal forms train alike.
 
 use super::{
-    Anneal, Compression, Config, Convolution, Decay, Model, ModelName, Optim, OptimName, Parallel, Scaling, Schedule,
+    Algorithm, Anneal, Compression, Config, Convolution, Decay, Model, ModelName, Optim, OptimName, Parallel, Scaling,
+    Schedule,
 };
 
 impl Config {
@@ -95,6 +96,9 @@ impl Schedule {
 impl Parallel {
     fn effective(&self) -> Parallel {
         let (mut own, default) = (self.clone(), Parallel::default());
+        if own.all_reduce != Algorithm::Auto {
+            own.crossovers = default.crossovers;
+        }
         if own.compression == Compression::None {
             own.compression_start = default.compression_start;
         }

@@ -11,9 +11,14 @@ pub struct Parallel {
     /// parameters; 1 MB completes the bucket of the last parameters, which is reduced first.
     pub bucket_mb: f64,
     /// All-reduce of the gradients: shared (shared memory within a host, a ring of one rank per
-    /// host between hosts), ring (over all ranks), mpi (MPI_Allreduce) or auto (shared, but mpi for
-    /// less than 64 KiB between hosts).
+    /// host between hosts), halving (halving and doubling between hosts instead), ring (over all
+    /// ranks), mpi (MPI_Allreduce) or auto (shared on one host; between hosts by buffer size, see
+    /// crossovers).
     pub all_reduce: Algorithm,
+    /// Between hosts auto takes mpi below the first of these two sizes in bytes, shared from the second
+    /// on, and halving between them; [] measures the network at the start. A resumed training keeps
+    /// those of its checkpoint.
+    pub crossovers: Vec<u64>,
     /// Batch-norm statistics: broadcast (from rank 0 every step, DDP's forward_sync_buffers, which was
     /// broadcast_buffers before PyTorch 2.13), average (every epoch), local (no exchange) or sync
     /// (batch norm over the global batch, as SyncBatchNorm; gradients are then reduced after the
@@ -52,10 +57,12 @@ impl Parallel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
-    /// `shared`, but `mpi` for less than 64 KiB between hosts.
+    /// `shared` on one host; between hosts `mpi`, `halving` or `shared`, by the size of the buffer.
     Auto,
     /// Shared memory within a host, a ring of one rank per host between hosts.
     Shared,
+    /// Shared memory within a host, halving and doubling among one rank per host between hosts.
+    Halving,
     /// Ring over all ranks by MPI's point-to-point messages, also within a host.
     Ring,
     /// `MPI_Allreduce`.
@@ -68,9 +75,15 @@ impl Algorithm {
         match self {
             Algorithm::Auto => "auto",
             Algorithm::Shared => "shared",
+            Algorithm::Halving => "halving",
             Algorithm::Ring => "ring",
             Algorithm::Mpi => "mpi",
         }
+    }
+
+    /// Whether the ranks of a host reduce through memory that they share.
+    pub fn shares_memory(self) -> bool {
+        matches!(self, Algorithm::Auto | Algorithm::Shared | Algorithm::Halving)
     }
 }
 

@@ -38,7 +38,7 @@ const OF_TRAIN: Why = Some("only hpml train writes it");
 const NOT_QUANTIZED: Why = Some("nothing is quantized");
 
 /// Keys that another one, beside them, can leave without effect.
-const DECIDED: [(&[&str], &str); 9] = [
+const DECIDED: [(&[&str], &str); 10] = [
     (&["optim.nesterov", "optim.trust", "optim.beta2", "optim.epsilon"], "optim.name"),
     (&["optim.decay"], "optim.weight_decay"),
     (&["schedule.base_batch"], "schedule.scaling"),
@@ -48,6 +48,7 @@ const DECIDED: [(&[&str], &str); 9] = [
         &["parallel.compression_start", "parallel.compression_block", "parallel.compression_rank"],
         "parallel.compression",
     ),
+    (&["parallel.crossovers"], "parallel.all_reduce"),
     (&["parallel.bucket_mb"], "parallel.local_steps"),
     (&["parallel.buffers", "model.convolution"], "model.name"),
     (&["model.fused_batch_norm"], "model.channels_last"),
@@ -139,6 +140,7 @@ impl Reader {
                 ("optim.", NO_TRAINING),
                 ("schedule.", NO_TRAINING),
                 ("parallel.all_reduce", READ),
+                ("parallel.crossovers", READ),
                 ("parallel.", NO_TRAINING),
                 ("checkpoint.", NO_CHECKPOINTS),
                 ("metrics.progress_seconds", READ),

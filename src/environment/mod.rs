@@ -2,6 +2,7 @@
 //! attributes and the table. Measures nothing.
 
 mod machine;
+mod network;
 
 use crate::collective::library_version;
 use crate::data::Datasets;
@@ -11,6 +12,10 @@ use crate::metrics::definitions;
 use crate::store::STARTED;
 use crate::sys::LIBTORCH_VERSION;
 use crate::table::{Attribute, Schema, Table};
+pub use network::{describe_crossovers, network};
+
+/// Attribute of `/environment`: number of hosts.
+pub const HOSTS: &str = "hosts";
 
 /// Attributes of `/environment`: start, versions, ranks, data set, command and Slurm job, and rank 0's host: processor, memory, kernel,
 /// container, clocks of its GPU. `datasets` is `None` for commands that read no data.
@@ -23,6 +28,7 @@ pub fn attributes(job: &Job, datasets: Option<&Datasets>) -> Vec<(String, Attrib
         text("libtorch", LIBTORCH_VERSION),
         text("mpi", &library_version()),
         ("world_size".into(), Attribute::Int(job.world_size as i64)),
+        (HOSTS.into(), Attribute::Int(job.hosts() as i64)),
         text("cpu", &cpu_model()),
         text("command", &std::env::args().collect::<Vec<_>>().join(" ")),
     ];

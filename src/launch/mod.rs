@@ -23,6 +23,7 @@ mod host_ranks;
 mod job;
 mod logger;
 mod neighbors;
+mod network;
 mod panic_hook;
 mod places;
 mod shared_memory;

@@ -146,7 +146,7 @@ pub const BUSBW: Definition = define(
     "busbw",
     "GB/s",
     "algbw * 2 (n-1) / n on n ranks, as in nccl-tests: bytes that any all-reduce must send and receive per rank, per \
-     second",
+     second; in /allreduce times (n-1) / n for all_gather, reduce_scatter and all_to_all, 1 for broadcast",
 )
 .unless(
     "one rank, which sends nothing; nothing was all-reduced, or (in /comm) the kind has other collectives than \
@@ -171,6 +171,16 @@ pub const REDUCE_P99: Definition =
 pub const REDUCE_MIN: Definition = define("min", "s", "minimum over the iterations of the slowest rank's time");
 pub const REDUCE_SKEW: Definition =
     define("skew", "s", "median over the iterations of the slowest minus the fastest rank's time");
+
+pub const BETWEEN: Definition =
+    define("between", "s", "part of time between hosts: mean over the iterations of the slowest rank's")
+        .unless(NO_LEVELS);
+pub const WITHIN: Definition =
+    define("within", "s", "time - between: within the hosts, through shared memory").unless(NO_LEVELS);
+pub const BETWEEN_BUSBW: Definition =
+    define("between_busbw", "GB/s", "size / between * 2 (h-1) / h on h hosts").unless(NO_LEVELS);
+pub const WITHIN_ALGBW: Definition = define("within_algbw", "GB/s", "size / within").unless(NO_LEVELS);
+const NO_LEVELS: &str = "one host, or an algorithm other than shared and halving, which have these two levels";
 
 // Columns of /comm, the ledger.
 pub const LEDGER_STEPS: Definition = define("steps", "1", "optimizer steps on world_size ranks with this timing");

@@ -41,7 +41,7 @@ pub fn finetune(
 ) -> Result<FloatNet> {
     let elements = elements(net);
     let settings = &job.fitting(settings, &job.communicator, elements)?;
-    let all_reduce = AllReduce::new(job.communicator.clone(), settings.parallel.all_reduce)?;
+    let all_reduce = AllReduce::new(job.communicator.clone(), &settings.parallel)?;
     let mut rounded = Rounded::new(net, integers, all_reduce.buffer(elements)?);
     let mut optimizer = Optimizer::new(&rounded.state, &config::Optim::default());
     let plan = plan(train.len(), settings, job);

@@ -1,6 +1,6 @@
 //! `hpml report`: tables, CSV, JSON, Markdown, plots and one HTML page, from run files alone.
 //!
-//! Reads run files of `hpml train`, `sweep`, `allreduce`, `study` and `quantize` through `store`. `sections/` makes [`Sheet`]s
+//! Reads run files of `hpml train`, `sweep`, `collectives`, `study` and `quantize` through `store`. `sections/` makes [`Sheet`]s
 //! (tables of typed cells with units) and [`Figure`]s of them once, so that every output form shows the same numbers. Nothing is
 //! measured here, and neither ranks nor tensors are known. A run file may be of any age: tables and columns that it lacks are not
 //! shown.

@@ -18,8 +18,8 @@ use std::sync::Arc;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
-use crate::allreduce::{self, Bench, Budget};
-use crate::collective::{Communicator, WaitPolicy};
+use crate::collective::{Collective, Communicator, WaitPolicy};
+use crate::collectives::{self, Bench, Budget};
 use crate::config::{Config, ModelName, Plan};
 use crate::data::{self, Datasets, Form};
 use crate::error::Result;
@@ -160,10 +160,11 @@ fn measure_all_reduce(
     for (&ranks, group) in groups.iter().filter(|(ranks, _)| **ranks > 1) {
         if let Some(group) = group {
             let largest = *elements.last().expect("there are sizes");
+            let (limit, hosts) = (plan.launch.comm_timeout(), job.hosts_of(ranks));
             let mut bench =
-                Bench::<f32>::new(group, job.target, plan.parallel.all_reduce, largest, plan.launch.comm_timeout())?;
+                Bench::<f32>::new(Collective::AllReduce, group, job.target, &plan.parallel, largest, limit)?;
             for &elements in &elements {
-                rows.push(bench.measure(group, elements, &Budget { seconds: 0.2, iterations: 0 })?);
+                rows.push(bench.measure(hosts, elements, &Budget { seconds: 0.2, iterations: 0 })?);
             }
         }
         if job.is_root() {
@@ -172,7 +173,7 @@ fn measure_all_reduce(
         job.communicator.patient_barrier(WaitPolicy::Idle)?;
     }
     match record {
-        Some(record) if !rows.is_empty() => record.set_all_reduce(allreduce::table(&rows)),
+        Some(record) if !rows.is_empty() => record.set_all_reduce(collectives::table(&rows)),
         _ => Ok(()),
     }
 }

@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 
 use super::record::STEPS_DONE;
 use super::resume::Resume;
+use crate::collective::Crossovers;
 use crate::config::{self, Config, ModelName, Plan};
+use crate::environment::HOSTS;
 use crate::error::{AtPath, Error, Result};
 use crate::store::{self, FileKind, Identity, RunIdentity};
 use crate::table::{self, Attribute};
 
 /// Keys and sections that may change when a training is resumed: how fast, how long and on how many ranks it trains. Keys that
 /// decide which samples make a step, and what is done with them, are not among these.
-const MAY_DIFFER: [&str; 26] = [
+const MAY_DIFFER: [&str; 27] = [
     "run.out",
     "launch.",
     "data.dir", // the samples in it must be the same, see `fingerprint`
@@ -33,6 +35,7 @@ const MAY_DIFFER: [&str; 26] = [
     "train.test_batch",
     "parallel.bucket_mb",
     "parallel.all_reduce",
+    "parallel.crossovers",
     "checkpoint.",
     "metrics.",
     "quantize.",
@@ -41,12 +44,13 @@ const MAY_DIFFER: [&str; 26] = [
 ];
 
 /// Keys and sections that may differ between a finished training and the configuration that starts it again.
-const MAY_DIFFER_AT_THE_END: [&str; 11] = [
+const MAY_DIFFER_AT_THE_END: [&str; 12] = [
     "run.out",
     "data.dir",
     "train.batch_per_rank",
     "train.global_batch",
     "train.accumulate",
+    "parallel.crossovers", // measured, unless configured
     "checkpoint.",
     "metrics.progress_seconds",
     "metrics.log",
@@ -99,6 +103,8 @@ pub struct Saved {
     config: Config,
     /// Ranks of the run.
     pub world_size: usize,
+    /// Hosts of the run; 0 in files of earlier versions.
+    hosts: usize,
     /// `train.batch_per_rank` as the user gave it when the run began.
     pub asked_batch: usize,
     /// Name of the data.
@@ -128,6 +134,7 @@ impl Saved {
             path: path.to_owned(),
             identity: store::read_identity(path)?,
             world_size: int("world_size").unwrap_or(1),
+            hosts: int(HOSTS).unwrap_or(0),
             asked_batch: int(ASKED_BATCH).unwrap_or(config.train.batch_per_rank),
             data: text(DATA).unwrap_or_default(),
             fingerprint: text(FINGERPRINT),
@@ -144,6 +151,11 @@ impl Saved {
     /// Configured samples per step over all ranks of the run.
     pub fn nominal_batch(&self) -> usize {
         self.config.train.batch_per_rank * self.config.train.accumulate * self.world_size
+    }
+
+    /// Sizes at which the run's all-reduce changed, and its hosts; `None` if it had no choice.
+    pub fn crossovers(&self) -> Option<(Crossovers, usize)> {
+        Some((Crossovers::configured(&self.config.parallel.crossovers)?, self.hosts))
     }
 
     /// Checks that the plan of now makes the same training.

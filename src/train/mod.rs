@@ -29,6 +29,7 @@ mod weights;
 use std::path::Path;
 use std::time::Instant;
 
+use crate::collective::{Crossovers, Network};
 use crate::config::Plan;
 use crate::data::{self, Datasets};
 use crate::environment;
@@ -76,10 +77,11 @@ pub fn begin<'a>(
     };
     let samples = datasets.train.len();
     let plan = start::with_its_batch(plan, job, how.as_deref(), samples)?;
+    let (plan, network) = start::with_its_crossovers(&plan, job, how.as_deref())?;
     let batch = job.agree(GlobalBatch::new(&plan, samples))?;
     let outlets = live::Outlets::open(job, &plan.metrics, out, resume.is_some(), destination.force)?;
     let live = Live::new(job, &plan.metrics, outlets);
-    Ok(Some(Begun { plan, job, datasets, batch, is_resumed, output: owner.zip(how), live }))
+    Ok(Some(Begun { plan, job, datasets, batch, is_resumed, network, output: owner.zip(how), live }))
 }
 
 /// The tables of a training without rows, in the order of the run file, for their documentation.
@@ -111,6 +113,8 @@ pub struct Begun<'a> {
     batch: GlobalBatch,
     /// Whether it goes on from a checkpoint.
     is_resumed: bool,
+    /// The network between hosts, if it was measured.
+    network: Option<Network>,
     /// Owner of the run file and what was found there, on rank 0.
     output: Option<(Owner, Box<Beginning>)>,
     live: Live,
@@ -139,10 +143,13 @@ impl<'a> Begun<'a> {
     /// [`Error::Stopped`] on every rank if a signal ended the training before its end; before the first step what cannot be
     /// written or resumed.
     pub fn run(self, has_sequel: bool) -> Result<Trained<'a>> {
-        let Begun { plan, job, datasets, batch, is_resumed, output, mut live } = self;
+        let Begun { plan, job, datasets, batch, is_resumed, network, output, mut live } = self;
         let run_id = output.as_ref().map_or_else(String::new, |(_, how)| how.identity.run_id.clone());
         let created = output
-            .map(|(owner, how)| Outputs::create(owner, *how, has_sequel, &plan, job, &datasets, &batch))
+            .map(|(owner, mut how)| {
+                how.environment.extend(network.iter().flat_map(environment::network));
+                Outputs::create(owner, *how, has_sequel, &plan, job, &datasets, &batch)
+            })
             .transpose();
         let mut outputs = job.agree(created)?;
         let resume = outputs.as_mut().and_then(|outputs| outputs.resume.take());
@@ -155,6 +162,9 @@ impl<'a> Begun<'a> {
         };
         if job.is_root() {
             console::print_header(&plan, job, &datasets, training.replica(), &batch);
+            if let Some(crossovers) = Crossovers::configured(&plan.parallel.crossovers).filter(|_| job.hosts() > 1) {
+                println!("# {}", environment::describe_crossovers(job.hosts(), crossovers, network.as_ref()));
+            }
             if let Some(from) = &from {
                 println!("# goes on after step {} from {}", training.steps_done(), from.display());
             }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::GlobalBatch;
 use super::found::{self, ASKED_BATCH, FINGERPRINT, MODEL_FILE, Now, RunThere, Saved};
 use super::resume::Resume;
-use crate::config::{self, Plan};
+use crate::collective::{Crossovers, Network};
+use crate::config::{self, Algorithm, Plan};
 use crate::data::{Datasets, samples_per_rank};
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -58,6 +59,8 @@ pub struct Beginning {
     pub environment: Vec<(String, Attribute)>,
     /// Configured samples per step over all ranks of the run, and its ranks; zeros if it begins now.
     saved_batch: [usize; 2],
+    /// `parallel.crossovers` of the run as used, if it had any, and its hosts.
+    saved_crossovers: Option<(Crossovers, usize)>,
 }
 
 impl Beginning {
@@ -78,6 +81,7 @@ impl Beginning {
             .chain(model_file)
             .collect(),
             saved_batch: [0, 0],
+            saved_crossovers: None,
         }
     }
 
@@ -85,6 +89,7 @@ impl Beginning {
     fn going_on(mut self, saved: &Saved) -> Beginning {
         self.environment[0].1 = Attribute::Int(saved.asked_batch as i64);
         self.saved_batch = [saved.nominal_batch(), saved.world_size];
+        self.saved_crossovers = saved.crossovers();
         self
     }
 }
@@ -171,6 +176,23 @@ pub fn with_its_batch(plan: &Plan, job: &Job, how: Option<&Beginning>, samples: 
         log::info!("train.batch_per_rank = {}, so that the global batch stays {nominal}", nominal / parts);
     }
     job.agree(plan.adapted(|config| config.train.batch_per_rank = nominal / parts))
+}
+
+/// The plan with the sizes at which its all-reduce between hosts changes: those of the run on as many hosts and ranks, so that it
+/// goes on with the same sums to the last bit; else measured, with what was measured. A collective.
+///
+/// # Errors
+/// A rank is gone.
+pub fn with_its_crossovers(plan: &Plan, job: &Job, how: Option<&Beginning>) -> Result<(Plan, Option<Network>)> {
+    let saved = how.and_then(|how| how.saved_crossovers.filter(|(_, hosts)| *hosts == job.hosts()));
+    let saved = saved.filter(|_| how.is_some_and(|how| how.saved_batch[1] == job.world_size));
+    let numbers = saved.map_or([-1.0; 2], |(saved, _)| [saved.mpi_below as f64, saved.ring_from as f64]);
+    let [mpi_below, ring_from] = job.from_root(numbers)?;
+    if mpi_below < 0.0 || plan.parallel.all_reduce != Algorithm::Auto || !plan.parallel.crossovers.is_empty() {
+        return job.with_crossovers(plan);
+    }
+    let saved = Crossovers { mpi_below: mpi_below as u64, ring_from: ring_from as u64 };
+    Ok((job.agree(plan.adapted(|config| config.parallel.crossovers = saved.into()))?, None))
 }
 
 /// How to begin; `None` if the training is finished.

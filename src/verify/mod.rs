@@ -32,7 +32,7 @@ use crate::train::{Score, load, loader_options};
 use crate::units::{Bytes, counted};
 
 /// Sections and keys that `--set` may change: they affect where and how the steps are computed, not the result.
-const SETTINGS: [&str; 10] = [
+const SETTINGS: [&str; 11] = [
     "launch.",
     "data.dir",
     "data.prefetch",
@@ -40,6 +40,7 @@ const SETTINGS: [&str; 10] = [
     "model.fused_batch_norm",
     "parallel.bucket_mb",
     "parallel.all_reduce",
+    "parallel.crossovers",
     "parallel.buffers",
     "metrics.timing",
     "metrics.progress_seconds",

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use crate::common::{Mpirun, column, folder, texts};
 use hpml::collective::{AllReduce, Bf16, Communicator, Element, Universe, WaitPolicy};
-use hpml::config::Algorithm;
+use hpml::config::{Algorithm, Parallel};
 use hpml::metrics::Kind;
 
-const ALGORITHMS: [Algorithm; 4] = [Algorithm::Auto, Algorithm::Shared, Algorithm::Ring, Algorithm::Mpi];
+const ALGORITHMS: [Algorithm; 5] =
+    [Algorithm::Auto, Algorithm::Shared, Algorithm::Halving, Algorithm::Ring, Algorithm::Mpi];
 
 #[test]
 fn every_sum_is_right_on_one_to_four_ranks() {
@@ -16,12 +17,12 @@ fn every_sum_is_right_on_one_to_four_ranks() {
     for ranks in 1..=4 {
         let out = folder.path().join(format!("{ranks}.h5"));
         let sizes = ["--min", "2", "--max", "300000", "--factor", "7", "--iters", "3"];
-        let ways = ["--algorithm", "auto", "--algorithm", "shared", "--algorithm", "ring", "--algorithm", "mpi"];
+        let ways = ["--algorithm", "auto", "--algorithm", "halving", "--algorithm", "ring", "--algorithm", "mpi"];
         let run = Mpirun::ranks(ranks).arg("allreduce").args(sizes).args(ways).args(["--out", out.to_str().unwrap()]);
         let run = run.run().succeeded();
         assert!(run.stdout.contains("busbw") && run.stdout.contains("wrong"), "{}", run.stdout);
         let wrong = column(&out, "allreduce/wrong");
-        // 9 sizes (the gradients of net among them) of float32, 9 of bf16; three algorithms, since auto picks one of them;
+        // 9 sizes (the gradients of net among them) of float32, 9 of bf16; three algorithms, since auto and halving are shared on one host;
         // in place and out of place.
         assert_eq!(wrong.len(), (9 + 9) * 3 * 2);
         assert!(wrong.iter().all(|&count| count == 0.0), "{ranks} ranks: {wrong:?}");
@@ -31,6 +32,45 @@ fn every_sum_is_right_on_one_to_four_ranks() {
             assert!(texts(&out, "allreduce/algorithm").iter().any(|used| used == way), "{way} was not measured");
         }
         assert!(column(&out, "allreduce/min").iter().all(|&seconds| seconds > 0.0));
+    }
+}
+
+#[test]
+fn every_collective_gives_every_rank_what_it_should() {
+    let folder = folder();
+    for ranks in [2, 3, 4] {
+        let out = folder.path().join(format!("{ranks}.h5"));
+        let sizes = ["--min", "2", "--max", "700000", "--factor", "60", "--iters", "2"];
+        let run = Mpirun::ranks(ranks).arg("collectives").args(sizes).args(["--out", out.to_str().unwrap()]);
+        let run = run.run().succeeded();
+        assert!(run.stdout.contains("Collectives by size"), "{}", run.stdout);
+        let wrong = column(&out, "allreduce/wrong");
+        assert!(wrong.iter().all(|&count| count == 0.0), "{ranks} ranks: {wrong:?}");
+        let rows: Vec<_> =
+            texts(&out, "allreduce/collective").into_iter().zip(texts(&out, "allreduce/algorithm")).collect();
+        for (collective, algorithm) in [
+            ("all_reduce", "shared"),
+            ("all_gather", "pairwise"),
+            ("all_gather", "mpi"),
+            ("reduce_scatter", "mpi"),
+            ("broadcast", "mpi"),
+            ("all_to_all", "pairwise"),
+            ("all_to_all", "mpi"),
+        ] {
+            let measured = rows.iter().any(|row| (row.0.as_str(), row.1.as_str()) == (collective, algorithm));
+            assert!(measured, "{collective} by {algorithm} was not measured");
+        }
+        // nccl-tests' definition, from the columns beside it.
+        let all = ["size", "time", "busbw"].map(|name| column(&out, &format!("allreduce/{name}")));
+        let n = ranks as f64;
+        for (row, (collective, _)) in rows.iter().enumerate() {
+            let share = match collective.as_str() {
+                "all_reduce" => 2.0 * (n - 1.0) / n,
+                "broadcast" => 1.0,
+                _ => (n - 1.0) / n,
+            };
+            assert!((all[2][row] / (all[0][row] / all[1][row] / 1e9 * share) - 1.0).abs() < 1e-9, "{collective}");
+        }
     }
 }
 
@@ -57,7 +97,7 @@ fn two_ranks_train_to_the_same_parameters_whichever_way_the_gradients_go() {
     let left_by = |file: &Path| (texts(file, "epochs/parameter_checksum"), column(file, "comm/bytes")[1]);
     // The sum of two numbers does not depend on their order, so not even the last bit may differ.
     let reference = left_by(&train("mpi"));
-    for way in ["auto", "shared", "ring"] {
+    for way in ["auto", "halving", "ring"] {
         assert_eq!(left_by(&train(way)), reference, "{way}");
     }
 }
@@ -110,7 +150,7 @@ fn on_each_of_four_ranks() {
 fn sums_are_right<T: Element>(ranks: &Arc<Communicator>, algorithm: Algorithm) {
     const ELEMENTS: usize = 100;
     let before = ranks.ledger();
-    let all_reduce = AllReduce::new(ranks.clone(), algorithm).unwrap();
+    let all_reduce = AllReduce::new(ranks.clone(), &Parallel { all_reduce: algorithm, ..Parallel::default() }).unwrap();
     let mut buffer = all_reduce.buffer::<T>(ELEMENTS).unwrap();
     let regions = [0..ELEMENTS, 17..18, 5..5, 33..77];
     for region in regions.clone() {

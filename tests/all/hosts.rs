@@ -6,25 +6,62 @@ use std::time::Duration;
 
 use crate::common::hosts::Hosts;
 use crate::common::{Mpirun, checkpoints, column, folder, text, texts};
+use hpml::store;
 
 #[test]
 fn every_sum_is_right_between_hosts() {
-    let Some(hosts) = Hosts::up(4, "every_sum_is_right_between_hosts") else { return };
+    let Some(hosts) = Hosts::up(8, "every_sum_is_right_between_hosts") else { return };
     let folder = folder();
-    for (count, per_host) in [(2, 1), (2, 2), (3, 1), (4, 1)] {
+    for (count, per_host) in [(2, 2), (3, 1), (4, 1), (5, 1), (7, 1), (8, 1)] {
         let out = folder.path().join(format!("{count}x{per_host}.h5"));
         let sizes = ["allreduce", "--min", "2", "--max", "1M", "--factor", "40", "--iters", "2"];
-        let ways = ["--algorithm", "auto", "--algorithm", "shared", "--algorithm", "ring"];
-        let run = hosts.hpml(count, per_host).args(sizes).args(ways).args(["--out", out.to_str().unwrap()]).run();
-        let run = run.succeeded();
-        assert!(run.stdout.contains(&hosts.name(1)), "the ranks are on one host\n{}", run.stdout);
+        let ways: &[&str] = if count < 5 { &["auto", "shared", "halving", "ring"] } else { &["halving"] };
+        let mut run = hosts.hpml(count, per_host).args(sizes).args(["--out", out.to_str().unwrap()]);
+        for way in ways {
+            run = run.args(["--algorithm", *way]);
+        }
+        let run = run.run().succeeded();
+        assert!(run.stdout.contains(&hosts.name(count - 1)), "the ranks are on one host\n{}", run.stdout);
         let wrong = column(&out, "allreduce/wrong");
         assert!(wrong.iter().all(|&count| count == 0.0), "{count} x {per_host} ranks: {wrong:?}");
-        // auto: MPI_Allreduce for small buffers, window and ring for large ones.
-        for way in ["mpi", "shared", "ring"] {
+        // Two levels where the algorithm has them, which make up the whole.
+        let ways_of_rows = texts(&out, "allreduce/algorithm");
+        let [time, within, between] =
+            ["time", "within", "between"].map(|name| column(&out, &format!("allreduce/{name}")));
+        for (row, way) in ways_of_rows.iter().enumerate() {
+            let whole = within[row] + between[row];
+            match way.as_str() {
+                "shared" | "halving" => assert!((whole / time[row] - 1.0).abs() < 1e-9 && between[row] > 0.0, "{way}"),
+                _ => assert!(whole.is_nan(), "{way}"),
+            }
+        }
+        for way in ways.iter().filter(|way| **way != "auto") {
             assert!(texts(&out, "allreduce/algorithm").iter().any(|used| used == way), "{way} was not measured");
         }
+        let header = format!("# all-reduce between {count} hosts: ");
+        assert_eq!(run.stdout.contains(&header), ways.contains(&"auto"), "{}", run.stdout);
     }
+}
+
+#[test]
+fn a_resumed_training_keeps_the_all_reduce_of_its_checkpoint() {
+    let Some(hosts) = Hosts::up(4, "a_resumed_training_keeps_the_all_reduce_of_its_checkpoint") else { return };
+    let folder = folder();
+    let train = |name: &str, epochs: usize, more: &[&str]| {
+        let out = folder.path().join(name);
+        let run = hosts.hpml(4, 1).args(["train", "--out", text(&out), "--set", &format!("train.epochs={epochs}")]);
+        let run = run.args(["--set", "data.train_samples=512", "--set", "data.test_samples=40"]);
+        let run = run.args(["--set", "checkpoint.every_epochs=1", "--set", "launch.threads=1"]);
+        run.args(more).run().succeeded();
+        (store::read_config(&out).unwrap().parallel.crossovers, texts(&out, "epochs/parameter_checksum"))
+    };
+    // Halving adds four gradients in pairs, a ring one after the other: the last bits differ.
+    let halving = ["--set", "parallel.crossovers=[0,1099511627776]"];
+    let (pinned, whole) = train("whole.h5", 2, &halving);
+    assert_eq!(pinned, [0, 1 << 40]);
+    assert_ne!(train("ring.h5", 2, &["--set", "parallel.crossovers=[0,0]"]).1, whole);
+    train("parts.h5", 1, &halving);
+    assert_eq!(train("parts.h5", 2, &["--resume", "auto"]), (pinned, whole));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{Mpirun, column, folder, text};
 use hpml::collective::{AllReduce, Universe, WaitPolicy, progress};
-use hpml::config::Algorithm;
+use hpml::config::{Algorithm, Parallel};
 use hpml::metrics::Kind;
 
 /// Runs a part of a test in this file on each of `ranks` ranks.
@@ -137,7 +137,8 @@ fn windows_that_come_and_go() {
     const ELEMENTS: usize = 1 << 20; // 4 MiB per rank
     let universe = Universe::start().unwrap();
     let ranks = Arc::new(universe.world());
-    let all_reduce = AllReduce::new(ranks.clone(), Algorithm::Shared).unwrap();
+    let all_reduce =
+        AllReduce::new(ranks.clone(), &Parallel { all_reduce: Algorithm::Shared, ..Parallel::default() }).unwrap();
     let (size, rank) = (ranks.size(), ranks.rank());
     let sum = (1..=size).sum::<usize>() as f32;
     let mut after_first = 0;

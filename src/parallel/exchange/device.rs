@@ -47,8 +47,8 @@ impl DeviceExchange {
         plan: &Plan,
     ) -> Result<DeviceExchange> {
         let timing = plan.metrics.timing;
-        let (algorithm, limit) = (plan.parallel.all_reduce, plan.launch.comm_timeout());
-        let collectives = DeviceCollectives::new(communicator, target, algorithm, elements, limit)?;
+        let (parallel, limit) = (&plan.parallel, plan.launch.comm_timeout());
+        let collectives = DeviceCollectives::new(communicator, target, parallel, elements, limit)?;
         let rounded = match plan.parallel.compression {
             _ if collectives.communicator().size() == 1 => None,
             Compression::Bf16 => Some(tch::Kind::BFloat16),

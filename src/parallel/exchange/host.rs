@@ -25,7 +25,7 @@ pub struct HostExchange {
 impl HostExchange {
     /// Creates the exchange for the gradients of `model`, and the flat gradient buffer.
     pub fn new(model: &Model, communicator: Arc<Communicator>, plan: &Plan) -> Result<(HostExchange, Flat)> {
-        let all_reduce = Arc::new(AllReduce::new(communicator.clone(), plan.parallel.all_reduce)?);
+        let all_reduce = Arc::new(AllReduce::new(communicator.clone(), &plan.parallel)?);
         let gradients = Flat::Host(all_reduce.buffer(model.parameter_count())?);
         let reducer = Arc::new(Reducer::new(all_reduce.clone(), model, &plan.parallel, plan.run.seed)?);
         let local = LocalSteps::new(all_reduce, plan.parallel.local_steps);

@@ -1,4 +1,4 @@
-//! Section of `/allreduce`: bandwidth and time by size.
+//! Section of `/allreduce`: bandwidth and time of collectives by size.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,10 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = source.frame("allreduce")? else { return Ok(None) };
     let rows = frame.rows();
     let counts: BTreeSet<i64> = rows.iter().map(|row| ranks(&frame, *row)).collect();
-    let columns = [
+    let collectives: BTreeSet<&str> = rows.iter().map(|row| collective(&frame, *row)).collect();
+    let what = if collectives.len() > 1 { "Collectives" } else { title_of(collectives.first().copied()) };
+    let mut columns = vec![
+        "collective",
         "size",
         "type",
         "algorithm",
@@ -31,18 +34,23 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         "count",
         "iterations",
     ];
-    let mut sheet = frame.sheet("allreduce", "All-reduce by size", &columns, &rows).with_keys(4);
+    if rows.iter().any(|row| frame.number("between", *row).is_finite()) {
+        columns.splice(8..8, ["within", "within_algbw", "between", "between_busbw"]); // after busbw
+    }
+    let mut sheet = frame.sheet("allreduce", format!("{what} by size"), &columns, &rows);
+    sheet.keys = if frame.column("collective").is_some() { 5 } else { 4 };
     sheet.note =
         format!("{}: {}; algbw and busbw are computed from time, as in nccl-tests", REDUCE_TIME.name, REDUCE_TIME.text);
     match (counts.len(), counts.first()) {
-        (1, Some(ranks)) => sheet.title = format!("All-reduce by size on {}", ranks_label(*ranks)),
+        (1, Some(ranks)) => sheet.title = format!("{what} by size on {}", ranks_label(*ranks)),
         _ => {
-            sheet.columns.insert(0, Heading::new("ranks", "1", "number of ranks in the all-reduce"));
+            sheet.columns.insert(0, Heading::new("ranks", "1", "number of ranks in the collective"));
             sheet.rows.iter_mut().zip(&rows).for_each(|(cells, row)| cells.insert(0, Cell::Int(ranks(&frame, *row))));
             sheet.keys += 1;
         }
     }
-    Ok(Some(Section::new("All-reduce", vec![sheet], vec![curves(&frame)])))
+    let figures = collectives.iter().map(|name| curves(&frame, name)).collect();
+    Ok(Some(Section::new(what, vec![sheet], figures)))
 }
 
 /// Number of ranks that a row was measured on; older files have one number for all rows.
@@ -50,8 +58,27 @@ fn ranks(frame: &Frame, row: usize) -> i64 {
     frame.integer("ranks", row).unwrap_or(frame.attribute("ranks") as i64)
 }
 
-fn curves(frame: &Frame) -> Figure {
-    let rows = frame.rows_where(|row| frame.text("place", row) != "out_of_place");
+/// Collective of a row; older files hold all-reduces only.
+fn collective(frame: &Frame, row: usize) -> &str {
+    if frame.column("collective").is_some() { frame.text("collective", row) } else { ALL_REDUCE }
+}
+
+const ALL_REDUCE: &str = "all_reduce";
+
+fn title_of(collective: Option<&str>) -> &'static str {
+    match collective {
+        Some("all_gather") => "All-gather",
+        Some("reduce_scatter") => "Reduce-scatter",
+        Some("broadcast") => "Broadcast",
+        Some("all_to_all") => "All-to-all",
+        _ => "All-reduce",
+    }
+}
+
+fn curves(frame: &Frame, name: &str) -> Figure {
+    // In place, but where there is no such thing.
+    let place = if name == "all_to_all" { "in_place" } else { "out_of_place" };
+    let rows = frame.rows_where(|row| collective(frame, row) == name && frame.text("place", row) != place);
     let kinds = rows.iter().map(|row| frame.text("type", *row)).collect::<BTreeSet<_>>().len();
     let key = |row: usize| {
         let kind = if kinds > 1 { format!(", {}", frame.text("type", row)) } else { String::new() };
@@ -85,7 +112,10 @@ fn curves(frame: &Frame) -> Figure {
         })
     };
     let panels = vec![panel("bus bandwidth", "busbw", "GB/s"), panel("latency", "time", "s")];
-    Figure::new("allreduce", "Bandwidth and latency of the all-reduce, in place", panels).with_note(&format!(
+    let id = if name == ALL_REDUCE { "allreduce".to_owned() } else { name.replace('_', "-") };
+    let how = if name == "all_to_all" { "out of place" } else { "in place" };
+    let title = format!("Bandwidth and latency: {}, {how}", title_of(Some(name)).to_lowercase());
+    Figure::new(&id, &title, panels).with_note(&format!(
         "busbw = {}; time: {}. Error bars of the time: from the minimum to the 99th percentile of the iterations.",
         BUSBW.text, REDUCE_TIME.text
     ))

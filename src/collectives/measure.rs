@@ -1,9 +1,9 @@
-//! Measurement of one size: the timed loop, and the check of its sums.
+//! Measurement of one size: the timed loop, and the check of the results.
 
 use std::time::Instant;
 
 use super::bench::{Bench, Place};
-use crate::collective::{Combine, Communicator, Element};
+use crate::collective::{Collective, Combine, Element, Taken};
 use crate::error::Result;
 use crate::metrics::{Kind, mean, median, percentile};
 use crate::units::{Bytes, Second};
@@ -17,23 +17,27 @@ pub struct Budget {
     pub iterations: usize,
 }
 
-/// Measurement of one size, type and algorithm.
+/// Measurement of one collective, size, type and algorithm.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// Ranks that summed.
+    /// What was measured.
+    pub collective: Collective,
+    /// Ranks that took part.
     pub ranks: usize,
-    /// Size of the buffer on one rank.
+    /// Hosts that took part.
+    pub hosts: usize,
+    /// Size of the larger buffer on one rank.
     pub bytes: Bytes,
-    /// Elements of the buffer on one rank.
+    /// Elements of the larger buffer on one rank.
     pub elements: usize,
     /// Type of the elements: `float32` or `bf16`.
     pub element: &'static str,
     /// Algorithm that was used; never `auto`.
     pub algorithm: &'static str,
-    /// Times from one buffer into another.
-    pub out_of_place: Timing,
-    /// Times within one buffer.
-    pub in_place: Timing,
+    /// Times from one buffer into another; `None` if the collective has only one.
+    pub out_of_place: Option<Timing>,
+    /// Times within one buffer; `None` if the collective needs two.
+    pub in_place: Option<Timing>,
 }
 
 /// Times over the iterations. An iteration's time is its slowest rank's.
@@ -49,46 +53,50 @@ pub struct Timing {
     pub min: Second,
     /// Median over the iterations of the slowest minus the fastest rank's time. Needs no common clock, so it holds between hosts.
     pub skew: Second,
+    /// Mean of the part between hosts; NaN without one.
+    pub between: Second,
     /// Number of timed iterations.
     pub iterations: usize,
-    /// Number of elements that differ from the exact sum, over all ranks.
+    /// Number of elements that differ from the exact result, over all ranks.
     pub wrong: u64,
 }
 
 impl<T: Element> Bench<T> {
-    /// Times the all-reduce of the first `elements` of the buffers, and checks the sums. A collective.
+    /// Times the collective on `elements` of the larger buffer, one part per rank, and checks the results. The ranks are on `hosts`
+    /// hosts, which rank 0 alone need know. A collective.
     ///
     /// # Errors
     /// A rank is gone, or the device has failed.
-    pub fn measure(&mut self, communicator: &Communicator, elements: usize, budget: &Budget) -> Result<Row> {
+    pub fn measure(&mut self, hosts: usize, elements: usize, budget: &Budget) -> Result<Row> {
         let bytes = elements * size_of::<T>();
+        let mut time = |place: Place| match Place::of(self.collective).contains(&place) {
+            true => self.measure_place(place, elements, budget).map(Some),
+            false => Ok(None),
+        };
+        let (out_of_place, in_place) = (time(Place::Out)?, time(Place::In)?);
         Ok(Row {
-            ranks: communicator.size(),
+            collective: self.collective,
+            ranks: self.ranks.size(),
+            hosts,
             bytes: bytes as Bytes,
             elements,
             element: T::NAME,
             algorithm: self.algorithm(bytes),
-            out_of_place: self.measure_place(communicator, Place::Out, elements, budget)?,
-            in_place: self.measure_place(communicator, Place::In, elements, budget)?,
+            out_of_place,
+            in_place,
         })
     }
 
-    fn measure_place(
-        &mut self,
-        communicator: &Communicator,
-        place: Place,
-        elements: usize,
-        budget: &Budget,
-    ) -> Result<Timing> {
+    fn measure_place(&mut self, place: Place, elements: usize, budget: &Budget) -> Result<Timing> {
+        let communicator = &self.ranks.clone();
         const WARM_UP: usize = 3;
         const LEAST: usize = 5;
         const MOST: usize = 20_000;
         // Zeros stay zeros, however often they are summed in place.
-        self.fill(Place::Out, elements, |_| 0.0);
-        self.fill(Place::In, elements, |_| 0.0);
+        self.fill(place, elements, |_| 0.0);
         let warm_up = Instant::now();
         for _ in 0..WARM_UP {
-            self.after_all(communicator, place, elements)?;
+            self.after_all(place, elements)?;
         }
         // The longest time over the ranks: the same number on all, so that all decide alike.
         let longest = |since: Instant| -> Result<Second> {
@@ -101,11 +109,13 @@ impl<T: Element> Bench<T> {
             given => given,
         };
         let started = Instant::now();
-        let mut slowest = Vec::with_capacity(iterations);
+        let (mut slowest, mut between) = (Vec::with_capacity(iterations), Vec::new());
         while slowest.len() < iterations {
             let until = (2 * slowest.len()).max(LEAST).min(iterations);
             while slowest.len() < until {
-                slowest.push(self.after_all(communicator, place, elements)?);
+                let taken = self.after_all(place, elements)?;
+                slowest.push(taken.seconds);
+                between.extend(taken.between_hosts);
             }
             // A host that became busy after the warm-up would take many times `budget.seconds`.
             if budget.iterations == 0 && longest(started)? >= budget.seconds {
@@ -115,30 +125,39 @@ impl<T: Element> Bench<T> {
         let mut fastest = slowest.clone();
         communicator.all_reduce(Kind::Metrics, Combine::Max, &mut slowest)?;
         communicator.all_reduce(Kind::Metrics, Combine::Min, &mut fastest)?;
-        let wrong = self.wrong(communicator, place, elements)?;
-        Ok(Timing::of(&slowest, &fastest, wrong))
+        communicator.all_reduce(Kind::Metrics, Combine::Max, &mut between)?;
+        let wrong = self.wrong(place, elements)?;
+        Ok(Timing { between: mean(between), ..Timing::of(&slowest, &fastest, wrong) })
     }
 
-    /// Runs one iteration: a barrier, then the collective. Returns this rank's seconds of the collective.
-    fn after_all(&mut self, communicator: &Communicator, place: Place, elements: usize) -> Result<Second> {
-        communicator.barrier()?;
+    /// Runs one iteration: a barrier, then the collective. Returns this rank's times of the collective.
+    fn after_all(&mut self, place: Place, elements: usize) -> Result<Taken> {
+        self.ranks.barrier()?;
         self.once(place, elements)
     }
 
-    /// Sums small integers, which is exact in any order. Returns the number of wrong sums over all ranks.
-    fn wrong(&mut self, communicator: &Communicator, place: Place, elements: usize) -> Result<u64> {
-        let ranks = communicator.size();
+    /// Runs the collective on small integers, whose sum is exact in any order. Returns the number of wrong results over all ranks.
+    fn wrong(&mut self, place: Place, elements: usize) -> Result<u64> {
+        let (ranks, rank) = (self.ranks.size(), self.ranks.rank());
         // bf16 holds integers up to 256; ranks beyond that many would need another check.
         let period = (256 / ranks).clamp(2, 8);
         let value = |rank: usize, index: usize| ((rank + index) % period) as f32;
-        let rank = communicator.rank();
-        self.fill(place, elements, |index| value(rank, index));
-        self.after_all(communicator, place, elements)?;
+        let is_overwritten = self.collective == Collective::Broadcast && rank > 0;
+        self.fill(place, elements, |index| if is_overwritten { -1.0 } else { value(rank, index) });
+        self.after_all(place, elements)?;
         let sums: Vec<f32> = (0..period).map(|index| (0..ranks).map(|rank| value(rank, index)).sum()).collect();
-        let result = self.result(elements);
-        let wrong = result.iter().enumerate().filter(|(index, element)| **element != sums[index % period]).count();
+        let part = elements / ranks;
+        let expected = |index: usize| match self.collective {
+            Collective::AllGather => value(index / part, index % part),
+            Collective::ReduceScatter => sums[(rank * part + index) % period],
+            Collective::Broadcast => value(0, index),
+            Collective::AllToAll => value(index / part, rank * part + index % part),
+            _ => sums[index % period],
+        };
+        let result = self.result(place, elements);
+        let wrong = result.iter().enumerate().filter(|(index, element)| **element != expected(*index)).count();
         let mut total = [wrong as f64];
-        communicator.all_reduce(Kind::Metrics, Combine::Sum, &mut total)?;
+        self.ranks.all_reduce(Kind::Metrics, Combine::Sum, &mut total)?;
         Ok(total[0] as u64)
     }
 }
@@ -156,6 +175,7 @@ impl Timing {
             p99: percentile(&times, 0.99),
             min: percentile(&times, 0.0),
             skew: median(&skews),
+            between: f64::NAN,
             iterations: times.len(),
             wrong,
         }

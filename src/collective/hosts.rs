@@ -1,0 +1,140 @@
+//! The hosts of a communicator's ranks: who shares memory, who speaks for a host, and how fast the network between hosts is.
+
+use std::time::Instant;
+
+use super::backoff::WaitPolicy;
+use super::cost::{Link, MPI_MEASURED, Network};
+use super::halving::{self, Rounds};
+use super::segments::{self, SEGMENT_BYTES};
+use super::{Combine, Communicator};
+use crate::error::Result;
+use crate::metrics::{Kind, median};
+use crate::units::{Bytes, Second};
+
+/// Ranks by host.
+pub(super) struct Hosts {
+    /// Ranks of this host.
+    pub(super) here: Communicator,
+    /// First rank of every host; `None` on all other ranks.
+    pub(super) leaders: Option<Communicator>,
+    /// Number of hosts.
+    pub(super) count: usize,
+}
+
+/// Bytes of a short hop and all-reduce.
+const SHORT: usize = 8;
+/// Bytes of a long hop: several segments, and more than a network card or a shaper takes at once in all hops.
+const LONG_HOP: usize = 4 * SEGMENT_BYTES;
+/// Bytes of a long all-reduce.
+const LONG: usize = 1 << 20;
+/// Calls with each size that are timed, after one that is not: it may have to connect first.
+const SHORT_TIMES: usize = 9;
+const LONG_TIMES: usize = 3;
+const TIMES: usize = SHORT_TIMES + LONG_TIMES;
+
+impl Hosts {
+    /// The hosts of the ranks of `communicator`. A collective.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
+    pub(super) fn of(communicator: &Communicator) -> Result<Hosts> {
+        let here = communicator.split_by_host()?;
+        let leaders = communicator.split((here.rank() == 0).then_some(0))?;
+        let mut numbers = [f64::from(u8::from(here.rank() == 0))];
+        communicator.all_reduce(Kind::Control, Combine::Sum, &mut numbers)?;
+        Ok(Hosts { here, leaders, count: numbers[0] as usize })
+    }
+
+    /// Measures the network between the hosts of `communicator`, in `O(log n)` time for `n` hosts: some hops of a ring and some
+    /// all-reduces by halving among the leaders, and some calls of MPI_Allreduce. `None` with one host, where nothing is sent.
+    /// All ranks get the same numbers. A collective.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
+    pub(super) fn measure(&self, communicator: &Communicator) -> Result<Option<Network>> {
+        if self.count < 2 {
+            return Ok(None);
+        }
+        // Seconds of hops, of halving, of MPI and of the barriers within hosts.
+        let mut seconds = vec![0.0; 3 * TIMES + SHORT_TIMES];
+        let (hops, rest) = seconds.split_at_mut(TIMES);
+        let (halvings, rest) = rest.split_at_mut(TIMES);
+        let (mpi, within) = rest.split_at_mut(TIMES);
+        let sent = (self.count * (LONG_TIMES + 1) * (2 * LONG + hop_count(self.count) * LONG_HOP)) as Bytes;
+        communicator.counted_as(Kind::Control, LONG, sent, || {
+            self.leaders.as_ref().map_or(Ok(()), |leaders| time_leaders(leaders, hops, halvings))
+        })?;
+        communicator.patient_barrier(WaitPolicy::Sleep)?; // other ranks than leaders have waited
+        let mut values = vec![0.0; MPI_MEASURED / size_of::<f64>()];
+        each_size(mpi, |is_long| {
+            communicator.barrier()?;
+            let length = if is_long { values.len() } else { 1 };
+            communicator.all_reduce(Kind::Control, Combine::Max, &mut values[..length])
+        })?;
+        if self.here.size() > 1 {
+            for seconds in within {
+                *seconds = self.here.barrier()? + self.here.barrier()? + self.here.barrier()?;
+            }
+        }
+        // A call takes as long as on its slowest rank.
+        communicator.all_reduce(Kind::Control, Combine::Max, &mut seconds)?;
+        let line = |seconds: &[Second], sizes: [usize; 2]| {
+            let (short, long) = seconds.split_at(SHORT_TIMES);
+            Link::through((sizes[0], middle(short)), (sizes[1], middle(long)))
+        };
+        Ok(Some(Network {
+            hosts: self.count,
+            hop: line(&seconds[..TIMES], [SHORT, LONG_HOP]),
+            halving: line(&seconds[TIMES..2 * TIMES], [SHORT, LONG]),
+            mpi: line(&seconds[2 * TIMES..3 * TIMES], [SHORT, MPI_MEASURED]),
+            within: middle(&seconds[3 * TIMES..]),
+        }))
+    }
+}
+
+/// Times hops of a ring, and all-reduces by halving.
+fn time_leaders(leaders: &Communicator, hops: &mut [Second], halvings: &mut [Second]) -> Result<()> {
+    let (rank, size, policy) = (leaders.rank(), leaders.size(), WaitPolicy::Spin);
+    let (next, previous) = ((rank + 1) % size, (rank + size - 1) % size);
+    let mut values = vec![0f32; LONG / size_of::<f32>()];
+    each_size(halvings, |is_long| {
+        halving::all_reduce(leaders, &mut values[..1], policy)?; // so that all begin at once
+        let started = Instant::now();
+        let bytes = if is_long { LONG } else { SHORT };
+        halving::all_reduce(leaders, &mut values[..bytes / size_of::<f32>()], policy)?;
+        Ok(started.elapsed().as_secs_f64())
+    })?;
+    let count = hop_count(size);
+    each_size(hops, |is_long| {
+        halving::all_reduce(leaders, &mut values[..1], policy)?;
+        let started = Instant::now();
+        let length = if is_long { LONG_HOP } else { SHORT } / size_of::<f32>();
+        let plan = Rounds::chain(previous, next, length, count, SEGMENT_BYTES / size_of::<f32>());
+        segments::run(leaders, &plan, &mut values, policy)?;
+        Ok(started.elapsed().as_secs_f64() / count as f64)
+    })
+}
+
+/// Fills `seconds` with those of calls with short messages, then of calls with long ones; the first of each kind is not counted.
+fn each_size(seconds: &mut [Second], mut call: impl FnMut(bool) -> Result<Second>) -> Result<()> {
+    let (short, long) = seconds.split_at_mut(SHORT_TIMES);
+    for (seconds, is_long) in [(short, false), (long, true)] {
+        call(is_long)?;
+        for seconds in seconds {
+            *seconds = call(is_long)?;
+        }
+    }
+    Ok(())
+}
+
+/// Median of a few times.
+fn middle(seconds: &[Second]) -> Second {
+    let mut ascending = seconds.to_vec();
+    ascending.sort_by(f64::total_cmp);
+    median(&ascending)
+}
+
+/// Hops that are timed in a row, for `hosts` hosts.
+fn hop_count(hosts: usize) -> usize {
+    2 * (hosts.ilog2() as usize + 1)
+}
