@@ -185,6 +185,7 @@ pub const SENT_BYTES: Definition = define(
 pub const SECONDS: Definition = define("seconds", "s", "time that rank 0 spent inside the collective calls");
 
 const NO_NODES: &str = "a network from a file is not looked into";
+const NO_COUNT: &str = "the file of the network has no count";
 const NO_LOSS_SCALE: &str = "model.precision is not fp16";
 const NAN_LOSS: &str = "the training diverged";
 
@@ -213,17 +214,17 @@ pub const OPERATIONS_FORWARD: Definition = define(
     "1",
     "multiplications and additions of the forward pass per sample, in convolutions, matrix products and attention",
 )
-.unless(NO_NODES);
+.unless(NO_COUNT);
 pub const OPERATIONS_TRAINING: Definition =
     define("operations_training", "1", "multiplications and additions of forward and backward pass per sample")
-        .unless(NO_NODES);
+        .unless(NO_COUNT);
 pub const FLOPS: Definition = define(
     "flops",
     "FLOP/s",
     "3 * operations_forward of /environment * images_per_second: multiplications and additions per second of all ranks, by the usual \
      convention that the backward pass has twice those of the forward pass, in direct convolutions, whatever computes them",
 )
-.unless("there are no images_per_second, or no operations_forward (a network from a file)");
+.unless("there are no images_per_second, or no operations_forward (a network whose file has no count of them)");
 pub const PEAK_SHARE: Definition = define(
     "peak_share",
     "percent",
