@@ -59,8 +59,33 @@ pub const READ_WAIT: Definition =
 pub const MEAN: Definition = define("mean", "s", "mean over all counted steps and ranks");
 pub const P50: Definition = define("p50", "s", "median over all counted steps and ranks");
 pub const P99: Definition = define("p99", "s", "99th percentile over all counted steps and ranks (nearest rank)");
-pub const SLOWEST_RANK: Definition = define("slowest_rank", "s", "mean of the rank with the greatest mean");
+pub const MEAN_OF_SLOWEST: Definition =
+    define("mean_of_slowest", "s", "mean time of the part on the rank where that is greatest: a time, not a rank");
 pub const SHARE: Definition = define("share", "1", "mean / mean of the whole step");
+
+// Columns of the tables of slow ranks and hosts.
+pub const OWN_WORK: Definition = define(
+    "own_work",
+    "s",
+    "mean time per step of what a rank does without the others: data, forward, backward, optimizer; waiting for others is no own work",
+);
+pub const RATIO: Definition =
+    define("ratio", "1", "own_work / median of it over all ranks or hosts; from 1.2 on a rank or host counts as slow");
+pub const SLOW_IN: Definition =
+    define("slow_in", "1", "the part of own_work that takes most more than its median over all ranks or hosts");
+pub const EXCESS: Definition = define("excess", "s", "what the part slow_in takes more than that median, per step");
+
+// Columns of the timeline.
+pub const EXPOSED: Definition = define(
+    "exposed",
+    "s",
+    "exposed communication of the traced steps, per step and rank: time in which the rank did nothing but wait for a collective, which      makes the step longer; the rest of the communication is hidden behind computation",
+);
+pub const BUCKET: Definition = define(
+    "bucket",
+    "1",
+    "group of gradients that one all-reduce sums (parallel.bucket_mb), from 0 in the order in which they are complete; -1: none",
+);
 
 // Columns of /rank_times, statistics of a part over the counted steps of one rank.
 pub const COUNTED_STEPS: Definition = define("count", "1", "counted steps of the rank, warm-up left out");
@@ -330,7 +355,7 @@ pub const STEP_ERROR: Definition =
     define("step error", "percent", "predicted step / measured step, minus 100 %").unless("not measured");
 
 /// Figures explained in docs/reading-the-numbers.md and in the HTML page.
-pub const EXPLAINED: [Definition; 39] = [
+pub const EXPLAINED: [Definition; 45] = [
     DATA,
     FORWARD,
     BACKWARD,
@@ -342,8 +367,14 @@ pub const EXPLAINED: [Definition; 39] = [
     MEAN,
     P50,
     P99,
-    SLOWEST_RANK,
+    MEAN_OF_SLOWEST,
     SHARE,
+    OWN_WORK,
+    RATIO,
+    SLOW_IN,
+    EXCESS,
+    EXPOSED,
+    BUCKET,
     TRIMMED_MEAN,
     STEP_P50,
     STEP_LOW,

@@ -206,19 +206,35 @@ pub fn slowest(rows: &[Row]) -> Option<Slowest> {
 }
 
 impl Slowest {
+    /// Whether `seconds` are a good part of what the step took more.
+    fn is_much(&self, seconds: Second) -> bool {
+        seconds >= 0.3 * (self.seconds[0] - self.seconds[1])
+    }
+
+    /// The rank that stood still, if that made the step slow, and for how long.
+    fn stopped(&self) -> Option<(usize, Second)> {
+        let more = self.late_seconds[0] - self.late_seconds[1];
+        self.still.filter(|(_, still)| self.is_much(*still) && *still > more)
+    }
+
+    /// The rank that made the step slow; `None` if it was slow in communication on every rank.
+    pub fn rank(&self) -> Option<usize> {
+        let late = self.is_much(self.late_seconds[0] - self.late_seconds[1]).then_some(self.late.0);
+        self.stopped().map(|(rank, _)| rank).or(late)
+    }
+
     /// The step in one sentence.
     pub fn describe(&self) -> String {
         let ms = |seconds: Second| format!("{:.2} ms", 1e3 * seconds);
         let ((rank, part), [own, usual], [step, typical]) = (self.late, self.late_seconds, self.seconds);
         let found = format!("step {} took {} (median {})", self.step, ms(step), ms(typical));
-        let much = |seconds: Second| seconds >= 0.3 * (step - typical);
-        if let Some((rank, still)) = self.still.filter(|(_, still)| much(*still) && *still > own - usual) {
+        if let Some((rank, still)) = self.stopped() {
             return format!(
                 "{found}: rank {rank} stood still for {} in a collective (stopped, or without a core)",
                 ms(still)
             );
         }
-        if !much(own - usual) {
+        if !self.is_much(own - usual) {
             return format!("{found}, in communication on every rank");
         }
         format!("{found}: rank {rank} spent {} in {} (median {})", ms(own), part.as_str(), ms(usual))
@@ -246,7 +262,7 @@ mod tests {
     use super::*;
 
     fn row(rank: usize, lane: Lane, part: Part, bucket: Option<usize>, start: f64, end: f64) -> Row {
-        Row { rank, step: 5, lane, name: Name::Part(part), bucket, bytes: 0, start, end }
+        Row { rank, step: 5, lane, name: Name::Part(part), bucket, start, end, ..Row::default() }
     }
 
     #[test]

@@ -399,7 +399,7 @@ impl<'a> Training<'a> {
             let lr = self.schedule.lr(step) * (1.0 + self.plan.parallel.lr_spread * job.rank as f64);
             let (optimizer, traced) = (&mut self.optimizer, self.trace.wants(step));
             let time = timed_step(&mut batches, sizes, &mut self.replica, optimizer, job.world_size, lr, traced)?;
-            self.trace.count(time.span_count());
+            self.trace.count(step, time.span_count(), sizes.iter().sum());
             if self.replica.result_is_ready() {
                 self.take_result(step, lr)?;
             }
