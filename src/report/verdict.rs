@@ -142,8 +142,9 @@ fn exposed(group: &Group, has_others: bool) -> Option<String> {
 /// more is known.
 fn slow_steps<'a>(spans: &[Row], steps: &[Row], host: &dyn Fn(i64) -> &'a str) -> Vec<String> {
     let (times, traced) = (trace::step_times(steps), trace::step_times(spans));
-    let told = |slow: &Slowest| {
-        format!("{}{}", slow.describe(), slow.rank().map_or_else(String::new, |rank| on_host(host(rank as i64))))
+    let told = |slow: &Slowest| match slow.rank().map(|rank| host(rank as i64)) {
+        Some(host) if !host.is_empty() => format!("{}; that rank's host: {host}", slow.describe()),
+        _ => slow.describe(),
     };
     let mut found = Vec::new();
     let of_all = trace::slowest(steps);
@@ -260,7 +261,7 @@ mod tests {
         assert!(told(&[], &steps(9, None)).starts_with("No single step stands out: none of 9"));
         let untraced = told(&[], &steps(9, Some(4)));
         assert!(untraced.starts_with("The slowest step: step 4 took 100.00 ms"), "{untraced}");
-        assert!(untraced.contains("rank 1") && untraced.contains("(host node1). It was not traced"), "{untraced}");
+        assert!(untraced.contains("rank 1") && untraced.contains("host: node1. It was not traced"), "{untraced}");
         let traced = told(&steps(9, Some(4))[8..24], &steps(9, Some(4)));
         assert!(traced.starts_with("The slowest traced step: step 4") && !traced.contains("not traced"), "{traced}");
     }
