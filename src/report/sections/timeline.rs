@@ -45,12 +45,13 @@ fn sheet(rows: &[Row]) -> Sheet {
         let numbers = [seconds, 100.0 * seconds / exposed.seconds].map(Cell::Float);
         sheet.rows.push([Cell::from(cause)].into_iter().chain(numbers).collect());
     };
-    // Together, so that all rows read well in one unit.
+    // Together, or left out, so that all rows read well in one unit.
     let (shown, small): (Vec<_>, Vec<_>) =
         exposed.causes.iter().partition(|(_, seconds)| *seconds >= LEAST_SHARE * exposed.seconds);
     shown.iter().for_each(|(cause, seconds)| row(&cause.describe(), *seconds));
-    if !small.is_empty() {
-        row("all others, each below 0.1 %", small.iter().map(|(_, seconds)| seconds).sum());
+    let others: Second = small.iter().map(|(_, seconds)| seconds).sum();
+    if others >= LEAST_SHARE * exposed.seconds {
+        row("all others, each below 0.1 %", others);
     }
     sheet
 }
