@@ -59,8 +59,33 @@ pub const READ_WAIT: Definition =
 pub const MEAN: Definition = define("mean", "s", "mean over all counted steps and ranks");
 pub const P50: Definition = define("p50", "s", "median over all counted steps and ranks");
 pub const P99: Definition = define("p99", "s", "99th percentile over all counted steps and ranks (nearest rank)");
-pub const SLOWEST_RANK: Definition = define("slowest_rank", "s", "mean of the rank with the greatest mean");
+pub const MEAN_OF_SLOWEST: Definition =
+    define("mean_of_slowest", "s", "mean time of the part on the rank where that is greatest: a time, not a rank");
 pub const SHARE: Definition = define("share", "1", "mean / mean of the whole step");
+
+// Columns of the tables of slow ranks and hosts.
+pub const OWN_WORK: Definition = define(
+    "own_work",
+    "s",
+    "mean time per step of what a rank does without the others: data, forward, backward, optimizer; waiting for others is no own work",
+);
+pub const RATIO: Definition =
+    define("ratio", "1", "own_work / median of it over all ranks or hosts; from 1.2 on a rank or host counts as slow");
+pub const SLOW_IN: Definition =
+    define("slow_in", "1", "the part of own_work that takes most more than its median over all ranks or hosts");
+pub const EXCESS: Definition = define("excess", "s", "what the part slow_in takes more than that median, per step");
+
+// Columns of the timeline.
+pub const EXPOSED: Definition = define(
+    "exposed",
+    "s",
+    "exposed communication of the traced steps, per step and rank: time in which the rank did nothing but wait for a collective, which      makes the step longer; the rest of the communication is hidden behind computation",
+);
+pub const BUCKET: Definition = define(
+    "bucket",
+    "1",
+    "group of gradients that one all-reduce sums (parallel.bucket_mb), from 0 in the order in which they are complete; -1: none",
+);
 
 // Columns of /rank_times, statistics of a part over the counted steps of one rank.
 pub const COUNTED_STEPS: Definition = define("count", "1", "counted steps of the rank, warm-up left out");
@@ -195,6 +220,7 @@ pub const SENT_BYTES: Definition = define(
 pub const SECONDS: Definition = define("seconds", "s", "time that rank 0 spent inside the collective calls");
 
 const NO_NODES: &str = "a network from a file is not looked into";
+const NO_COUNT: &str = "the file of the network has no count";
 const NO_LOSS_SCALE: &str = "model.precision is not fp16";
 const NAN_LOSS: &str = "the training diverged";
 
@@ -223,17 +249,17 @@ pub const OPERATIONS_FORWARD: Definition = define(
     "1",
     "multiplications and additions of the forward pass per sample, in convolutions, matrix products and attention",
 )
-.unless(NO_NODES);
+.unless(NO_COUNT);
 pub const OPERATIONS_TRAINING: Definition =
     define("operations_training", "1", "multiplications and additions of forward and backward pass per sample")
-        .unless(NO_NODES);
+        .unless(NO_COUNT);
 pub const FLOPS: Definition = define(
     "flops",
     "FLOP/s",
     "3 * operations_forward of /environment * images_per_second: multiplications and additions per second of all ranks, by the usual \
      convention that the backward pass has twice those of the forward pass, in direct convolutions, whatever computes them",
 )
-.unless("there are no images_per_second, or no operations_forward (a network from a file)");
+.unless("there are no images_per_second, or no operations_forward (a network whose file has no count of them)");
 pub const PEAK_SHARE: Definition = define(
     "peak_share",
     "percent",
@@ -339,7 +365,7 @@ pub const STEP_ERROR: Definition =
     define("step error", "percent", "predicted step / measured step, minus 100 %").unless("not measured");
 
 /// Figures explained in docs/reading-the-numbers.md and in the HTML page.
-pub const EXPLAINED: [Definition; 39] = [
+pub const EXPLAINED: [Definition; 45] = [
     DATA,
     FORWARD,
     BACKWARD,
@@ -351,8 +377,14 @@ pub const EXPLAINED: [Definition; 39] = [
     MEAN,
     P50,
     P99,
-    SLOWEST_RANK,
+    MEAN_OF_SLOWEST,
     SHARE,
+    OWN_WORK,
+    RATIO,
+    SLOW_IN,
+    EXCESS,
+    EXPOSED,
+    BUCKET,
     TRIMMED_MEAN,
     STEP_P50,
     STEP_LOW,

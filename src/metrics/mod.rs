@@ -23,7 +23,7 @@ pub use bandwidth::{algbw, all_reduce_busbw, all_reduce_volume, busbw_share, ove
 pub use flops::flops;
 pub use ledger::{Entry, Kind, Ledger};
 pub use moments::Moments;
-pub use slow_ranks::{SlowRank, own_work, slow_ranks};
+pub use slow_ranks::{LEAST_RATIO, SlowRank, own_work, slow_ranks};
 pub use step_times::{Part, StepTimes};
 pub use summaries::{PartMoments, RankSummary, Summaries};
 pub use time_histogram::TimeHistogram;

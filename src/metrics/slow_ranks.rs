@@ -9,7 +9,7 @@ use crate::units::Second;
 const OWN: [Part; 4] = [Part::Data, Part::Forward, Part::Backward, Part::Optimizer];
 
 /// Least ratio to the median that makes a rank a slow one: well above what ranks on equal cores differ by.
-const LEAST_RATIO: f64 = 1.2;
+pub const LEAST_RATIO: f64 = 1.2;
 
 /// A rank whose own work takes longer than that of most.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -137,14 +137,27 @@ impl Module {
         self.facts.baked_training && !self.facts.reads_mode
     }
 
-    /// The module as a network.
-    fn into_network(self, precision: Precision) -> FileNetwork {
+    /// Multiplications and additions per sample of this `form`, from the description.
+    ///
+    /// # Errors
+    /// Returns why they are not known, with the mend.
+    fn operations(&self, form: Form) -> Result<[u64; 2], String> {
+        let without = || {
+            "was written by torch.jit.save alone: write it with scripts/export.py, which counts operations".to_owned()
+        };
+        let found = self.description.as_ref().ok_or_else(without).and_then(|description| description.operations(form));
+        found.map_err(|reason| format!("{}: {reason}", self.path.display()))
+    }
+
+    /// The module as a network for samples of this `form`.
+    fn into_network(self, precision: Precision, form: Form) -> FileNetwork {
+        let operations = self.operations(form);
         // A trace counts its passes whatever the mode.
         let counted =
             |given: &&ScriptTensor| self.is_traced() && !given.is_parameter && given.tensor.kind() != Kind::Float;
         let counters = self.tensors.iter().filter(counted).map(|given| given.tensor.shallow_clone()).collect();
         let draws = self.description.as_ref().is_none_or(|description| description.check.random);
-        FileNetwork { script: self.script, is_training: Cell::new(None), precision, draws, counters }
+        FileNetwork { script: self.script, is_training: Cell::new(None), precision, draws, counters, operations }
     }
 }
 
@@ -197,6 +210,8 @@ struct FileNetwork {
     draws: bool,
     /// Integer buffers that a test must leave as they are.
     counters: Vec<Tensor>,
+    /// Multiplications and additions per sample, or why they are not known.
+    operations: Result<[u64; 2], String>,
 }
 
 impl FileNetwork {
@@ -238,6 +253,10 @@ impl Network for FileNetwork {
 
     fn can_be_captured(&self) -> bool {
         false // nobody knows what is in it
+    }
+
+    fn operations_in_file(&self) -> Result<[u64; 2], String> {
+        self.operations.clone()
     }
 
     /// # Panics
@@ -282,7 +301,7 @@ pub(super) fn open(config: &config::Model, form: Form, seed: u64) -> Result<Mode
         return module.refuse(message);
     }
     let (path, state) = (module.path.clone(), module.state());
-    let network = module.into_network(config.precision);
+    let network = module.into_network(config.precision, form);
     let is_images = matches!(form, Form::Images { .. });
     let channels_last = config.channels_last && is_images;
     let refuse = |message: String| Error::File { path: path.clone(), message };

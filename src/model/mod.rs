@@ -123,6 +123,12 @@ pub trait Network {
         true
     }
 
+    /// Multiplications and additions per sample, forward, and forward and backward, where a file has counted them; otherwise the reason
+    /// why they are not known. Those of a network with nodes are counted from the nodes.
+    fn operations_in_file(&self) -> Result<[u64; 2], String> {
+        Err("counted from the nodes".into())
+    }
+
     /// Distinct convolutions of one image that Winograd can compute, if images lie as NHWC on CPU cores.
     fn convolutions(&self) -> Vec<Shape> {
         Vec::new()
@@ -188,6 +194,14 @@ impl Model {
     /// and the others directly, as a new model computes all.
     pub fn use_winograd(&mut self, winograd: Winograd, shapes: &[Shape]) {
         self.network.use_winograd(winograd, shapes);
+    }
+
+    /// Operations that came with the network, see [`Network::operations_in_file`].
+    ///
+    /// # Errors
+    /// Returns why they are not known.
+    pub fn operations_in_file(&self) -> Result<[u64; 2], String> {
+        self.network.operations_in_file()
     }
 
     /// Whether a GPU can capture the network's passes.

@@ -1,5 +1,7 @@
 //! Contents of a plot, before anything is drawn.
 
+use crate::units::fitting_unit;
+
 /// Number of colors for series.
 pub const COLORS: usize = 8;
 
@@ -223,6 +225,14 @@ impl Figure {
         texts.collect::<Vec<_>>().join(" ")
     }
 
+    /// The figure without the panels that would show one dot per series, if any panel is left, and those in words.
+    pub fn without_dots(&self) -> (Option<Figure>, Vec<String>) {
+        let words = self.panels.iter().filter_map(Panel::dots).collect();
+        let panels: Vec<Panel> = self.panels.iter().filter(|panel| panel.dots().is_none()).cloned().collect();
+        let columns = self.columns.min(panels.len().max(1));
+        ((!panels.is_empty()).then(|| Figure { panels, columns, ..self.clone() }), words)
+    }
+
     /// Whether the figure has no panel.
     pub fn is_empty(&self) -> bool {
         self.panels.is_empty()
@@ -243,6 +253,25 @@ impl Panel {
                 !(lower.is_finite() && upper.is_finite() && lower < upper && histogram.counts.iter().any(|c| *c > 0.0))
             }
         }
+    }
+
+    /// The values in words, if the panel has lines of one point each, all at the same place: no line can be seen.
+    fn dots(&self) -> Option<String> {
+        let Panel::Lines(lines) = self else { return None };
+        let measured: Vec<&Series> =
+            lines.series.iter().filter(|series| series.style != Style::Ideal && !series.points.is_empty()).collect();
+        let (x, _) = measured.first()?.points[0];
+        if !measured.iter().all(|series| matches!(series.points[..], [(at, _)] if at == x)) {
+            return None;
+        }
+        let value = |series: &&Series| {
+            let value = axis_value(&lines.y, series.points[0].1);
+            if series.label.is_empty() { value } else { format!("{} {value}", series.label) }
+        };
+        let values: Vec<String> = measured.iter().map(value).collect();
+        let title = if lines.title.is_empty() { &lines.y.label } else { &lines.title };
+        let place = format!("{} {}", lines.x.label, axis_value(&lines.x, x));
+        Some(format!("{title} at {place}, the only one measured: {}", values.join(", ")))
     }
 
     /// The contents in one sentence.
@@ -272,5 +301,38 @@ impl Panel {
             Panel::Timeline(timeline) => &timeline.title,
             Panel::Histogram(histogram) => &histogram.title,
         }
+    }
+}
+
+/// A value of an axis with its unit: `1.25 ms`, `38.69 %`, `3`.
+fn axis_value(axis: &Axis, value: f64) -> String {
+    let (factor, unit) = fitting_unit(&axis.units, value.abs());
+    let number = value * factor;
+    let text = if number.fract() == 0.0 { number.to_string() } else { format!("{number:.*}", digits(number)) };
+    if unit.is_empty() { text } else { format!("{text} {unit}") }
+}
+
+/// Decimals that show four digits of `number`.
+fn digits(number: f64) -> usize {
+    (3.0 - number.abs().log10().floor()).clamp(0.0, 6.0) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plot_of_one_dot_is_its_value_in_words() {
+        let lines = |title: &str, points: &[f64]| {
+            let points = points.iter().enumerate().map(|(x, y)| (x as f64, *y)).collect();
+            let series =
+                vec![Series::new("train", Style::Line, 0, points), Series::new("test", Style::Line, 1, vec![])];
+            let (x, y) = (Axis::new("epoch", "1", Scale::Linear), Axis::new(title, "percent", Scale::Linear));
+            Panel::Lines(Lines { title: title.into(), x, y, series })
+        };
+        let (left, words) = Figure::new("f", "f", vec![lines("a", &[38.6875]), lines("b", &[1.0, 2.0])]).without_dots();
+        assert_eq!(words, ["a at epoch 0, the only one measured: train 38.69 %"]);
+        assert_eq!(left.map(|figure| (figure.panels.len(), figure.columns)), Some((1, 1)));
+        assert!(Figure::new("f", "f", vec![lines("a", &[0.5])]).without_dots().0.is_none());
     }
 }

@@ -13,6 +13,7 @@ mod section;
 mod sections;
 mod source;
 mod timeline;
+mod verdict;
 
 use std::path::{Path, PathBuf};
 
@@ -154,7 +155,8 @@ fn write_files(args: &Request, sources: &[Source], sections: &[Section]) -> Resu
             Some(figure) => plot::svg(figure).map(String::into_bytes),
             None => {
                 let all = with_details(sources, sections)?;
-                render::html(&titles(sources), &all, &raw_sheets(sources)?).map(String::into_bytes)
+                render::html(&titles(sources), &verdict::of(sources)?, &all, &raw_sheets(sources)?)
+                    .map(String::into_bytes)
             }
         };
         store::write_output(path, &bytes.map_err(|reason| cannot(path, reason))?, args.force)?;

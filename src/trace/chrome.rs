@@ -56,12 +56,12 @@ impl ChromeEvent {
     }
 }
 
-/// The events of `rows`; a step has `images` on all ranks together.
-pub fn chrome_trace(rows: &[Row], images: f64) -> Vec<ChromeEvent> {
+/// The events of `rows`. `batch` is the number of samples of a rank and step where the rows of an earlier build do not say it.
+pub fn chrome_trace(rows: &[Row], batch: f64) -> Vec<ChromeEvent> {
     let mut events = names(rows);
     events.extend(rows.iter().filter(|row| row.name != Name::Ready).map(span));
     events.extend(arrows(rows));
-    events.extend(counters(rows, images));
+    events.extend(counters(rows, batch));
     events
 }
 
@@ -144,19 +144,24 @@ fn arrows(rows: &[Row]) -> Vec<ChromeEvent> {
     pairs.enumerate().flat_map(arrow).collect()
 }
 
-/// Images per second of each step, and the bytes in collectives at each moment.
-fn counters(rows: &[Row], images: f64) -> Vec<ChromeEvent> {
+/// Images per second of each step, of all its ranks, and the bytes in collectives at each moment.
+fn counters(rows: &[Row], batch: f64) -> Vec<ChromeEvent> {
     let value = |row: &Row, ts: f64, name: &str, value: f64| {
         let mut event = ChromeEvent::of("C", row, ts, name);
         event.args.insert("value", value.into());
         event
     };
     let mut events = Vec::new();
+    // A resumed run may have had other ranks and other batches before.
+    let mut images: BTreeMap<usize, f64> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.name == Name::Part(Part::Step)) {
+        *images.entry(row.step).or_default() += if row.samples > 0 { row.samples as f64 } else { batch };
+    }
     let mut in_flight: BTreeMap<usize, Vec<(&Row, f64, i64)>> = BTreeMap::new();
     for row in rows {
         match row.name {
-            Name::Part(Part::Step) if row.seconds() > 0.0 => {
-                events.push(value(row, row.start, "images/s", images / row.seconds()));
+            Name::Part(Part::Step) if row.seconds() > 0.0 && images[&row.step].is_finite() => {
+                events.push(value(row, row.start, "images/s", images[&row.step] / row.seconds()));
             }
             Name::Part(Part::Comm) => {
                 let changes = in_flight.entry(row.rank).or_default();
@@ -197,5 +202,10 @@ mod tests {
             of("C").iter().map(|event| (event.name.as_str(), event.args["value"].as_f64())).collect();
         let bytes = "bytes in collectives";
         assert_eq!(counters, [("images/s", Some(16.0)), (bytes, Some(40.0)), (bytes, Some(0.0))]);
+        // Before a resume with another batch and other ranks.
+        let other = |rank: usize| Row { rank, step: 1, samples: 2, ..step };
+        let resumed = super::counters(&[other(0), other(1), Row { samples: 6, ..step }], 8.0);
+        let found: Vec<_> = resumed.iter().map(|event| event.args["value"].as_f64().unwrap()).collect();
+        assert_eq!(found, [8.0, 8.0, 12.0]);
     }
 }

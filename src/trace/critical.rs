@@ -173,6 +173,8 @@ pub struct Slowest {
     pub late_seconds: [Second; 2],
     /// The rank that stood still longest in a collective of the step, and for how long.
     pub still: Option<(usize, Second)>,
+    /// The rank that began the step last, and how long after the first.
+    pub behind: (usize, Second),
 }
 
 /// The slowest of at least three traced steps, if it took more than half as long again as their median.
@@ -202,23 +204,55 @@ pub fn slowest(rows: &[Row]) -> Option<Slowest> {
         (rank, noticed - last.1)
     });
     let still = stood.max_by(|a, b| a.1.total_cmp(&b.1));
-    Some(Slowest { step, seconds: [seconds, typical], late, late_seconds, still })
+    let begins = of_step.iter().filter(|row| row.name == Name::Part(Part::Step));
+    let first = begins.clone().map(|row| row.start).fold(f64::INFINITY, f64::min);
+    let last = begins.max_by(|a, b| a.start.total_cmp(&b.start))?;
+    let behind = (last.rank, last.start - first);
+    Some(Slowest { step, seconds: [seconds, typical], late, late_seconds, still, behind })
 }
 
 impl Slowest {
+    /// Whether `seconds` are a good part of what the step took more.
+    fn is_much(&self, seconds: Second) -> bool {
+        seconds >= 0.3 * (self.seconds[0] - self.seconds[1])
+    }
+
+    /// The rank that stood still, if that made the step slow, and for how long.
+    fn stopped(&self) -> Option<(usize, Second)> {
+        let more = self.late_seconds[0] - self.late_seconds[1];
+        self.still.filter(|(_, still)| self.is_much(*still) && *still > more)
+    }
+
+    /// The rank that began the step late, if that made it slow, and how late.
+    fn delayed(&self) -> Option<(usize, Second)> {
+        let more = self.late_seconds[0] - self.late_seconds[1];
+        Some(self.behind).filter(|(_, behind)| self.is_much(*behind) && *behind > more)
+    }
+
+    /// The rank that made the step slow; `None` if it was slow in communication on every rank.
+    pub fn rank(&self) -> Option<usize> {
+        let late = self.is_much(self.late_seconds[0] - self.late_seconds[1]).then_some(self.late.0);
+        self.stopped().or(self.delayed()).map(|(rank, _)| rank).or(late)
+    }
+
     /// The step in one sentence.
     pub fn describe(&self) -> String {
         let ms = |seconds: Second| format!("{:.2} ms", 1e3 * seconds);
         let ((rank, part), [own, usual], [step, typical]) = (self.late, self.late_seconds, self.seconds);
         let found = format!("step {} took {} (median {})", self.step, ms(step), ms(typical));
-        let much = |seconds: Second| seconds >= 0.3 * (step - typical);
-        if let Some((rank, still)) = self.still.filter(|(_, still)| much(*still) && *still > own - usual) {
+        if let Some((rank, still)) = self.stopped() {
             return format!(
                 "{found}: rank {rank} stood still for {} in a collective (stopped, or without a core)",
                 ms(still)
             );
         }
-        if !much(own - usual) {
+        if let Some((rank, behind)) = self.delayed() {
+            return format!(
+                "{found}: rank {rank} began it {} after the first rank (stopped, or without a core, between two steps)",
+                ms(behind)
+            );
+        }
+        if !self.is_much(own - usual) {
             return format!("{found}, in communication on every rank");
         }
         format!("{found}: rank {rank} spent {} in {} (median {})", ms(own), part.as_str(), ms(usual))
@@ -246,7 +280,7 @@ mod tests {
     use super::*;
 
     fn row(rank: usize, lane: Lane, part: Part, bucket: Option<usize>, start: f64, end: f64) -> Row {
-        Row { rank, step: 5, lane, name: Name::Part(part), bucket, bytes: 0, start, end }
+        Row { rank, step: 5, lane, name: Name::Part(part), bucket, start, end, ..Row::default() }
     }
 
     #[test]
@@ -300,6 +334,9 @@ mod tests {
                 .describe()
                 .ends_with("rank 1 stood still for 4000.00 ms in a collective (stopped, or without a core)")
         );
-        assert!(elsewhere.describe().ends_with("in communication on every rank"));
+        assert!(elsewhere.describe().ends_with("in communication on every rank") && elsewhere.rank().is_none());
+        let between = Slowest { behind: (1, 4.0), ..elsewhere };
+        assert!(between.describe().contains("rank 1 began it 4000.00 ms after the first rank"));
+        assert_eq!((between.rank(), still.rank()), (Some(1), Some(1)));
     }
 }

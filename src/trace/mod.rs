@@ -28,16 +28,18 @@ pub struct Row {
     pub bucket: Option<usize>,
     /// Bytes of the message as the ledger counts them; 0 without one.
     pub bytes: Bytes,
-    /// Seconds on rank 0's clock since its trace began.
+    /// Samples that the rank trained on in the step; 0 if an earlier build wrote the file.
+    pub samples: usize,
+    /// Seconds on rank 0's clock since the trace of the first job began; those of a resumed job follow on those before it.
     pub start: Second,
-    /// Seconds on rank 0's clock since its trace began.
+    /// Seconds on rank 0's clock, as `start`.
     pub end: Second,
 }
 
 impl Default for Row {
     fn default() -> Row {
         let (lane, name) = (Lane::Compute, Name::Ready);
-        Row { rank: 0, step: 0, lane, name, bucket: None, bytes: 0, start: 0.0, end: 0.0 }
+        Row { rank: 0, step: 0, lane, name, bucket: None, bytes: 0, samples: 0, start: 0.0, end: 0.0 }
     }
 }
 
@@ -53,7 +55,7 @@ impl Row {
 pub struct ClockRow {
     /// MPI rank.
     pub rank: usize,
-    /// Moment of the measurement, seconds on rank 0's clock since its trace began.
+    /// Moment of the measurement, seconds on rank 0's clock as in [`Row::start`].
     pub at: Second,
     /// Seconds that the rank's clock lies ahead of rank 0's, each since its process's own beginning.
     pub offset: Second,

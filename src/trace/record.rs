@@ -1,5 +1,7 @@
 //! Gathers the spans of traced steps on rank 0, puts them on rank 0's clock, and keeps them as tables.
 
+use std::collections::BTreeMap;
+
 use super::{ClockRow, Row};
 use crate::collective::{ClockOffset, Combine, Communicator};
 use crate::config::{Config, TraceSteps};
@@ -30,15 +32,21 @@ pub fn trace() -> Schema<Row> {
         .put_text(|row, text| {
             row.name = Part::ALL.map(Name::Part).into_iter().find(|name| name.as_str() == text).unwrap_or(Name::Ready);
         })
-        .integer(("bucket", "1", "bucket of gradients, from 0; -1: none"), |row| {
-            row.bucket.map_or(-1, |bucket| bucket as i64)
-        })
+        .integer(&definitions::BUCKET, |row| row.bucket.map_or(-1, |bucket| bucket as i64))
         .put(|row, value| row.bucket = (value >= 0.0).then_some(value as usize))
         .integer(&definitions::BYTES, |row| row.bytes as i64)
         .put(|row, value| row.bytes = value as Bytes)
-        .float(("start", "s", "start of the span on rank 0's clock, since the job's trace began"), |row| row.start)
+        .count(("samples", "1", "samples that the rank trained on in the step"), |row| row.samples)
+        .put(|row, value| row.samples = value as usize)
+        .float(
+            ("start", "s", "start of the span on rank 0's clock, since the trace began; resumed jobs follow on"),
+            |row| row.start,
+        )
         .put(|row, value| row.start = value)
-        .float(("end", "s", "end of the span on rank 0's clock, since the job's trace began"), |row| row.end)
+        .float(
+            ("end", "s", "end of the span on rank 0's clock, since the trace began; resumed jobs follow on"),
+            |row| row.end,
+        )
         .put(|row, value| row.end = value)
 }
 
@@ -47,7 +55,7 @@ pub fn clocks() -> Schema<ClockRow> {
     Schema::new("clocks", "row")
         .count(&definitions::RANK, |row: &ClockRow| row.rank)
         .put(|row, value| row.rank = value as usize)
-        .float(("at", "s", "moment of the measurement on rank 0's clock, since the job's trace began"), |row| row.at)
+        .float(("at", "s", "moment of the measurement on rank 0's clock, since the trace began"), |row| row.at)
         .put(|row, value| row.at = value)
         .float(
             ("offset", "s", "time that the rank's clock lies ahead of rank 0's, already taken off in /trace"),
@@ -65,6 +73,10 @@ pub struct TraceRecord {
     room: usize,
     rows: Vec<Row>,
     clocks: Vec<ClockRow>,
+    /// Samples of this rank in each traced step that [`add`](Self::add) has not had.
+    samples: BTreeMap<usize, usize>,
+    /// End of the spans of earlier jobs, which those of this one follow.
+    before: Second,
     /// The last measurement of every rank's clock, on rank 0.
     last: Vec<ClockOffset>,
     last_at: Second,
@@ -99,7 +111,19 @@ impl TraceRecord {
     pub fn new(steps: TraceSteps, world_size: usize) -> TraceRecord {
         let room = MOST_ROWS / world_size;
         let (rows, clocks, last) = (Vec::new(), Vec::new(), Vec::new());
-        TraceRecord { steps, room, rows, clocks, last, last_at: 0.0, is_begun: false, is_told: false }
+        let samples = BTreeMap::new();
+        TraceRecord {
+            steps,
+            room,
+            rows,
+            clocks,
+            samples,
+            before: 0.0,
+            last,
+            last_at: 0.0,
+            is_begun: false,
+            is_told: false,
+        }
     }
 
     /// Whether `step` is to be traced on this rank.
@@ -107,9 +131,12 @@ impl TraceRecord {
         self.room > 0 && self.steps.contains(step)
     }
 
-    /// Counts the spans of a traced step.
-    pub fn count(&mut self, spans: usize) {
-        self.room = self.room.saturating_sub(spans);
+    /// Counts the spans of a traced `step`, in which each rank had `samples`.
+    pub fn count(&mut self, step: usize, spans: usize, samples: usize) {
+        if spans > 0 {
+            self.room = self.room.saturating_sub(spans);
+            self.samples.insert(step, samples);
+        }
     }
 
     /// Measures the clocks before the first traced step. A collective.
@@ -151,14 +178,19 @@ impl TraceRecord {
         let all = ranks.gather(Kind::Metrics, &own)?;
         let (before, before_at) = (std::mem::take(&mut self.last), self.last_at);
         self.measure(ranks)?;
-        let from = self.rows.len();
+        let (from, earlier, samples) = (self.rows.len(), self.before, std::mem::take(&mut self.samples));
         for (rank, values) in all.chunks(own.len()).enumerate() {
             // The offset lies on the line through both measurements, since clocks drift.
             let (old, new) = (before[rank].offset, self.last[rank].offset);
             let drift = (new - old) / (self.last_at - before_at).max(f64::MIN_POSITIVE);
-            let on_root = |at: Second| at - (old + drift * (at - old - before_at));
+            let on_root = |at: Second| earlier + at - (old + drift * (at - old - before_at));
             let packed = values.chunks(WIDTH).take_while(|values| !values[0].is_nan());
-            self.rows.extend(packed.filter_map(|values| unpacked(rank, values, on_root)));
+            let row = |values: &[f64]| {
+                let row = unpacked(rank, values, on_root)?;
+                // The sampler pads, so every rank has as many samples as rank 0.
+                Some(Row { samples: samples.get(&row.step).copied().unwrap_or(0), ..row })
+            };
+            self.rows.extend(packed.filter_map(row));
         }
         self.rows[from..]
             .sort_by(|a, b| (a.step, a.rank, a.lane).cmp(&(b.step, b.rank, b.lane)).then(a.start.total_cmp(&b.start)));
@@ -170,7 +202,7 @@ impl TraceRecord {
         let now = || since_origin(std::time::Instant::now());
         self.last = ranks.clock_offsets(now)?;
         self.last_at = now();
-        let at = self.last_at;
+        let at = self.before + self.last_at;
         let row = |(rank, clock): (usize, &ClockOffset)| ClockRow {
             rank,
             at,
@@ -181,10 +213,27 @@ impl TraceRecord {
         Ok(())
     }
 
-    /// Continues with the earlier tables.
-    pub fn resume(&mut self, tables: &[Table]) {
+    /// Continues with the earlier `tables`, which rank 0 has. A collective.
+    ///
+    /// # Errors
+    /// An MPI call failed.
+    pub fn resume(&mut self, job: &Job, tables: &[Table]) -> Result<()> {
+        self.take_up(tables);
+        let [kept] = job.from_root([self.rows.len() as f64])?;
+        self.leave_room(kept as usize, job.world_size);
+        Ok(())
+    }
+
+    /// Takes the rows of earlier jobs, which spans of this one follow.
+    fn take_up(&mut self, tables: &[Table]) {
         self.rows = trace().find(tables);
         self.clocks = clocks().find(tables);
+        self.before = self.rows.iter().map(|row| row.end).fold(0.0, f64::max);
+    }
+
+    /// Sets the room of each of `ranks` ranks for spans beside the `kept` ones: the run has so many, not the job.
+    fn leave_room(&mut self, kept: usize, ranks: usize) {
+        self.room = MOST_ROWS.saturating_sub(kept) / ranks;
     }
 
     /// The tables `/trace` and `/clocks`; none without any row.
@@ -207,7 +256,8 @@ fn unpacked(rank: usize, values: &[f64], on_root: impl Fn(Second) -> Second) -> 
     let (lane, name) = (*Lane::ALL.get(lane as usize)?, Name::numbered(name as usize)?);
     let message = Message { bucket: (bucket >= 0.0).then_some(bucket as usize), bytes: bytes as Bytes };
     let (start, end) = (on_root(start), on_root(end));
-    Some(Row { rank, step: step as usize, lane, name, bucket: message.bucket, bytes: message.bytes, start, end })
+    let (bucket, bytes) = (message.bucket, message.bytes);
+    Some(Row { rank, step: step as usize, lane, name, bucket, bytes, samples: 0, start, end })
 }
 
 #[cfg(test)]
@@ -223,6 +273,7 @@ mod tests {
             name: Name::Part(Part::CommWait),
             bucket: Some(1),
             bytes: 4096,
+            samples: 32,
             start: 0.25,
             end: 0.5,
         };
@@ -234,7 +285,8 @@ mod tests {
         let tables = record.tables();
         assert_eq!(tables[0].numbers("bucket"), [1.0, -1.0]);
         let mut resumed = TraceRecord::new(TraceSteps::default(), 4);
-        resumed.resume(&tables);
+        resumed.take_up(&tables);
+        assert_eq!(resumed.before, 0.5);
         assert_eq!((resumed.rows, resumed.clocks), (record.rows, record.clocks));
     }
 
@@ -252,7 +304,11 @@ mod tests {
     fn a_full_record_wants_no_more_steps() {
         let mut record = TraceRecord::new(TraceSteps::parse("every 2").unwrap(), 2);
         assert!(record.wants(4) && !record.wants(3));
-        record.count(MOST_ROWS);
+        record.count(4, MOST_ROWS, 8);
+        assert!(!record.wants(4));
+        record.leave_room(MOST_ROWS - 7, 2);
+        assert!(record.wants(4) && record.room == 3, "a resumed run has what earlier jobs left");
+        record.leave_room(MOST_ROWS, 2);
         assert!(!record.wants(4));
     }
 }

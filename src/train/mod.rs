@@ -169,8 +169,8 @@ impl<'a> Begun<'a> {
                 println!("# goes on after step {} from {}", training.steps_done(), from.display());
             }
         }
-        if training.operations().is_none() {
-            log::info!("FLOP/s are unknown: the operations of the network of a file are not counted");
+        if let Err(reason) = training.operations() {
+            log::info!("FLOP/s are unknown: {reason}");
         }
         outputs.iter_mut().for_each(|outputs| outputs.set_operations(training.operations()));
         drop(resume); // its tensors are as large as the training's own

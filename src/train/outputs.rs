@@ -82,16 +82,14 @@ impl Outputs {
         self.run_file.path()
     }
 
-    /// Adds the network's operations per sample to `/environment` from the next flush on, or that they are not known.
-    pub fn set_operations(&mut self, operations: Option<[u64; 2]>) {
+    /// Adds the network's operations per sample to `/environment` from the next flush on, or why they are not known.
+    pub fn set_operations(&mut self, operations: Result<[u64; 2], &str>) {
         match operations {
-            Some([forward, training]) => {
+            Ok([forward, training]) => {
                 self.run_file.add_to_environment("operations_forward", Attribute::Int(forward as i64));
                 self.run_file.add_to_environment("operations_training", Attribute::Int(training as i64));
             }
-            None => {
-                self.run_file.add_to_environment("operations_unknown", Attribute::Text("the network of a file".into()))
-            }
+            Err(reason) => self.run_file.add_to_environment("operations_unknown", Attribute::Text(reason.into())),
         }
     }
 

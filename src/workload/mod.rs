@@ -28,7 +28,7 @@ pub use tables::{empty_buckets, empty_tables};
 /// let plan = Plan::new(Config::default(), 2)?;
 /// let workload = Workload::new(&plan, Form::CIFAR10)?;
 /// assert_eq!(workload.parameters(), 61_770);
-/// assert_eq!(workload.operations().map(|[forward, _]| forward), Some(2 * 651_720));
+/// assert_eq!(workload.operations().map(|[forward, _]| forward), Ok(2 * 651_720));
 /// # Ok::<(), hpml::error::Error>(())
 /// ```
 pub struct Workload {
@@ -37,6 +37,7 @@ pub struct Workload {
     buckets: Vec<Bucket>,
     /// Operations of the network; `None` for one from a file, which is no list of nodes.
     nodes: Option<Nodes>,
+    operations: Result<[u64; 2], String>,
     memory: Memory,
 }
 
@@ -58,12 +59,15 @@ pub fn run(plan: &Plan) -> Result<String> {
     Ok(sheets.iter().map(|sheet| terminal(sheet, terminal_width())).collect::<Vec<_>>().join("\n"))
 }
 
-/// Operations of the network of `plan` on samples of this `form`, see [`Workload::operations`].
+/// Operations of `model`, the network of `plan`, on samples of this `form`, see [`Workload::operations`].
 ///
 /// # Errors
 /// The network takes no samples of this `form`.
-pub fn operations(plan: &Plan, form: Form) -> Result<Option<[u64; 2]>> {
-    Ok(Nodes::of(plan, form, false)?.map(|nodes| nodes.operations()))
+pub fn operations(plan: &Plan, form: Form, model: &Model) -> Result<Result<[u64; 2], String>> {
+    Ok(match Nodes::of(plan, form, false)? {
+        Some(nodes) => Ok(nodes.operations()),
+        None => model.operations_in_file(),
+    })
 }
 
 /// The table `/buckets` of a run file: the buckets of `plan` on several ranks, and when each is complete.
@@ -87,9 +91,12 @@ impl Workload {
     fn of_ranks(plan: &Plan, form: Form, ranks: usize) -> Result<Workload> {
         let gpu = plan.launch.device == Device::Cuda;
         let nodes = Nodes::of(plan, form, gpu)?;
-        let state = match &nodes {
-            Some(nodes) => nodes.graph.state.clone(),
-            None => Model::new(&plan.model, form, plan.run.seed)?.state.iter().map(slot).collect(),
+        let (state, operations) = match &nodes {
+            Some(nodes) => (nodes.graph.state.clone(), Ok(nodes.operations())),
+            None => {
+                let model = Model::new(&plan.model, form, plan.run.seed)?;
+                (model.state.iter().map(slot).collect(), model.operations_in_file())
+            }
         };
         let mut end = 0;
         let of_parameter = |slot: &Slot| {
@@ -99,7 +106,7 @@ impl Workload {
         let elements: Vec<_> = of_role(&state, Role::Parameter).map(of_parameter).collect();
         let buckets = Bucket::plan(&elements, Bucket::least_bytes(plan, ranks));
         let memory = Memory::new(&state, form, nodes.as_ref().map(|nodes| &nodes.activations), plan, gpu);
-        Ok(Workload { state, buckets, nodes, memory })
+        Ok(Workload { state, buckets, nodes, operations, memory })
     }
 
     /// Number of trained values.
@@ -148,9 +155,13 @@ impl Workload {
     }
 
     /// Multiplications and additions per sample in the forward pass, and in forward and backward pass, as PyTorch's
-    /// `FlopCounterMode` counts them: those of convolutions, matrix products and attention. `None` for a network from a file.
-    pub fn operations(&self) -> Option<[u64; 2]> {
-        self.nodes.as_ref().map(Nodes::operations)
+    /// `FlopCounterMode` counts them: those of convolutions, matrix products and attention. For a network from a file they are those
+    /// that scripts/export.py had it count.
+    ///
+    /// # Errors
+    /// Returns why they are not known, for a network from a file, with the mend.
+    pub fn operations(&self) -> Result<[u64; 2], &str> {
+        self.operations.as_ref().copied().map_err(String::as_str)
     }
 }
 

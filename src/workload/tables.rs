@@ -140,7 +140,7 @@ pub(super) fn sheets(of: &Workload, plan: &Plan) -> Vec<Sheet> {
         buffers: number(Role::Buffer),
         gradient_bytes: bytes(of.parameters()) as i64,
         buckets: of.buckets.len(),
-        operations: of.operations(),
+        operations: of.operations().ok(),
         kept: of.activations().map_or(f64::NAN, |activations| activations.kept as f64),
         memory: of.memory.total() as i64,
     };
@@ -149,8 +149,10 @@ pub(super) fn sheets(of: &Workload, plan: &Plan) -> Vec<Sheet> {
         "{place}; without the process itself (libtorch and MPI), workspaces of kernels, a data set held in memory (once per host), \
          and what compression carries"
     );
+    let unknown =
+        of.operations().map_or_else(|reason| format!("operations are not known: {reason}"), |_| String::new());
     let parts = of.nodes.as_ref().map(|nodes| all(parts().table(&part_rows(nodes)), format!("Parts of {name}")));
-    let first = [Some(all(workload().table(&[row]), format!("Workload of {name}"))), parts];
+    let first = [Some(all(workload().table(&[row]), format!("Workload of {name}")).with_note(unknown)), parts];
     let rest = [
         all(bucket_table(of, name), "Buckets of gradients".into()),
         all(memory().table(&of.memory.parts), "Memory of a rank".into()).with_note(note),

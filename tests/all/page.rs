@@ -124,6 +124,14 @@ fn every_table_and_plot_of_the_page_is_named_and_fits_small_windows() {
     let (page, elements) = page(&file);
     let children = |index: usize| elements.iter().filter(move |element| element.parent == Some(index));
 
+    // First of all what the run shows, in sentences.
+    let verdict = elements.iter().position(|element| element.get("class") == "verdict").unwrap();
+    let list = (verdict..elements.len()).find(|&index| elements[index].name == "ul").unwrap();
+    let told: Vec<&str> = children(list).map(|element| element.text.as_str()).collect();
+    for part in ["low throughout", "of a step is exposed communication", "tep", "hpml sweep", "arning"] {
+        assert!(told.iter().any(|sentence| sentence.contains(part)), "{part}: {told:?}");
+    }
+
     let tables: Vec<usize> = (0..elements.len()).filter(|&index| elements[index].name == "table").collect();
     assert!(tables.len() >= 5, "{}", tables.len());
     for &table in &tables {

@@ -183,6 +183,10 @@ fn a_resumed_training_keeps_the_spans_of_before() {
     let after = spans(&out);
     assert_eq!(after.iter().map(|span| span.step).collect::<BTreeSet<_>>(), BTreeSet::from([2, 3, 30, 31, 32]));
     assert!(before.iter().zip(&after).all(|(a, b)| (a.rank, a.step, a.start) == (b.rank, b.step, b.start)));
+    // On one time line: the spans of the second job follow on those of the first, and each step has the samples it had.
+    let end = before.iter().map(|span| span.end).fold(0.0, f64::max);
+    assert!(after[before.len()..].iter().all(|span| span.start >= end - 1e-3));
+    assert!(column(&out, "trace/samples").iter().all(|samples| *samples == 8.0));
 }
 
 #[test]
@@ -205,7 +209,9 @@ fn the_timeline_is_written_for_other_programs_and_shown_on_the_page() {
     let ids = |kind: &str| of(kind).iter().map(|event| event["id"].as_u64().unwrap()).collect::<BTreeSet<_>>();
     assert_eq!(ids("s"), ids("f"));
     for rank in 0..2 {
-        let trace = read(&at("hta").join(format!("rank{rank}.json")));
+        let path = at("hta").join(format!("rank{rank}.json"));
+        assert!(std::fs::read_to_string(&path).unwrap().contains(&format!("\"rank\": {rank},")), "a blank, for HTA");
+        let trace = read(&path);
         assert_eq!(trace["distributedInfo"]["rank"], rank);
         let kernels: Vec<_> =
             trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["cat"] == "kernel").collect();

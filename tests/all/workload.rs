@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::common::{Mpirun, folder, text};
+use crate::common::{Mpirun, column, folder, text};
 use hpml::config::{Config, Plan};
 use hpml::data::Form;
 use hpml::workload::Workload;
@@ -49,21 +49,64 @@ fn parameters_operations_and_activations_are_pytorchs() {
     }
 }
 
+/// Settings of a network from the fixture `name`.
+fn of_file(name: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    format!("model.name=file model.channels_last=false model.file={}", file.display())
+}
+
+/// Multiplications and additions of a convolution: outputs, inputs of an output, side of the filter, side of the output.
+fn convolution([outputs, inputs, filter, side]: [u64; 4]) -> u64 {
+    2 * outputs * inputs * filter.pow(2) * side.pow(2)
+}
+
 #[test]
-fn operations_of_a_model_file_are_unknown() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mobile.pt");
-    let settings = format!("model.name=file model.channels_last=false model.file={}", file.display());
-    let workload = Workload::new(&plan(&settings, 1), Form::CIFAR10).unwrap();
-    assert_eq!(workload.operations(), None);
-    let (folder, settings) = (folder(), settings.replace(' ', " --set "));
-    let out = folder.path().join("run.h5");
-    let small = ["--set", "train.max_steps=1", "--set", "data.train_samples=64", "--set", "data.test_samples=20"];
-    let train =
-        Mpirun::ranks(1).args(["train", "--out", text(&out), "--set"]).args(settings.split(' ')).args(small).run();
-    assert!(!train.succeeded().stdout.contains("flops"));
-    let inspected = Mpirun::alone().args(["inspect", text(&out)]).run().succeeded().stdout;
+fn operations_of_a_model_file_are_those_of_its_layers() {
+    // The layers of `Mobile` and `Decoder` in tests/fixtures/model_file.py.
+    let blocks = [[8, 8, 16, 16], [8, 16, 16, 8], [16, 16, 8, 8]].map(|[inputs, outputs, before, after]| {
+        let hidden = 2 * inputs;
+        let (expand, depthwise) = ([hidden, inputs, 1, before], [hidden, 1, 3, after]);
+        [expand, depthwise, [outputs, hidden, 1, after]].map(convolution).iter().sum::<u64>()
+    });
+    let stem = convolution([8, 3, 3, 16]);
+    let mobile = stem + blocks.iter().sum::<u64>() + 2 * 16 * 10;
+    let (tokens, width, vocabulary) = (16, 16, 29);
+    let linear = 2 * tokens * width * (3 * width + width + 2 * 4 * width + vocabulary);
+    let decoder = linear + 2 * 2 * tokens * tokens * width;
+    let form = Form::Tokens { length: 16, vocabulary: 29 };
+    // The images need no gradient.
+    for (name, form, expected) in [
+        ("mobile.pt", Form::CIFAR10, [mobile, 3 * mobile - stem]),
+        ("mobile_traced.pt", Form::CIFAR10, [mobile, 3 * mobile - stem]),
+        ("decoder.pt", form, [decoder, 3 * decoder]),
+    ] {
+        let workload = Workload::new(&plan(&of_file(name), 1), form).unwrap();
+        assert_eq!(workload.operations(), Ok(expected), "{name}");
+    }
+    let longer = Form::Tokens { length: 12, vocabulary: 29 };
+    let workload = Workload::new(&plan(&of_file("decoder.pt"), 1), longer).unwrap();
+    assert!(workload.operations().unwrap_err().contains("--tokens 12"));
+}
+
+#[test]
+fn a_training_of_a_model_file_shows_flops_if_the_file_has_their_count() {
+    let folder = folder();
+    let small = ["train.max_steps=4", "data.train_samples=64", "data.test_samples=20"];
+    let train = |name: &str| {
+        let (out, settings) = (folder.path().join("run.h5"), of_file(name));
+        let settings = settings.split(' ').chain(small).flat_map(|set| ["--set", set]);
+        let train = Mpirun::ranks(1).args(["train", "--force", "--out", text(&out)]).args(settings).run().succeeded();
+        let inspected = Mpirun::alone().args(["inspect", text(&out)]).run().succeeded().stdout;
+        (train, inspected, column(&out, "epochs/flops")[0], column(&out, "epochs/images_per_second")[0])
+    };
+    let (run, inspected, flops, images_per_second) = train("mobile.pt");
+    assert!((flops / (3.0 * 600_384.0 * images_per_second) - 1.0).abs() < 1e-9, "{flops}");
+    assert!(run.stdout.contains("flops") && inspected.contains("operations_forward"), "{}", run.stdout);
+
+    let (run, inspected, flops, _) = train("undescribed.pt");
+    assert!(flops.is_nan() && run.stderr.contains("FLOP/s are unknown"), "{}", run.stderr);
     let unknown = inspected.lines().find(|line| line.contains("operations_unknown"));
-    assert!(unknown.is_some_and(|line| line.contains("the network of a file")), "{inspected}");
+    assert!(unknown.is_some_and(|line| line.contains("scripts/export.py")), "{inspected}");
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn repeat(module: Module, description: &Description) -> Result<Vec<f64>, String>
     let state = module.state();
     let mut parameters: Vec<Tensor> =
         state.iter().filter(|entry| entry.role == Role::Parameter).map(|entry| entry.tensor.shallow_clone()).collect();
-    let network = module.into_network(Precision::Float32);
+    let network = module.into_network(Precision::Float32, description.form());
     let (inputs, targets) = batch(description.form(), check.samples);
     let loss = |mode| -> Result<Tensor, String> {
         let logits = network.logits(&inputs, mode)?;

@@ -6,6 +6,8 @@ use crate::data::Form;
 
 /// Name of the description in the archive.
 pub(super) const FILE: &str = "hpml.toml";
+/// Most operations per sample that are believed: the greatest integer that a run file's float64 columns hold exactly.
+const MOST: u64 = 1 << 53;
 /// Version of the description's form that is read here.
 const FORMAT: u32 = 1;
 
@@ -23,6 +25,10 @@ pub(super) struct Description {
     pub dtype: String,
     /// Classes, or the vocabulary.
     pub classes: usize,
+    /// Multiplications and additions per sample: of the forward pass, and of forward and backward pass; `None` of a file that an
+    /// earlier scripts/export.py wrote, or of a model that PyTorch could not count.
+    #[serde(default)]
+    operations: Option<[u64; 2]>,
     /// Names of the `state_dict`.
     pub state: Vec<String>,
     /// Losses that PyTorch found on a batch made of integers.
@@ -58,10 +64,31 @@ impl Description {
             format!("its {FILE} cannot be read: {error}: export it again with this hpml's scripts/export.py")
         };
         let description: Description = toml::from_str(text).map_err(|error| unreadable(error.message()))?;
+        if let Some([forward, training]) =
+            description.operations.filter(|[forward, training]| training < forward || *training > MOST)
+        {
+            let expected = format!("the second no less than the first, and at most {MOST}");
+            return Err(unreadable(&format!("operations = [{forward}, {training}], expected {expected}")));
+        }
         match (description.format, &description.input[..], &description.dtype[..]) {
             (FORMAT, [_, _, _], "float32") | (FORMAT, [_], "int64") => Ok(description),
             (FORMAT, input, dtype) => Err(unreadable(&format!("input {input:?} of {dtype}"))),
             (format, ..) => Err(unreadable(&format!("format {format}, expected {FORMAT}"))),
+        }
+    }
+
+    /// Multiplications and additions per sample of this `form`: of the forward pass, and of forward and backward pass.
+    ///
+    /// # Errors
+    /// Returns why they are not known, with the mend.
+    pub fn operations(&self, form: Form) -> Result<[u64; 2], String> {
+        match (self.form(), form) {
+            (Form::Tokens { length: own, .. }, Form::Tokens { length, .. }) if own != length => {
+                Err(format!("its operations are those of {own} tokens: export it again with --tokens {length}"))
+            }
+            _ => self
+                .operations
+                .ok_or_else(|| "has no count of operations: export it again with scripts/export.py".into()),
         }
     }
 
@@ -125,9 +152,25 @@ mod tests {
             ("classes = 10\n", "", "classes"),
             ("[3, 32, 32]", "[32, 32]", "[32, 32]"),
             ("format = 1", "format = ", "hpml.toml"),
+            ("format = 1", "format = 1\noperations = [-6, -18]", "-6"),
+            ("format = 1", "format = 1\noperations = [6]", "length 1"),
+            ("format = 1", "format = 1\noperations = [6, 5]", "[6, 5]"),
+            ("format = 1", "format = 1\noperations = [6, 9223372036854775807]", "9223372036854775807"),
         ] {
             let message = Description::parse(&TEXT.replace(from, to)).unwrap_err();
             assert!(message.contains(named), "{message}");
         }
+    }
+
+    #[test]
+    fn operations_are_those_of_sequences_as_long_as_the_exported_ones() {
+        let images = Form::Images { shape: [3, 32, 32], classes: 10 };
+        let counted = TEXT.replace("format = 1", "format = 1\noperations = [6, 17]");
+        assert_eq!(Description::parse(&counted).unwrap().operations(images), Ok([6, 17]));
+        let message = Description::parse(TEXT).unwrap().operations(images).unwrap_err();
+        assert!(message.contains("export it again with scripts/export.py"), "{message}");
+        let tokens = counted.replace("[3, 32, 32]", "[64]").replace("float32", "int64");
+        let of = |length| Description::parse(&tokens).unwrap().operations(Form::Tokens { length, vocabulary: 10 });
+        assert!(of(64) == Ok([6, 17]) && of(8).unwrap_err().contains("--tokens 8"), "{:?}", of(8));
     }
 }

@@ -38,18 +38,21 @@ const HOW: [(&str, &str); 4] = [
     ),
 ];
 
-/// Builds the page; `files` are the names of the run files, `raw` their tables as stored.
+/// Builds the page; `files` are the names of the run files, `verdict` what they show in sentences, `raw` their tables as stored.
 ///
 /// # Errors
 /// A plot cannot be drawn.
-pub fn html(files: &[&str], sections: &[Section], raw: &[Sheet]) -> Result<String, String> {
+pub fn html(files: &[&str], verdict: &[String], sections: &[Section], raw: &[Sheet]) -> Result<String, String> {
     let names = escaped(&files.join(", "));
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>hpml report: {names}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n\
-         <h1>hpml report</h1>\n<p>Run files: <strong>{names}</strong></p>\n<nav aria-label=\"Sections\">"
+         <h1>hpml report</h1>\n<p>Run files: <strong>{names}</strong></p>\n"
     );
+    page += "<section class=\"verdict\" aria-label=\"In short\"><h2 id=\"short\">In short</h2>\n<ul>\n";
+    verdict.iter().for_each(|sentence| page += &format!("<li>{}</li>\n", escaped(sentence)));
+    page += "</ul></section>\n<nav aria-label=\"Sections\">";
     for (index, section) in sections.iter().enumerate() {
         let _ = write!(page, "<a href=\"#s{index}\">{}</a> ", escaped(&section.title));
     }
@@ -122,9 +125,14 @@ fn table(sheet: &Sheet) -> String {
 /// A figure with its plot in both layouts, of which the style shows the one that fits the window.
 fn plots(figure: &Figure) -> Result<String, String> {
     let (title, note) = (escaped(&figure.title), escaped(&figure.note));
-    let mut html = format!("<figure>\n<figcaption><strong>{title}</strong>{note}</figcaption>\n");
+    let (figure, words) = figure.without_dots();
+    let words: String = words.iter().map(|text| format!("<p>{}</p>\n", escaped(text))).collect();
+    let Some(figure) = figure else {
+        return Ok(format!("<p><strong>{title}</strong></p>\n{words}"));
+    };
+    let mut html = format!("{words}<figure>\n<figcaption><strong>{title}</strong>{note}</figcaption>\n");
     for (layout, class) in [(Layout::Wide, "wide"), (Layout::Narrow, "narrow")] {
-        let svg = plot::inline_svg(figure, layout)?;
+        let svg = plot::inline_svg(&figure, layout)?;
         let tag = format!("<svg class=\"{class}\" role=\"img\" aria-label=\"{title}\" ");
         html += &svg.replacen("<svg ", &tag, 1);
     }
@@ -219,7 +227,7 @@ mod tests {
             ..Sheet::new("t", name).with_note(name)
         };
         let raw = [sheet.clone()];
-        let page = html(&[name], &[Section::new(name, vec![sheet], Vec::new())], &raw).unwrap();
+        let page = html(&[name], &[name.to_owned()], &[Section::new(name, vec![sheet], Vec::new())], &raw).unwrap();
         assert!(!page.contains("<script") && page.matches("&lt;script&gt;").count() >= 8);
     }
 }

@@ -33,7 +33,40 @@ pub fn section(sources: &[Source]) -> Section {
             std::iter::once(Cell::from(*name)).chain(values).collect()
         })
         .collect();
+    sheet.note = sources.iter().filter_map(peaks).collect::<Vec<_>>().join(" ");
     Section::new("Environment", vec![warnings(sources), sheet], Vec::new())
+}
+
+/// Least ratio of the greatest to the least peak of the ranks about which something is said.
+const APART: f64 = 1.3;
+
+/// Why the peaks of a run's ranks differ, in a sentence; `None` if they hardly do.
+pub fn peaks(source: &Source) -> Option<String> {
+    let of = |name: &str| store::attribute(&source.environment, name);
+    let Some(Attribute::Floats(peaks)) = of("peak_flops_of_ranks") else { return None };
+    let (least, most) =
+        peaks.iter().fold((f64::INFINITY, 0.0), |(least, most), peak| (peak.min(least), peak.max(most)));
+    if most < APART * least {
+        return None;
+    }
+    let found =
+        format!("The ranks' fastest matrix products differ, {} to {} (peak_flops_of_ranks)", rate(least), rate(most));
+    let hosts = source.frame("environment").ok()??;
+    let shared = hosts.rows().into_iter().any(|row| {
+        let host = hosts.text("host", row);
+        let threads = hosts.rows_where(|other| hosts.text("host", other) == host).into_iter();
+        let threads: f64 = threads.map(|other| hosts.number("threads", other)).sum();
+        threads > hosts.number("host_cores", row)
+    });
+    Some(match shared {
+        true => format!(
+            "{found}: there are more compute threads than cores, so ranks took turns and the figure depends on who had a core. By \
+             itself that makes no rank a slow one, and peak_share is not to be trusted."
+        ),
+        false => {
+            format!("{found}, measured after the last step: these ranks have unequal cores, or others used them then.")
+        }
+    })
 }
 
 /// Builds the section that only the page has: the ranks' places and every key of the configuration.

@@ -19,7 +19,9 @@ mod steps;
 mod study;
 mod timeline;
 
-pub use environment::details;
+pub use cases::Cases;
+pub use environment::{details, peaks};
+pub use steps::{groups, steps_as_spans};
 
 use super::compare;
 use super::source::Source;

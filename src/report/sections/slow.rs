@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::Timing;
-use crate::metrics::definitions::{RANK, WORLD_SIZE};
+use crate::metrics::definitions::{EXCESS, OWN_WORK, RANK, RATIO, SLOW_IN, WORLD_SIZE};
 use crate::metrics::{Group, PartMeans, SlowRank, StepTimes, slow_ranks};
 use crate::table::{Cell, Heading, Sheet};
 
@@ -13,16 +13,11 @@ const MOST: usize = 10;
 /// Tables `slow-ranks` and, where there are several hosts, `slow-hosts`; without rows if there is no slow one. `host` is the host
 /// of a rank, empty if it is not known.
 pub fn sheets<'a>(groups: &[Group], host: &dyn Fn(i64) -> &'a str) -> [Sheet; 2] {
-    let own_means = "mean time per step of its own work: data, forward, backward, optimizer";
     let columns = |name: Heading, more: Option<Heading>| {
         let of_group =
             [Heading::from(&WORLD_SIZE), Heading::new("timing", "1", "profile: nothing overlaps, or overlap")];
-        let measured = [
-            Heading::new("own_work", "s", own_means),
-            Heading::new("ratio", "1", "own_work / median over all"),
-            Heading::new("slow_in", "1", "the part that takes most more than the median over all"),
-            Heading::new("excess", "s", "what that part takes more, per step"),
-        ];
+        let measured =
+            [Heading::from(&OWN_WORK), Heading::from(&RATIO), Heading::from(&SLOW_IN), Heading::from(&EXCESS)];
         of_group.into_iter().chain([name]).chain(more).chain(measured).collect::<Vec<_>>()
     };
     let mut ranks = Sheet::new("slow-ranks", "Slow ranks").with_keys(3);

@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::slow;
 
 use crate::config::{Config, Timing};
+use crate::device::{Lane, Name};
 use crate::error::Result;
-use crate::metrics::definitions::{MEAN, P50, P99, SHARE, SLOWEST_RANK, WORLD_SIZE};
-use crate::metrics::{Group, Part, groups, own_work, rank_steps};
+use crate::metrics::definitions::{MEAN, MEAN_OF_SLOWEST, P50, P99, SHARE, WORLD_SIZE};
+use crate::metrics::{self, Group, Part, RankStep, own_work, rank_steps};
 use crate::report::figure::{Axis, Bar, Bars, Figure, Lines, Panel, Scale, Series, Style};
 use crate::report::section::Section;
 use crate::report::source::Source;
 use crate::table::{Cell, Frame, Heading, Sheet};
+use crate::trace::Row;
 
 /// Greatest number of bars of a group.
 const MOST_BARS: usize = 32;
@@ -24,10 +26,7 @@ const MOST_POINTS: usize = 1500;
 pub fn section(source: &Source) -> Result<Option<Section>> {
     let Some(frame) = rows(source)? else { return Ok(None) };
     let summaries = source.summaries()?;
-    let groups = match &summaries {
-        Some(summaries) => summaries.groups(),
-        None => groups_of(&frame, source.config.as_ref()),
-    };
+    let groups = groups(source)?;
     let mut sheets = vec![sheet(&groups)];
     let slow = slow_of(source, &groups)?;
     if slow[0].rows.is_empty() && groups.iter().any(|group| group.ranks.len() > 1) {
@@ -40,11 +39,37 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
 
 /// Builds the tables of slow ranks and hosts alone.
 pub fn slow_sheets(source: &Source) -> Result<Vec<Sheet>> {
-    let groups = match source.summaries()? {
+    Ok(slow_of(source, &groups(source)?)?.into())
+}
+
+/// The counted steps of a training, in groups of equal conditions.
+///
+/// # Errors
+/// A table cannot be read.
+pub fn groups(source: &Source) -> Result<Vec<Group>> {
+    Ok(match source.summaries()? {
         Some(summaries) => summaries.groups(), // without reading the rows, of which there are many
         None => rows(source)?.map(|frame| groups_of(&frame, source.config.as_ref())).unwrap_or_default(),
+    })
+}
+
+/// The parts of the steps of `/steps`, warm-up left out, as spans that all begin at 0; those of steps on the most ranks.
+///
+/// # Errors
+/// A table cannot be read.
+pub fn steps_as_spans(source: &Source) -> Result<Vec<Row>> {
+    let Some(frame) = rows(source)? else { return Ok(Vec::new()) };
+    let steps = rank_steps(&frame, false);
+    let most = steps.iter().map(|step| step.conditions.world_size).max().unwrap_or(0);
+    let counted = steps.iter().filter(|step| !step.is_warmup && step.conditions.world_size == most);
+    let spans = |of: &RankStep| {
+        let (rank, step, times) = (of.rank.max(0) as usize, of.step.max(0) as usize, of.times);
+        Part::ALL.into_iter().map(move |part| {
+            let (lane, name, end) = (Lane::Compute, Name::Part(part), f64::from(times.get(part)));
+            Row { rank, step, lane, name, end, ..Row::default() }
+        })
     };
-    Ok(slow_of(source, &groups)?.into())
+    Ok(counted.flat_map(spans).collect())
 }
 
 /// The table `/steps` of a training. A sweep's holds the steps of all its cases, which /scaling summarizes.
@@ -60,7 +85,7 @@ fn slow_of(source: &Source, groups: &[Group]) -> Result<[Sheet; 2]> {
 /// Groups the counted steps by number of ranks and timing.
 fn groups_of(frame: &Frame, config: Option<&Config>) -> Vec<Group> {
     let profile = config.is_some_and(|config| config.metrics.timing == Timing::Profile);
-    groups(&rank_steps(frame, profile))
+    metrics::groups(&rank_steps(frame, profile))
 }
 
 fn sheet(groups: &[Group]) -> Sheet {
@@ -71,7 +96,7 @@ fn sheet(groups: &[Group]) -> Sheet {
         Heading::new("timing", "1", "profile: nothing overlaps, or overlap"),
         Heading::new("part", "1", "part of the step"),
     ];
-    sheet.columns.extend([MEAN, P50, P99, SLOWEST_RANK, SHARE].iter().map(Heading::from));
+    sheet.columns.extend([MEAN, P50, P99, MEAN_OF_SLOWEST, SHARE].iter().map(Heading::from));
     for group in groups {
         let timing = if group.conditions.is_profile { Timing::Profile } else { Timing::Overlap };
         let case = [Cell::Int(group.conditions.world_size as i64), Cell::from(timing.as_str())];

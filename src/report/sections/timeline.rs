@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::device::{Lane, Name};
 use crate::error::Result;
 use crate::metrics::Part;
+use crate::metrics::definitions::EXPOSED;
 use crate::report::figure::{Axis, Figure, Panel, Rank, Scale, Timeline};
 use crate::report::section::Section;
 use crate::report::source::Source;
@@ -15,6 +16,9 @@ use crate::units::Second;
 /// Parts that the compute lane shows, in the order of the legend; then those of the communication lane.
 const PARTS: [Part; 7] =
     [Part::Data, Part::Forward, Part::Backward, Part::CommExposed, Part::Optimizer, Part::CommWait, Part::Comm];
+
+/// Least share of the exposed communication for which a cause has a row of its own.
+const LEAST_SHARE: f64 = 1e-3;
 
 /// Builds the table of causes, and the timelines of a typical step and of the slowest one.
 pub fn section(source: &Source) -> Result<Option<Section>> {
@@ -33,13 +37,21 @@ fn sheet(rows: &[Row]) -> Sheet {
     sheet.note = said.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ");
     sheet.columns = vec![
         Heading::new("cause", "1", "what the rank waited for"),
-        Heading::new("exposed", "s", "exposed communication per step and rank"),
-        Heading::new("share", "1", "share of the exposed communication"),
+        Heading::from(&EXPOSED),
+        Heading::new("share", "percent", "share of the exposed communication"),
     ];
     let Some(exposed) = exposed else { return sheet };
-    for (cause, seconds) in &exposed.causes {
-        let numbers = [*seconds, seconds / exposed.seconds].map(Cell::Float);
-        sheet.rows.push([Cell::from(cause.describe().as_str())].into_iter().chain(numbers).collect());
+    let mut row = |cause: &str, seconds: Second| {
+        let numbers = [seconds, 100.0 * seconds / exposed.seconds].map(Cell::Float);
+        sheet.rows.push([Cell::from(cause)].into_iter().chain(numbers).collect());
+    };
+    // Together, or left out, so that all rows read well in one unit.
+    let (shown, small): (Vec<_>, Vec<_>) =
+        exposed.causes.iter().partition(|(_, seconds)| *seconds >= LEAST_SHARE * exposed.seconds);
+    shown.iter().for_each(|(cause, seconds)| row(&cause.describe(), *seconds));
+    let others: Second = small.iter().map(|(_, seconds)| seconds).sum();
+    if others >= LEAST_SHARE * exposed.seconds {
+        row("all others, each below 0.1 %", others);
     }
     sheet
 }

@@ -80,8 +80,8 @@ pub struct Training<'a> {
     sampler: Sampler,
     schedule: Schedule,
     global_batch: GlobalBatch,
-    /// Multiplications and additions of the network per sample; `None` if they are not known.
-    operations: Option<[u64; 2]>,
+    /// Multiplications and additions of the network per sample, or why they are not known.
+    operations: Result<[u64; 2], String>,
     /// The table `/buckets`, on rank 0.
     buckets: Option<Table>,
     epochs_done: usize,
@@ -141,7 +141,7 @@ impl<'a> Training<'a> {
         let global_batch = job.agree(GlobalBatch::new(plan, samples))?;
 
         let mut convolutions = earlier.map_or_else(Convolutions::default, Convolutions::of_training);
-        let operations = job.agree(workload::operations(plan, datasets.train.form()))?;
+        let operations = job.agree(workload::operations(plan, datasets.train.form(), &model))?;
         let buckets = job.is_root().then(|| workload::buckets(plan, datasets.train.form())).transpose();
         let buckets = job.agree(buckets)?;
         convolutions.choose(&mut model, plan, job.target, &job.communicator, plan.train.batch_per_rank)?;
@@ -258,7 +258,7 @@ impl<'a> Training<'a> {
         self.epochs_done += 1;
         let scale = self.optimizer.loss_scale();
         let images_per_second = train.samples as f64 / seconds;
-        let forward = self.operations.map_or(f64::NAN, |[forward, _]| forward as f64);
+        let forward = self.operations.as_ref().map_or(f64::NAN, |[forward, _]| *forward as f64);
         self.record.add_epoch(EpochRow {
             epoch,
             world_size: job.world_size,
@@ -322,8 +322,11 @@ impl<'a> Training<'a> {
     }
 
     /// Multiplications and additions of the network per sample, see [`Workload::operations`](crate::workload::Workload::operations).
-    pub fn operations(&self) -> Option<[u64; 2]> {
-        self.operations
+    ///
+    /// # Errors
+    /// Returns why they are not known, for a network from a file.
+    pub fn operations(&self) -> Result<[u64; 2], &str> {
+        self.operations.as_ref().copied().map_err(String::as_str)
     }
 
     /// The model on this rank.
@@ -397,7 +400,7 @@ impl<'a> Training<'a> {
             let lr = self.schedule.lr(step) * (1.0 + self.plan.parallel.lr_spread * job.rank as f64);
             let (optimizer, traced) = (&mut self.optimizer, self.trace.wants(step));
             let time = timed_step(&mut batches, sizes, &mut self.replica, optimizer, job.world_size, lr, traced)?;
-            self.trace.count(time.span_count());
+            self.trace.count(step, time.span_count(), sizes.iter().sum());
             if self.replica.result_is_ready() {
                 self.take_result(step, lr)?;
             }

@@ -67,7 +67,7 @@ impl Training<'_> {
         let tables = resume.map_or(&[][..], |resume| &resume.content.tables);
         self.record.resume(&self.job.communicator, self.steps_done, self.epoch.seconds(), tables)?;
         self.divergence.resume(tables);
-        self.trace.resume(tables);
+        self.trace.resume(self.job, tables)?;
         self.gpus.resume(tables);
         self.reads.resume(tables);
         if let Some(resume) = resume {
