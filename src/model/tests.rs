@@ -215,7 +215,7 @@ fn names_and_initial_values_are_pytorchs_to_the_last_bit() {
         let own: Vec<_> = model.state.iter().filter(|entry| entry.role != Role::Counter).collect();
         assert_eq!(own.len(), entries.len(), "{keys}");
         for (entry, (name, shape, sum)) in own.iter().zip(entries) {
-            assert_eq!((entry.name.as_str(), entry.tensor.size()), (name.clone(), shape), "{keys}");
+            assert_eq!((entry.name.as_str(), entry.tensor.size()), (name, shape), "{keys}");
             // Drawn through erfinv, in which libtorch calls the C library's log and exp: between glibc 2.36 and 2.41 a few values
             // differ in the last bit, in PyTorch too. Here: one in a hundred.
             let of_c_library = if name == "conv_proj.weight" { (entry.tensor.numel() as u64).pow(2) / 100 } else { 0 };
