@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Job;
-use crate::collective::{DeviceCollectives, Network, measure_network};
+use crate::collective::{Communicator, DeviceCollectives, Network, measure_network};
 use crate::config::{Algorithm, Plan};
 use crate::error::Result;
 
@@ -18,20 +18,22 @@ impl Job {
         self.places.iter().take(ranks).map(|place| &place.host).collect::<BTreeSet<_>>().len()
     }
 
-    /// The plan with the sizes at which `auto` changes the all-reduce between hosts, unless it has them or needs none: those that
-    /// the network suggests, which is measured and returned. A collective; on one host nothing is sent.
+    /// The plan for `ranks`, the first of the job, with the sizes at which `auto` changes the all-reduce between hosts, unless it has
+    /// them or needs none: those that the network suggests, which is measured and returned. A collective of `ranks`; on one host
+    /// nothing is sent.
     ///
     /// # Errors
     /// A rank is gone.
-    pub fn with_crossovers(&self, plan: &Plan) -> Result<(Plan, Option<Network>)> {
+    pub fn with_crossovers(&self, plan: &Plan, ranks: &Communicator) -> Result<(Plan, Option<Network>)> {
         let parallel = &plan.parallel;
         let chooses = parallel.all_reduce == Algorithm::Auto && parallel.crossovers.is_empty();
         let through_host = DeviceCollectives::go_through_host(self.target, parallel.all_reduce);
-        let is_one_host = self.ranks_of_host().len() == self.world_size; // alike on all ranks, which `places` are not
+        // Alike on all ranks, which `places` are not.
+        let is_one_host = self.ranks_of_host().iter().filter(|rank| **rank < ranks.size()).count() == ranks.size();
         if !chooses || is_one_host || !through_host {
             return Ok((plan.clone(), None));
         }
-        let network = measure_network(&self.communicator)?;
+        let network = measure_network(ranks)?;
         let plan = match &network {
             Some(network) => plan.adapted(|config| config.parallel.crossovers = network.crossovers().into())?,
             None => plan.clone(),

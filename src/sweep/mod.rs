@@ -12,7 +12,7 @@ mod record;
 mod scaling;
 mod visit;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
@@ -22,6 +22,7 @@ use crate::collective::{Collective, Communicator, WaitPolicy};
 use crate::collectives::{self, Bench, Budget};
 use crate::config::{Config, ModelName, Plan};
 use crate::data::{self, Datasets, Form};
+use crate::environment;
 use crate::error::Result;
 use crate::launch::Job;
 use crate::live::{Live, Outlets};
@@ -61,12 +62,12 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
     if let Some(record) = &mut record {
         record.buckets = buckets;
     }
-    let groups = groups(job, &cases)?;
+    let groups = groups(plan, job, &cases)?;
     measure_all_reduce(plan, job, &cases, &groups, datasets.train.form(), &mut record)?;
     let earlier = record.as_ref().and_then(|record| record.convolutions.as_ref());
     let convolutions = Convolutions::of_sweep(earlier.map_or(&[][..], std::slice::from_ref));
     let live = Live::new(job, &plan.metrics, Outlets::none());
-    let mut visits = Visits { plan, job, dataset: &datasets.train, convolutions, live };
+    let mut visits = Visits { job, dataset: &datasets.train, convolutions, live };
     visits.live.begin_work();
     let (mut begun, all) = (0, plan.sweep.rounds * cases.len());
     for round in 0..plan.sweep.rounds {
@@ -121,15 +122,33 @@ fn buckets(plan: &Plan, cases: &[Case], form: Form) -> Result<Option<Table>> {
     Ok(all)
 }
 
-/// Communicators over the first ranks of the job, one per number of ranks; `None` on a rank outside the communicator.
-fn groups(job: &Job, cases: &[Case]) -> Result<BTreeMap<usize, Option<Arc<Communicator>>>> {
-    let mut counts: Vec<usize> = cases.iter().map(|case| case.ranks).collect();
-    counts.sort_unstable();
-    counts.dedup();
+/// The first ranks of the job, which visit the cases of their number.
+struct Group {
+    ranks: Arc<Communicator>,
+    /// Plan of the sweep with the all-reduce that these ranks choose between their hosts: once, so that all visits sum alike.
+    plan: Plan,
+}
+
+/// The groups by their number of ranks; `None` on a rank outside.
+fn groups(plan: &Plan, job: &Job, cases: &[Case]) -> Result<BTreeMap<usize, Option<Group>>> {
+    let counts: BTreeSet<usize> = cases.iter().map(|case| case.ranks).collect();
     let mut groups = BTreeMap::new();
-    for ranks in counts {
-        let group = job.communicator.split((job.rank < ranks).then_some(0))?;
-        groups.insert(ranks, group.map(Arc::new));
+    for count in counts {
+        let group = match job.communicator.split((job.rank < count).then_some(0))? {
+            Some(ranks) => {
+                let (plan, network) = job.with_crossovers(plan, &ranks)?;
+                if let (Some(network), true) = (&network, job.is_root()) {
+                    println!(
+                        "# {}",
+                        environment::describe_crossovers(network.hosts, network.crossovers(), Some(network))
+                    );
+                }
+                Some(Group { ranks: Arc::new(ranks), plan })
+            }
+            None => None,
+        };
+        job.communicator.patient_barrier(WaitPolicy::Idle)?;
+        groups.insert(count, group);
     }
     Ok(groups)
 }
@@ -139,7 +158,7 @@ fn measure_all_reduce(
     plan: &Plan,
     job: &Job,
     cases: &[Case],
-    groups: &BTreeMap<usize, Option<Arc<Communicator>>>,
+    groups: &BTreeMap<usize, Option<Group>>,
     form: Form,
     record: &mut Option<Record>,
 ) -> Result<()> {
@@ -158,7 +177,7 @@ fn measure_all_reduce(
     elements.dedup();
     let mut rows = Vec::new();
     for (&ranks, group) in groups.iter().filter(|(ranks, _)| **ranks > 1) {
-        if let Some(group) = group {
+        if let Some(Group { ranks: group, plan }) = group {
             let largest = *elements.last().expect("there are sizes");
             let (limit, hosts) = (plan.launch.comm_timeout(), job.hosts_of(ranks));
             let mut bench =

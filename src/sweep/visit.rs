@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Case, memory};
+use super::{Case, Group, memory};
 use crate::collective::{Combine, Communicator};
 use crate::config::{self, Config, ModelName, Plan};
 use crate::data::{BatchPlan, Dataset, Feed, Form, Sampler};
@@ -83,7 +83,6 @@ fn at_least(plan: &Plan, case: &Case, job: &Job, dataset: &Dataset) -> Result<By
 
 /// What all visits of a sweep share.
 pub(super) struct Visits<'a> {
-    pub plan: &'a Plan,
     pub job: &'a Job,
     pub dataset: &'a Arc<Dataset>,
     /// Choices for the convolutions of the visits so far, on rank 0.
@@ -93,10 +92,11 @@ pub(super) struct Visits<'a> {
 }
 
 impl Visits<'_> {
-    /// Visits `case` for `seconds` on the ranks of `group` (all of them call this). `needed` is the memory a rank probably takes, 0 if
+    /// Visits `case` for `seconds` on the ranks of the group (all of them call this). `needed` is the memory a rank probably takes, 0 if
     /// unknown.
-    pub fn visit(&mut self, case: &Case, group: &Arc<Communicator>, needed: Bytes, seconds: Second) -> Result<Outcome> {
-        let &mut Visits { plan, job, dataset, ref mut convolutions, ref mut live } = self;
+    pub fn visit(&mut self, case: &Case, group: &Group, needed: Bytes, seconds: Second) -> Result<Outcome> {
+        let &mut Visits { job, dataset, ref mut convolutions, ref mut live } = self;
+        let Group { ranks: group, plan } = group;
         let plan = plan.adapted(|config| {
             config.model = model_of(&config.model, case.model);
             config.metrics.timing = case.timing;

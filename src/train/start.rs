@@ -189,7 +189,7 @@ pub fn with_its_crossovers(plan: &Plan, job: &Job, how: Option<&Beginning>) -> R
     let numbers = saved.map_or([-1.0; 2], |(saved, _)| [saved.mpi_below as f64, saved.ring_from as f64]);
     let [mpi_below, ring_from] = job.from_root(numbers)?;
     if mpi_below < 0.0 || plan.parallel.all_reduce != Algorithm::Auto || !plan.parallel.crossovers.is_empty() {
-        return job.with_crossovers(plan);
+        return job.with_crossovers(plan, &job.communicator);
     }
     let saved = Crossovers { mpi_below: mpi_below as u64, ring_from: ring_from as u64 };
     Ok((job.agree(plan.adapted(|config| config.parallel.crossovers = saved.into()))?, None))
