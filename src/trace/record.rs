@@ -231,7 +231,7 @@ impl TraceRecord {
         self.before = self.rows.iter().map(|row| row.end).fold(0.0, f64::max);
     }
 
-    /// Sets the room of each of `ranks` ranks for spans beside the `kept` ones: the run has so many, not the job.
+    /// Sets the room of each of `ranks` ranks for spans beside the `kept` ones of earlier jobs: the limit is that of the whole run.
     fn leave_room(&mut self, kept: usize, ranks: usize) {
         self.room = MOST_ROWS.saturating_sub(kept) / ranks;
     }

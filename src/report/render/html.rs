@@ -128,7 +128,7 @@ fn plots(figure: &Figure) -> Result<String, String> {
     let (figure, words) = figure.without_dots();
     let words: String = words.iter().map(|text| format!("<p>{}</p>\n", escaped(text))).collect();
     let Some(figure) = figure else {
-        return Ok(format!("<p><strong>{title}</strong></p>\n{words}"));
+        return Ok(format!("<p><strong>{title}</strong></p>\n{words}<p class=\"note\">{note}</p>\n"));
     };
     let mut html = format!("{words}<figure>\n<figcaption><strong>{title}</strong>{note}</figcaption>\n");
     for (layout, class) in [(Layout::Wide, "wide"), (Layout::Narrow, "narrow")] {
