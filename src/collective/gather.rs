@@ -14,7 +14,7 @@ impl Communicator {
     /// Concatenates every rank's `values`, of equal length, in the order of the ranks, on every rank.
     ///
     /// # Errors
-    /// Returns [`Error::Mpi`] if MPI reports a failure.
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub fn all_gather<T: MpiType>(&self, kind: Kind, values: &[T]) -> Result<Vec<T>> {
         let mut all = vec![T::default(); values.len() * self.size()];
         self.counted(kind, Collective::AllGather, size_of_val(values), || {
@@ -31,7 +31,7 @@ impl Communicator {
     /// Concatenates every rank's `values`, of equal length, in the order of the ranks, on rank 0; empty on the others.
     ///
     /// # Errors
-    /// Returns [`Error::Mpi`] if MPI reports a failure.
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub fn gather<T: MpiType>(&self, kind: Kind, values: &[T]) -> Result<Vec<T>> {
         let mut all = vec![T::default(); if self.rank() == 0 { values.len() * self.size() } else { 0 }];
         self.counted(kind, Collective::Gather, size_of_val(values), || {
@@ -49,7 +49,7 @@ impl Communicator {
     /// sends none.
     ///
     /// # Errors
-    /// Returns [`Error::Mpi`] if MPI reports a failure.
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub fn gather_varying<T: MpiType>(&self, kind: Kind, values: &[T]) -> Result<Vec<Vec<T>>> {
         let counts: Vec<c_int> =
             self.gather(kind, &[values.len() as u64])?.into_iter().map(|count| count as c_int).collect();
@@ -79,7 +79,7 @@ impl Communicator {
     /// other ranks are ignored. Returns this rank's `length` elements.
     ///
     /// # Errors
-    /// Returns [`Error::Mpi`] if MPI reports a failure.
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub fn scatter<T: MpiType>(&self, kind: Kind, values: &[T], length: usize) -> Result<Vec<T>> {
         debug_assert!(self.rank() > 0 || values.len() == length * self.size());
         let mut own = vec![T::default(); length];
@@ -97,7 +97,7 @@ impl Communicator {
     /// Every rank's `text`, in the order of the ranks, on every rank. Texts are cut at 256 bytes.
     ///
     /// # Errors
-    /// Returns [`Error::Mpi`] if MPI reports a failure.
+    /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub fn all_gather_text(&self, kind: Kind, text: &str) -> Result<Vec<String>> {
         const WIDTH: usize = 256;
         let mut padded = [0u8; WIDTH];

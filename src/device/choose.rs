@@ -243,8 +243,8 @@ mod tests {
         };
         assert!(!falls_back(lacks("no NVIDIA driver here", false)) && !falls_back(Found::default()));
         assert!(falls_back(lacks("the NVIDIA driver does not work", true)) && falls_back(sees(&[1])));
-        let emulated = Found { emulated: true, ..Found::default() };
-        assert_eq!(chosen(&launch(Device::Auto, false), &[&[emulated.clone()], &[emulated]]).0, Choice::Emulated);
+        let emulated = [Found { emulated: true, ..Found::default() }];
+        assert_eq!(chosen(&launch(Device::Auto, false), &[&emulated, &emulated]).0, Choice::Emulated);
     }
 
     #[test]

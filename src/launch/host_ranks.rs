@@ -14,7 +14,7 @@ pub(super) struct HostRanks {
     pub communicator: Communicator,
     /// Name of the host.
     pub name: String,
-    /// Their numbers in the job, ascending.
+    /// Numbers of these ranks in the job, ascending.
     pub numbers: Vec<usize>,
 }
 
