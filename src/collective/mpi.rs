@@ -3,7 +3,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use mpi::traits::AsRaw;
@@ -74,7 +74,7 @@ pub struct Communicator {
     owned: Owned,
     /// Lowest thread level that MPI granted on any rank.
     granted: Threading,
-    ledger: Mutex<Ledger>,
+    ledger: Arc<Mutex<Ledger>>,
 }
 
 /// Whether a handle is freed with its communicator.
@@ -119,7 +119,7 @@ impl Communicator {
             ffi::MPI_Op_create(Some(add::<Fp16>), 1, fp16_sum.as_mut_ptr());
             (bf16_sum.assume_init(), fp16_sum.assume_init())
         };
-        let ledger = Mutex::default();
+        let ledger = Arc::default();
         Communicator { raw, rank: rank as usize, size: size as usize, bf16_sum, fp16_sum, owned, granted, ledger }
     }
 
@@ -188,6 +188,12 @@ impl Communicator {
             self.check("MPI_Comm_split", code)?;
             Ok((color != ffi::RSMPI_UNDEFINED).then(|| Communicator::new(part.assume_init(), Owned::Yes, self.granted)))
         }
+    }
+
+    /// This communicator, counting in the ledger of `other` from here on.
+    pub fn counting_in(mut self, other: &Communicator) -> Communicator {
+        self.ledger = other.ledger.clone();
+        self
     }
 
     /// Waits for every rank by MPI_Barrier, which spins: for waits that are short, or with nothing else to do. Returns the

@@ -32,13 +32,13 @@ impl HostRanks {
     /// # Errors
     /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub fn meet(all: &Communicator, name: String) -> Result<HostRanks> {
-        let memory = all.split_by_host()?;
+        let memory = all.split_by_host()?.counting_in(all);
         // Containers on one host may share its memory and have names of their own.
         let names = memory.all_gather_text(Kind::Control, &name)?;
         let first = names.iter().position(|other| *other == names[memory.rank()]);
         let communicator = match names.iter().all(|other| *other == names[0]) {
             true => memory,
-            false => memory.split(first)?.expect("every rank passes a color"),
+            false => memory.split(first)?.expect("every rank passes a color").counting_in(all),
         };
         let numbers = communicator.all_gather(Kind::Control, &[all.rank() as u64])?;
         Ok(HostRanks { communicator, name, numbers: numbers.into_iter().map(|number| number as usize).collect() })
