@@ -123,6 +123,20 @@ impl Sheet {
         self
     }
 
+    /// This sheet with a hundred of its rows at most, evenly chosen with the first and the last, and a note that says so: for
+    /// tables that grow with the epochs.
+    pub fn thinned(mut self) -> Sheet {
+        const MOST: usize = 100;
+        let all = self.rows.len();
+        if all > MOST {
+            let chosen = |place: usize| place * (all - 1) / (MOST - 1);
+            self.rows = (0..MOST).map(|place| std::mem::take(&mut self.rows[chosen(place)])).collect();
+            let note = format!("{MOST} of {all} rows; all: hpml report FILE --table {}", self.name);
+            self.note = if self.note.is_empty() { note } else { format!("{}; {note}", self.note) };
+        }
+        self
+    }
+
     /// Sets the note.
     pub fn with_note(mut self, note: impl Into<String>) -> Sheet {
         self.note = note.into();
@@ -266,6 +280,23 @@ mod tests {
         sheet.columns.push(Heading::new("c", units, ""));
         sheet.rows = cells.into_iter().map(|cell| vec![cell]).collect();
         sheet.shown().remove(0)
+    }
+
+    #[test]
+    fn a_long_table_keeps_a_hundred_rows_with_the_first_and_the_last() {
+        let sheet = |rows: i64| Sheet {
+            columns: vec![Heading::new("epoch", "1", "")],
+            rows: (0..rows).map(|row| vec![Cell::Int(row)]).collect(),
+            ..Sheet::new("epochs", "title").with_note("note")
+        };
+        assert_eq!(sheet(100).thinned(), sheet(100));
+        let long = sheet(10_000).thinned();
+        assert_eq!(
+            (long.rows.len(), &long.rows[0], &long.rows[99]),
+            (100, &vec![Cell::Int(0)], &vec![Cell::Int(9999)])
+        );
+        assert_eq!(long.note, "note; 100 of 10000 rows; all: hpml report FILE --table epochs");
+        assert!(sheet(101).thinned().rows.iter().all(|row| row.len() == 1));
     }
 
     #[test]

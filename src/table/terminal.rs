@@ -68,11 +68,12 @@ fn blocks(columns: &[Shown], keys: usize, width: usize) -> Vec<Range<usize>> {
 }
 
 fn write_block(text: &mut String, columns: &[&Shown], rows: usize) {
+    let widths: Vec<usize> = columns.iter().map(|column| needed(column) - 2).collect();
     let mut line = |start: &str, value: &dyn Fn(&Shown) -> String| {
         let mut line = start.to_owned();
-        for column in columns {
+        for (column, width) in columns.iter().zip(&widths) {
             let value = value(column);
-            let pad = " ".repeat((needed(column) - 2).saturating_sub(value.chars().count()));
+            let pad = " ".repeat(width.saturating_sub(value.chars().count()));
             line += &if column.is_text { format!(" {value}{pad} ") } else { format!(" {pad}{value} ") };
         }
         let _ = writeln!(text, "{}", line.trim_end());

@@ -285,10 +285,12 @@ fn epochs(
             Progress::Stopped(signal) => return Ok(Some(signal)),
             Progress::Finished => return Ok(None),
         }
-        let write_started = Instant::now();
-        if let Some(outputs) = &mut outputs {
+        if outputs.is_some() {
             console::print_epoch(training.record().epochs(), plan.train.epochs);
             log_epoch(training, live);
+        }
+        let write_started = Instant::now();
+        if let Some(outputs) = &mut outputs {
             outputs.after_epoch(training)?;
         }
         let (wrote, checkpoint_started) = (write_started.elapsed(), Instant::now());

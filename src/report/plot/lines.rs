@@ -34,6 +34,9 @@ pub fn size(lines: &Lines, layout: Layout, columns: usize, with_legend: bool) ->
     }
 }
 
+/// Points of a line that have a marker each.
+const MOST_MARKED: usize = 200;
+
 /// Draws the panel.
 pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines, layout: Layout, with_legend: bool) {
     let (x_values, y_values) = values(lines);
@@ -87,8 +90,9 @@ pub fn draw(drawing: &mut Drawing, area: Area, lines: &Lines, layout: Layout, wi
             _ if series.is_dashed => drawing.dashed(&points, 2.0, color),
             Style::Line | Style::Plain => drawing.path(points.clone(), 2.0, color),
         }
-        // A single point makes no line, so it gets a marker.
-        if matches!(series.style, Style::Line | Style::Points) || points.len() == 1 {
+        // A single point makes no line, so it gets a marker; the markers of very many would hide their line.
+        let is_marked = matches!(series.style, Style::Line) && points.len() <= MOST_MARKED;
+        if is_marked || series.style == Style::Points || points.len() == 1 {
             points.iter().for_each(|point| drawing.marker(*point, series.file, color));
         }
     }

@@ -45,7 +45,7 @@ fn sheet(frame: &Frame) -> Sheet {
             || frame.rows().into_iter().any(|row| !frame.number(column, row).is_nan())
     };
     let columns: Vec<&str> = columns.into_iter().filter(told).collect();
-    frame.sheet("epochs", "Loss and accuracy by epoch", &columns, &frame.rows())
+    frame.sheet("epochs", "Loss and accuracy by epoch", &columns, &frame.rows()).thinned()
 }
 
 fn curves(frame: &Frame, what: &str, units: &str, columns: [&str; 2]) -> Panel {

@@ -1,6 +1,6 @@
 //! Section of `/spread` and `/ranks`: how far the networks of the ranks differ.
 
-use super::study::{series, variants, x_values};
+use super::study::{rows_by, series, variants};
 use crate::error::Result;
 use crate::metrics::mean;
 use crate::report::figure::{Axis, Figure, Lines, Panel, Scale};
@@ -29,8 +29,8 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     sheet.rows = variants.iter().map(|variant| row(&spread, &ranks, variant)).collect();
 
     // A logarithmic axis has no 0, so equal ranks have no point.
-    let spread_of = |variant: &str, step| {
-        let value = at(&spread, variant, "steps_done", step, "parameter_spread");
+    let spread_of = |rows: &[usize]| {
+        let value = of_seeds(&spread, rows, "parameter_spread");
         if value > 0.0 { value } else { f64::NAN }
     };
     let panels = vec![
@@ -44,7 +44,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
             title: "worst rank".into(),
             x: Axis::new("epoch", "1", Scale::Linear),
             y: Axis::new("test accuracy", "percent", Scale::Linear),
-            series: series(&ranks, &variants, "epoch", &|variant, epoch| extreme(&ranks, variant, epoch, f64::min)),
+            series: series(&ranks, &variants, "epoch", &|rows| extreme(&ranks, rows, f64::min)),
         }),
     ];
     let figure = Figure::new("ranks", "Divergence of the ranks, mean over the seeds", panels)
@@ -53,31 +53,30 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
 }
 
 fn row(spread: &Frame, ranks: &Frame, variant: &str) -> Vec<Cell> {
-    let steps = x_values(spread, variant, "steps_done");
-    let (first, last) = (steps.first().copied().unwrap_or(0), steps.last().copied().unwrap_or(0));
-    let epoch = x_values(ranks, variant, "epoch").last().copied().unwrap_or(0);
+    let steps = rows_by(spread, variant, "steps_done");
+    let (first, last) = (steps.values().next(), steps.values().next_back());
+    let epochs = rows_by(ranks, variant, "epoch");
+    let of = |rows: Option<&Vec<usize>>, column| rows.map_or(f64::NAN, |rows| of_seeds(spread, rows, column));
+    let of_last = |pick| epochs.values().next_back().map_or(f64::NAN, |rows| extreme(ranks, rows, pick));
     vec![
         Cell::from(variant),
-        Cell::Float(at(spread, variant, "steps_done", first, "parameter_spread")),
-        Cell::Float(at(spread, variant, "steps_done", last, "parameter_spread")),
-        Cell::Float(at(spread, variant, "steps_done", last, "buffer_spread")),
-        Cell::Float(extreme(ranks, variant, epoch, f64::min)),
-        Cell::Float(extreme(ranks, variant, epoch, f64::max)),
+        Cell::Float(of(first, "parameter_spread")),
+        Cell::Float(of(last, "parameter_spread")),
+        Cell::Float(of(last, "buffer_spread")),
+        Cell::Float(of_last(f64::min)),
+        Cell::Float(of_last(f64::max)),
     ]
 }
 
-/// Mean over the seeds of `column` in the rows of `variant` where column `x` is `place`.
-fn at(frame: &Frame, variant: &str, x: &str, place: i64, column: &str) -> f64 {
-    let rows = frame.rows_where(|row| frame.text("variant", row) == variant && frame.integer(x, row) == Some(place));
-    mean(rows.into_iter().map(|row| frame.number(column, row)))
+/// Mean of `column` over `rows`, one per seed.
+fn of_seeds(frame: &Frame, rows: &[usize], column: &str) -> f64 {
+    mean(rows.iter().map(|&row| frame.number(column, row)))
 }
 
-/// Mean over the seeds of the test accuracy of the worst (`pick` = min) or best (max) rank.
-fn extreme(ranks: &Frame, variant: &str, epoch: i64, pick: fn(f64, f64) -> f64) -> f64 {
-    let rows =
-        ranks.rows_where(|row| ranks.text("variant", row) == variant && ranks.integer("epoch", row) == Some(epoch));
+/// Mean over the seeds of the test accuracy of the worst (`pick` = min) or best (max) rank in `rows`.
+fn extreme(ranks: &Frame, rows: &[usize], pick: fn(f64, f64) -> f64) -> f64 {
     let mut seeds: Vec<(Option<i64>, f64)> = Vec::new();
-    for row in rows {
+    for &row in rows {
         let (seed, accuracy) = (ranks.integer("seed", row), ranks.number("test_accuracy", row));
         match seeds.iter_mut().find(|(known, _)| *known == seed) {
             Some((_, extreme)) => *extreme = pick(*extreme, accuracy),

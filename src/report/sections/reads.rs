@@ -12,6 +12,6 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     let sheet = frame.sheet("reads", "Training samples read from files, by epoch", &columns, &frame.rows()).with_note(
         "bytes as decompressed, from storage or from the system's page cache; read_seconds is the sum over the threads that read \
          ahead, read_wait the time that the training waited for them",
-    );
+    ).thinned();
     Ok(Some(Section::new("Reading", vec![sheet], Vec::new())))
 }

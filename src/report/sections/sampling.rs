@@ -1,6 +1,6 @@
 //! Section of `/sampling`: the samples that the ranks drew, and how well the epochs mixed them.
 
-use super::study::{curves, variants, x_values};
+use super::study::{curves, rows_by, variants};
 use crate::error::Result;
 use crate::metrics::mean;
 use crate::report::figure::Figure;
@@ -20,9 +20,7 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
         sheet.columns = vec![Heading::new("variant", "1", "name of the variant")];
         sheet.columns.extend(COLUMNS.iter().filter_map(|name| frame.heading(name)));
         for variant in &variants {
-            let last = x_values(&frame, variant, "epoch").last().copied();
-            let rows =
-                frame.rows_where(|row| frame.text("variant", row) == variant && frame.integer("epoch", row) == last);
+            let rows = rows_by(&frame, variant, "epoch").into_values().next_back().unwrap_or_default();
             let of = |heading: &Heading| Cell::Float(mean(rows.iter().map(|&row| frame.number(&heading.name, row))));
             sheet
                 .rows
@@ -32,8 +30,9 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     } else {
         frame.sheet("sampling", title, &[&["epoch"][..], &COLUMNS].concat(), &frame.rows())
     };
-    let sheet =
-        sheet.with_note("met_before: pairs of samples in a global batch that also shared one in the previous epoch");
+    let sheet = sheet
+        .with_note("met_before: pairs of samples in a global batch that also shared one in the previous epoch")
+        .thinned();
     let panels = vec![
         curves(&frame, &variants, "epoch", "seen_so_far", "percent", "samples seen so far"),
         curves(&frame, &variants, "epoch", "met_before", "percent", "pairs that met in the previous epoch"),

@@ -1,5 +1,7 @@
 //! Section of `/study`: variants of a training side by side.
 
+use std::collections::BTreeMap;
+
 use crate::error::Result;
 use crate::metrics::definitions::{AGAINST_FIRST, DIVERGED, LEAST, MOST, SEEDS, VARIANT_ACCURACY, WON_BACK};
 use crate::metrics::{self, mean};
@@ -85,35 +87,31 @@ fn last_of_seeds(frame: &Frame, rows: &[usize]) -> Vec<usize> {
     last.into_iter().map(|(_, row)| row).collect()
 }
 
-/// The whole numbers in column `x` of a variant's rows, sorted, without duplicates.
-pub(super) fn x_values(frame: &Frame, variant: &str, x: &str) -> Vec<i64> {
-    let rows = frame.rows_where(|row| frame.text("variant", row) == variant);
-    let mut values: Vec<i64> = rows.iter().filter_map(|&row| frame.integer(x, row)).collect();
-    values.sort_unstable();
-    values.dedup();
-    values
+/// Rows of a variant by the whole number in column `x`: one per seed, or per seed and rank.
+pub(super) fn rows_by(frame: &Frame, variant: &str, x: &str) -> BTreeMap<i64, Vec<usize>> {
+    let mut rows: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
+    for row in frame.rows_where(|row| frame.text("variant", row) == variant) {
+        if let Some(place) = frame.integer(x, row) {
+            rows.entry(place).or_default().push(row);
+        }
+    }
+    rows
 }
 
 /// A panel of `column` over `x`, one curve per variant, mean over the seeds.
 pub(super) fn curves(frame: &Frame, variants: &[String], x: &str, column: &str, units: &str, title: &str) -> Panel {
-    let values = |variant: &str, place: i64| -> Vec<f64> {
-        let here = |row| frame.text("variant", row) == variant && frame.integer(x, row) == Some(place);
-        frame
-            .rows_where(here)
-            .into_iter()
-            .map(|row| frame.number(column, row))
-            .filter(|value| value.is_finite())
-            .collect()
+    let values = |rows: &[usize]| -> Vec<f64> {
+        rows.iter().map(|&row| frame.number(column, row)).filter(|value| value.is_finite()).collect()
     };
-    let mut series = series(frame, variants, x, &|variant, place| mean(values(variant, place)));
+    let mut series = series(frame, variants, x, &|rows| mean(values(rows)));
     for series in &mut series {
-        let ends = |place: i64| {
-            let seeds = values(&series.label, place);
+        let ends = |(place, rows): (i64, Vec<usize>)| {
+            let seeds = values(&rows);
             let extreme = |from: f64, pick: fn(f64, f64) -> f64| seeds.iter().copied().fold(from, pick);
             let ends = (place as f64, extreme(f64::INFINITY, f64::min), extreme(f64::NEG_INFINITY, f64::max));
             (seeds.len() > 1).then_some(ends)
         };
-        let intervals = x_values(frame, &series.label, x).into_iter().filter_map(ends).collect();
+        let intervals = rows_by(frame, &series.label, x).into_iter().filter_map(ends).collect();
         *series = series.clone().with_intervals(intervals);
     }
     Panel::Lines(Lines {
@@ -124,10 +122,10 @@ pub(super) fn curves(frame: &Frame, variants: &[String], x: &str, column: &str, 
     })
 }
 
-/// One curve per variant of `value(variant, x)` over the variant's values of column `x`; non-finite points are left out.
-pub(super) fn series(frame: &Frame, variants: &[String], x: &str, value: &dyn Fn(&str, i64) -> f64) -> Vec<Series> {
+/// One curve per variant over the variant's values of column `x`: `value` of the rows there; non-finite points are left out.
+pub(super) fn series(frame: &Frame, variants: &[String], x: &str, value: &dyn Fn(&[usize]) -> f64) -> Vec<Series> {
     let of_variant = |(color, variant): (usize, &String)| {
-        let points = x_values(frame, variant, x).into_iter().map(|place| (place as f64, value(variant, place)));
+        let points = rows_by(frame, variant, x).into_iter().map(|(place, rows)| (place as f64, value(&rows)));
         Series::new(variant, Style::Line, color, points.collect())
     };
     variants.iter().enumerate().map(of_variant).filter(|series| !series.points.is_empty()).collect()
