@@ -140,7 +140,7 @@ impl<'a> Begun<'a> {
     /// sequel (`has_sequel`) the run file is finished by [`Trained::finish`]. A collective.
     ///
     /// # Errors
-    /// [`Error::Stopped`] on every rank if a signal ended the training before its end; before the first step what cannot be
+    /// [`Error::Stopped`](crate::error::Error::Stopped) on every rank if a signal ended the training before its end; before the first step what cannot be
     /// written or resumed.
     pub fn run(self, has_sequel: bool) -> Result<Trained<'a>> {
         let Begun { plan, job, datasets, batch, is_resumed, network, output, mut live } = self;
