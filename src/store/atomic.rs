@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 
 use hdf5::file::FileCloseDegree;
 use hdf5::plist::group_create::LinkCreationOrder;
+use hdf5::plist::{FileAccessBuilder, FileCreate};
 use tempfile::{NamedTempFile, TempPath};
 
+use super::groups::MOST;
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// A finished file under a hidden name beside its target. Dropped, it is removed.
 pub(super) struct Temporary {
@@ -34,15 +37,11 @@ impl Temporary {
         let mut builder = hdf5::File::with_options();
         // From format 1.10 on object headers carry a checksum too, not only chunks.
         builder.with_fapl(|plist| plist.libver_v110().fclose_degree(FileCloseDegree::Strong));
-        builder.with_fcpl(|plist| plist.link_creation_order(LinkCreationOrder::Indexed));
-        let file = match from {
-            Some(from) => {
-                fs::copy(from, &temporary.path).map_err(|error| cannot(error.to_string()))?;
-                builder.open_rw(&temporary.path)
-            }
-            None => builder.create(&temporary.path),
-        };
-        let file = file.map_err(|error| cannot(reason(&error)))?;
+        match from {
+            Some(from) => fs::copy(from, &temporary.path).map(drop).map_err(|error| cannot(error.to_string())),
+            None => create(&temporary.path, builder.fapl()).map_err(|error| cannot(reason(&error))),
+        }?;
+        let file = builder.open_rw(&temporary.path).map_err(|error| cannot(reason(&error)))?;
         fill(&file).and_then(|()| file.flush()).and_then(|()| file.close()).map_err(|error| cannot(reason(&error)))?;
         let synced = fs::File::open(&temporary.path).and_then(|file| file.sync_all());
         synced.map_err(|error| cannot(error.to_string()))?;
@@ -90,6 +89,13 @@ pub(super) fn persist(file: TempPath, target: &Path, replace: bool) -> io::Resul
         }
         named => named.map_err(io::Error::from),
     }
+}
+
+/// Makes an empty file, whose first group is like [all others](super::groups::group).
+fn create(path: &Path, access: &FileAccessBuilder) -> hdf5::Result<()> {
+    let mut plist = FileCreate::build();
+    let plist = plist.link_creation_order(LinkCreationOrder::Indexed).attr_phase_change(MOST, MOST).finish()?;
+    sys::create_file(path, &plist, &access.finish()?, MOST)
 }
 
 /// Error for a file that [`persist`] could not rename to `path`.

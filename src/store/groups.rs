@@ -34,3 +34,23 @@ pub(super) fn exists(root: &Group, path: &str) -> bool {
     let parents = path.match_indices('/').map(|(end, _)| &path[..end]);
     parents.chain([path]).all(|path| root.link_exists(path))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::atomic::Temporary;
+    use super::*;
+
+    #[test]
+    fn no_group_of_a_file_has_its_members_in_a_heap() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Temporary::write(&folder.path().join("run.h5"), None, |root| {
+            (0..20).try_for_each(|number| group(root, &format!("table{number}")).map(drop))?;
+            (0..20).try_for_each(|number| group(root, &format!("table0/part{number}")).map(drop))
+        });
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        // Signature of a fractal heap: HDF5 File Format Specification, III.G.
+        assert!(!bytes.windows(4).any(|word| word == b"FRHP"));
+        let text = |text: &str| bytes.windows(text.len()).any(|word| word == text.as_bytes());
+        assert!(text("table19") && text("part19"));
+    }
+}

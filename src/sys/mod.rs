@@ -21,7 +21,7 @@ pub mod small;
 mod threads;
 mod version;
 
-pub use self::hdf5::{attach_dimension_scale, refuse_external_links, set_dimension_scale};
+pub use self::hdf5::{attach_dimension_scale, create_file, refuse_external_links, set_dimension_scale};
 pub use allocator::{Allocator, give_back_freed_memory, keep_freed_memory, private_memory_left, with_memory_limit};
 pub use autocast::Autocast;
 pub use autograd::{GradientHooks, backward, differentiable};

@@ -26,6 +26,7 @@ type Case = Box<dyn FnMut(&mut Random)>;
 fn target(name: &str, folder: &Path) -> Case {
     match name {
         "config" => texts::config(folder),
+        "machine" => texts::machine(),
         "arguments" => texts::arguments(),
         "cifar" => texts::cifar(),
         "cifar_files" => files::cifar(folder),
@@ -42,6 +43,11 @@ fn target(name: &str, folder: &Path) -> Case {
 #[test]
 fn configurations_and_overrides() {
     fuzz("config", 10_000);
+}
+
+#[test]
+fn machines() {
+    fuzz("machine", 10_000);
 }
 
 #[test]

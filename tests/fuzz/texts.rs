@@ -7,6 +7,7 @@ use clap::Parser;
 use hpml::cli::Cli;
 use hpml::config::{Config, Plan, documented_defaults};
 use hpml::data::{BatchPlan, CIFAR10, Sampler};
+use hpml::predict::Machine;
 
 use super::Case;
 use super::mutate::{Random, damage};
@@ -75,9 +76,21 @@ const WORDS: [&str; 60] = [
     "999999999G",
 ];
 
-const COMMANDS: [&str; 11] =
-    ["train", "config", "inspect", "sweep", "study", "predict", "quantize", "eval", "export", "allreduce", "report"];
-const OPTIONS: [&str; 24] = [
+const COMMANDS: [&str; 12] = [
+    "train",
+    "config",
+    "inspect",
+    "sweep",
+    "study",
+    "predict",
+    "quantize",
+    "eval",
+    "export",
+    "allreduce",
+    "collectives",
+    "report",
+];
+const OPTIONS: [&str; 26] = [
     "--set",
     "--data",
     "--out",
@@ -94,7 +107,9 @@ const OPTIONS: [&str; 24] = [
     "--factor",
     "--seconds",
     "--iters",
+    "--collective",
     "--algorithm",
+    "--machine",
     "--type",
     "--csv",
     "--html",
@@ -116,12 +131,38 @@ fn any_text(random: &mut Random) -> String {
     }
 }
 
+/// The files of a folder of the repository, in the order of their texts.
+fn texts_in(folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+    let files = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let mut texts: Vec<String> = files.map(|path| fs::read_to_string(path).unwrap()).collect();
+    texts.sort();
+    texts
+}
+
+/// Feeds machines to predict for.
+pub fn machine() -> Case {
+    let corpus = texts_in("configs/machines");
+    Box::new(move |random| {
+        let other = &corpus[random.below(corpus.len())];
+        let mut text = corpus[random.below(corpus.len())].clone().into_bytes();
+        for _ in 0..1 + random.below(3) {
+            damage(&mut text, None, other.as_bytes(), random);
+        }
+        match Machine::from_toml(&String::from_utf8_lossy(&text), "case") {
+            Ok(machine) => {
+                let (seconds, _) = machine.all_reduce(1 + random.below(1 << 20), 1e6);
+                assert!(seconds >= 0.0 && seconds.is_finite(), "{seconds}: {machine:?}");
+            }
+            Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+        }
+    })
+}
+
 /// Feeds TOML files with `--set`.
 pub fn config(folder: &Path) -> Case {
     let mut corpus = vec![documented_defaults(), Config::default().to_toml()];
-    let configs = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/configs")).unwrap();
-    corpus.extend(configs.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap()));
-    corpus.sort();
+    corpus.extend(texts_in("configs"));
     let keys: Vec<String> = Config::default().flattened().into_iter().map(|(key, _)| key).collect();
     let path = folder.join("case");
     Box::new(move |random| {
