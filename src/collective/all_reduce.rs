@@ -32,8 +32,6 @@ pub struct AllReduce {
     algorithm: Algorithm,
     /// Sizes at which `auto` changes the algorithm; `None` if it need not choose.
     crossovers: Option<Crossovers>,
-    /// What the crossovers were derived from, if they were measured here.
-    network: Option<Network>,
     hosts: Hosts,
     /// Barrier of this host's ranks; `None` unless several of them reduce through shared memory.
     barrier: Option<SharedBarrier>,
@@ -51,15 +49,12 @@ impl AllReduce {
             true => Some(SharedBarrier::new(&hosts.here)?),
             false => None,
         };
-        let (mut crossovers, mut network) = (None, None);
-        if algorithm == Algorithm::Auto && hosts.count > 1 {
-            crossovers = Crossovers::configured(&parallel.crossovers);
-            if crossovers.is_none() {
-                network = hosts.measure(&communicator)?;
-                crossovers = network.as_ref().map(Network::crossovers);
-            }
-        }
-        Ok(AllReduce { communicator, algorithm, crossovers, network, hosts, barrier })
+        let crossovers = match Crossovers::configured(&parallel.crossovers) {
+            _ if algorithm != Algorithm::Auto || hosts.count == 1 => None,
+            None => hosts.measure(&communicator)?.as_ref().map(Network::crossovers),
+            configured => configured,
+        };
+        Ok(AllReduce { communicator, algorithm, crossovers, hosts, barrier })
     }
 
     /// A buffer of `elements` zeros, equally long on all ranks, in memory that suits the algorithm. A collective.
@@ -83,16 +78,6 @@ impl AllReduce {
             Algorithm::Halving if self.hosts.count == 1 => Algorithm::Shared, // there is nothing between hosts
             given => given,
         }
-    }
-
-    /// Sizes at which `auto` changes the algorithm between hosts; `None` if it need not choose.
-    pub fn crossovers(&self) -> Option<Crossovers> {
-        self.crossovers
-    }
-
-    /// The network as measured for the crossovers; `None` if they were configured or are not needed.
-    pub fn network(&self) -> Option<&Network> {
-        self.network.as_ref()
     }
 
     /// Replaces every rank's `values` by their sum over the ranks, bit-identical on all of them.

@@ -8,7 +8,7 @@ use super::halving::{self, Rounds};
 use super::segments::{self, SEGMENT_BYTES};
 use super::{Combine, Communicator};
 use crate::error::Result;
-use crate::metrics::{Kind, median};
+use crate::metrics::{Kind, median_of};
 use crate::units::{Bytes, Second};
 
 /// Ranks by host.
@@ -80,14 +80,14 @@ impl Hosts {
         communicator.all_reduce(Kind::Control, Combine::Max, &mut seconds)?;
         let line = |seconds: &[Second], sizes: [usize; 2]| {
             let (short, long) = seconds.split_at(SHORT_TIMES);
-            Link::through((sizes[0], middle(short)), (sizes[1], middle(long)))
+            Link::through((sizes[0], median_of(short.iter().copied())), (sizes[1], median_of(long.iter().copied())))
         };
         Ok(Some(Network {
             hosts: self.count,
             hop: line(&seconds[..TIMES], [SHORT, LONG_HOP]),
             halving: line(&seconds[TIMES..2 * TIMES], [SHORT, LONG]),
             mpi: line(&seconds[2 * TIMES..3 * TIMES], [SHORT, MPI_MEASURED]),
-            within: middle(&seconds[3 * TIMES..]),
+            within: median_of(seconds[3 * TIMES..].iter().copied()),
         }))
     }
 }
@@ -125,13 +125,6 @@ fn each_size(seconds: &mut [Second], mut call: impl FnMut(bool) -> Result<Second
         }
     }
     Ok(())
-}
-
-/// Median of a few times.
-fn middle(seconds: &[Second]) -> Second {
-    let mut ascending = seconds.to_vec();
-    ascending.sort_by(f64::total_cmp);
-    median(&ascending)
 }
 
 /// Hops that are timed in a row, for `hosts` hosts.

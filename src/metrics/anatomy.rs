@@ -216,6 +216,13 @@ pub fn median(ascending: &[f64]) -> f64 {
     }
 }
 
+/// Median of `values` in any order; NaN if there are none.
+pub fn median_of(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut ascending: Vec<f64> = values.into_iter().collect();
+    ascending.sort_by(f64::total_cmp);
+    median(&ascending)
+}
+
 /// Percentile of `ascending` values by nearest rank, `share` from 0 to 1; NaN if there are none.
 pub fn percentile(ascending: &[f64], share: f64) -> f64 {
     let rank = (share * ascending.len() as f64).ceil() as usize;

@@ -79,7 +79,8 @@ pub const EXCESS: Definition = define("excess", "s", "what the part slow_in take
 pub const EXPOSED: Definition = define(
     "exposed",
     "s",
-    "exposed communication of the traced steps, per step and rank: time in which the rank did nothing but wait for a collective, which      makes the step longer; the rest of the communication is hidden behind computation",
+    "exposed communication of the traced steps, per step and rank: time in which the rank did nothing but wait for a collective, which \
+     makes the step longer; the rest of the communication is hidden behind computation",
 );
 pub const BUCKET: Definition = define(
     "bucket",

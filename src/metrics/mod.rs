@@ -17,7 +17,7 @@ mod variants;
 pub use crate::table::Definition;
 pub use anatomy::{
     Basis, Conditions, Group, PartMeans, PartSummary, RankStep, Summary, groups, mean, median, median_interval,
-    percentile, rank_steps, world_sizes,
+    median_of, percentile, rank_steps, world_sizes,
 };
 pub use bandwidth::{algbw, all_reduce_busbw, all_reduce_volume, busbw_share, overlap};
 pub use flops::flops;

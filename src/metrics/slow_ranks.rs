@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Part, PartMeans, median};
+use super::{Part, PartMeans, median_of};
 use crate::units::Second;
 
 /// Parts of a step that a rank does without the others: in the rest a fast rank waits for a slow one.
@@ -43,11 +43,7 @@ pub fn own_work(means: &PartMeans) -> Second {
 /// assert_eq!((slow.len(), slow[0].rank, slow[0].part, slow[0].ratio), (1, 2, Part::Backward, 2.0));
 /// ```
 pub fn slow_ranks(ranks: &BTreeMap<i64, PartMeans>) -> Vec<SlowRank> {
-    let middle = |value: &dyn Fn(&PartMeans) -> f64| {
-        let mut values: Vec<f64> = ranks.values().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        median(&values)
-    };
+    let middle = |value: &dyn Fn(&PartMeans) -> f64| median_of(ranks.values().map(value));
     let (all, parts) = (middle(&own_work), OWN.map(|part| middle(&|means| means[part as usize])));
     let slow = |(rank, means): (&i64, &PartMeans)| {
         let excess = OWN.iter().zip(parts).map(|(part, middle)| (*part, means[*part as usize] - middle));

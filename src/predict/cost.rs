@@ -298,9 +298,8 @@ fn fit_ring(collectives: &[Collective], bytes: Bytes) -> Option<(Second, f64)> {
 
 /// Median of the finite `values`; 0 if there are none.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.filter(|value| value.is_finite()).collect();
-    sorted.sort_by(f64::total_cmp);
-    if sorted.is_empty() { 0.0 } else { metrics::median(&sorted) }
+    let middle = metrics::median_of(values.filter(|value| value.is_finite()));
+    if middle.is_nan() { 0.0 } else { middle }
 }
 
 #[cfg(test)]

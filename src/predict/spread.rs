@@ -11,9 +11,9 @@ const BODY: usize = 200;
 
 /// Spread of the ranks' own work relative to its mean.
 ///
-/// Its shape is that of recorded deviations: their distribution up to the 90th percentile, an exponential tail above, whose scale is
-/// the mean excess. Without enough of them it is a normal distribution. The expected maximum of n ranks grows with the logarithm of
-/// n along the tail.
+/// The recorded deviations give the shape: their own distribution up to the 90th percentile, and above it an exponential one with
+/// their mean excess. From too few deviations comes a normal distribution. Along the exponential part the expected maximum of n ranks
+/// grows with the logarithm of n.
 ///
 /// Source of the tail: Coles, An Introduction to Statistical Modeling of Extreme Values, 2001, chapter 4 (peaks over a threshold,
 /// generalized Pareto distribution of shape 0).
@@ -60,10 +60,8 @@ impl Spread {
     /// Scales the shape by the median of measured `lags`: (ranks, lag / mean).
     pub fn fitted(self, lags: &[(usize, f64)]) -> Spread {
         let unscaled = Spread { scale: 1.0, ..self.clone() };
-        let mut ratios: Vec<f64> = lags.iter().map(|(ranks, lag)| lag / unscaled.lag(*ranks)).collect();
-        ratios.retain(|ratio| ratio.is_finite());
-        ratios.sort_by(f64::total_cmp);
-        let scale = if ratios.is_empty() { 0.0 } else { metrics::median(&ratios).max(0.0) };
+        let ratios = lags.iter().map(|(ranks, lag)| lag / unscaled.lag(*ranks));
+        let scale = metrics::median_of(ratios.filter(|ratio| ratio.is_finite())).max(0.0); // 0 without any
         Spread { scale, ..self }
     }
 

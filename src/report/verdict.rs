@@ -7,15 +7,13 @@ use super::sections::{self, Cases};
 use super::source::Source;
 use crate::device::Name;
 use crate::error::Result;
-use crate::metrics::{Group, LEAST_RATIO, Part, SlowRank, median, slow_ranks};
+use crate::metrics::{Group, LEAST_RATIO, Part, SlowRank, median_of, slow_ranks};
 use crate::store::{self, Attribute};
-use crate::trace::{self, Row, Slowest};
+use crate::trace::{self, LONG_STEP, Row, Slowest};
 use crate::units::{Second, counted};
 
 /// Greatest number of warnings that are given in full, and of slow ranks that are named.
 const MOST: usize = 3;
-/// Steps that take this many times the median count as long ones, as in [`trace::slowest`].
-const LONG: f64 = 1.5;
 
 /// Sentences on all files, each after the file's label if there are several.
 ///
@@ -70,7 +68,7 @@ fn slow_rank<'a>(group: &Group, has_others: bool, steps: &[Row], host: &dyn Fn(i
         return vec![format!("{of}One rank trained: there is no other to compare it with, and no communication.")];
     }
     let usual = usual_work(steps);
-    let middle = middle(usual.values().copied());
+    let middle = median_of(usual.values().copied());
     let is_seldom = |slow: &SlowRank| usual.len() == ranks && usual[&(slow.rank as usize)] < LEAST_RATIO * middle;
     let (seldom, throughout): (Vec<SlowRank>, Vec<SlowRank>) =
         slow_ranks(&group.ranks).into_iter().partition(is_seldom);
@@ -111,13 +109,7 @@ fn usual_work(steps: &[Row]) -> BTreeMap<usize, Second> {
             *work.entry(row.rank).or_default().entry(row.step).or_default() += row.seconds();
         }
     }
-    work.into_iter().map(|(rank, steps)| (rank, middle(steps.into_values()))).collect()
-}
-
-fn middle(values: impl Iterator<Item = Second>) -> Second {
-    let mut values: Vec<Second> = values.collect();
-    values.sort_by(f64::total_cmp);
-    median(&values)
+    work.into_iter().map(|(rank, steps)| (rank, median_of(steps.into_values()))).collect()
 }
 
 /// The share of a step that is exposed communication.
@@ -157,14 +149,16 @@ fn slow_steps<'a>(spans: &[Row], steps: &[Row], host: &dyn Fn(i64) -> &'a str) -
     } else if found.is_empty() {
         found.extend(of_all.map(|slow| format!("The slowest step: {}.", told(&slow))));
     }
-    let typical = middle(times.values().copied());
-    let long = times.values().filter(|seconds| **seconds >= LONG * typical).count();
+    let typical = median_of(times.values().copied());
+    let long = times.values().filter(|seconds| **seconds >= LONG_STEP * typical).count();
     let count = times.len().max(traced.len());
     match found.last_mut() {
-        Some(last) if long > 1 => *last += &format!(" {long} of {count} steps took {LONG} times the median or more."),
+        Some(last) if long > 1 => {
+            *last += &format!(" {long} of {count} steps took {LONG_STEP} times the median or more.")
+        }
         Some(_) => {}
         None if count < 3 => found.push("Too few steps are there to say whether a single one was slow.".into()),
-        None => found.push(format!("No single step stands out: none of {count} took {LONG} times the median.")),
+        None => found.push(format!("No single step stands out: none of {count} took {LONG_STEP} times the median.")),
     }
     found
 }

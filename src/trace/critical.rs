@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Row;
 use crate::device::{Lane, Name};
-use crate::metrics::{Part, median};
+use crate::metrics::{Part, median_of};
 use crate::units::Second;
 
 /// What a rank waited for.
@@ -160,6 +160,9 @@ pub fn step_times(rows: &[Row]) -> BTreeMap<usize, Second> {
     times
 }
 
+/// Ratio to the median from which a step is a long one.
+pub const LONG_STEP: f64 = 1.5;
+
 /// The slowest traced step, and the rank and part that made it slow.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Slowest {
@@ -177,12 +180,12 @@ pub struct Slowest {
     pub behind: (usize, Second),
 }
 
-/// The slowest of at least three traced steps, if it took more than half as long again as their median.
+/// The slowest of at least three traced steps, if it took [`LONG_STEP`] times their median.
 pub fn slowest(rows: &[Row]) -> Option<Slowest> {
     let times = step_times(rows);
     let (&step, &seconds) = times.iter().max_by(|a, b| a.1.total_cmp(b.1))?;
-    let typical = middle(times.values().copied());
-    if times.len() < 3 || seconds < 1.5 * typical {
+    let typical = median_of(times.values().copied());
+    if times.len() < 3 || seconds < LONG_STEP * typical {
         return None;
     }
     let mut of_rank: BTreeMap<(usize, usize), BTreeMap<usize, Second>> = BTreeMap::new();
@@ -193,7 +196,7 @@ pub fn slowest(rows: &[Row]) -> Option<Slowest> {
         }
     }
     let excess = of_rank.into_iter().filter_map(|((rank, part), steps)| {
-        let (own, usual) = (*steps.get(&step)?, middle(steps.values().copied()));
+        let (own, usual) = (*steps.get(&step)?, median_of(steps.values().copied()));
         Some(((rank, Part::ALL[part]), [own, usual]))
     });
     let (late, late_seconds) = excess.max_by(|a, b| (a.1[0] - a.1[1]).total_cmp(&(b.1[0] - b.1[1])))?;
@@ -257,12 +260,6 @@ impl Slowest {
         }
         format!("{found}: rank {rank} spent {} in {} (median {})", ms(own), part.as_str(), ms(usual))
     }
-}
-
-fn middle(values: impl Iterator<Item = Second>) -> Second {
-    let mut values: Vec<Second> = values.collect();
-    values.sort_by(f64::total_cmp);
-    median(&values)
 }
 
 /// The causes in one sentence, those that make up at least a tenth; `""` without any.

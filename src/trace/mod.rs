@@ -7,7 +7,7 @@ mod critical;
 mod record;
 
 pub use chrome::{ChromeEvent, chrome_trace, hta_trace};
-pub use critical::{Cause, Exposed, Slowest, causes, sentence, slowest, step_times};
+pub use critical::{Cause, Exposed, LONG_STEP, Slowest, causes, sentence, slowest, step_times};
 pub use record::{TraceRecord, clocks, trace};
 
 use crate::device::{Lane, Name};
