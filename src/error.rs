@@ -168,6 +168,9 @@ pub enum Error {
     #[error("{name}: scale overflow: {problem}; choose another quantize.activation_range or quantize.weight_range")]
     ScaleOverflow { name: String, problem: String },
 
+    #[error("HPML_RACK on rank {rank}: {problem}")]
+    Rack { rank: usize, problem: &'static str },
+
     /// Error of this rank that all ranks know of; this rank prints it.
     #[error("{0}")]
     Agreed(Box<Error>),

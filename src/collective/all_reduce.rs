@@ -10,7 +10,7 @@ use super::hosts::Hosts;
 use super::sum::sum_into;
 use super::traffic::Collective;
 use super::window::{SharedBarrier, Window};
-use super::{Communicator, Element, Finished, HostBuffer, Region, halving, ring};
+use super::{Communicator, Element, Finished, HostBuffer, Region, halving, hierarchical, ring};
 use crate::config::{Algorithm, Parallel};
 use crate::error::Result;
 use crate::metrics::Kind;
@@ -23,6 +23,15 @@ pub struct Taken {
     pub seconds: Second,
     /// The part between hosts, 0 on a rank that does not take part in it; `None` if the algorithm has no such part.
     pub between_hosts: Option<Second>,
+    /// The part of it between racks, 0 on a rank that does not take part in it; `None` if the algorithm has no such part.
+    pub between_racks: Option<Second>,
+}
+
+/// Seconds of this rank between hosts, and the part of them between racks.
+#[derive(Default)]
+struct Between {
+    hosts: Second,
+    racks: Second,
 }
 
 /// Sums buffers over the ranks of a communicator. Every call is a collective, and counted in the communicator's ledger
@@ -74,16 +83,27 @@ impl AllReduce {
     /// The algorithm that reduces a buffer of `bytes` bytes.
     pub fn algorithm_for(&self, bytes: usize) -> Algorithm {
         match self.algorithm {
-            Algorithm::Auto => self.crossovers.map_or(Algorithm::Shared, |crossovers| crossovers.algorithm(bytes)),
-            Algorithm::Halving if self.hosts.count == 1 => Algorithm::Shared, // there is nothing between hosts
-            given => given,
+            Algorithm::Auto => {
+                let chosen = self.crossovers.map_or(Algorithm::Shared, |crossovers| crossovers.algorithm(bytes));
+                self.possible(chosen)
+            }
+            given => self.possible(given),
+        }
+    }
+
+    /// The `algorithm`, or `shared` where it has nothing to do: halving on one host, the hierarchical one without equal racks.
+    fn possible(&self, algorithm: Algorithm) -> Algorithm {
+        match algorithm {
+            Algorithm::Halving if self.hosts.count == 1 => Algorithm::Shared,
+            Algorithm::Hierarchical if !self.hosts.have_equal_racks() => Algorithm::Shared,
+            possible => possible,
         }
     }
 
     /// Replaces every rank's `values` by their sum over the ranks, bit-identical on all of them.
     ///
     /// All ranks pass the same part of a buffer that [`buffer`](Self::buffer) made, in the same order. The sum of given
-    /// values depends on the number of ranks and the algorithm, never on timing.
+    /// values depends on the number of ranks, the algorithm and the order of the hosts, never on timing.
     ///
     /// # Errors
     /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
@@ -109,7 +129,7 @@ impl AllReduce {
     ) -> Result<Taken> {
         match &self.barrier {
             // It reads the other ranks' memory, so all of them must have written theirs.
-            Some(barrier) if matches!(self.algorithm_for(target.bytes()), Algorithm::Shared | Algorithm::Halving) => {
+            Some(barrier) if self.algorithm_for(target.bytes()).shares_memory() => {
                 let start = Instant::now();
                 barrier.wait(policy);
                 let taken = self.transfer(kind, source, target, policy)?;
@@ -149,7 +169,7 @@ impl AllReduce {
         target: &mut Region<T>,
         policy: WaitPolicy,
     ) -> Result<Taken> {
-        let (bytes, mut between_hosts) = (target.bytes(), None);
+        let (bytes, mut between_hosts, mut between_racks) = (target.bytes(), None, None);
         let seconds = match (self.algorithm_for(bytes), source) {
             (Algorithm::Mpi, Some(source)) => {
                 self.communicator.all_reduce_sum_into(kind, source.as_slice(), target.as_mut_slice())
@@ -161,28 +181,29 @@ impl AllReduce {
                 }
                 ring::all_reduce(&self.communicator, target.as_mut_slice(), policy)
             }),
-            (algorithm @ (Algorithm::Auto | Algorithm::Shared | Algorithm::Halving), _) => {
+            (algorithm, _) => {
                 // A copy through shared memory is no message: one rank per host sends.
                 let sent = Collective::AllReduce.sent(self.hosts.count, bytes);
                 self.communicator.counted_as(kind, bytes, sent, || {
                     let between = self.shared(algorithm, source, target, policy)?;
-                    between_hosts = (self.hosts.count > 1).then_some(between);
+                    between_hosts = (self.hosts.count > 1).then_some(between.hosts);
+                    between_racks = (algorithm == Algorithm::Hierarchical).then_some(between.racks);
                     Ok(())
                 })
             }
         }?;
-        Ok(Taken { seconds, between_hosts })
+        Ok(Taken { seconds, between_hosts, between_racks })
     }
 
     /// Sums within the host through the window, and between hosts by one rank per host, as `algorithm` says. Call once all ranks
-    /// have arrived. Returns the seconds between hosts.
+    /// have arrived.
     fn shared<T: Element>(
         &self,
         algorithm: Algorithm,
         source: Option<&Region<T>>,
         target: &mut Region<T>,
         policy: WaitPolicy,
-    ) -> Result<Second> {
+    ) -> Result<Between> {
         let Some(barrier) = &self.barrier else {
             // The only rank of its host.
             if let Some(source) = source {
@@ -206,7 +227,7 @@ impl AllReduce {
         unsafe { sum_into(&sources, &targets, own.len()) };
         barrier.wait(policy); // all slices are summed
         if self.hosts.count == 1 {
-            return Ok(0.0);
+            return Ok(Between::default());
         }
         let between = self.between_hosts(algorithm, target, policy)?;
         barrier.wait(policy); // the leader has the sum of all hosts
@@ -233,16 +254,15 @@ impl AllReduce {
         algorithm: Algorithm,
         values: &mut Region<T>,
         policy: WaitPolicy,
-    ) -> Result<Second> {
-        let started = Instant::now();
-        match &self.hosts.leaders {
-            Some(leaders) if algorithm == Algorithm::Halving => {
-                halving::all_reduce(leaders, values.as_mut_slice(), policy)?;
-            }
-            Some(leaders) => ring::all_reduce(leaders, values.as_mut_slice(), policy)?,
-            None => return Ok(0.0),
+    ) -> Result<Between> {
+        let Some(leaders) = &self.hosts.leaders else { return Ok(Between::default()) };
+        let (started, values, mut racks) = (Instant::now(), values.as_mut_slice(), 0.0);
+        match (algorithm, self.hosts.racks.as_ref().and_then(|racks| racks.peers.as_ref())) {
+            (Algorithm::Hierarchical, Some(peers)) => racks = hierarchical::all_reduce(peers, values, policy)?,
+            (Algorithm::Halving, _) => halving::all_reduce(leaders, values, policy)?,
+            _ => ring::all_reduce(leaders, values, policy)?,
         }
-        Ok(started.elapsed().as_secs_f64())
+        Ok(Between { hosts: started.elapsed().as_secs_f64(), racks })
     }
 }
 

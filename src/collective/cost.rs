@@ -1,6 +1,7 @@
 //! The cost of an all-reduce between hosts by each algorithm, and the sizes from which each is the fastest. Pure arithmetic on
 //! the network's measured latencies and bandwidths, so that all ranks that have the same numbers decide alike.
 
+use super::hierarchical::halves;
 use crate::config::Algorithm;
 use crate::units::Second;
 
@@ -9,13 +10,20 @@ use crate::units::Second;
 pub struct Crossovers {
     /// Buffers of fewer bytes are reduced by MPI_Allreduce.
     pub mpi_below: u64,
-    /// Buffers of at least as many bytes, and of at least `mpi_below`, go around the ring; those between by halving and doubling.
+    /// Buffers of at least as many bytes, and of fewer than `ring_from`, are reduced level by level, hosts and racks; without
+    /// racks it is `ring_from`. Those from `mpi_below` on go by halving and doubling.
+    pub hierarchical_from: u64,
+    /// Buffers of at least as many bytes go around the ring.
     pub ring_from: u64,
 }
 
 impl From<Crossovers> for Vec<u64> {
     fn from(crossovers: Crossovers) -> Vec<u64> {
-        vec![crossovers.mpi_below, crossovers.ring_from]
+        let Crossovers { mpi_below, hierarchical_from, ring_from } = crossovers;
+        match hierarchical_from < ring_from {
+            true => vec![mpi_below, hierarchical_from, ring_from],
+            false => vec![mpi_below, ring_from],
+        }
     }
 }
 
@@ -26,7 +34,8 @@ impl Crossovers {
     /// The crossovers that are configured; `None` if they are to be measured.
     pub fn configured(sizes: &[u64]) -> Option<Crossovers> {
         match *sizes {
-            [mpi_below, ring_from] => Some(Crossovers { mpi_below, ring_from }),
+            [mpi_below, ring_from] => Some(Crossovers { mpi_below, hierarchical_from: ring_from, ring_from }),
+            [mpi_below, hierarchical_from, ring_from] => Some(Crossovers { mpi_below, hierarchical_from, ring_from }),
             _ => None,
         }
     }
@@ -35,7 +44,8 @@ impl Crossovers {
     pub fn algorithm(&self, bytes: usize) -> Algorithm {
         match bytes as u64 {
             bytes if bytes < self.mpi_below => Algorithm::Mpi,
-            bytes if bytes < self.ring_from => Algorithm::Halving,
+            bytes if bytes < self.hierarchical_from => Algorithm::Halving,
+            bytes if bytes < self.ring_from => Algorithm::Hierarchical,
             _ => Algorithm::Shared,
         }
     }
@@ -76,6 +86,37 @@ pub struct Network {
     pub mpi: Link,
     /// Seconds in which the ranks of each host wait for each other during one all-reduce through shared memory.
     pub within: Second,
+    /// The levels of racks; `None` if it is not known which hosts are in one rack, or makes no difference.
+    pub racks: Option<RackNetwork>,
+}
+
+/// The network of racks of hosts, each level measured with all its hosts sending at once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RackNetwork {
+    /// Number of racks.
+    pub count: usize,
+    /// Hosts of the smallest rack, and of the largest.
+    pub hosts: [usize; 2],
+    /// One hop of a ring within each rack.
+    pub within: Link,
+    /// One hop from each host to its peer in the next rack.
+    pub between: Link,
+}
+
+impl RackNetwork {
+    /// Hierarchical all-reduce without the part within hosts; `None` if the racks are not equal in size. `2 (m-1)` hops of
+    /// `bytes / m` within racks of `m` hosts, and of each slice an all-reduce between the racks.
+    fn hierarchical(&self) -> Option<Link> {
+        let [m, largest] = self.hosts;
+        let (hosts, racks) = (m as f64, self.count as f64);
+        let hops = 2.0 * (hosts - 1.0);
+        let rounds = if halves(self.count) { 2.0 * racks.log2() } else { 2.0 * (racks - 1.0) };
+        let sent = 2.0 * (racks - 1.0) / racks / hosts;
+        (m == largest).then(|| Link {
+            latency: hops * self.within.latency + rounds * self.between.latency,
+            per_byte: hops / hosts * self.within.per_byte + sent * self.between.per_byte,
+        })
+    }
 }
 
 /// Bytes up to which MPI_Allreduce is measured: beyond, MPI may use another algorithm, and the line is not prolonged.
@@ -97,11 +138,22 @@ impl Network {
     pub fn crossovers(&self) -> Crossovers {
         let (ring, mut halving, mpi) = (self.ring(), self.halving, self.mpi);
         halving.latency += self.within;
-        let own = |bytes: u64| ring.seconds(bytes as f64).min(halving.seconds(bytes as f64));
+        let mut hierarchical = self.racks.as_ref().and_then(RackNetwork::hierarchical);
+        hierarchical.iter_mut().for_each(|link| link.latency += self.within);
+        let own = |bytes: u64| {
+            let links = [Some(&ring), Some(&halving), hierarchical.as_ref()].into_iter().flatten();
+            links.map(|link| link.seconds(bytes as f64)).fold(f64::INFINITY, f64::min)
+        };
         let sizes = std::iter::successors(Some(1), |bytes: &u64| Some(bytes * 2));
         let wins = |bytes: &u64| mpi.seconds(*bytes as f64) < own(*bytes);
         let mpi_below = sizes.take_while(|bytes| *bytes <= MPI_MEASURED as u64).take_while(wins).last().unwrap_or(0);
-        Crossovers { mpi_below, ring_from: below(&halving, &ring).max(mpi_below) }
+        let without = below(&halving, &ring);
+        let [hierarchical_from, ring_from] = hierarchical
+            .map(|link| [below(&halving, &link), below(&link, &ring)])
+            .filter(|[from, to]| from < to)
+            .unwrap_or([without, without])
+            .map(|bytes| bytes.max(mpi_below));
+        Crossovers { mpi_below, hierarchical_from, ring_from }
     }
 }
 
@@ -132,7 +184,7 @@ mod tests {
         let rounds = 2 * hosts.ilog2() + if hosts.is_power_of_two() { 0 } else { 2 };
         let halving = Link { latency: f64::from(rounds) * latency, per_byte: buffers / bandwidth };
         let mpi = Link { latency: 10.0 * latency, per_byte: 2.0 * (hosts as f64).log2() / bandwidth };
-        Network { hosts, hop, halving, mpi, within: 0.0 }
+        Network { hosts, hop, halving, mpi, within: 0.0, racks: None }
     }
 
     #[test]
@@ -167,12 +219,30 @@ mod tests {
         four.mpi.per_byte = 0.0;
         assert_eq!(four.crossovers().mpi_below, MPI_MEASURED as u64);
         four.halving.latency = 1.0; // slower than the ring from the start, which begins where MPI ends
-        assert_eq!(four.crossovers(), Crossovers { mpi_below: MPI_MEASURED as u64, ring_from: MPI_MEASURED as u64 });
-        let chosen = |bytes| Crossovers { mpi_below: 8192, ring_from: 1 << 20 }.algorithm(bytes);
+        assert_eq!(Vec::from(four.crossovers()), [MPI_MEASURED as u64; 2]);
+        let chosen = |bytes| Crossovers::configured(&[8192, 1 << 20]).unwrap().algorithm(bytes);
         assert_eq!(
             [chosen(8191), chosen(8192), chosen(1 << 20)],
             [Algorithm::Mpi, Algorithm::Halving, Algorithm::Shared]
         );
+    }
+
+    #[test]
+    fn racks_behind_slow_uplinks_are_reduced_level_by_level() {
+        // 2 racks of 3 hosts, an uplink of a fifth of a host's link: the ring's 5/3 buffers cross it, halving's 3 and more.
+        let mut six = network(6, 1e-4, 1e8 / 5.0, 3.5);
+        let link = |bandwidth: f64| Link { latency: 1e-4, per_byte: 1.0 / bandwidth };
+        let [within, between] = [link(1e8), link(1e8 / 5.0 / 3.0)];
+        six.racks = Some(RackNetwork { count: 2, hosts: [3, 3], within, between });
+        let hierarchical = six.racks.as_ref().unwrap().hierarchical().unwrap();
+        assert!((hierarchical.seconds(1e6) - (6e-4 + (4.0 / 3.0 + 5.0) * 0.01)).abs() < 1e-12);
+        let Crossovers { hierarchical_from, ring_from, .. } = six.crossovers();
+        assert!(hierarchical_from < 1024 && ring_from == Crossovers::NEVER, "{:?}", six.crossovers());
+        let chosen = Crossovers::configured(&Vec::from(six.crossovers())).unwrap();
+        assert_eq!((chosen, chosen.algorithm(1 << 20)), (six.crossovers(), Algorithm::Hierarchical));
+        // Unequal racks have no such slices.
+        six.racks.as_mut().unwrap().hosts = [2, 4];
+        assert_eq!(Vec::from(six.crossovers()).len(), 2);
     }
 
     #[test]

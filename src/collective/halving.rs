@@ -69,7 +69,7 @@ impl Messages {
 
 impl Rounds {
     /// The all-reduce of `elements` over `ranks`, by `rank`, in messages of `most` elements.
-    fn halving(rank: usize, ranks: usize, elements: usize, most: usize) -> Rounds {
+    pub(super) fn halving(rank: usize, ranks: usize, elements: usize, most: usize) -> Rounds {
         let mut rounds = Rounds { most, ..Rounds::default() };
         let (levels, excess) = (ranks.ilog2(), ranks - (1 << ranks.ilog2()));
         let folded = rank < 2 * excess;

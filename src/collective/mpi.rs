@@ -179,12 +179,20 @@ impl Communicator {
     /// # Errors
     /// Returns [`Error::Mpi`] if MPI reports a failure.
     pub fn split(&self, color: Option<usize>) -> Result<Option<Communicator>> {
+        self.split_in_order(color, self.rank)
+    }
+
+    /// A communicator as by [`split`](Self::split), in the order of what the ranks pass as `key`. A collective.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mpi`] if MPI reports a failure.
+    pub(super) fn split_in_order(&self, color: Option<usize>, key: usize) -> Result<Option<Communicator>> {
         let _turn = turn::take("splitting the ranks");
         let mut part = MaybeUninit::uninit();
         // SAFETY: MPI writes the new communicator: valid when the call returns success, unless the color was undefined.
         unsafe {
             let color = color.map_or(ffi::RSMPI_UNDEFINED, |color| color as c_int);
-            let code = ffi::MPI_Comm_split(self.raw, color, self.rank as c_int, part.as_mut_ptr());
+            let code = ffi::MPI_Comm_split(self.raw, color, key as c_int, part.as_mut_ptr());
             self.check("MPI_Comm_split", code)?;
             Ok((color != ffi::RSMPI_UNDEFINED).then(|| Communicator::new(part.assume_init(), Owned::Yes, self.granted)))
         }

@@ -20,29 +20,64 @@ pub(super) fn all_reduce<T: Element>(ranks: &Communicator, values: &mut [T], pol
     segments::run(ranks, &plan, values, policy)
 }
 
+/// Sums one chunk of every rank's `values` on each rank: the first half of an all-reduce. Returns the elements of this rank's chunk;
+/// the others are left as they came.
+pub(super) fn reduce_scatter<T: Element>(
+    ranks: &Communicator,
+    values: &mut [T],
+    policy: WaitPolicy,
+) -> Result<Range<usize>> {
+    let (rank, size) = (ranks.rank(), ranks.size());
+    let plan = Ring::new(rank, size, values.len(), SEGMENT_BYTES / size_of::<T>()).in_rounds(0..size - 1);
+    segments::run(ranks, &plan, values, policy)?;
+    Ok(plan.chunk(rank + 1))
+}
+
+/// Copies the chunk of every rank to all others: the second half of an all-reduce.
+pub(super) fn all_gather<T: Element>(ranks: &Communicator, values: &mut [T], policy: WaitPolicy) -> Result<()> {
+    let (rank, size) = (ranks.rank(), ranks.size());
+    let plan = Ring::new(rank, size, values.len(), SEGMENT_BYTES / size_of::<T>());
+    segments::run(ranks, &plan.in_rounds(size - 1..2 * (size - 1)), values, policy)
+}
+
 /// Maps a rank's n-th message to its segment, and says what must be complete before it.
 struct Ring {
     rank: usize,
     ranks: usize,
     elements: usize,
     segments: usize, // per chunk
+    rounds: Range<usize>,
 }
 
 impl Ring {
     fn new(rank: usize, ranks: usize, elements: usize, most: usize) -> Ring {
         let chunk = elements.div_ceil(ranks);
-        Ring { rank, ranks, elements, segments: chunk.div_ceil(most).max(1) }
+        Ring { rank, ranks, elements, segments: chunk.div_ceil(most).max(1), rounds: 0..2 * (ranks - 1) }
+    }
+
+    /// Part of the all-reduce: its `rounds` alone.
+    fn in_rounds(self, rounds: Range<usize>) -> Ring {
+        Ring { rounds, ..self }
     }
 
     /// Number of messages that a rank sends, which it also receives.
     fn messages(&self) -> usize {
-        2 * (self.ranks - 1) * self.segments
+        self.rounds.len() * self.segments
+    }
+
+    /// Round and segment of a rank's `index`-th message.
+    fn round(&self, index: usize) -> (usize, usize) {
+        (self.rounds.start + index / self.segments, index % self.segments)
+    }
+
+    fn chunk(&self, chunk: usize) -> Range<usize> {
+        let cut = |chunk: usize| chunk * self.elements / self.ranks;
+        cut(chunk % self.ranks)..cut(chunk % self.ranks + 1)
     }
 
     fn segment(&self, chunk: usize, segment: usize) -> Range<usize> {
         let cut = |part: usize, parts: usize, elements: usize| part * elements / parts;
-        let chunk = chunk % self.ranks;
-        let (start, end) = (cut(chunk, self.ranks, self.elements), cut(chunk + 1, self.ranks, self.elements));
+        let Range { start, end } = self.chunk(chunk);
         let inside = |part| start + cut(part, self.segments, end - start);
         inside(segment)..inside(segment + 1)
     }
@@ -58,17 +93,19 @@ impl Plan for Ring {
     }
 
     fn sent(&self, index: usize) -> Message {
-        let elements = self.segment(self.rank + 2 * self.ranks - index / self.segments, index % self.segments);
+        let (round, segment) = self.round(index);
+        let elements = self.segment(self.rank + 2 * self.ranks - round, segment);
         Message { peer: (self.rank + 1) % self.ranks, elements }
     }
 
     fn received(&self, index: usize) -> Message {
-        let elements = self.segment(self.rank + 2 * self.ranks - index / self.segments - 1, index % self.segments);
+        let (round, segment) = self.round(index);
+        let elements = self.segment(self.rank + 2 * self.ranks - round - 1, segment);
         Message { peer: (self.rank + self.ranks - 1) % self.ranks, elements }
     }
 
     fn adds(&self, index: usize) -> bool {
-        index < (self.ranks - 1) * self.segments
+        self.round(index).0 < self.ranks - 1
     }
 
     /// A segment came a round earlier.

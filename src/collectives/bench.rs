@@ -190,7 +190,7 @@ impl<T: Element> Bench<T> {
                     (Collective::Broadcast, _) => ranks.broadcast(kind, whole)?,
                     (other, _) => unreachable!("{} is not measured {}", other.as_str(), place.as_str()),
                 };
-                Ok(Taken { seconds: started.elapsed().as_secs_f64(), between_hosts: None })
+                Ok(Taken { seconds: started.elapsed().as_secs_f64(), between_hosts: None, between_racks: None })
             }
             Memory::Device { collectives, source, target } => {
                 let source = narrow(if place == Place::In { target } else { source }, &from);
@@ -201,7 +201,7 @@ impl<T: Element> Bench<T> {
                 };
                 collectives.join()?;
                 collectives.finish()?;
-                Ok(Taken { seconds: span.seconds()?, between_hosts: None })
+                Ok(Taken { seconds: span.seconds()?, between_hosts: None, between_racks: None })
             }
         }
     }

@@ -55,6 +55,8 @@ pub struct Timing {
     pub skew: Second,
     /// Mean of the part between hosts; NaN without one.
     pub between: Second,
+    /// Mean of the part of it between racks; NaN without one.
+    pub between_racks: Second,
     /// Number of timed iterations.
     pub iterations: usize,
     /// Number of elements that differ from the exact result, over all ranks.
@@ -109,13 +111,15 @@ impl<T: Element> Bench<T> {
             given => given,
         };
         let started = Instant::now();
-        let (mut slowest, mut between) = (Vec::with_capacity(iterations), Vec::new());
+        let mut slowest = Vec::with_capacity(iterations);
+        let (mut between, mut between_racks) = (Vec::new(), Vec::new());
         while slowest.len() < iterations {
             let until = (2 * slowest.len()).max(LEAST).min(iterations);
             while slowest.len() < until {
                 let taken = self.after_all(place, elements)?;
                 slowest.push(taken.seconds);
                 between.extend(taken.between_hosts);
+                between_racks.extend(taken.between_racks);
             }
             // A host that became busy after the warm-up would take many times `budget.seconds`.
             if budget.iterations == 0 && longest(started)? >= budget.seconds {
@@ -126,8 +130,13 @@ impl<T: Element> Bench<T> {
         communicator.all_reduce(Kind::Metrics, Combine::Max, &mut slowest)?;
         communicator.all_reduce(Kind::Metrics, Combine::Min, &mut fastest)?;
         communicator.all_reduce(Kind::Metrics, Combine::Max, &mut between)?;
+        communicator.all_reduce(Kind::Metrics, Combine::Max, &mut between_racks)?;
         let wrong = self.wrong(place, elements)?;
-        Ok(Timing { between: mean(between), ..Timing::of(&slowest, &fastest, wrong) })
+        Ok(Timing {
+            between: mean(between),
+            between_racks: mean(between_racks),
+            ..Timing::of(&slowest, &fastest, wrong)
+        })
     }
 
     /// Runs one iteration: a barrier, then the collective. Returns this rank's times of the collective.
@@ -176,6 +185,7 @@ impl Timing {
             min: percentile(&times, 0.0),
             skew: median(&skews),
             between: f64::NAN,
+            between_racks: f64::NAN,
             iterations: times.len(),
             wrong,
         }

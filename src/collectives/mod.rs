@@ -3,12 +3,13 @@
 //! Needs no model: the collectives of a training are compared with these.
 
 mod bench;
+mod levels;
 mod measure;
 mod table;
 
 use clap::ValueEnum;
 
-use crate::collective::{Bf16, Collective, DeviceCollectives, Element, MOST_IN_PART, Network};
+use crate::collective::{Bf16, Collective, DeviceCollectives, Element, Levels, MOST_IN_PART, Network};
 use crate::config::{self, Algorithm, Config, Launch, Parallel, Plan};
 use crate::device::Target;
 use crate::environment;
@@ -18,6 +19,7 @@ use crate::output::{self, Destination};
 use crate::report;
 use crate::store::{FileKind, Identity, Owner, RunFile};
 pub use bench::Bench;
+pub use levels::empty_levels;
 pub use measure::{Budget, Row, Timing};
 pub use table::{empty_table, table};
 
@@ -103,11 +105,13 @@ pub fn run(request: &Request, job: &mut Job) -> Result<()> {
     let chooses = chosen
         .iter()
         .any(|case| case.collective == Collective::AllReduce && case.algorithms.contains(&Algorithm::Auto));
+    let through_host = DeviceCollectives::go_through_host(job.target, Algorithm::Auto);
+    let levels = if through_host { Some(Levels::of(&job.communicator)?) } else { None };
     let (plan, network) = if chooses { job.with_crossovers(&plan, &job.communicator)? } else { (plan, None) };
     let file = owner.map(|owner| create(owner, *force, &plan, network.as_ref(), job));
     let mut file = job.agree(file.transpose())?;
     if job.is_root() {
-        table::print_header(job, network.as_ref());
+        table::print_header(job, levels.as_ref(), network.as_ref());
     }
     let mut rows = Vec::new();
     for case in &chosen {
@@ -116,12 +120,15 @@ pub fn run(request: &Request, job: &mut Job) -> Result<()> {
             ElementType::Bf16 => measure::<Bf16>(request, case, job, &plan)?,
         });
     }
+    let mut tables = vec![table::table(&rows)];
+    tables
+        .extend(levels.map(|levels| levels::table(&levels, network.as_ref(), &rows)).filter(|table| !table.is_empty()));
     if job.is_root() {
-        print!("{}", report::tables(None, &[table::table(&rows)], &["allreduce"]));
+        print!("{}", report::tables(None, &tables, &["allreduce", "levels"]));
     }
     if let Some(file) = &mut file {
         file.set_warnings(job.warnings());
-        file.finish(&[table::table(&rows)], None)?;
+        file.finish(&tables, None)?;
         println!("\nwritten to {}", file.path().display());
     }
     Ok(())

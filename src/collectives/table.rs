@@ -1,19 +1,23 @@
 //! The table of measured sizes in the run file, and the lines printed while measuring.
 
 use super::bench::Place;
-use super::{Row, Timing};
-use crate::collective::{Collective, Network, library_version};
+use super::{Row, Timing, levels};
+use crate::collective::{Collective, Levels, Network, library_version};
 use crate::environment;
 use crate::launch::Job;
 use crate::metrics::{algbw, all_reduce_busbw, definitions};
 use crate::table::{Schema, Table};
 use crate::units::{format_bytes, format_seconds, gigabytes_per_second};
 
-/// Prints versions and ranks on stdout, and which sizes take which algorithm between hosts, if the `network` was measured.
-pub fn print_header(job: &Job, network: Option<&Network>) {
+/// Prints versions and ranks on stdout; on several hosts their `levels`, and which sizes take which algorithm between them, if
+/// the `network` was measured.
+pub fn print_header(job: &Job, levels: Option<&Levels>, network: Option<&Network>) {
     let (version, library) = (env!("CARGO_PKG_VERSION"), library_version());
     println!("# hpml {version}   {library}   world_size {}", job.world_size);
     job.describe().iter().for_each(|line| println!("# {line}"));
+    if let Some(levels) = levels.filter(|levels| levels.hosts > 1) {
+        println!("# levels: {}", levels::line(levels));
+    }
     if let Some(network) = network {
         println!("# {}", environment::describe_crossovers(network.hosts, network.crossovers(), Some(network)));
     }
@@ -94,6 +98,7 @@ fn schema<'a>() -> Schema<Half<'a>> {
         .float(&definitions::BETWEEN_BUSBW, move |(row, _, timing)| {
             gbs(all_reduce_busbw(row.bytes, timing.between, row.hosts))
         })
+        .float(&definitions::BETWEEN_RACKS, |(.., timing)| timing.between_racks)
 }
 
 /// The table without rows, which its documentation is generated from.

@@ -11,12 +11,12 @@ pub struct Parallel {
     /// parameters; 1 MB completes the bucket of the last parameters, which is reduced first.
     pub bucket_mb: f64,
     /// All-reduce of the gradients: shared (shared memory within a host, a ring of one rank per
-    /// host between hosts), halving (halving and doubling between hosts instead), ring (over all
-    /// ranks), mpi (MPI_Allreduce) or auto (shared on one host; between hosts by buffer size, see
+    /// host between hosts), halving (halving and doubling between hosts instead), hierarchical (rings
+    /// within racks of hosts, and between racks what each rack has summed), ring (over all ranks), mpi (MPI_Allreduce) or auto (shared on one host; between hosts by buffer size, see
     /// crossovers).
     pub all_reduce: Algorithm,
-    /// Between hosts auto takes mpi below the first of these two sizes in bytes, shared from the second
-    /// on, and halving between them; [] measures the network at the start. A resumed training keeps
+    /// Between hosts auto takes mpi below the first of these two sizes in bytes, shared from the last
+    /// on, and halving between them; of three, hierarchical from the second on; [] measures the network at the start. A resumed training keeps
     /// those of its checkpoint.
     pub crossovers: Vec<u64>,
     /// Batch-norm statistics: broadcast (from rank 0 every step, DDP's forward_sync_buffers, which was
@@ -57,12 +57,15 @@ impl Parallel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
-    /// `shared` on one host; between hosts `mpi`, `halving` or `shared`, by the size of the buffer.
+    /// `shared` on one host; between hosts `mpi`, `halving`, `hierarchical` or `shared`, by the size of the buffer.
     Auto,
     /// Shared memory within a host, a ring of one rank per host between hosts.
     Shared,
     /// Shared memory within a host, halving and doubling among one rank per host between hosts.
     Halving,
+    /// Shared memory within a host, a ring of one rank per host within a rack, and an all-reduce of each host's slice between
+    /// racks; `shared` without racks of equal size.
+    Hierarchical,
     /// Ring over all ranks by MPI's point-to-point messages, also within a host.
     Ring,
     /// `MPI_Allreduce`.
@@ -76,6 +79,7 @@ impl Algorithm {
             Algorithm::Auto => "auto",
             Algorithm::Shared => "shared",
             Algorithm::Halving => "halving",
+            Algorithm::Hierarchical => "hierarchical",
             Algorithm::Ring => "ring",
             Algorithm::Mpi => "mpi",
         }
@@ -83,7 +87,7 @@ impl Algorithm {
 
     /// Whether the ranks of a host reduce through memory that they share.
     pub fn shares_memory(self) -> bool {
-        matches!(self, Algorithm::Auto | Algorithm::Shared | Algorithm::Halving)
+        matches!(self, Algorithm::Auto | Algorithm::Shared | Algorithm::Halving | Algorithm::Hierarchical)
     }
 }
 

@@ -118,8 +118,8 @@ impl Config {
                 "int8 compression has its own algorithm: leave this at auto or choose another parallel.compression";
             return refuse("parallel.all_reduce", parallel.all_reduce.as_str().into(), expected);
         }
-        if !matches!(parallel.crossovers[..], [] | [_, _]) || !parallel.crossovers.is_sorted() {
-            let expected = "must be two sizes in bytes, ascending, or [] to measure them";
+        if !matches!(parallel.crossovers[..], [] | [_, _] | [_, _, _]) || !parallel.crossovers.is_sorted() {
+            let expected = "must be two or three sizes in bytes, ascending, or [] to measure them";
             return refuse("parallel.crossovers", format!("{:?}", parallel.crossovers), expected);
         }
         if parallel.local_steps > 1 {

@@ -7,7 +7,7 @@ use super::cpus::{self, Cpus};
 use super::host_ranks::HostRanks;
 use super::places::{self, Place};
 use super::{host, neighbors, watchdog};
-use crate::collective::{Combine, Communicator, DeviceCollectives, library_version, share_progress};
+use crate::collective::{Combine, Communicator, DeviceCollectives, check_racks, library_version, share_progress};
 use crate::config::{Launch, Plan, Precision};
 use crate::device::{self, Choice, Found, Offers, Target};
 use crate::error::{Error, Result};
@@ -98,12 +98,13 @@ impl Job {
     /// collective, called before the first tensor is made.
     ///
     /// # Errors
-    /// Returns [`Error::ConfigDiffers`], [`Error::Device`], or the reason why the configuration does not fit the GPU, alike on
+    /// Returns [`Error::ConfigDiffers`], [`Error::Rack`], [`Error::Device`], or the reason why the configuration does not fit the GPU, alike on
     /// all ranks; and [`Error::Mpi`] if MPI reports a failure.
     pub fn configure(&mut self, plan: &Plan) -> Result<()> {
         let halves = [plan.hash() >> 32, plan.hash() & u64::from(u32::MAX)].map(|half| half as f64);
         let is_that_of_root = self.from_root(halves)? == halves;
         self.agree(if is_that_of_root { Ok(()) } else { Err(Error::ConfigDiffers { rank: self.rank }) })?;
+        self.agree(check_racks(&self.communicator, &self.host.communicator))?;
         let device = self.choose_device(plan)?;
         let own = self.find_place(plan.launch.threads, device)?;
         let processes = self.host.communicator.all_gather(Kind::Control, &[u64::from(std::process::id())])?;

@@ -14,7 +14,7 @@ impl Job {
     /// more shared memory than a host has. A collective of `ranks`.
     ///
     /// # Errors
-    /// [`Error::SharedMemory`] if `shared` or `halving` is set and there is no room; a rank is gone.
+    /// [`Error::SharedMemory`] if `shared`, `halving` or `hierarchical` is set and there is no room; a rank is gone.
     pub fn fitting(&self, plan: &Plan, ranks: &Communicator, elements: usize) -> Result<Plan> {
         let algorithm = plan.parallel.all_reduce;
         let shares = algorithm.shares_memory() && self.target.own_memory().is_none();

@@ -206,7 +206,14 @@ pub const WITHIN: Definition =
 pub const BETWEEN_BUSBW: Definition =
     define("between_busbw", "GB/s", "size / between * 2 (h-1) / h on h hosts").unless(NO_LEVELS);
 pub const WITHIN_ALGBW: Definition = define("within_algbw", "GB/s", "size / within").unless(NO_LEVELS);
-const NO_LEVELS: &str = "one host, or an algorithm other than shared and halving, which have these two levels";
+const NO_LEVELS: &str =
+    "one host, or an algorithm other than shared, halving and hierarchical, which have these two levels";
+pub const BETWEEN_RACKS: Definition = define(
+    "between_racks",
+    "s",
+    "part of between that is between racks: mean over the iterations of the slowest rank's",
+)
+.unless("an algorithm other than hierarchical");
 
 // Columns of /comm, the ledger.
 pub const LEDGER_STEPS: Definition = define("steps", "1", "optimizer steps on world_size ranks with this timing");

@@ -186,12 +186,15 @@ pub fn with_its_batch(plan: &Plan, job: &Job, how: Option<&Beginning>, samples: 
 pub fn with_its_crossovers(plan: &Plan, job: &Job, how: Option<&Beginning>) -> Result<(Plan, Option<Network>)> {
     let saved = how.and_then(|how| how.saved_crossovers.filter(|(_, hosts)| *hosts == job.hosts()));
     let saved = saved.filter(|_| how.is_some_and(|how| how.saved_batch[1] == job.world_size));
-    let numbers = saved.map_or([-1.0; 2], |(saved, _)| [saved.mpi_below as f64, saved.ring_from as f64]);
-    let [mpi_below, ring_from] = job.from_root(numbers)?;
+    let numbers = saved.map_or([-1.0; 3], |(saved, _)| {
+        [saved.mpi_below, saved.hierarchical_from, saved.ring_from].map(|bytes| bytes as f64)
+    });
+    let [mpi_below, hierarchical_from, ring_from] = job.from_root(numbers)?;
     if mpi_below < 0.0 || plan.parallel.all_reduce != Algorithm::Auto || !plan.parallel.crossovers.is_empty() {
         return job.with_crossovers(plan, &job.communicator);
     }
-    let saved = Crossovers { mpi_below: mpi_below as u64, ring_from: ring_from as u64 };
+    let [mpi_below, hierarchical_from, ring_from] = [mpi_below, hierarchical_from, ring_from].map(|bytes| bytes as u64);
+    let saved = Crossovers { mpi_below, hierarchical_from, ring_from };
     Ok((job.agree(plan.adapted(|config| config.parallel.crossovers = saved.into()))?, None))
 }
 

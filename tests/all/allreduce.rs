@@ -8,8 +8,8 @@ use hpml::collective::{AllReduce, Bf16, Communicator, Element, Universe, WaitPol
 use hpml::config::{Algorithm, Parallel};
 use hpml::metrics::Kind;
 
-const ALGORITHMS: [Algorithm; 5] =
-    [Algorithm::Auto, Algorithm::Shared, Algorithm::Halving, Algorithm::Ring, Algorithm::Mpi];
+const ALGORITHMS: [Algorithm; 6] =
+    [Algorithm::Auto, Algorithm::Shared, Algorithm::Halving, Algorithm::Hierarchical, Algorithm::Ring, Algorithm::Mpi];
 
 #[test]
 fn every_sum_is_right_on_one_to_four_ranks() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::common::hosts::Hosts;
-use crate::common::{Mpirun, checkpoints, column, folder, text, texts};
+use crate::common::{Mpirun, assert_refused, checkpoints, column, folder, launcher, text, texts};
 use hpml::store;
 
 #[test]
@@ -41,6 +41,66 @@ fn every_sum_is_right_between_hosts() {
         let header = format!("# all-reduce between {count} hosts: ");
         assert_eq!(run.stdout.contains(&header), ways.contains(&"auto"), "{}", run.stdout);
     }
+}
+
+#[test]
+fn racks_are_reduced_level_by_level() {
+    let Some(hosts) = Hosts::up(6, "racks_are_reduced_level_by_level") else { return };
+    hosts.part_into_racks();
+    let folder = folder();
+    // Every other rank in the other rack, as a round-robin placement does it.
+    let racks = |ranks: usize, rack_of_rank: &str| {
+        let wrapper = format!("export HPML_RACK={rack_of_rank}; exec \"$0\" \"$@\"");
+        let sizes = ["--collective", "all_reduce", "--min", "2", "--max", "200K", "--factor", "300", "--iters", "2"];
+        let ways = ["auto", "shared", "halving", "hierarchical"].iter().flat_map(|way| ["--algorithm", way]);
+        let program = ["sh", "-c", &wrapper, env!("CARGO_BIN_EXE_hpml"), "collectives"];
+        hosts.program(ranks, 1, &program).args(sizes).args(ways)
+    };
+    for count in [4, 6] {
+        let out = folder.path().join(format!("{count}.h5"));
+        let run = racks(count, "r$((OMPI_COMM_WORLD_RANK % 2))").args(["--out", text(&out)]).run().succeeded();
+        let line = format!("# levels: {count} hosts of 1 rank in 2 racks of {} hosts", count / 2);
+        assert!(run.stdout.contains(&line), "{}", run.stdout);
+        assert!(column(&out, "allreduce/wrong").iter().all(|&count| count == 0.0), "{}", run.stdout);
+        let names = ["time", "between", "between_racks"].map(|name| column(&out, &format!("allreduce/{name}")));
+        for (row, way) in texts(&out, "allreduce/algorithm").iter().enumerate() {
+            let [time, between, racks] = [&names[0], &names[1], &names[2]].map(|column| column[row]);
+            let is_part = 0.0 < racks && racks < between && between <= time;
+            assert_eq!(is_part, way == "hierarchical", "{way}: {time} {between} {racks}");
+        }
+        // What leaves a rack: 2 (r-1)/r of the buffer, but 2 (n-1)/n by a ring of n hosts.
+        let (algorithms, levels) = (texts(&out, "levels/algorithm"), texts(&out, "levels/level"));
+        let leaving = |algorithm: &str| {
+            let row = (0..levels.len()).find(|&row| algorithms[row] == algorithm && levels[row] == "rack");
+            column(&out, "levels/leaving")[row.unwrap()]
+        };
+        assert!((leaving("hierarchical") - 1.0).abs() < 1e-12);
+        assert!((leaving("shared") - 2.0 * (1.0 - 1.0 / count as f64)).abs() < 1e-12);
+        // The uplink, which three hosts or two share, is slower than a rack.
+        let hops = column(&out, "levels/hop_bandwidth");
+        let of = |level: &str| hops[levels.iter().position(|one| one == level).unwrap()];
+        assert!(of("host").is_nan() && of("rack") > of("system"), "{hops:?}");
+    }
+    let run = racks(2, "$(test $OMPI_COMM_WORLD_RANK = 1 || echo r0)").run();
+    assert_refused(&run, &["HPML_RACK on rank 1: is not set"]);
+    // Three hosts in two racks: no slices to exchange, but an order, in which every sum is right.
+    let out = folder.path().join("3.h5");
+    let run = racks(3, "r$((OMPI_COMM_WORLD_RANK % 2))").args(["--out", text(&out)]).run().succeeded();
+    assert!(run.stdout.contains("3 hosts of 1 rank in 2 racks of 1 to 2 hosts"), "{}", run.stdout);
+    assert!(column(&out, "allreduce/wrong").iter().all(|&count| count == 0.0), "{}", run.stdout);
+    assert!(texts(&out, "allreduce/algorithm").iter().all(|way| way != "hierarchical"), "{}", run.stdout);
+}
+
+#[test]
+fn ranks_of_one_host_in_two_racks_are_refused() {
+    let mut command = launcher();
+    for rack in ["a", "b"] {
+        let hpml = [env!("CARGO_BIN_EXE_hpml"), "collectives", "--max", "64"];
+        command.args(["-n", "1", "env", &format!("HPML_RACK={rack}")]).args(hpml);
+        command.args((rack == "a").then_some(":"));
+    }
+    let run = Mpirun::command(command).run();
+    assert_refused(&run, &["HPML_RACK on rank 1: differs from that of another rank of its host"]);
 }
 
 #[test]

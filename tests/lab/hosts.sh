@@ -2,6 +2,7 @@
 # Emulated hosts on one machine, for root: network namespaces behind a bridge, each link limited to a rate.
 #
 #   hosts.sh up N RATE                          hosts 0 to N-1 with links of RATE (as tc writes it: 1gbit), both ways
+#   hosts.sh racks RATE                         odd hosts go to a second rack, joined to the first by an uplink of RATE
 #   hosts.sh mpirun N RANKS [ARGS...] PROGRAM   RANKS ranks on each of N hosts
 #   hosts.sh cut HOST                           takes that host's link down; its ranks live on, alone
 #   hosts.sh down                               take all of it away
@@ -52,6 +53,19 @@ case $command in
         ip -n "$prefix-bridge" link set bridge up
         for host in $(seq 0 $(($1 - 1))); do link "$host" "$2"; done
         ;;
+    racks)
+        ip -n "$prefix-bridge" link add bridge1 type bridge
+        ip -n "$prefix-bridge" link set bridge1 up
+        ip -n "$prefix-bridge" link add up0 type veth peer name up1
+        ip -n "$prefix-bridge" link set up0 master bridge up
+        ip -n "$prefix-bridge" link set up1 master bridge1 up
+        for port in $(ip -n "$prefix-bridge" -o link show | grep -o 'port[0-9]*[13579]@' | tr -d @); do
+            ip -n "$prefix-bridge" link set "$port" master bridge1
+        done
+        for end in up0 up1; do
+            ip netns exec "$prefix-bridge" tc qdisc replace dev "$end" root tbf rate "$1" burst 256kb latency 100ms
+        done
+        ;;
     mpirun)
         hosts=$1 ranks=$2
         shift 2
@@ -67,7 +81,7 @@ case $command in
     down) down ;;
     10.77.0.1*) on "${command#10.77.0.1}" sh -c "$*" ;;
     *)
-        sed -n '2,10p' "$me"
+        sed -n '2,11p' "$me"
         exit 2
         ;;
 esac

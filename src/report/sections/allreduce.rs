@@ -37,6 +37,9 @@ pub fn section(source: &Source) -> Result<Option<Section>> {
     if rows.iter().any(|row| frame.number("between", *row).is_finite()) {
         columns.splice(8..8, ["within", "within_algbw", "between", "between_busbw"]); // after busbw
     }
+    if rows.iter().any(|row| frame.number("between_racks", *row).is_finite()) {
+        columns.insert(12, "between_racks"); // after between_busbw
+    }
     let mut sheet = frame.sheet("allreduce", format!("{what} by size"), &columns, &rows);
     sheet.keys = if frame.column("collective").is_some() { 5 } else { 4 };
     sheet.note =

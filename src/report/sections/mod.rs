@@ -7,6 +7,7 @@ mod convolutions;
 mod environment;
 mod epochs;
 mod gpus;
+mod levels;
 mod prediction;
 mod quantization;
 mod ranks;
@@ -32,10 +33,11 @@ use crate::table::Sheet;
 /// Makes a section of one run file; `None` if the file has none of its tables.
 type Make = fn(&Source) -> Result<Option<Section>>;
 
-const SECTIONS: [Make; 14] = [
+const SECTIONS: [Make; 15] = [
     scaling::section,
     prediction::section,
     allreduce::section,
+    levels::section,
     study::section,
     epochs::section,
     ranks::section,

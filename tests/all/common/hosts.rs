@@ -45,6 +45,12 @@ impl Hosts {
         format!("{}-{index}", self.prefix)
     }
 
+    /// Moves the odd hosts to a second rack, behind an uplink of 200 Mbit/s.
+    pub fn part_into_racks(&self) {
+        let output = self.script(&["racks", "200mbit"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Takes the link of host `index` down; whether it could.
     pub fn cut(&self, index: usize) -> bool {
         self.script(&["cut", &index.to_string()]).status.success()
