@@ -103,7 +103,7 @@ pub fn run(request: &Request, job: &mut Job) -> Result<()> {
     let chooses = chosen
         .iter()
         .any(|case| case.collective == Collective::AllReduce && case.algorithms.contains(&Algorithm::Auto));
-    let (plan, network) = if chooses { job.with_crossovers(&plan, &job.communicator)? } else { (plan, None) };
+    let (plan, network) = if chooses { job.with_crossovers(&plan, &job.communicator, None)? } else { (plan, None) };
     let file = owner.map(|owner| create(owner, *force, &plan, network.as_ref(), job));
     let mut file = job.agree(file.transpose())?;
     if job.is_root() {

@@ -6,7 +6,7 @@ use crate::units::{Bytes, counted, format_bytes, format_seconds, gigabytes_per_s
 
 /// Attributes of `/environment`: what was measured before the first all-reduce between hosts. `docs/run-file.md` explains them.
 pub fn network(network: &Network) -> Vec<(String, Attribute)> {
-    let link = |name: &str, link: &Link| (name.to_owned(), Attribute::Floats(vec![link.latency, bandwidth(link)]));
+    let link = |name: &str, link: &Link| (name.to_owned(), Attribute::Floats(vec![link.latency, link.bandwidth()]));
     vec![link("ring_hop", &network.hop), link("halving", &network.halving), link("mpi_all_reduce", &network.mpi)]
 }
 
@@ -26,15 +26,10 @@ pub fn describe_crossovers(hosts: usize, crossovers: Crossovers, measured: Optio
         format!(
             "measured: a hop {} and {:.3} GB/s",
             format_seconds(network.hop.latency),
-            gigabytes_per_second(bandwidth(&network.hop))
+            gigabytes_per_second(network.hop.bandwidth())
         )
     });
     format!("all-reduce between {}: {} ({why})", counted(hosts, "host"), parts.join(", "))
-}
-
-/// Bytes per second beside the latency; NaN if the time did not grow with the bytes.
-fn bandwidth(link: &Link) -> f64 {
-    if link.per_byte > 0.0 { 1.0 / link.per_byte } else { f64::NAN }
 }
 
 #[cfg(test)]
