@@ -67,6 +67,11 @@ impl Link {
         Link { latency: (small.1 - per_byte * small.0 as f64).max(0.0), per_byte }
     }
 
+    /// Bytes per second beside the latency; NaN if the time did not grow with the bytes.
+    pub fn bandwidth(&self) -> f64 {
+        if self.per_byte > 0.0 { 1.0 / self.per_byte } else { f64::NAN }
+    }
+
     /// Seconds for `bytes` bytes.
     pub fn seconds(&self, bytes: f64) -> Second {
         self.latency + self.per_byte * bytes

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use super::Row;
 use crate::collective::{Level, Levels, Link, Network};
 use crate::config::Algorithm;
-use crate::environment::bandwidth;
 use crate::table::{Schema, Table};
 use crate::units::{counted, gigabytes_per_second};
 
@@ -45,7 +44,7 @@ fn schema() -> Schema<OfAlgorithm> {
         )
         .float(
             ("hop_bandwidth", "GB/s", &*format!("bytes of a hop per second beyond its latency; NaN: {none}")),
-            |row| row.hop.map_or(f64::NAN, |hop| gigabytes_per_second(bandwidth(&hop))),
+            |row| row.hop.map_or(f64::NAN, |hop| gigabytes_per_second(hop.bandwidth())),
         )
         .float(
             (

@@ -107,7 +107,7 @@ pub fn run(request: &Request, job: &mut Job) -> Result<()> {
         .any(|case| case.collective == Collective::AllReduce && case.algorithms.contains(&Algorithm::Auto));
     let through_host = DeviceCollectives::go_through_host(job.target, Algorithm::Auto);
     let levels = if through_host { Some(Levels::of(&job.communicator)?) } else { None };
-    let (plan, network) = if chooses { job.with_crossovers(&plan, &job.communicator)? } else { (plan, None) };
+    let (plan, network) = if chooses { job.with_crossovers(&plan, &job.communicator, None)? } else { (plan, None) };
     let file = owner.map(|owner| create(owner, *force, &plan, network.as_ref(), job));
     let mut file = job.agree(file.transpose())?;
     if job.is_root() {

@@ -12,7 +12,7 @@ use crate::metrics::definitions;
 use crate::store::STARTED;
 use crate::sys::LIBTORCH_VERSION;
 use crate::table::{Attribute, Schema, Table};
-pub use network::{bandwidth, describe_crossovers, network};
+pub use network::{describe_crossovers, network};
 
 /// Attribute of `/environment`: number of hosts.
 pub const HOSTS: &str = "hosts";

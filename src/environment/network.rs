@@ -6,7 +6,7 @@ use crate::units::{Bytes, counted, format_bytes, format_seconds, gigabytes_per_s
 
 /// Attributes of `/environment`: what was measured before the first all-reduce between hosts. `docs/run-file.md` explains them.
 pub fn network(network: &Network) -> Vec<(String, Attribute)> {
-    let link = |name: &str, link: &Link| (name.to_owned(), Attribute::Floats(vec![link.latency, bandwidth(link)]));
+    let link = |name: &str, link: &Link| (name.to_owned(), Attribute::Floats(vec![link.latency, link.bandwidth()]));
     let mut attributes =
         vec![link("ring_hop", &network.hop), link("halving", &network.halving), link("mpi_all_reduce", &network.mpi)];
     if let Some(racks) = &network.racks {
@@ -38,7 +38,7 @@ pub fn describe_crossovers(hosts: usize, crossovers: Crossovers, measured: Optio
     let racks = measured.and_then(|network| network.racks.as_ref());
     let why = measured.map_or("configured".into(), |network| {
         let hop = |link: &Link| {
-            let (latency, bandwidth) = (format_seconds(link.latency), gigabytes_per_second(bandwidth(link)));
+            let (latency, bandwidth) = (format_seconds(link.latency), gigabytes_per_second(link.bandwidth()));
             format!("{latency} and {bandwidth:.3} GB/s")
         };
         let of_racks = racks.map_or(String::new(), |racks| {
@@ -48,11 +48,6 @@ pub fn describe_crossovers(hosts: usize, crossovers: Crossovers, measured: Optio
     });
     let racks = racks.map_or(String::new(), |racks| format!(" in {} racks", racks.count));
     format!("all-reduce between {}{racks}: {} ({why})", counted(hosts, "host"), parts.join(", "))
-}
-
-/// Bytes per second beside the latency; NaN if the time did not grow with the bytes.
-pub fn bandwidth(link: &Link) -> f64 {
-    if link.per_byte > 0.0 { 1.0 / link.per_byte } else { f64::NAN }
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ pub fn empty_tables() -> Vec<Table> {
 /// A variant is invalid, the file cannot be written, or a rank fails. A training that diverges is a result, not an error.
 pub fn run(plan: &Plan, job: &Job, destination: &Destination) -> Result<()> {
     let datasets = job.agree(data::open_shared(&plan.data, &job.communicator))?;
-    let (plan, network) = &job.with_crossovers(plan, &job.communicator)?; // once, so that all variants sum alike
+    let (plan, network) = &job.with_crossovers(plan, &job.communicator, None)?; // once, so that all variants sum alike
     let ground = Ground { ranks: job.world_size, samples: datasets.train.len(), target: job.target };
     let variants = job.agree(variants(plan, ground))?;
     let mut environment = environment::attributes(job, Some(&datasets));

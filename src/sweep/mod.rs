@@ -7,6 +7,7 @@
 //! visit, so an interrupted sweep resumes from there.
 
 mod case;
+mod crossovers;
 mod memory;
 mod record;
 mod scaling;
@@ -18,11 +19,11 @@ use std::sync::Arc;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
-use crate::collective::{Collective, Communicator, WaitPolicy};
+use crate::collective::{Collective, Communicator, Crossovers, WaitPolicy};
 use crate::collectives::{self, Bench, Budget};
 use crate::config::{Config, ModelName, Plan};
 use crate::data::{self, Datasets, Form};
-use crate::environment;
+use crate::environment::describe_crossovers;
 use crate::error::Result;
 use crate::launch::Job;
 use crate::live::{Live, Outlets};
@@ -33,13 +34,14 @@ use crate::train::Convolutions;
 use crate::units::{Bytes, Second, counted, format_left, format_seconds};
 use crate::workload;
 pub use case::{Case, cases};
+use crossovers::Kept;
 use record::Record;
 pub use scaling::{Row, Status, rows};
 use visit::Visits;
 
 /// The tables of a sweep without rows, which their documentation is generated from.
 pub fn empty_tables() -> Vec<Table> {
-    vec![scaling::schema(true).table(&[]), record::steps().table(&[])]
+    vec![scaling::schema(true).table(&[]), record::steps().table(&[]), crossovers::schema().table(&[])]
 }
 
 /// Measures all cases of the plan into the run file at `destination`; with `resume` only those that the file lacks. A
@@ -62,7 +64,7 @@ pub fn run(plan: &Plan, job: &Job, destination: &Destination, resume: bool) -> R
     if let Some(record) = &mut record {
         record.buckets = buckets;
     }
-    let groups = groups(plan, job, &cases)?;
+    let groups = groups(plan, job, &cases, &mut record)?;
     measure_all_reduce(plan, job, &cases, &groups, datasets.train.form(), &mut record)?;
     let earlier = record.as_ref().and_then(|record| record.convolutions.as_ref());
     let convolutions = Convolutions::of_sweep(earlier.map_or(&[][..], std::slice::from_ref));
@@ -129,19 +131,26 @@ struct Group {
     plan: Plan,
 }
 
-/// The groups by their number of ranks; `None` on a rank outside.
-fn groups(plan: &Plan, job: &Job, cases: &[Case]) -> Result<BTreeMap<usize, Option<Group>>> {
+/// The groups by their number of ranks; `None` on a rank outside. What they measure goes into `record`, which may have it from before.
+fn groups(
+    plan: &Plan,
+    job: &Job,
+    cases: &[Case],
+    record: &mut Option<Record>,
+) -> Result<BTreeMap<usize, Option<Group>>> {
     let counts: BTreeSet<usize> = cases.iter().map(|case| case.ranks).collect();
     let mut groups = BTreeMap::new();
     for count in counts {
+        let hosts = job.hosts_of(count);
+        let kept = record.as_ref().and_then(|record| crossovers::find(&record.crossovers, count, hosts));
+        let kept = job.crossovers_from_root(kept)?;
         let group = match job.communicator.split((job.rank < count).then_some(0))? {
             Some(ranks) => {
-                let (plan, network) = job.with_crossovers(plan, &ranks)?;
-                if let (Some(network), true) = (&network, job.is_root()) {
-                    println!(
-                        "# {}",
-                        environment::describe_crossovers(network.hosts, network.crossovers(), Some(network))
-                    );
+                let (plan, network) = job.with_crossovers(plan, &ranks, kept)?;
+                if let (Some(record), true) = (record.as_mut(), hosts > 1) {
+                    record.crossovers.extend(network.as_ref().map(|network| Kept::of(count, hosts, network)));
+                    let used = Crossovers::configured(&plan.parallel.crossovers);
+                    used.iter().for_each(|used| println!("# {}", describe_crossovers(hosts, *used, network.as_ref())));
                 }
                 Some(Group { ranks: Arc::new(ranks), plan })
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::crossovers::{self, Kept};
 use super::scaling::{self, Measurement, Row, Status};
 use super::visit::{GpuUse, Outcome};
 use super::{Case, memory};
@@ -27,6 +28,8 @@ pub(super) struct Record {
     pub buckets: Option<Table>,
     /// The table `/convolutions`, once something was chosen.
     pub convolutions: Option<Table>,
+    /// What was measured between hosts, by number of ranks.
+    pub crossovers: Vec<Kept>,
     /// Step times `[steps][ranks]` by case and round.
     visits: BTreeMap<(usize, usize), Vec<Vec<StepTimes>>>,
     /// Other measurements, one entry per case.
@@ -72,8 +75,9 @@ impl Record {
         file.set_warnings(job.warnings());
         let (cases, samples) = (cases.to_vec(), datasets.train.len());
         let about = vec![About::default(); cases.len()];
-        let (all_reduce, buckets, convolutions, visits) = (None, None, None, BTreeMap::new());
-        let mut record = Record { file, cases, samples, all_reduce, buckets, convolutions, visits, about };
+        let (all_reduce, buckets, convolutions) = (None, None, None);
+        let (crossovers, visits) = (Vec::new(), BTreeMap::new());
+        let mut record = Record { file, cases, samples, all_reduce, buckets, convolutions, crossovers, visits, about };
         if resumed {
             record.read(&out)?;
         }
@@ -202,6 +206,7 @@ impl Record {
         tables.extend(self.all_reduce.clone());
         tables.extend(self.buckets.clone());
         tables.extend(self.convolutions.clone());
+        tables.extend(crossovers::table(&self.crossovers));
         tables
     }
 
@@ -225,6 +230,9 @@ impl Record {
         }
         if names.iter().any(|name| name == "convolutions") {
             self.convolutions = Some(store::read_table(out, "convolutions")?);
+        }
+        if names.iter().any(|name| name == "crossovers") {
+            self.crossovers = crossovers::schema().read(&store::read_table(out, "crossovers")?);
         }
         if !names.iter().any(|name| name == "scaling") {
             return Ok(()); // interrupted before anything was measured

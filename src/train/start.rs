@@ -8,7 +8,7 @@ use super::GlobalBatch;
 use super::found::{self, ASKED_BATCH, FINGERPRINT, MODEL_FILE, Now, RunThere, Saved};
 use super::resume::Resume;
 use crate::collective::{Crossovers, Network};
-use crate::config::{self, Algorithm, Plan};
+use crate::config::{self, Plan};
 use crate::data::{Datasets, samples_per_rank};
 use crate::error::{Error, Result};
 use crate::launch::Job;
@@ -186,16 +186,8 @@ pub fn with_its_batch(plan: &Plan, job: &Job, how: Option<&Beginning>, samples: 
 pub fn with_its_crossovers(plan: &Plan, job: &Job, how: Option<&Beginning>) -> Result<(Plan, Option<Network>)> {
     let saved = how.and_then(|how| how.saved_crossovers.filter(|(_, hosts)| *hosts == job.hosts()));
     let saved = saved.filter(|_| how.is_some_and(|how| how.saved_batch[1] == job.world_size));
-    let numbers = saved.map_or([-1.0; 3], |(saved, _)| {
-        [saved.mpi_below, saved.hierarchical_from, saved.ring_from].map(|bytes| bytes as f64)
-    });
-    let [mpi_below, hierarchical_from, ring_from] = job.from_root(numbers)?;
-    if mpi_below < 0.0 || plan.parallel.all_reduce != Algorithm::Auto || !plan.parallel.crossovers.is_empty() {
-        return job.with_crossovers(plan, &job.communicator);
-    }
-    let [mpi_below, hierarchical_from, ring_from] = [mpi_below, hierarchical_from, ring_from].map(|bytes| bytes as u64);
-    let saved = Crossovers { mpi_below, hierarchical_from, ring_from };
-    Ok((job.agree(plan.adapted(|config| config.parallel.crossovers = saved.into()))?, None))
+    let saved = job.crossovers_from_root(saved.map(|(saved, _)| saved))?;
+    job.with_crossovers(plan, &job.communicator, saved)
 }
 
 /// How to begin; `None` if the training is finished.

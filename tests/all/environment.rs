@@ -79,7 +79,7 @@ fn the_host_is_the_one_that_linux_tells_of() {
     assert!(told(&out, "mpi_transport_set").unwrap().contains("UCX_TLS=self,sm,tcp"));
     if common::is_open_mpi("mpi_transport_loaded") {
         // 4.1 keeps its components in files of their own; later builds need not.
-        assert!(told(&out, "mpi_transport_loaded").is_none_or(|loaded| loaded.contains("_")));
+        assert!(told(&out, "mpi_transport_loaded").is_none_or(|loaded| !loaded.is_empty()));
     }
 }
 

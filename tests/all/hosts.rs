@@ -125,6 +125,25 @@ fn a_resumed_training_keeps_the_all_reduce_of_its_checkpoint() {
 }
 
 #[test]
+fn a_resumed_sweep_keeps_the_all_reduce_that_it_measured() {
+    let Some(hosts) = Hosts::up(2, "a_resumed_sweep_keeps_the_all_reduce_that_it_measured") else { return };
+    let folder = folder();
+    let out = folder.path().join("sweep.h5");
+    let sweep = |more: &[&str]| {
+        let run = hosts.hpml(2, 1).args(["sweep", "--out", text(&out), "--set", "sweep.batch_per_rank=[4]"]);
+        let run = run.args(["--set", "sweep.seconds=0.2", "--set", "sweep.rounds=1", "--set", "sweep.precision=0.5"]);
+        let stdout = run.args(more).run().succeeded().stdout;
+        assert!(stdout.contains("# all-reduce between 2 hosts: "), "{stdout}");
+        let names = ["ranks", "hosts", "mpi_below", "hierarchical_from", "ring_from", "hop_latency", "hop_bandwidth"];
+        names.map(|name| column(&out, &format!("crossovers/{name}")))
+    };
+    let measured = sweep(&[]);
+    assert_eq!((&measured[0][..], &measured[1][..]), (&[2.0][..], &[2.0][..]));
+    // A second measurement would never take the same time to the last bit.
+    assert_eq!(sweep(&["--resume"]), measured);
+}
+
+#[test]
 fn two_hosts_train_to_the_parameters_of_two_ranks_on_one() {
     let Some(hosts) = Hosts::up(2, "two_hosts_train_to_the_parameters_of_two_ranks_on_one") else { return };
     let folder = folder();

@@ -52,7 +52,7 @@ fn a_training_with_too_many_steps_keeps_moments_histograms_and_some_rows() {
         let rows = texts(&out, "rank_times/part").into_iter().zip(column(&out, "rank_times/rank")).enumerate();
         let row = rows.filter(|(_, (part, rank))| part == "step" && *rank as i64 == of_rank).map(|(row, _)| row).next();
         let most = column(&out, "rank_times/max")[row.unwrap()];
-        assert!((most / seconds[116] - 1.0).abs() < 1e-3, "rank {of_rank}");
+        assert!((most / seconds[116] - 1.0).abs() < 1e-3, "rank {of_rank}: {most}, traced {}", seconds[116]);
     }
     // The slowest step of all is among the rows.
     let traced: Vec<usize> = (0..rank.len()).filter(|row| names[*row] == "step").collect();
