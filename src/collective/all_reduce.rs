@@ -82,18 +82,12 @@ impl AllReduce {
 
     /// The algorithm that reduces a buffer of `bytes` bytes.
     pub fn algorithm_for(&self, bytes: usize) -> Algorithm {
-        match self.algorithm {
-            Algorithm::Auto => {
-                let chosen = self.crossovers.map_or(Algorithm::Shared, |crossovers| crossovers.algorithm(bytes));
-                self.possible(chosen)
-            }
-            given => self.possible(given),
-        }
-    }
-
-    /// The `algorithm`, or `shared` where it has nothing to do: halving on one host, the hierarchical one without equal racks.
-    fn possible(&self, algorithm: Algorithm) -> Algorithm {
-        match algorithm {
+        let wanted = match self.algorithm {
+            Algorithm::Auto => self.crossovers.map_or(Algorithm::Shared, |crossovers| crossovers.algorithm(bytes)),
+            given => given,
+        };
+        match wanted {
+            // There is nothing between hosts, or there are no slices to exchange between racks.
             Algorithm::Halving if self.hosts.count == 1 => Algorithm::Shared,
             Algorithm::Hierarchical if !self.hosts.have_equal_racks() => Algorithm::Shared,
             possible => possible,

@@ -6,7 +6,7 @@ use crate::config::Algorithm;
 use crate::units::Second;
 
 /// Sizes at which an all-reduce between hosts changes its algorithm: `parallel.crossovers`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Crossovers {
     /// Buffers of fewer bytes are reduced by MPI_Allreduce.
     pub mpi_below: u64,

@@ -39,7 +39,8 @@ impl Hosts {
     /// The hosts of the ranks of `communicator`. A collective.
     ///
     /// # Errors
-    /// Returns [`Error::Rack`](crate::error::Error::Rack) on all ranks if the racks contradict each other, and [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
+    /// Returns [`Error::Rack`](crate::error::Error::Rack) on all ranks if the racks contradict each other, and
+    /// [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.
     pub(super) fn of(communicator: &Communicator) -> Result<Hosts> {
         let here = communicator.split_by_host()?;
         let mut leaders = communicator.split((here.rank() == 0).then_some(0))?;
@@ -58,8 +59,8 @@ impl Hosts {
     }
 
     /// Measures the network between the hosts of `communicator`, in `O(log n)` time for `n` hosts: some hops of a ring and some
-    /// all-reduces by halving among the leaders, some hops within and between racks, and some calls of MPI_Allreduce. `None` with one host, where nothing is sent.
-    /// All ranks get the same numbers. A collective.
+    /// all-reduces by halving among the leaders, some hops within and between racks, and some calls of MPI_Allreduce. `None` with one
+    /// host, where nothing is sent. All ranks get the same numbers. A collective.
     ///
     /// # Errors
     /// Returns [`Error::Mpi`](crate::error::Error::Mpi) if MPI reports a failure.

@@ -60,8 +60,9 @@ impl Names {
 }
 
 impl Racks {
-    /// The racks of the hosts of `all`, where this rank is in `rack`. Orders the `leaders` by rack: racks in the order of their first
-    /// rank, the hosts of a rack in theirs. `None` where racks make no difference. A collective.
+    /// The racks of the hosts of these `leaders`, given what tells this rank's `rack` from others. Orders the leaders by rack: racks in
+    /// the order of their first rank, the hosts of a rack in theirs. `None` where racks make no difference. A collective of all ranks,
+    /// of which `here` are those of this host.
     ///
     /// # Errors
     /// Returns [`Error::Mpi`] if MPI reports a failure.
@@ -69,11 +70,10 @@ impl Racks {
         let mut shape = [0u64; 3];
         let mut peers = None;
         if let Some(leader) = leaders {
-            let places = places(&leader.all_gather(Kind::Control, &[rack])?);
-            let sizes = sizes(&places);
+            let (places, sizes) = places(&leader.all_gather(Kind::Control, &[rack])?);
             let [smallest, largest] = extremes(&sizes);
             shape = [sizes.len(), smallest, largest].map(|number| number as u64);
-            if makes_a_difference(sizes.len(), places.len()) {
+            if make_a_difference(sizes.len(), largest) {
                 let (rack, place) = places[leader.rank()];
                 let position = sizes[..rack].iter().sum::<usize>() + place;
                 let every = "every rank passes a color";
@@ -86,8 +86,7 @@ impl Racks {
         }
         here.broadcast(Kind::Control, &mut shape)?;
         let [count, smallest, largest] = shape.map(|number| number as usize);
-        let has_racks = count > 1 && largest > 1;
-        Ok(has_racks.then_some(Racks { count, hosts: [smallest, largest], peers }))
+        Ok(make_a_difference(count, largest).then_some(Racks { count, hosts: [smallest, largest], peers }))
     }
 
     /// Whether all racks have as many hosts.
@@ -96,9 +95,9 @@ impl Racks {
     }
 }
 
-/// Whether `racks` racks of `hosts` hosts are a level between a host and the whole.
-fn makes_a_difference(racks: usize, hosts: usize) -> bool {
-    racks > 1 && racks < hosts
+/// Whether `racks` racks, the largest of `largest` hosts, are a level between a host and the whole.
+fn make_a_difference(racks: usize, largest: usize) -> bool {
+    racks > 1 && largest > 1
 }
 
 /// Checks that the ranks of `all` agree on their racks, where `here` are those of this rank's host. A collective.
@@ -152,27 +151,19 @@ fn hash_of(name: &str) -> u64 {
     u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a blake3 hash has 32 bytes"))
 }
 
-/// Rack of each host, numbered in the order of their first hosts, and its place in the rack, given what tells the `racks` apart.
-fn places(racks: &[u64]) -> Vec<(usize, usize)> {
+/// Rack of each host, numbered in the order of their first hosts, and its place in the rack; and the number of hosts of each rack,
+/// given what tells the `racks` apart.
+fn places(racks: &[u64]) -> (Vec<(usize, usize)>, Vec<usize>) {
     let (mut numbers, mut sizes) = (HashMap::new(), Vec::new());
-    racks
-        .iter()
-        .map(|rack| {
-            let number = *numbers.entry(rack).or_insert(sizes.len());
-            if number == sizes.len() {
-                sizes.push(0);
-            }
-            sizes[number] += 1;
-            (number, sizes[number] - 1)
-        })
-        .collect()
-}
-
-/// Number of hosts of each rack.
-fn sizes(places: &[(usize, usize)]) -> Vec<usize> {
-    let mut sizes = vec![0; places.iter().map(|(rack, _)| rack + 1).max().unwrap_or(0)];
-    places.iter().for_each(|(rack, _)| sizes[*rack] += 1);
-    sizes
+    let place = |rack| {
+        let number = *numbers.entry(rack).or_insert(sizes.len());
+        if number == sizes.len() {
+            sizes.push(0);
+        }
+        sizes[number] += 1;
+        (number, sizes[number] - 1)
+    };
+    (racks.iter().map(place).collect(), sizes)
 }
 
 /// Smallest and largest of `sizes`; zeros if there is none.
@@ -207,9 +198,9 @@ mod tests {
 
     #[test]
     fn hosts_are_ordered_by_the_first_host_of_their_rack() {
-        let placed = places(&[7, 3, 7, 9, 3, 7]);
+        let (placed, sizes) = places(&[7, 3, 7, 9, 3, 7]);
         assert_eq!(placed, [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)]);
-        assert_eq!((sizes(&placed), extremes(&sizes(&placed))), (vec![3, 2, 1], [1, 3]));
-        assert!(sizes(&places(&[])).is_empty());
+        assert_eq!((&sizes[..], extremes(&sizes)), (&[3, 2, 1][..], [1, 3]));
+        assert!(places(&[]).1.is_empty());
     }
 }

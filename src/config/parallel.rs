@@ -12,12 +12,12 @@ pub struct Parallel {
     pub bucket_mb: f64,
     /// All-reduce of the gradients: shared (shared memory within a host, a ring of one rank per
     /// host between hosts), halving (halving and doubling between hosts instead), hierarchical (rings
-    /// within racks of hosts, and between racks what each rack has summed), ring (over all ranks), mpi (MPI_Allreduce) or auto (shared on one host; between hosts by buffer size, see
-    /// crossovers).
+    /// within racks of hosts, and between racks what each rack has summed), ring (over all ranks), mpi
+    /// (MPI_Allreduce) or auto (shared on one host; between hosts by buffer size, see crossovers).
     pub all_reduce: Algorithm,
     /// Between hosts auto takes mpi below the first of these two sizes in bytes, shared from the last
-    /// on, and halving between them; of three, hierarchical from the second on; [] measures the network at the start. A resumed training keeps
-    /// those of its checkpoint.
+    /// on, and halving between them; of three, hierarchical from the second on; [] measures the network
+    /// at the start. A resumed training keeps those of its checkpoint.
     pub crossovers: Vec<u64>,
     /// Batch-norm statistics: broadcast (from rank 0 every step, DDP's forward_sync_buffers, which was
     /// broadcast_buffers before PyTorch 2.13), average (every epoch), local (no exchange) or sync

@@ -98,8 +98,8 @@ impl Job {
     /// collective, called before the first tensor is made.
     ///
     /// # Errors
-    /// Returns [`Error::ConfigDiffers`], [`Error::Rack`], [`Error::Device`], or the reason why the configuration does not fit the GPU, alike on
-    /// all ranks; and [`Error::Mpi`] if MPI reports a failure.
+    /// Returns [`Error::ConfigDiffers`], [`Error::Rack`], [`Error::Device`], or the reason why the configuration does not fit the GPU,
+    /// alike on all ranks; and [`Error::Mpi`] if MPI reports a failure.
     pub fn configure(&mut self, plan: &Plan) -> Result<()> {
         let halves = [plan.hash() >> 32, plan.hash() & u64::from(u32::MAX)].map(|half| half as f64);
         let is_that_of_root = self.from_root(halves)? == halves;

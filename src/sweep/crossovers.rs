@@ -10,9 +10,7 @@ use crate::units::{Second, gigabytes_per_second};
 pub(super) struct Kept {
     ranks: usize,
     hosts: usize,
-    mpi_below: u64,
-    hierarchical_from: u64,
-    ring_from: u64,
+    crossovers: Crossovers,
     hop_latency: Second,
     hop_bandwidth: f64,
 }
@@ -20,17 +18,14 @@ pub(super) struct Kept {
 impl Kept {
     /// What `ranks` on `hosts` hosts conclude from their `network`.
     pub(super) fn of(ranks: usize, hosts: usize, network: &Network) -> Kept {
-        let Crossovers { mpi_below, hierarchical_from, ring_from } = network.crossovers();
         let (hop_latency, hop_bandwidth) = (network.hop.latency, network.hop.bandwidth());
-        Kept { ranks, hosts, mpi_below, hierarchical_from, ring_from, hop_latency, hop_bandwidth }
+        Kept { ranks, hosts, crossovers: network.crossovers(), hop_latency, hop_bandwidth }
     }
 }
 
 /// What `kept` says of `ranks` on `hosts`.
 pub(super) fn find(kept: &[Kept], ranks: usize, hosts: usize) -> Option<Crossovers> {
-    let found = kept.iter().find(|kept| kept.ranks == ranks && kept.hosts == hosts)?;
-    let Kept { mpi_below, hierarchical_from, ring_from, .. } = *found;
-    Some(Crossovers { mpi_below, hierarchical_from, ring_from })
+    kept.iter().find(|kept| kept.ranks == ranks && kept.hosts == hosts).map(|kept| kept.crossovers)
 }
 
 /// Columns of `/crossovers`.
@@ -40,26 +35,26 @@ pub(super) fn schema() -> Schema<Kept> {
         .put(|kept, value| kept.ranks = value as usize)
         .count(("hosts", "1", "hosts of these ranks"), |kept| kept.hosts)
         .put(|kept, value| kept.hosts = value as usize)
-        .integer(("mpi_below", "B", "smaller buffers are reduced by MPI_Allreduce"), |kept| kept.mpi_below as i64)
-        .put(|kept, value| kept.mpi_below = value as u64)
+        .integer(("mpi_below", "B", "smaller buffers are reduced by MPI_Allreduce"), |kept| kept.crossovers.mpi_below as i64)
+        .put(|kept, value| kept.crossovers.mpi_below = value as u64)
         .integer(
             (
                 "hierarchical_from",
                 "B",
                 "buffers from this size on, below ring_from, are reduced rack by rack; without racks: ring_from",
             ),
-            |kept| kept.hierarchical_from as i64,
+            |kept| kept.crossovers.hierarchical_from as i64,
         )
-        .put(|kept, value| kept.hierarchical_from = value as u64)
+        .put(|kept, value| kept.crossovers.hierarchical_from = value as u64)
         .integer(
             (
                 "ring_from",
                 "B",
                 "buffers from this size on go around the ring, those between by halving and doubling, or rack by rack; 2^40: none",
             ),
-            |kept| kept.ring_from as i64,
+            |kept| kept.crossovers.ring_from as i64,
         )
-        .put(|kept, value| kept.ring_from = value as u64)
+        .put(|kept, value| kept.crossovers.ring_from = value as u64)
         .float(("hop_latency", "s", "a hop from host to host without data, all hosts at once"), |kept| kept.hop_latency)
         .put(|kept, value| kept.hop_latency = value)
         .float(("hop_bandwidth", "GB/s", "bytes of a long hop per second, all hosts at once"), |kept| {

@@ -76,10 +76,10 @@ fn racks_are_reduced_level_by_level() {
         };
         assert!((leaving("hierarchical") - 1.0).abs() < 1e-12);
         assert!((leaving("shared") - 2.0 * (1.0 - 1.0 / count as f64)).abs() < 1e-12);
-        // The uplink, which three hosts or two share, is slower than a rack.
-        let hops = column(&out, "levels/hop_bandwidth");
+        // Hops are measured on the levels that have a network.
+        let hops = column(&out, "levels/hop_latency");
         let of = |level: &str| hops[levels.iter().position(|one| one == level).unwrap()];
-        assert!(of("host").is_nan() && of("rack") > 0.0 && of("system") > 0.0, "{hops:?}");
+        assert!(of("host").is_nan() && of("rack") >= 0.0 && of("system") >= 0.0, "{hops:?}");
     }
     let run = racks(2, "$(test $OMPI_COMM_WORLD_RANK = 1 || echo r0)").run();
     assert_refused(&run, &["HPML_RACK on rank 1: is not set"]);
