@@ -242,8 +242,6 @@ fn what_the_ranks_have_is_one_line_and_oversubscription_is_kept() {
 
 /// A job whose ranks are bound by `policy`, under Open MPI 4 and under 5, whose launcher has variables of its own.
 fn binding(run: Mpirun, policy: &str) -> Mpirun {
-    // Open MPI 5 binds no rank that may share its core.
-    let run = run.env("PRTE_MCA_rmaps_default_mapping_policy", "core");
     run.env("OMPI_MCA_hwloc_base_binding_policy", policy).env("PRTE_MCA_hwloc_default_binding_policy", policy)
 }
 
