@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::backoff::WaitPolicy;
-use super::cost::{Crossovers, Network};
+use super::cost::{self, Crossovers, Network};
 use super::hosts::Hosts;
 use super::sum::sum_into;
 use super::traffic::Collective;
@@ -82,16 +82,7 @@ impl AllReduce {
 
     /// The algorithm that reduces a buffer of `bytes` bytes.
     pub fn algorithm_for(&self, bytes: usize) -> Algorithm {
-        let wanted = match self.algorithm {
-            Algorithm::Auto => self.crossovers.map_or(Algorithm::Shared, |crossovers| crossovers.algorithm(bytes)),
-            given => given,
-        };
-        match wanted {
-            // There is nothing between hosts, or there are no slices to exchange between racks.
-            Algorithm::Halving if self.hosts.count == 1 => Algorithm::Shared,
-            Algorithm::Hierarchical if !self.hosts.have_equal_racks() => Algorithm::Shared,
-            possible => possible,
-        }
+        cost::choose(self.algorithm, self.crossovers, self.hosts.count, self.hosts.have_equal_racks(), bytes)
     }
 
     /// Replaces every rank's `values` by their sum over the ranks, bit-identical on all of them.

@@ -51,6 +51,27 @@ impl Crossovers {
     }
 }
 
+/// The algorithm that reduces a buffer of `bytes` bytes on `hosts` hosts, which stand in racks of equal size if `has_slices`, where
+/// `wanted` is configured.
+pub(super) fn choose(
+    wanted: Algorithm,
+    crossovers: Option<Crossovers>,
+    hosts: usize,
+    has_slices: bool,
+    bytes: usize,
+) -> Algorithm {
+    let wanted = match wanted {
+        Algorithm::Auto => crossovers.map_or(Algorithm::Shared, |crossovers| crossovers.algorithm(bytes)),
+        given => given,
+    };
+    match wanted {
+        // There is nothing between hosts, or there are no slices to exchange between racks.
+        Algorithm::Halving if hosts == 1 => Algorithm::Shared,
+        Algorithm::Hierarchical if !has_slices => Algorithm::Shared,
+        possible => possible,
+    }
+}
+
 /// Hockney's model of a pattern of messages, or of a collective: `latency + bytes * per_byte` seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Link {

@@ -1,12 +1,13 @@
 //! The levels of the network: ranks of a host, hosts of a rack, racks; and what an all-reduce sends over each.
 
+use super::cost::{self, Crossovers};
 use super::halving::Rounds;
 use super::hierarchical::halves;
 use super::hosts::Hosts;
 use super::racks::extremes;
 use super::segments::Plan;
 use super::{Combine, Communicator};
-use crate::config::Algorithm;
+use crate::config::{Algorithm, Parallel};
 use crate::error::Result;
 use crate::metrics::Kind;
 
@@ -68,6 +69,15 @@ impl Levels {
             Level::Rack => (self.racks.len(), extremes(&self.racks)),
             Level::System => (1, [if self.racks.is_empty() { self.hosts } else { self.racks.len() }; 2]),
         }
+    }
+
+    /// The algorithm that reduces a buffer of `bytes` bytes, given a configuration whose crossovers are pinned. For rank 0, which
+    /// knows the racks.
+    pub fn algorithm_for(&self, parallel: &Parallel, bytes: usize) -> Algorithm {
+        let crossovers = Crossovers::configured(&parallel.crossovers);
+        let [least, most] = extremes(&self.racks);
+        let has_slices = !self.racks.is_empty() && least == most;
+        cost::choose(parallel.all_reduce, crossovers, self.hosts, has_slices, bytes)
     }
 
     /// Name of what carries an all-reduce by `algorithm` among the members of a group; `None` if the levels do not tell.
@@ -179,6 +189,12 @@ mod tests {
         }
         assert_eq!((levels.groups(Level::Rack), levels.groups(Level::System)), ((2, [4, 4]), (1, [2, 2])));
         assert_eq!(levels.leaving(Algorithm::Mpi, Level::Host), None);
+        let parallel = Parallel { all_reduce: Algorithm::Auto, crossovers: vec![10, 20, 30], ..Parallel::default() };
+        let chosen = |levels: &Levels| [1, 10, 20, 30].map(|bytes| levels.algorithm_for(&parallel, bytes));
+        use Algorithm::{Halving, Hierarchical, Mpi, Shared};
+        assert_eq!(chosen(&levels), [Mpi, Halving, Hierarchical, Shared]);
+        let unequal = Levels { racks: vec![3, 5], ..levels.clone() };
+        assert_eq!(chosen(&unequal), [Mpi, Halving, Shared, Shared]);
         let flat = Levels { racks: Vec::new(), ..levels };
         assert_eq!((flat.list().len(), flat.groups(Level::System)), (2, (1, [8, 8])));
     }

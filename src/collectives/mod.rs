@@ -3,7 +3,6 @@
 //! Needs no model: the collectives of a training are compared with these.
 
 mod bench;
-mod levels;
 mod measure;
 mod table;
 
@@ -19,7 +18,6 @@ use crate::output::{self, Destination};
 use crate::report;
 use crate::store::{FileKind, Identity, Owner, RunFile};
 pub use bench::Bench;
-pub use levels::empty_levels;
 pub use measure::{Budget, Row, Timing};
 pub use table::{empty_table, table};
 
@@ -121,8 +119,9 @@ pub fn run(request: &Request, job: &mut Job) -> Result<()> {
         });
     }
     let mut tables = vec![table::table(&rows)];
-    tables
-        .extend(levels.map(|levels| levels::table(&levels, network.as_ref(), &rows)).filter(|table| !table.is_empty()));
+    let used = |algorithm: Algorithm| rows.iter().any(|row| row.algorithm == algorithm.as_str());
+    let levels = levels.map(|levels| environment::levels(&levels, network.as_ref(), used));
+    tables.extend(levels.filter(|table| !table.is_empty()));
     if job.is_root() {
         print!("{}", report::tables(None, &tables, &["allreduce", "levels"]));
     }

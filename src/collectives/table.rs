@@ -1,7 +1,7 @@
 //! The table of measured sizes in the run file, and the lines printed while measuring.
 
 use super::bench::Place;
-use super::{Row, Timing, levels};
+use super::{Row, Timing};
 use crate::collective::{Collective, Levels, Network, library_version};
 use crate::environment;
 use crate::launch::Job;
@@ -16,7 +16,7 @@ pub fn print_header(job: &Job, levels: Option<&Levels>, network: Option<&Network
     println!("# hpml {version}   {library}   world_size {}", job.world_size);
     job.describe().iter().for_each(|line| println!("# {line}"));
     if let Some(levels) = levels.filter(|levels| levels.hosts > 1) {
-        println!("# levels: {}", levels::line(levels));
+        println!("# levels: {}", environment::describe_levels(levels));
     }
     if let Some(network) = network {
         println!("# {}", environment::describe_crossovers(network.hosts, network.crossovers(), Some(network)));

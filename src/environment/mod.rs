@@ -1,6 +1,7 @@
 //! The environment of a run, for `/environment` in its run file: versions, ranks, hardware, command, time. In: the job. Out: the
 //! attributes and the table. Measures nothing.
 
+mod levels;
 mod machine;
 mod network;
 
@@ -12,6 +13,7 @@ use crate::metrics::definitions;
 use crate::store::STARTED;
 use crate::sys::LIBTORCH_VERSION;
 use crate::table::{Attribute, Schema, Table};
+pub use levels::{describe_levels, empty_levels, levels};
 pub use network::{describe_crossovers, network};
 
 /// Attribute of `/environment`: number of hosts.

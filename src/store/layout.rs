@@ -50,6 +50,11 @@ impl Header {
         self.environment.push((name.to_owned(), value));
     }
 
+    /// Adds a table.
+    pub(super) fn add_table(&mut self, table: Table) {
+        self.tables.push(table);
+    }
+
     /// Adds the configuration as the user wrote it.
     pub(super) fn set_written(&mut self, toml: &str) {
         self.toml_as_written = Some(toml.to_owned());

@@ -173,6 +173,14 @@ impl RunFile {
         }
     }
 
+    /// Adds a table to those that every [`flush`](RunFile::flush) from the next one on begins with. An [opened](RunFile::open) file
+    /// keeps its tables.
+    pub fn add_table(&mut self, table: Table) {
+        if let Content::New(header) = &mut self.content {
+            header.add_table(table);
+        }
+    }
+
     /// Adds the configuration as the user wrote it, before it was fitted to ranks and data, to `/config` from the next
     /// [`flush`](RunFile::flush) on: as TOML in the attribute `toml_as_written`, beside `toml`, the configuration as used. An
     /// [opened](RunFile::open) file keeps its configuration.

@@ -73,7 +73,7 @@ pub fn print_closing(
     spent: &[(&str, Second)],
 ) {
     // One rank sends no messages, so /comm is left out.
-    let names = ["epochs", "steps-anatomy", "comm", "slow-ranks", "slow-hosts"];
+    let names = ["epochs", "steps-anatomy", "comm", "levels", "slow-ranks", "slow-hosts"];
     let shown = if world_size > 1 { &names[..] } else { &names[..2] };
     print!("\n{}", report::tables(Some(config), tables, shown));
     let rest = total - spent.iter().map(|(_, seconds)| seconds).sum::<f64>();

@@ -29,14 +29,14 @@ mod weights;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::collective::{Crossovers, Network};
-use crate::config::Plan;
+use crate::collective::{Bf16, Crossovers, DeviceCollectives, Levels, Network};
+use crate::config::{Algorithm, Compression, Plan};
 use crate::data::{self, Datasets};
 use crate::environment;
 use crate::error::Result;
 use crate::launch::Job;
 use crate::live::{self, Ending, Live};
-use crate::metrics::{Part, Summaries};
+use crate::metrics::{Kind, Part, Summaries};
 use crate::output::{self, Destination};
 use crate::store::{Checkpoint, Owner};
 use crate::table::Table;
@@ -172,7 +172,11 @@ impl<'a> Begun<'a> {
         if let Err(reason) = training.operations() {
             log::info!("FLOP/s are unknown: {reason}");
         }
-        outputs.iter_mut().for_each(|outputs| outputs.set_operations(training.operations()));
+        let levels = levels(&training, &plan, network.as_ref(), job)?;
+        if let Some(outputs) = &mut outputs {
+            outputs.set_operations(training.operations());
+            levels.iter().cloned().for_each(|levels| outputs.add_table(levels));
+        }
         drop(resume); // its tensors are as large as the training's own
 
         let run_file = outputs.as_ref().map_or_else(String::new, |outputs| outputs.path().display().to_string());
@@ -219,6 +223,7 @@ impl<'a> Begun<'a> {
             // The tables of the file as it was written: messages sent since then are not in them.
             let (mut tables, seconds) = (outputs.take_written(), started.elapsed().as_secs_f64());
             tables.push(environment::table(job)); // hosts of slow ranks
+            tables.extend(levels);
             console::print_closing(&plan, job.world_size, &tables, outputs.path(), seconds, &training.record().spent());
         }
         drop(checkpoints); // from here on a signal ends the job: all is written, and what follows can be repeated
@@ -257,6 +262,30 @@ impl Trained<'_> {
         let training = &self.training;
         self.outputs.as_mut().map_or(Ok(()), |outputs| outputs.finish(training, weights, more))
     }
+}
+
+/// The table `/levels` of the all-reduces that carry the gradients of `training`. `None` on one host, where NCCL carries them, and where
+/// other sums than those of whole buckets are sent. A collective.
+fn levels(training: &Training, plan: &Plan, network: Option<&Network>, job: &Job) -> Result<Option<Table>> {
+    let parallel = &plan.parallel;
+    let bytes_of_element = match parallel.compression {
+        Compression::None => size_of::<f32>(),
+        Compression::Bf16 => size_of::<Bf16>(),
+        Compression::Fp16 | Compression::Int8 | Compression::PowerSgd => return Ok(None),
+    };
+    if parallel.local_steps > 1 || !DeviceCollectives::go_through_host(job.target, parallel.all_reduce) {
+        return Ok(None);
+    }
+    let mut hosts = [job.hosts() as u64]; // as rank 0 knows
+    job.communicator.broadcast(Kind::Control, &mut hosts)?;
+    if hosts == [1] {
+        return Ok(None);
+    }
+    let levels = Levels::of(&job.communicator)?;
+    let sizes = training.replica().buckets().iter().map(|bucket| bucket.elements.len() * bytes_of_element);
+    let used: Vec<Algorithm> = sizes.map(|bytes| levels.algorithm_for(parallel, bytes)).collect();
+    let table = environment::levels(&levels, network, |algorithm| used.contains(&algorithm));
+    Ok(Some(table).filter(|table| !table.is_empty()))
 }
 
 /// Trains to the last epoch of `plan`, and writes the run file between epochs, the last time with the peak. Returns the signal that

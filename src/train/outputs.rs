@@ -93,6 +93,11 @@ impl Outputs {
         }
     }
 
+    /// Adds a table that stays as it is, from the next flush on.
+    pub fn add_table(&mut self, table: Table) {
+        self.run_file.add_table(table);
+    }
+
     /// Adds the operations per second of each rank's fastest matrix product to `/environment` from the next flush on, and their sum.
     pub fn set_peak(&mut self, ranks: &[f64]) {
         self.run_file.add_to_environment("peak_flops", Attribute::Float(ranks.iter().sum()));
@@ -111,7 +116,8 @@ impl Outputs {
     /// An error of [`RunFile::flush`] other than [`Error::Output`].
     pub fn after_epoch(&mut self, training: &Training) -> Result<()> {
         self.is_current = false;
-        let is_due = self.writing.is_none_or(|[last, all]| last + all <= self.started.elapsed().mul_f64(WRITING_SHARE));
+        let allowed = self.started.elapsed().mul_f64(WRITING_SHARE);
+        let is_due = self.writing.is_none_or(|[last, all]| all + 2 * last <= allowed); // this one, and the training's last
         if !is_due && !training.is_finished() {
             return Ok(());
         }

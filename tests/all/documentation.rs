@@ -55,7 +55,7 @@ fn the_run_files_page_has_every_column_of_every_table() {
     train::empty_tables().iter().for_each(|table| section(&mut out, "`hpml train`", table));
     sweep::empty_tables().iter().for_each(|table| section(&mut out, "`hpml sweep`", table));
     section(&mut out, "`hpml collectives`, `hpml sweep`", &collectives::empty_table());
-    section(&mut out, "`hpml collectives` on several hosts", &collectives::empty_levels());
+    section(&mut out, "`hpml train`, `hpml collectives` on several hosts", &environment::empty_levels());
     section(&mut out, "`hpml predict --save`", &predict::empty_table());
     study::empty_tables().iter().for_each(|table| section(&mut out, "`hpml study`", table));
     quantize::command::empty_tables().iter().for_each(|table| section(&mut out, "`hpml quantize`", table));

@@ -1,8 +1,5 @@
-//! The table of the levels that an all-reduce between hosts has: hosts, racks, the whole.
+//! The levels that an all-reduce between hosts has: hosts, racks, the whole; the table `/levels`, and a line.
 
-use std::collections::BTreeSet;
-
-use super::Row;
 use crate::collective::{Level, Levels, Link, Network};
 use crate::config::Algorithm;
 use crate::table::{Schema, Table};
@@ -62,9 +59,9 @@ pub fn empty_levels() -> Table {
     schema().table(&[])
 }
 
-/// The table `/levels` of the algorithms that `rows` were measured with, of those that have levels.
-pub(super) fn table(levels: &Levels, network: Option<&Network>, rows: &[Row]) -> Table {
-    let used: BTreeSet<&str> = rows.iter().map(|row| row.algorithm).collect();
+/// The table `/levels` of the algorithms that are `used`, of those that have levels; without rows on one host. `network` is what was
+/// measured of it.
+pub fn levels(levels: &Levels, network: Option<&Network>, used: impl Fn(Algorithm) -> bool) -> Table {
     let algorithms = [Algorithm::Halving, Algorithm::Hierarchical, Algorithm::Shared];
     let of_level = |algorithm: Algorithm, level: Level| {
         let racks = network.and_then(|network| network.racks.as_ref());
@@ -77,14 +74,14 @@ pub(super) fn table(levels: &Levels, network: Option<&Network>, rows: &[Row]) ->
         let (carrier, leaving) = (levels.carrier(algorithm, level), levels.leaving(algorithm, level));
         OfAlgorithm { algorithm, level, groups, members, carrier, hop, leaving }
     };
-    let used = algorithms.into_iter().filter(|algorithm| levels.hosts > 1 && used.contains(algorithm.as_str()));
+    let used = algorithms.into_iter().filter(|&algorithm| levels.hosts > 1 && used(algorithm));
     let all: Vec<_> =
         used.flat_map(|algorithm| levels.list().into_iter().map(move |level| of_level(algorithm, level))).collect();
     schema().table(&all)
 }
 
 /// The levels in one line: `4 hosts of 2 ranks in 2 racks of 2 hosts`.
-pub(super) fn line(levels: &Levels) -> String {
+pub fn describe_levels(levels: &Levels) -> String {
     let members = |[least, most]: [usize; 2], one: &str| match least == most {
         true => counted(least, one),
         false => format!("{least} to {}", counted(most, one)),
@@ -103,8 +100,8 @@ mod tests {
     #[test]
     fn the_line_names_every_level() {
         let mut levels = Levels { hosts: 5, ranks_of_host: [2, 2], racks: vec![2, 3] };
-        assert_eq!(line(&levels), "5 hosts of 2 ranks in 2 racks of 2 to 3 hosts");
+        assert_eq!(describe_levels(&levels), "5 hosts of 2 ranks in 2 racks of 2 to 3 hosts");
         levels.racks.clear();
-        assert_eq!(line(&levels), "5 hosts of 2 ranks");
+        assert_eq!(describe_levels(&levels), "5 hosts of 2 ranks");
     }
 }
