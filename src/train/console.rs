@@ -1,6 +1,7 @@
 //! Lines that rank 0 prints on stdout: header, one line per epoch, closing tables.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::GlobalBatch;
 use super::record::EpochRow;
@@ -46,9 +47,33 @@ pub fn print_header(config: &Config, job: &Job, datasets: &Datasets, replica: &R
     }
 }
 
-/// Prints the last of `epochs` in one line; `of` is the number of epochs planned.
-pub fn print_epoch(epochs: &[EpochRow], of: usize) {
-    let Some(row) = epochs.last() else { return };
+/// Epochs of a process whose lines are all printed.
+const ALL_PRINTED: usize = 100;
+/// Time between two lines after them. A launcher that ends a job on a signal stops reading a second or two before; if the pipe were
+/// full by then, rank 0 would wait in the midst of a line and be killed before it has written its files.
+const PRINT_EVERY: Duration = Duration::from_millis(100);
+
+/// The lines of the epochs: all of the first [`ALL_PRINTED`], then one every [`PRINT_EVERY`] and the last.
+#[derive(Default)]
+pub struct EpochLines {
+    printed: usize,
+    last: Option<Instant>,
+}
+
+impl EpochLines {
+    /// Prints the last of `epochs` if its line is due or it `is_last` of the training; `of` is the number of epochs planned.
+    pub fn print(&mut self, epochs: &[EpochRow], of: usize, is_last: bool) {
+        let Some(row) = epochs.last() else { return };
+        let waited = self.last.is_none_or(|last| last.elapsed() >= PRINT_EVERY);
+        if self.printed < ALL_PRINTED || waited || is_last {
+            print_epoch(row, of);
+            (self.printed, self.last) = (self.printed + 1, Some(Instant::now()));
+        }
+    }
+}
+
+/// Prints an epoch in one line.
+fn print_epoch(row: &EpochRow, of: usize) {
     println!(
         "epoch {:>2} ({}/{of}) | train loss {:.4} acc {:.2} % | test loss {:.4} acc {:.2} % | lr {:.1e} | {} | {} samples/s",
         row.epoch,

@@ -299,6 +299,7 @@ fn epochs(
     job: &Job,
 ) -> Result<Option<usize>> {
     live.begin_work();
+    let mut lines = console::EpochLines::default();
     loop {
         match training.epoch(checkpoints, live)? {
             Progress::Epoch if training.is_finished() && plan.metrics.peak => {
@@ -315,7 +316,7 @@ fn epochs(
             Progress::Finished => return Ok(None),
         }
         if outputs.is_some() {
-            console::print_epoch(training.record().epochs(), plan.train.epochs);
+            lines.print(training.record().epochs(), plan.train.epochs, training.is_finished());
             log_epoch(training, live);
         }
         let write_started = Instant::now();

@@ -164,6 +164,24 @@ fn every_signal_stops_all_ranks_whichever_of_them_gets_it() {
 }
 
 #[test]
+fn a_launcher_that_reads_no_more_while_it_ends_a_job_costs_no_epoch() {
+    let folder = folder();
+    let out = folder.path().join("run.h5");
+    // An epoch of milliseconds: lines for each of them would fill the pipe before Open MPI's launcher passes SIGTERM on.
+    let short = ["data.train_samples=16", "data.test_samples=8", "train.batch_per_rank=8", "train.epochs=100000"];
+    let args: Vec<&str> = short.iter().flat_map(|setting| ["--set", setting]).collect();
+    let run = train(2, &out, &args).spawn();
+    let epochs = || if out.exists() { crate::common::column(&out, "epochs/epoch").len() } else { 0 };
+    let run = run.until("400 epochs", || epochs() > 400);
+    kill("TERM", run.child.id());
+    let run = run.wait();
+    let saved = checkpoints(&out).pop().expect("a checkpoint");
+    assert_eq!(epochs(), crate::common::column(&saved, "epochs/epoch").len(), "{}", run.stderr);
+    let lines: Vec<&str> = run.stdout.lines().filter(|line| line.starts_with("epoch ")).collect();
+    assert!(lines[99].starts_with("epoch 99 ") && lines.len() < epochs(), "{} lines", lines.len());
+}
+
+#[test]
 fn a_second_interrupt_ends_at_once() {
     let folder = folder();
     let out = folder.path().join("run.h5");
